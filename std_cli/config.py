@@ -1,0 +1,148 @@
+"""What a run can be told, and the only place where a default is written.
+
+A setting's value is what the user gave, else the model's own default (`std.json` in its folder), else the default here.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from std_cli.errors import InputError
+from std_cli.schedule import MAX_STEPS
+
+StyleBlocks = Literal["style", "all"]
+ScheduleChoice = Literal["auto", "quickstart", "aligned"]
+Offload = Literal["none", "model", "sequential"]
+Dtype = Literal["auto", "fp16", "bf16", "fp32"]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ImageDefaults(Frozen):
+    """Settings of picture stylization that a model may have its own defaults for."""
+
+    prompt: str = "a picture in the style of the reference, high quality"
+    """What to paint, beside the style that the reference gives."""
+    negative_prompt: str = "low quality, blurry, deformed, watermark"
+    """What to keep away from."""
+    eta: float = Field(0.75, gt=0, le=1)
+    """Partial noise level in (0, 1]: how far from the input the run starts (diffusers' strength)."""
+    steps: int = Field(8, ge=1, le=MAX_STEPS)
+    """Denoising steps that really run (NFE)."""
+    cfg: float = Field(6.0, ge=0, le=50)
+    """Classifier-free guidance scale; 1 and less run without guidance."""
+    style_scale: float = Field(1.0, ge=0, le=5)
+    """Strength of the style reference; 0 leaves it out."""
+    style_blocks: StyleBlocks = "style"
+    """Where the reference acts: in SDXL's style block alone, or in all blocks."""
+
+    @field_validator("eta", "cfg", "style_scale")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+
+class ImageSettings(ImageDefaults):
+    """Every setting of a picture stylization, resolved."""
+
+    size: tuple[int, int] | int | None = None
+    """Working size: (width, height), or the long side, or the model's own."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of all noise; every picture of a run starts from the same."""
+    schedule: ScheduleChoice = "auto"
+    """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says (auto)."""
+    model: str = "sdxl"
+    """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
+    lora: str = "auto"
+    """auto (the STD LoRA nearest in eta), none, a file or a Hub id, with an optional :SCALE."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto, cuda, cuda:N, mps or cpu."""
+    dtype: Dtype = "auto"
+    """Precision of the network: auto is fp16 on a GPU and fp32 on a CPU."""
+    offload: Offload = "none"
+    """Keep the weights in main memory and move to the GPU whole models (model) or layers (sequential)."""
+    compile: bool = False
+    """Compile the UNet: minutes once, then faster steps."""
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, value: tuple[int, int] | int | None) -> tuple[int, int] | int | None:
+        for side in value if isinstance(value, tuple) else (value,):
+            if side is not None and not 8 <= side <= 8192:
+                raise ValueError("each side must be from 8 to 8192 pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _offload_needs_a_gpu(self) -> Self:
+        if self.offload != "none" and self.device == "cpu":
+            raise ValueError("--offload moves weights to a GPU: leave it out with --device cpu")
+        return self
+
+
+class Pack(Frozen):
+    """A model folder's `std.json`: what suits it."""
+
+    base_resolution: int = Field(1024, ge=64, le=8192)
+    """Working size without --size, pixels."""
+    size_by: Literal["area", "long_side"] = "area"
+    """Whether base_resolution is the square root of the area, or the long side."""
+    i2i: dict[str, Any] = {}
+    """Defaults for pictures: any of the fields of ImageDefaults."""
+    loras: list[dict[str, Any]] = []
+    """The pack's own STD LoRAs: {file, task, eta}."""
+
+
+def image_settings(given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json") -> ImageSettings:
+    """Join what the user gave (None: not given) with the model's defaults and ours.
+
+    Raises InputError with every problem in one line, in the spelling of the flags.
+    """
+    defaults: dict[str, Any] = {}
+    if pack:
+        try:
+            defaults = ImageDefaults(**Pack(**pack).i2i).model_dump(exclude_unset=True)
+        except ValidationError as e:
+            raise InputError(f"{pack_name}: {_problems(e)}: correct the file") from None
+    try:
+        return ImageSettings(**defaults | {k: v for k, v in given.items() if v is not None})
+    except ValidationError as e:
+        raise InputError(_problems(e, "--")) from None
+
+
+def _problems(error: ValidationError, prefix: str = "") -> str:
+    out = []
+    for e in error.errors():
+        name = prefix + str(e["loc"][0]).replace("_", "-") if prefix and e["loc"] else ".".join(map(str, e["loc"]))
+        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        out.append(f"{name} {e['input']}: {message}" if name else message)
+    return "; ".join(dict.fromkeys(out))
+
+
+def parse_size(text: str) -> tuple[int, int] | int:
+    """ "768x512" -> (768, 512); "640" -> 640, the long side. Raises InputError."""
+    parts = text.lower().split("x")
+    if len(parts) <= 2 and all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
+        sides = [int(p) for p in parts]
+        return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
+    raise InputError(f"--size {text}: give WIDTHxHEIGHT, such as 768x512, or the long side, such as 768")
+
+
+def parse_style(text: str) -> tuple[Path, float]:
+    """ "ref.png:0.5" -> (ref.png, 0.5); the weight is 1 if not given. A file whose name ends so wins. Raises InputError."""
+    path = Path(text).expanduser()
+    name, colon, weight = text.rpartition(":")
+    if path.exists() or not colon or len(name) < 2:  # a single letter is a Windows drive
+        return path, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return path, 1.0
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"--style {text}: a weight is a number above 0, such as {name}:0.5")
+    return Path(name).expanduser(), value

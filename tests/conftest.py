@@ -1,0 +1,34 @@
+import os
+
+import pytest
+from PIL import Image
+
+# transformers warns at import that torchvision is missing; nothing here needs it
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="session")
+def photo():
+    from skimage import data
+
+    return Image.fromarray(data.astronaut())
+
+
+@pytest.fixture
+def picture(tmp_path, photo):
+    """A small picture file."""
+    path = tmp_path / "in.png"
+    photo.resize((96, 64)).save(path)
+    return path
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """A style reference file: red and white stripes."""
+    image = Image.new("RGB", (64, 64), "white")
+    for x in range(0, 64, 8):
+        image.paste("red", (x, 0, x + 4, 64))
+    path = tmp_path / "style.png"
+    image.save(path)
+    return path

@@ -1,0 +1,53 @@
+import pytest
+
+from std_cli.config import ImageSettings, image_settings, parse_size, parse_style
+from std_cli.errors import InputError
+
+
+def test_order_of_defaults():
+    pack = {"i2i": {"cfg": 3.0, "steps": 4}}
+    s = image_settings({"steps": 5, "eta": None}, pack)
+    assert (s.steps, s.cfg, s.eta) == (5, 3.0, ImageSettings().eta)
+
+
+def test_every_problem_in_one_line():
+    with pytest.raises(InputError) as e:
+        image_settings({"eta": 0, "steps": 0, "style_scale": -1, "device": "tpu"})
+    message = str(e.value)
+    assert "\n" not in message
+    for flag in ("--eta 0", "--steps 0", "--style-scale -1", "--device tpu"):
+        assert flag in message
+
+
+@pytest.mark.parametrize("eta", [0, -0.1, 1.01, float("nan"), float("inf")])
+def test_eta_outside(eta):
+    with pytest.raises(InputError, match="--eta"):
+        image_settings({"eta": eta})
+
+
+def test_a_wrong_pack_is_named():
+    with pytest.raises(InputError, match=r"here/std\.json: cfg -1"):
+        image_settings({}, {"i2i": {"cfg": -1}}, "here/std.json")
+    with pytest.raises(InputError, match="typo"):
+        image_settings({}, {"typo": 1})
+
+
+@pytest.mark.parametrize(("text", "size"), [("768x512", (768, 512)), ("640", 640), ("64X96", (64, 96))])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "10x", "1x2x3", "-5", "1e3", "²"])
+def test_no_sizes(text):
+    with pytest.raises(InputError, match="--size"):
+        parse_size(text)
+
+
+def test_styles(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:2").touch()
+    assert [str(parse_style(t)[0]) for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == ["ref.png", "a:2", "C:\\ref.png", "ref.png"]
+    assert [parse_style(t)[1] for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == [0.5, 1, 1, 1]
+    for text in ("ref.png:0", "ref.png:-1", "ref.png:nan"):
+        with pytest.raises(InputError, match="weight"):
+            parse_style(text)
