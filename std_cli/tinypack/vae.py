@@ -1,0 +1,154 @@
+"""Training of the pack's AutoencoderKL: f = 4, four channels, started from an analytic solution.
+
+The start makes the encoder a space-to-depth followed by the PCA of 4 x 4 patches, with SiLU and GroupNorm held in their
+linear range; training only has to improve on that. It is worth more than an hour of steps.
+"""
+
+import copy
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from std_cli.tinypack.model import make_vae
+
+log = logging.getLogger(__name__)
+CROP, BATCH, RATE = 64, 6, 1e-3
+
+
+def load_pixels(folder: Path, shards: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Plain and styled pictures of the first shards, uint8 (N, 256, 256, 3)."""
+    parts = []
+    for path in sorted(folder.glob("groups-????.npz"))[:shards]:
+        with np.load(path) as z:
+            parts += [z[k][::2].reshape(-1, 256, 256, 3) for k in ("plain", "styled")]
+    return np.concatenate(parts)
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _tap(conv: torch.nn.Module, out: int, source: int, y: int = 1, x: int = 1) -> None:
+    """Make output channel `out` a copy of one input channel at one position of the kernel."""
+    conv.weight[out], conv.bias[out] = 0, 0  # type: ignore[operator, index]
+    size = conv.weight.shape[-1]  # type: ignore[union-attr]
+    conv.weight[out, source, min(y, size - 1), min(x, size - 1)] = 1  # type: ignore[operator, index]
+
+
+@torch.no_grad()
+def analytic_start(vae: AutoencoderKL, pixels: np.ndarray, r: np.random.Generator) -> None:  # type: ignore[type-arg]
+    n = 6000
+    corners = zip(r.integers(0, len(pixels), n), r.integers(0, 252, n), r.integers(0, 252, n), strict=True)
+    patches = torch.from_numpy(np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])).float() / 127.5 - 1
+    # the order in which two strided convolutions lay a 4 x 4 x 3 patch out as 48 channels
+    order = [(i1 + 2 * i2, j1 + 2 * j2, c) for i2 in (0, 1) for j2 in (0, 1) for i1 in (0, 1) for j1 in (0, 1) for c in range(3)]
+    flat = torch.stack([patches[:, i, j, c] for i, j, c in order], 1)
+    mean = flat.mean(0)
+    _, s, vh = torch.linalg.svd(flat - mean, full_matrices=False)
+    pca = vh[:4] / (s[:4, None] / n**0.5)
+    log.info("four principal components of a patch hold %.3f of its variance", float((s[:4] ** 2).sum() / (s**2).sum()))
+
+    encoder, decoder = vae.encoder, vae.decoder
+    for name, module in vae.named_modules():
+        if name.endswith("conv2"):
+            module.weight *= 0.1
+            module.bias.zero_()
+    for c in range(3):
+        _tap(encoder.conv_in, c, c)
+    down = encoder.down_blocks[0].downsamplers[0].conv
+    for k, (i, j, c) in enumerate((i, j, c) for i in (0, 1) for j in (0, 1) for c in range(3)):
+        _tap(down, k, c, i, j)
+    for c in range(12):
+        _tap(encoder.down_blocks[1].resnets[0].conv_shortcut, c, c, 0, 0)
+    # of every group of 8 channels, 6 carry the patch and 2 are constants that keep GroupNorm from removing its mean
+    carriers = [c for c in range(64) if c % 8 < 6]
+    down = encoder.down_blocks[1].downsamplers[0].conv
+    for k, (i, j, c) in enumerate((i, j, c) for i in (0, 1) for j in (0, 1) for c in range(12)):
+        _tap(down, carriers[k], c, i, j)
+    for c in range(64):
+        if c % 8 >= 6:
+            down.weight[c] *= 0.1
+            down.bias[c] = 3.0 if c % 8 == 6 else -3.0
+    for norm in (encoder.conv_norm_out, decoder.conv_norm_out):  # SiLU is nearly linear about 3
+        norm.weight.fill_(1.6)
+        norm.bias.fill_(3.0)
+    out = encoder.conv_out
+    out.weight.mul_(0.05)
+    out.weight[4:], out.bias[4:] = 0, 0
+    for q in range(4):
+        out.weight[q] = 0
+        for k, c in enumerate(carriers):
+            out.weight[q, c, 1, 1] = pca[q, k]
+        out.bias[q] = -(pca[q] * (3.0 + mean)).sum()
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        conv.weight.zero_()
+        conv.bias.zero_()
+        for c in range(conv.weight.shape[0]):
+            conv.weight[c, c] = 1
+    vae.quant_conv.bias[4:] = -6  # log-variance
+    shortcut = decoder.up_blocks[2].resnets[0].conv_shortcut
+    for c in range(3, 32, 4):
+        shortcut.weight[c] = 0
+        shortcut.bias[c] = 4.0
+    for block in decoder.up_blocks[:2]:
+        block.upsamplers[0].conv.weight.mul_(1.5)
+    decoder.conv_out.weight.mul_(0.5)
+    x = to_tensor(pixels[:: len(pixels) // 8][:8, :128, :128])
+    decoder.conv_out.bias -= vae.decode(vae.encode(x).latent_dist.mode()).sample.mean((0, 2, 3))
+
+
+def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
+    """L1 of horizontal and vertical differences at distances 1 and 2."""
+    d = a - b
+    return sum(((d[..., s:] - d[..., :-s]).abs().mean() + (d[..., s:, :] - d[..., :-s, :]).abs().mean() for s in (1, 2)), torch.zeros(()))
+
+
+def train(data: Path, out: Path, seed: int, steps: int) -> None:
+    """Train and save the VAE's folder, with the latents' mean and standard deviation folded into the quant convolutions."""
+    torch.manual_seed(seed)
+    r = np.random.default_rng(seed)
+    pixels = load_pixels(data, 20)
+    vae = make_vae()
+    analytic_start(vae, pixels, r)
+    average = copy.deepcopy(vae).eval()
+    optimizer = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    begin, losses = time.monotonic(), []
+    for step in range(steps):
+        done = step / steps
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        corners = zip(r.integers(0, len(pixels), BATCH), *r.integers(0, 256 - CROP + 1, (2, BATCH)), strict=True)
+        x = to_tensor(np.stack([pixels[i, a : a + CROP, b : b + CROP] for i, a, b in corners]))
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample
+        l1, kl = (y - x).abs().mean(), posterior.kl().mean() / posterior.mean[0].numel()
+        loss = l1 + ((y - x) ** 2).mean() + 0.3 * min(1.0, done * 4) * gradient_l1(y, x) + 2e-4 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - min(0.998, step / (step + 20)))
+        losses.append(float(l1.detach()))
+        if (step + 1) % 100 == 0:
+            log.info("vae step %d l1 %.4f kl %.2f (%.0f s)", step + 1, np.mean(losses[-100:]), float(kl), time.monotonic() - begin)
+    with torch.no_grad():
+        sample = to_tensor(pixels[:: len(pixels) // 96][:96])
+        z = torch.cat([average.encode(x).latent_dist.mode() for x in sample.split(16)])
+        mse = torch.cat([((average.decode(b).sample.clamp(-1, 1) - x) ** 2).mean((1, 2, 3)) for b, x in zip(z.split(16), sample.split(16), strict=True)])
+        log.info("vae %.2f dB on 96 pictures", float((10 * torch.log10(4 / mse)).mean()))
+        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+        quant, post = average.quant_conv, average.post_quant_conv
+        quant.weight[:4] /= std.view(4, 1, 1, 1)
+        quant.bias[:4] = (quant.bias[:4] - mean) / std
+        quant.bias[4:] -= 2 * std.log()
+        post.bias += post.weight[:, :, 0, 0] @ mean
+        post.weight *= std.view(1, 4, 1, 1)
+    average.save_pretrained(out)
