@@ -1,0 +1,645 @@
+"""Names to files: models and LoRAs from the table, from disk or from the Hub, checked before a weight is loaded.
+
+Only this module speaks to the Hub; HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what huggingface_hub says. What is in its
+cache is used as it is, without a look at the Hub: `hf download` refreshes it. Only safetensors are read, never pickles.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+from std_cli.errors import InputError, StdError
+
+if TYPE_CHECKING:
+    import torch
+
+TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """What is needed of one Hub repository: `files`, or the SDXL folder that the patterns in `include` cover."""
+
+    repo: str
+    revision: str
+    files: tuple[str, ...] = ()
+    include: tuple[str, ...] = ("*.json", "*.txt", "*/*.safetensors")
+
+    @property
+    def command(self) -> str:
+        """The shell command that brings it into the cache."""
+        patterns = " ".join(f'--include "{pattern}"' for pattern in self.files or self.include)
+        return f"hf download {self.repo} --revision {self.revision} {patterns}"
+
+
+_FP16 = ("*.json", "*.txt", "*/*.fp16.safetensors")
+_SDXL, _SDXL_COMMIT = "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"
+ZOO = {
+    "sdxl": HubRepo(_SDXL, _SDXL_COMMIT, include=_FP16),
+    # DreamShaper XL v2.1. Not pinned: no commit of it could be found when this was written, without the Hub.
+    "dreamshaper": HubRepo("Lykon/dreamshaper-xl-v2-turbo", "main", include=_FP16),
+}
+NAMES = ("tiny", *ZOO)
+_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
+SDXL_CONFIG = HubRepo(  # what a single-file checkpoint does not hold
+    _SDXL,
+    _SDXL_COMMIT,
+    files=(
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        *(f"{part}/config.json" for part in ("text_encoder", "text_encoder_2", "unet", "vae")),
+        *(f"{part}/{file}" for part in ("tokenizer", "tokenizer_2") for file in _TOKENIZER),
+    ),
+)
+IP_ADAPTER = HubRepo(
+    "h94/IP-Adapter",
+    "018e402774aeeddd60609b4ecdb7e298259dc729",
+    files=(
+        "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
+        "models/image_encoder/config.json",
+        "models/image_encoder/model.safetensors",
+    ),
+)
+STD_LORAS, STD_ETAS = "SecondComming/Single-Trajectory-Distillation", (0.65, 0.75, 0.85, 0.95)
+
+# The parts of a diffusers SDXL folder: how their weight files are called, and their config (one of these).
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+_PARTS = {
+    **dict.fromkeys(_WEIGHTS, ("config.json",)),
+    **dict.fromkeys(("tokenizer", "tokenizer_2"), ("vocab.json", "tokenizer.json")),
+    "scheduler": ("scheduler_config.json",),
+}
+_SINGLE_FILE_KEYS = {  # start of a key -> the part that it proves
+    "model.diffusion_model.input_blocks.0.0.weight": "UNet",
+    "model.diffusion_model.label_emb.0.0.weight": "UNet of the SDXL kind",
+    "conditioner.embedders.0.transformer.": "first text encoder",
+    "conditioner.embedders.1.model.": "second text encoder",
+    "first_stage_model.": "VAE",
+}
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+_PREFIX = r"^(unet\.)?(base_model\.model\.)?"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk, checked as far as its file headers tell."""
+
+    name: str
+    """What the user asked for."""
+    base: Path
+    """A diffusers folder, or one .safetensors checkpoint."""
+    single_file: bool
+    config: Path | None
+    """For a single file: the folder with the configs and tokenizers that it lacks (`from_single_file(config=...)`)."""
+    variant: str | None
+    """The `variant` that diffusers needs to find the weights of a folder: "fp16" or none."""
+    ip_adapter: Path
+    """IP-Adapter weights, plus or plain: keys "image_proj.*" and "ip_adapter.*"."""
+    image_encoder: Path
+    """Folder of the CLIPVisionModelWithProjection."""
+    pack: dict[str, Any]
+    """Contents of the folder's std.json, {} if it has none."""
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_model(name: str, *, local_only: bool = False) -> ModelFiles:
+    """The files of a model: a name of the table, a diffusers folder, a FILE.safetensors, or `owner/name[@revision]`.
+
+    What is missing is downloaded, unless `local_only`. Raises InputError for what cannot be had or is no SDXL model.
+    """
+    path = Path(name).expanduser()
+    if name == "tiny":
+        return _folder_model(name, TINY, False, local_only)
+    if name in ZOO:
+        return _folder_model(name, _fetch([ZOO[name], IP_ADAPTER], local_only)[0], True, local_only)
+    if name and os.path.isdir(path):
+        return _folder_model(name, path, False, local_only)
+    if os.path.isfile(path):
+        return _single_file_model(name, path, local_only)
+    hub = _hub_id(name)
+    if not hub or hub[2]:
+        raise InputError(
+            f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file that exists, "
+            "or owner/name[@revision] on the Hub"
+        )
+    return _folder_model(name, _fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only)
+
+
+def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool) -> ModelFiles:
+    """Check a diffusers folder, its headers included, and find its IP-Adapter."""
+    names = _names(folder, depth=2)
+    if lacks := _lacks(names):
+        raise InputError(f"the model {name} is not a whole SDXL folder ({folder}): {lacks}")
+    unet = _read_object(folder / "unet" / "config.json")
+    for setting, needed in (("addition_embed_type", "text_time"), ("in_channels", 4)):  # 9 channels: inpainting
+        if unet.get(setting) != needed:
+            found = f"{setting} in unet/config.json is {unet.get(setting)!r}, not {needed!r}"
+            raise InputError(f"{name} is not an SDXL model: {found}: choose an SDXL base model")
+    weights, variant = _choose_weights(names, prefer_half=from_hub)
+    for weight in weights:
+        _header(folder / weight)
+    pack = _read_object(folder / "std.json") if "std.json" in names else {}
+    return ModelFiles(name, folder, False, None, variant, *_ip_adapter(name, folder, names, local_only), pack)
+
+
+def _single_file_model(name: str, path: Path, local_only: bool) -> ModelFiles:
+    """Check the keys of a checkpoint in one file, and fetch what it cannot hold."""
+    shapes, _ = _header(path)
+    lacks = [f"{part} ({key})" for key, part in _SINGLE_FILE_KEYS.items() if not any(k.startswith(key) for k in shapes)]
+    if lacks:
+        raise InputError(f"{name} is not an SDXL checkpoint: it lacks {', '.join(lacks)}: choose an SDXL base model")
+    config, _ = _fetch([SDXL_CONFIG, IP_ADAPTER], local_only)
+    return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only), {})
+
+
+def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> tuple[Path, Path]:
+    """(weights, image encoder folder): each the model's own if `names` tells that it has one, else the Hub's."""
+    own = [folder / n for n in sorted(names) if n.startswith("ip_adapter/") and n.endswith(".safetensors")]
+    own_encoder = any(n.startswith("image_encoder/") for n in names)
+    if len(own) > 1:
+        raise InputError(f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use")
+    hub = folder if own and own_encoder else _fetch([IP_ADAPTER], local_only)[0]
+    weights = own[0] if own else hub / IP_ADAPTER.files[0]
+    encoder = folder / "image_encoder" if own_encoder else (hub / IP_ADAPTER.files[1]).parent
+    if {key.split(".")[0] for key in _header(weights)[0]} != {"image_proj", "ip_adapter"}:
+        raise InputError(f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*")
+    _read_object(encoder / "config.json")
+    _header(encoder / "model.safetensors")
+    return weights, encoder
+
+
+def _names(folder: Path, depth: int) -> set[str]:
+    """The files of a folder, at most `depth` levels down: relative, with slashes."""
+    levels = (folder.glob("/".join(["*"] * level)) for level in range(1, depth + 1))
+    return {path.relative_to(folder).as_posix() for level in levels for path in level if path.is_file()}
+
+
+def _lacks(names: Collection[str]) -> str:
+    """What an SDXL folder with these files lacks, and what to do about it; "" if it is whole."""
+    lacks = [] if "model_index.json" in names else ["model_index.json"]
+    pickles = False
+    for part, configs in _PARTS.items():
+        inside = [n for n in names if n.startswith(f"{part}/")]
+        if not inside:
+            lacks.append(f"{part}/")
+            continue
+        if not any(f"{part}/{config}" in inside for config in configs):
+            lacks.append(f"{part}/{configs[0]}")
+        if part in _WEIGHTS and not (_weights_of(part, names, "") or _weights_of(part, names, ".fp16")):
+            lacks.append(f"{part}/{_WEIGHTS[part]}.safetensors")
+            pickles |= any(n.endswith(_PICKLES) for n in inside)
+    remedy = "its pickle weights (.bin) are not read: convert them to safetensors" if pickles else "complete it"
+    return f"it lacks {', '.join(lacks)}: {remedy}" if lacks else ""
+
+
+def _weights_of(part: str, names: Collection[str], variant: str) -> list[str]:
+    """The file, or all the shards, with a part's weights in a variant ("" or ".fp16"); [] if they are not all there."""
+    stem = f"{part}/{_WEIGHTS[part]}{variant}"
+    if f"{stem}.safetensors" in names:
+        return [f"{stem}.safetensors"]
+    pattern = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-(\d{{5}})\.safetensors")
+    shards = [match for name in sorted(names) if (match := pattern.fullmatch(name))]
+    return [m[0] for m in shards] if shards and len(shards) == int(shards[0][1]) else []
+
+
+def _choose_weights(names: Collection[str], prefer_half: bool) -> tuple[list[str], str | None]:
+    """(weight files, diffusers' variant): the half-size fp16 files where nothing else is there, or where preferred."""
+    plain = {part: _weights_of(part, names, "") for part in _WEIGHTS}
+    half = {part: _weights_of(part, names, ".fp16") for part in _WEIGHTS}
+    if any(not plain[part] for part in _WEIGHTS) or (prefer_half and all(half.values())):
+        return [file for part in _WEIGHTS for file in half[part] or plain[part]], "fp16"
+    return [file for part in _WEIGHTS for file in plain[part]], None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold an object."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is missing or not JSON: copy it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(content).__name__}: copy it again")
+    return content
+
+
+def _header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """({key: shape}, metadata) of a safetensors file, whose length is checked too; no weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix in _PICKLES:
+        raise InputError(f"{path} is a pickle, which can run any code when it is read: convert it to safetensors")
+    try:
+        with safe_open(path, framework="np") as file:
+            keys = file.keys()
+            return {key: file.get_slice(key).get_shape() for key in keys}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is missing, damaged or no safetensors file: copy it again") from error
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def _hub_id(text: str) -> tuple[str, str, str | None] | None:
+    """(repository, revision, file) of `owner/name[@revision][/file.safetensors]`; None if that is not its form."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\w[\w.-]*))?(?:/(.+\.safetensors))?", text)
+    if not match or ".." in text or match[1].endswith((".safetensors", *_PICKLES)):
+        return None
+    try:
+        validate_repo_id(match[1])
+    except HFValidationError:
+        return None
+    return match[1], match[2] or "main", match[3]
+
+
+def _fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
+    """The snapshot folder of each source: from the cache where it is whole, else downloaded."""
+    cached = [_cached(source) for source in sources]
+    missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
+    if missing and local_only:
+        raise _unreachable(missing, "downloads are switched off")
+    return [folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)]
+
+
+def _cached(source: HubRepo) -> Path | None:
+    """The snapshot folder of a source that is whole in huggingface_hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    first = source.files[0] if source.files else "model_index.json"
+    path = try_to_load_from_cache(source.repo, first, revision=source.revision)
+    if not isinstance(path, str):
+        return None
+    folder = Path(path).parents[first.count("/")]
+    names = _names(folder, depth=3)
+    return folder if names.issuperset(source.files) and (source.files or not _lacks(names)) else None
+
+
+def _download(source: HubRepo, missing: list[HubRepo]) -> Path:
+    """Download a source; if the Hub cannot be reached, the error names everything that is `missing`."""
+    from huggingface_hub import snapshot_download
+
+    names = _hub_names(source, missing)
+    absent = ", ".join(file for file in source.files if file not in names)
+    if lacks := f"it lacks {absent}" if absent else "" if source.files else _lacks(names):
+        raise InputError(f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {lacks}")
+    files = list(source.files) or _wanted(names)
+    with _hub_errors(source, missing):
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=files))
+
+
+def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
+    """The files of a repository on the Hub."""
+    from huggingface_hub import HfApi
+
+    # One request without retries: off-line it fails at once, where a download would retry for 23 seconds.
+    with _hub_errors(source, missing):
+        return {file.rfilename for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()}
+
+
+def _wanted(names: set[str]) -> list[str]:
+    """What to download of a model: configs, one set of weights, its own IP-Adapter, all other folders of a pack."""
+    wanted, _ = _choose_weights(names, prefer_half=True)
+    for name in names:
+        folder, slash, _ = name.partition("/")
+        own = folder in ("ip_adapter", "image_encoder") or ("std.json" in names and slash and folder not in _PARTS)
+        if name.endswith((".json", ".txt")) or (own and name.endswith(".safetensors")):
+            wanted.append(name)
+    return wanted
+
+
+@contextmanager
+def _hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
+    """Say what an exception of huggingface_hub means for the user."""
+    from huggingface_hub import constants, errors
+
+    unreachable = (ConnectionError, errors.LocalEntryNotFoundError)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        page = f"https://huggingface.co/{source.repo}"
+        raise InputError(f"{source.repo} is gated: accept its licence at {page} and set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
+        remedy = "check its spelling; if it is private, set HF_TOKEN"
+        raise InputError(f"no such model on the Hub, and no such file here: {source.repo}: {remedy}") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{source.repo} has no revision {source.revision} on the Hub: name another") from error
+    except errors.HfHubHTTPError as error:
+        raise StdError(f"the Hub answered {error.response.status_code} about {source.repo}: try again later") from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's
+        if isinstance(error, OSError) and not isinstance(error, unreachable):
+            raise StdError(f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}") from error
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise _unreachable(missing, why) from error
+
+
+def _unreachable(missing: list[HubRepo], why: str) -> InputError:
+    repos = " and ".join(dict.fromkeys(source.repo for source in missing))
+    commands = " && ".join(source.command for source in missing)
+    return InputError(f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none")
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(path: Path) -> str:
+    """16 hex digits that identify a weight file, or all weights and configs (names and contents) of a folder."""
+    if path.is_file():
+        return _sha256(path)[:16]
+    files = sorted((f.relative_to(path).as_posix(), f) for f in path.rglob("*.*") if f.is_file())
+    kept = [(name, file) for name, file in files if file.suffix in (".safetensors", ".json", ".txt")]
+    return hashlib.sha256("".join(f"{name}\n{_sha256(file)}\n" for name, file in kept).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    real = path.resolve()
+    return _sha256_of(real, real.stat().st_size, real.stat().st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file; that of a large one is remembered on disk while its size and time stay the same."""
+    key = f"{path}|{size}|{mtime_ns}"
+    store = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "std" / "sha256.json"
+    known: dict[str, Any] = {}
+    if size > 2**24:
+        with suppress(OSError, InputError):
+            known = _read_object(store)
+        if isinstance(known.get(key), str):
+            return str(known[key])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if size > 2**24:
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            store.parent.mkdir(parents=True, exist_ok=True)
+            draft = store.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(known | {key: digest}, indent=0))
+            draft.replace(store)
+    return digest
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file on disk, by its header."""
+
+    name: str
+    path: Path
+    scale: float
+    """Strength that the user asked for, 1 if not."""
+    eta: float | None
+    """The eta that it was trained for, if anything tells."""
+    metadata: dict[str, str]
+    """Of the safetensors header."""
+    notice: str | None
+    """What the user should know about the choice."""
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """The UNet part of a LoRA, as diffusers' `load_lora_into_unet(state_dict, network_alphas, unet)` takes it."""
+
+    name: str
+    state_dict: dict[str, "torch.Tensor"]
+    """"unet.<module>.lora_A.weight": (r, in[, kh, kw]) and "unet.<module>.lora_B.weight": (out, r[, 1, 1])."""
+    network_alphas: dict[str, float]
+    """"unet.<module>.alpha" for every module: the adapter is scaled by alpha / r."""
+    text_tensors: int
+    """Tensors for the text encoders, which are left out."""
+
+
+def resolve_lora(spec: str, *, model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) -> LoraFile | None:
+    """The LoRA file that `spec` names: "none", "auto", FILE[:SCALE], owner/name[@revision][/file.safetensors][:SCALE].
+
+    "auto" is the one for `task` trained nearest to `eta`: of the pack's own list, or the published one; None if the
+    pack lists none. Raises InputError for a file that is no LoRA, or cannot be had.
+    """
+    name, scale = _split_scale(spec)
+    trained = None
+    path = Path(name).expanduser()
+    if name == "none":
+        return None
+    if name == "auto":
+        nearest = _nearest_lora(model, task, eta)
+        if nearest is None:
+            return None
+        path, trained = nearest
+        name = path.name
+    elif not os.path.isfile(path):
+        path = _hub_lora(name)
+    shapes, metadata = _header(path)
+    if not any("lora_" in key or ".lora." in key for key in shapes):
+        raise InputError(f"--lora {name}: no tensor of its {len(shapes)} is a LoRA's: is it a whole model?")
+    published = re.search(r"_eta(0\.\d+)\.safetensors$", path.name)
+    for text in (metadata.get("eta"), published and published[1]):
+        with suppress(ValueError):
+            trained = trained or (float(text) if text and 0 < float(text) <= 1 else None)
+    notice = None
+    if trained is not None and abs(trained - eta) > 1e-6:
+        notice = f"no LoRA for eta {eta:g}: {name}, trained for {trained:g}, is used"
+    return LoraFile(name, path, scale, trained, metadata, notice)
+
+
+def _split_scale(spec: str) -> tuple[str, float]:
+    """("file", 0.8) of "file:0.8". A file that is really named so wins, and C:\\file has no scale."""
+    name, _, text = spec.rpartition(":")
+    if not name or os.path.isfile(Path(spec).expanduser()):
+        return spec, 1.0
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+        if len(name) == 1:
+            return spec, 1.0
+    if not math.isfinite(scale):
+        raise InputError(f"--lora {spec}: the scale {text!r} is not a number: write it as FILE:0.8")
+    return name, scale
+
+
+def _nearest_lora(model: ModelFiles, task: str, eta: float) -> tuple[Path, float] | None:
+    """(file, eta) of the LoRA trained nearest to `eta`, the lower one of two equally near."""
+    choices = {e: f"std_sdxl_{task}_eta{e:g}.safetensors" for e in STD_ETAS}
+    if model.pack:
+        choices = _pack_loras(model, task)
+    if not choices:
+        return None
+    nearest = min(choices, key=lambda e: (round(abs(e - eta), 6), e))
+    if model.pack:
+        return model.base / choices[nearest], nearest
+    # Not pinned: no commit of it could be found when this was written, without the Hub.
+    return _fetch([HubRepo(STD_LORAS, "main", files=(choices[nearest],))])[0] / choices[nearest], nearest
+
+
+def _pack_loras(model: ModelFiles, task: str) -> dict[float, str]:
+    """{eta: file inside the pack} of the LoRAs for a task that a pack's std.json lists."""
+    loras = model.pack.get("loras", [])
+    found = {}
+    for lora in loras if isinstance(loras, list) else [loras]:
+        match lora:
+            case {"file": str(file), "task": "i2i" | "v2v", "eta": float() | int() as eta} if 0 < eta <= 1:
+                inside = PurePosixPath(file)
+            case _:
+                raise InputError(f"std.json of the model {model.name}: a LoRA needs file, task and eta, not {lora!r}")
+        if inside.is_absolute() or ".." in inside.parts or re.search(r"[\\:]", file):
+            raise InputError(f"std.json of the model {model.name}: the LoRA {file!r} is outside of its folder")
+        if lora["task"] == task:
+            found[float(eta)] = file
+    return found
+
+
+def _hub_lora(name: str) -> Path:
+    """A LoRA file of a Hub repository; the only safetensors file in it if none is named."""
+    hub = _hub_id(name)
+    if not hub:
+        what = "is a folder: name the file in it" if os.path.isdir(name) else "is not there"
+        raise InputError(f"--lora {name} {what}: it can be FILE.safetensors, owner/name on the Hub, auto or none")
+    repo, revision, file = hub
+    file = file or _only_file(HubRepo(repo, revision, include=("*.safetensors",)))
+    return _fetch([HubRepo(repo, revision, files=(file,))])[0] / file
+
+
+def _only_file(source: HubRepo) -> str:
+    """The only safetensors file of a repository: by its cached snapshot if that is whole, or by the Hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        local = snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=list(source.include), local_files_only=True
+        )
+        names = _names(Path(local), depth=3)
+    except LocalEntryNotFoundError:
+        names = _hub_names(source, [source])
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(files) != 1:
+        listed = f"{len(files)} safetensors files ({', '.join(files[:8])})" if files else "no safetensors file"
+        raise InputError(f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors")
+    return files[0]
+
+
+def read_lora(file: LoraFile) -> LoraWeights:
+    """Read a LoRA of any common spelling: diffusers', peft's (with its prefixes), lora.down/up, kohya's.
+
+    Raises InputError for a damaged file, and for tensors that are no LoRA pairs (LoKr, DoRA, a lone half).
+    """
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+    from safetensors.torch import load_file
+
+    _header(file.path)
+    tensors = load_file(file.path)
+    unet = {key: tensor for key, tensor in tensors.items() if not key.startswith(("text_encoder", "lora_te"))}
+    halves = {key: tensor for key, tensor in unet.items() if not key.endswith(".alpha")}
+    plain = {re.sub(_PREFIX, "", key): tensor for key, tensor in halves.items() if not key.startswith("lora_unet_")}
+    plain |= _from_kohya(file.name, {key: tensor for key, tensor in halves.items() if key.startswith("lora_unet_")})
+    plain = convert_unet_state_dict_to_peft(plain)
+    if len(plain) != len(halves):
+        raise InputError(f"--lora {file.name}: several of its tensors are for the same layer: repair the file")
+    state_dict = {f"unet.{key}": tensor for key, tensor in plain.items()}
+    pairs = _pairs(file.name, state_dict)
+
+    # Renaming keeps the tensors themselves, which tells what an alpha of the old name belongs to now.
+    new_key = {id(tensor): key for key, tensor in plain.items()}
+    module_of = {key.split(".lora")[0]: new_key[id(t)].split(".lora_")[0] for key, t in halves.items()}
+    configured = _configured_alphas(file, {module: down.shape[0] for module, (down, _) in pairs.items()})
+    alphas = {f"unet.{module}.alpha": alpha for module, alpha in configured.items()}
+    for key, tensor in unet.items():
+        if key.endswith(".alpha"):
+            module = module_of.get(key.removesuffix(".alpha"))
+            if module is None or tensor.numel() != 1 or not math.isfinite(tensor.item()):
+                raise InputError(f"--lora {file.name}: {key!r} is not the alpha of a layer in it: repair the file")
+            alphas[f"unet.{module}.alpha"] = float(tensor.item())
+    return LoraWeights(file.name, state_dict, alphas, len(tensors) - len(unet))
+
+
+def _from_kohya(name: str, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """kohya's `lora_unet_*` keys, in SDXL's original block names or in diffusers', by diffusers' own converter."""
+    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
+
+    if not tensors:
+        return {}
+    sdxl = SimpleNamespace(layers_per_block=2)
+    try:
+        converted, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(tensors, unet_config=sdxl)
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"--lora {name}: its lora_unet_* keys are not those of pairs for SDXL layers") from error
+    return {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
+
+
+def _pairs(name: str, state_dict: "dict[str, torch.Tensor]") -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
+    """{module: (lora_A, lora_B)}; InputError for any other tensor, a lone half, or ranks that differ."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state_dict.items():
+        match = re.fullmatch(r"unet\.([\w.]+)\.lora_([AB])\.weight", key)
+        if not match:
+            raise InputError(f"--lora {name}: {key!r} is no LoRA pair's lora_A or lora_B: other kinds do not work here")
+        found.setdefault(match[1], {})[match[2]] = tensor
+    if lone := [module for module, pair in found.items() if len(pair) < 2]:
+        raise InputError(f"--lora {name}: {len(lone)} layers lack lora_A or lora_B (first {lone[0]}): copy it again")
+    for module, pair in found.items():
+        a, b = pair["A"].shape, pair["B"].shape
+        if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or not a[0]:
+            raise InputError(f"--lora {name}: {module}: lora_A {tuple(a)}, lora_B {tuple(b)}: copy it again")
+    return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
+
+
+def _configured_alphas(file: LoraFile, ranks: dict[str, int]) -> dict[str, float]:
+    """{module: alpha} by peft's config, in the file's metadata or beside it (peft's way); without one, the rank."""
+    try:
+        config = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+        if file.path.name == "adapter_model.safetensors" and file.path.with_name("adapter_config.json").is_file():
+            config = _read_object(file.path.with_name("adapter_config.json"))
+        config = {key.removeprefix("unet."): value for key, value in config.items()}
+        # peft takes the names as regular expressions (unsafe from an unknown file), diffusers writes plain ones
+        pattern = {key.replace("\\.", "."): float(alpha) for key, alpha in config.get("alpha_pattern", {}).items()}
+        if not all(re.fullmatch(r"\^?[\w.]+", key) for key in pattern):
+            raise ValueError("alpha_pattern is a regular expression")
+        alphas = {}
+        for module, rank in ranks.items():
+            key = next((k for k in pattern if f"^{module}" == k or f".{module}".endswith(f".{k}")), "")
+            alphas[module] = float(pattern.get(key, config.get("lora_alpha", rank)))
+            alphas[module] *= math.sqrt(rank) if config.get("use_rslora") else 1
+        if not all(map(math.isfinite, alphas.values())):
+            raise ValueError("alpha is not finite")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"--lora {file.name}: its adapter config cannot be used: save it again without it") from error
+    return alphas
+
+
+def check_lora(weights: LoraWeights, unet: "torch.nn.Module") -> tuple[int, int]:
+    """(tensors whose layer is in this UNet, tensors in all). Raises InputError if none is, or one does not fit."""
+    layers = dict(unet.named_modules())
+    matched, wrong = 0, []
+    for module, (a, b) in _pairs(weights.name, weights.state_dict).items():
+        weight = getattr(layers.get(module), "weight", None)
+        if weight is None or weight.ndim < 2:
+            continue
+        matched += 2
+        ones = [1] * (weight.ndim - 2)
+        if list(a.shape[1:]) != list(weight.shape[1:]) or list(b.shape) != [weight.shape[0], a.shape[0], *ones]:
+            wrong.append(f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} for {tuple(weight.shape)}")
+    other = "made for another architecture? Choose one for this model"
+    if wrong:
+        raise InputError(f"--lora {weights.name}: {len(wrong)} layers differ in shape (first {wrong[0]}): {other}")
+    if not matched:
+        total = len(weights.state_dict)
+        raise InputError(f"--lora {weights.name}: 0 of {total} tensors match this UNet: {other}")
+    return matched, len(weights.state_dict)

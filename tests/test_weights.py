@@ -1,0 +1,706 @@
+"""Names to files: models on disk, in a Hub cache laid out by hand, on a small local Hub; LoRAs in every spelling."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+
+from std_cli import weights
+from std_cli.errors import InputError
+from std_cli.weights import LoraFile, LoraWeights, ModelFiles, check_lora, fingerprint, read_lora, resolve_lora
+
+SDXL_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
+ADAPTER = {"image_proj.latents": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)}
+
+
+def tensors(path: Path, content: dict[str, torch.Tensor] | None = None, metadata: dict[str, str] | None = None) -> Path:
+    """Write a small safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(content or {"weight": torch.zeros(2)}, path, metadata)
+    return path
+
+
+def sdxl_folder(folder: Path, variant: str = "", adapter: bool = True) -> Path:
+    """A diffusers folder with SDXL's files, by name and header only."""
+    for part, config in {
+        "unet": {"addition_embed_type": "text_time", "in_channels": 4},
+        "vae": {},
+        "text_encoder": {},
+        "text_encoder_2": {},
+    }.items():
+        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+        tensors(folder / part / f"{stem}{variant}.safetensors")
+        (folder / part / "config.json").write_text(json.dumps(config))
+    vocabularies = ("tokenizer/vocab.json", "tokenizer_2/vocab.json")
+    for file in ("model_index.json", "scheduler/scheduler_config.json", *vocabularies):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("{}")
+    if adapter:
+        tensors(folder / "ip_adapter" / "ip-adapter-plus_x.safetensors", ADAPTER)
+        tensors(folder / "image_encoder" / "model.safetensors")
+        (folder / "image_encoder" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return sdxl_folder(tmp_path / "model")
+
+
+# --- model folders and files -----------------------------------------------------------------------------------------
+
+
+def test_folder_with_its_own_adapter(folder: Path) -> None:
+    (folder / "std.json").write_text('{"schedule": "aligned"}')
+    model = weights.resolve_model(str(folder), local_only=True)
+    assert (model.base, model.single_file, model.variant, model.config) == (folder, False, None, None)
+    assert model.ip_adapter == folder / "ip_adapter" / "ip-adapter-plus_x.safetensors"
+    assert model.image_encoder == folder / "image_encoder"
+    assert model.pack == {"schedule": "aligned"}
+
+
+def test_tiny_is_the_folder_in_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path("std_cli", "packs", "tiny") == weights.TINY.relative_to(Path(weights.__file__).parents[1])
+    monkeypatch.setattr(weights, "TINY", folder)
+    assert weights.resolve_model("tiny", local_only=True).base == folder
+
+
+@pytest.mark.parametrize(
+    ("files", "variant"),
+    [
+        (["unet/diffusion_pytorch_model.fp16.safetensors"], None),  # beside the plain one
+        (["-unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+        (
+            ["-unet/diffusion_pytorch_model.safetensors"]
+            + [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)],
+            None,
+        ),
+    ],
+)
+def test_variant(folder: Path, files: list[str], variant: str | None) -> None:
+    for file in files:
+        if file.startswith("-"):
+            (folder / file[1:]).unlink()
+        else:
+            tensors(folder / file)
+    assert weights.resolve_model(str(folder), local_only=True).variant == variant
+
+
+def test_all_missing_parts_are_named_at_once(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    (folder / "tokenizer_2" / "vocab.json").rename(folder / "tokenizer_2" / "other.txt")
+    with pytest.raises(InputError) as error:
+        weights.resolve_model(str(folder), local_only=True)
+    for part in ("model_index.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer_2/vocab.json", "scheduler/"):
+        assert part in str(error.value)
+    assert "text_encoder/" not in str(error.value)
+
+
+def break_bin(folder: Path) -> None:
+    for file in folder.glob("*/*model.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+
+
+def break_shards(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_bin, "pickle weights .* convert them to safetensors"),
+        (break_shards, "lacks unet/diffusion_pytorch_model.safetensors"),
+        (lambda f: (f / "unet/config.json").write_text('{"in_channels": 4}'), "not an SDXL model: addition_embed_type"),
+        (
+            lambda f: (f / "unet/config.json").write_text('{"addition_embed_type": "text_time", "in_channels": 9}'),
+            "not an SDXL model: in_channels",
+        ),
+        (lambda f: (f / "unet/config.json").write_text("{"), "config.json is missing or not JSON"),
+        (lambda f: (f / "std.json").write_text("[1]"), "std.json must hold a JSON object, not list"),
+        (lambda f: (f / "std.json").write_text("[" * 100_000), "std.json is missing or not JSON"),
+        (lambda f: truncate(f / "vae/diffusion_pytorch_model.safetensors"), "vae.* damaged"),
+        (lambda f: truncate(f / "image_encoder/model.safetensors"), "image_encoder.* damaged"),
+        (lambda f: (f / "image_encoder/model.safetensors").unlink(), "image_encoder.* missing"),
+        (lambda f: tensors(f / "ip_adapter/ip-adapter-plus_x.safetensors"), "not an IP-Adapter"),
+        (lambda f: tensors(f / "ip_adapter/second.safetensors", ADAPTER), "2 files in ip_adapter/"),
+    ],
+)
+def test_damaged_folder(folder: Path, damage: Any, message: str) -> None:
+    damage(folder)
+    with pytest.raises(InputError, match=message) as error:
+        weights.resolve_model(str(folder), local_only=True)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_folder_and_a_pickle_and_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lacks model_index.json, unet/, vae/, text_.*scheduler/: complete it"):
+        weights.resolve_model(str(tmp_path), local_only=True)
+    for suffix in (".ckpt", ".pt", ".bin"):
+        (tmp_path / f"x{suffix}").write_bytes(b"x")
+        with pytest.raises(InputError, match="pickle.*convert it to safetensors"):
+            weights.resolve_model(str(tmp_path / f"x{suffix}"))
+    for name in ("", "sdlx", "a/b/c", "../x", "x/..", "./x", "a--b/c", "a/b@", "a/b@../c", "/no", "n/x.pt", "x" * 9999):
+        with pytest.raises(InputError, match="name one of tiny, sdxl, dreamshaper, a folder or .safetensors file"):
+            weights.resolve_model(name)
+
+
+def test_single_file(tmp_path: Path) -> None:
+    one = torch.zeros(1, 4)
+    keys = {key + "x" * key.endswith("."): one.clone() for key in weights._SINGLE_FILE_KEYS}
+    path = tensors(tmp_path / "checkpoint.safetensors", keys)
+    with pytest.raises(InputError, match="downloads are switched off"):  # the checkpoint itself is fine
+        weights.resolve_model(str(path), local_only=True)
+    del keys["conditioner.embedders.1.model.x"]
+    with pytest.raises(InputError, match="not an SDXL checkpoint: it lacks second text encoder"):
+        weights.resolve_model(str(tensors(path, keys)))
+    truncate(path)
+    with pytest.raises(InputError, match="checkpoint.safetensors is missing, damaged or no safetensors file"):
+        weights.resolve_model(str(path))
+
+
+# --- the Hub: a cache laid out by hand, and a small Hub on this machine ----------------------------------------------
+
+
+def client(code: str, home: Path, **env: str) -> str:
+    """What `code` prints in a process of its own with this HF_HOME; a StdError is printed too."""
+    script = f"""
+import os, sys, time
+from std_cli import errors, weights
+try:
+    {code}
+except errors.StdError as error:
+    print(type(error).__name__, error)
+assert "torch" not in sys.modules and "diffusers" not in sys.modules
+"""
+    settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], env=kept | settings | env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def cache(home: Path, repo: str, revision: str) -> Path:
+    """The snapshot folder of a repository, as huggingface_hub lays out its cache."""
+    root = home / "hub" / f"models--{repo.replace('/', '--')}"
+    commit = revision if len(revision) == 40 else "c" * 40
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / revision).write_text(commit)
+    (root / "snapshots" / commit).mkdir(parents=True)
+    return root / "snapshots" / commit
+
+
+def cached_adapter(home: Path) -> None:
+    folder = cache(home, "h94/IP-Adapter", weights.IP_ADAPTER.revision)
+    ip_adapter, config, encoder = (folder / file for file in weights.IP_ADAPTER.files)
+    tensors(ip_adapter, ADAPTER)
+    tensors(encoder)
+    config.write_text("{}")
+
+
+def test_without_a_network_one_line_says_what_to_run(tmp_path: Path) -> None:
+    sdxl = f'hf download stabilityai/stable-diffusion-xl-base-1.0 --revision {SDXL_COMMIT} --include "*.json"'
+    started = time.monotonic()
+    lines = client('weights.resolve_model("sdxl")', tmp_path, HF_ENDPOINT="http://no-such-host.invalid").splitlines()
+    assert time.monotonic() - started < 15  # a download alone would retry for 23 s
+    assert len(lines) == 1 and lines[0].startswith("InputError") and "the Hub cannot be reached" in lines[0]
+    assert sdxl in lines[0] and "hf download h94/IP-Adapter" in lines[0] and "--model tiny" in lines[0]
+    offline = client('weights.resolve_model("a/b@v1")', tmp_path, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in offline and "hf download a/b --revision v1 " in offline
+
+
+def test_cached_models_need_no_network(tmp_path: Path) -> None:
+    sdxl_folder(cache(tmp_path, "stabilityai/stable-diffusion-xl-base-1.0", SDXL_COMMIT), ".fp16", adapter=False)
+    sdxl_folder(cache(tmp_path, "me/mine", "main"), ".fp16", adapter=False)
+    sdxl_folder(next(tmp_path.glob("hub/models--me*/snapshots/*")))
+    cached_adapter(tmp_path)
+    shown = client(
+        'm = weights.resolve_model("sdxl"); print(m.variant, m.ip_adapter, m.image_encoder);'
+        'm = weights.resolve_model("me/mine"); print(m.variant, m.ip_adapter, m.image_encoder)',
+        tmp_path,
+        HF_HUB_OFFLINE="1",
+    ).splitlines()
+    hub, own = shown[0].split(), shown[1].split()
+    assert hub[0] == "fp16" and own[0] == "fp16"  # of the Hub's models the small files, where both are there
+    assert hub[1].endswith("sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors")
+    assert hub[2].endswith("models/image_encoder")
+    assert own[1].endswith("ip_adapter/ip-adapter-plus_x.safetensors") and "models--me--mine" in own[2]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few answers of the Hub that huggingface_hub needs: a model's information, its tree, its files."""
+
+    repos: dict[str, Path]
+    sent: list[str]
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path.split("/")
+        api = path[1] == "api"
+        repo = "/".join(path[3:5] if api else path[1:3])
+        refused = {"who/gated": (403, "GatedRepo"), "who/unknown": (404, "RepoNotFound"), "who/broken": (500, "")}
+        if repo in refused:
+            return self.answer(b"", refused[repo][0], {"X-Error-Code": refused[repo][1]})
+        folder, revision = self.repos[repo], path[6 if api else 4]
+        files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+        if revision not in ("main", "c" * 40):
+            return self.answer(b"", 404, {"X-Error-Code": "RevisionNotFound"})
+        if api and path[5] == "revision":
+            info = {"id": repo, "sha": "c" * 40, "siblings": [{"rfilename": file} for file in files]}
+            return self.answer(json.dumps(info).encode())
+        if api:
+            tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files]
+            return self.answer(json.dumps(tree).encode())
+        file = "/".join(path[5:])
+        self.sent.append(file)
+        etag = f'"{fingerprint(folder / file)}{len(file)}"'
+        return self.answer((folder / file).read_bytes(), 200, {"ETag": etag, "X-Repo-Commit": "c" * 40})
+
+    do_HEAD = do_GET
+
+    def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
+    handler = type("OneHub", (Hub,), {"repos": {}, "sent": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_download_takes_the_small_weights_and_no_pickle(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
+    url, handler = hub
+    source = handler.repos["who/model"] = sdxl_folder(sdxl_folder(tmp_path / "source"), ".fp16")
+    for extra in ("unet/model.bin", "run.py", "checkpoint.safetensors", "vae_1_0/diffusion_pytorch_model.safetensors"):
+        tensors(source / extra)
+    show = 'm = weights.resolve_model("who/model"); print(m.variant, m.base)'
+    variant, base = client(show, tmp_path / "home", HF_ENDPOINT=url).split()
+    assert variant == "fp16"
+    assert {file for file in handler.sent if file.endswith((".safetensors", ".bin", ".py"))} == {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_2/model.fp16.safetensors",
+        "ip_adapter/ip-adapter-plus_x.safetensors",
+        "image_encoder/model.safetensors",
+    }
+    assert client(show, tmp_path / "home", HF_HUB_OFFLINE="1").split() == [variant, base]  # no network from now on
+
+
+def test_what_the_hub_refuses(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
+    url, handler = hub
+    handler.repos["who/partial"] = sdxl_folder(tmp_path / "source")
+    break_bin(tmp_path / "source")
+    names = ("who/gated", "who/unknown", "who/broken", "who/partial", "who/partial@v9")
+    code = f"""
+    for name in {names}:
+        try: weights.resolve_model(name)
+        except errors.StdError as error: print(type(error).__name__, error)
+"""
+    gated, unknown, broken, partial, revision = client(code.strip(), tmp_path / "home", HF_ENDPOINT=url).splitlines()
+    assert "InputError who/gated is gated: accept its licence at https://huggingface.co/who/gated and set" in gated
+    assert "InputError no such model on the Hub" in unknown and "who/unknown" in unknown
+    assert "StdError the Hub answered 500 about who/broken" in broken
+    assert "InputError" in partial and "convert them to safetensors" in partial
+    assert "InputError who/partial has no revision v9 on the Hub" in revision
+    assert not handler.sent  # refused by the list of files, before anything was downloaded
+
+
+def test_lora_from_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
+    url, handler = hub
+    for name, files in {"one": ["a"], "two": ["b", "c"]}.items():
+        handler.repos[f"who/{name}"] = tmp_path / name
+        for file in files:
+            tensors(tmp_path / name / "sub" / f"{file}.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
+    handler.repos[weights.STD_LORAS] = tmp_path / "std"
+    tensors(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
+    code = """
+    from pathlib import Path
+    model = weights.ModelFiles("sdxl", Path("x"), False, None, None, Path("x"), Path("x"), {})
+    for spec in ("who/one:0.5", "who/two/sub/c.safetensors", "auto", "who/two", "who/two/d.safetensors"):
+        try:
+            lora = weights.resolve_lora(spec, model=model, task="v2v", eta=0.8)
+            print(lora.name, lora.path.name, lora.scale, lora.eta, lora.notice)
+        except errors.StdError as error: print(error)
+"""
+    lines = client(code.strip(), tmp_path / "home", HF_ENDPOINT=url).splitlines()
+    assert lines[0] == "who/one a.safetensors 0.5 None None"
+    assert lines[1] == "who/two/sub/c.safetensors c.safetensors 1.0 None None"
+    auto = "std_sdxl_v2v_eta0.75.safetensors"
+    assert lines[2] == f"{auto} {auto} 1.0 0.75 no LoRA for eta 0.8: {auto}, trained for 0.75, is used"
+    assert "holds 2 safetensors files (sub/b.safetensors, sub/c.safetensors): name one as who/two/file" in lines[3]
+    assert "lacks d.safetensors" in lines[4]
+    offline = client(code.strip(), tmp_path / "home", HF_HUB_OFFLINE="1").splitlines()
+    assert offline[:3] == lines[:3] and all("HF_HUB_OFFLINE is set" in line for line in offline[3:])
+
+
+# --- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one = fingerprint(folder)
+    assert re.fullmatch("[0-9a-f]{16}", one) and fingerprint(folder) == one
+    (folder / "notes.md").write_text("not a part")
+    assert fingerprint(folder) == one
+    config = folder / "vae" / "config.json"
+    config.rename(config.with_name("renamed.json"))
+    assert fingerprint(folder) != one
+    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert fingerprint(tmp_path / "abc") == "ba7816bf8f01cfea"
+    assert not (tmp_path / "cache").exists()  # small files are not remembered
+
+    large, store = tmp_path / "large", tmp_path / "cache" / "std" / "sha256.json"
+    large.write_bytes(bytes(2**24 + 1))
+    digest = fingerprint(large)
+    assert list(json.loads(store.read_text())) == [f"{large}|{2**24 + 1}|{large.stat().st_mtime_ns}"]
+    for damaged in ("[", "[]", json.dumps(dict.fromkeys(json.loads(store.read_text()), 1))):
+        store.write_text(damaged)
+        weights._sha256_of.cache_clear()
+        assert fingerprint(large) == digest
+    store.write_text(json.dumps(dict.fromkeys(json.loads(store.read_text()), "f" * 64)))
+    weights._sha256_of.cache_clear()
+    assert fingerprint(large) == "f" * 16  # not read a second time
+
+
+# --- LoRA: which file ------------------------------------------------------------------------------------------------
+
+
+def model(base: Path, **pack: Any) -> ModelFiles:
+    return ModelFiles("mine", base, False, None, None, base, base, pack)
+
+
+def small_lora(path: Path, **metadata: str) -> Path:
+    content = {"unet.x.lora_A.weight": torch.zeros(2, 4), "unet.x.lora_B.weight": torch.zeros(4, 2)}
+    return tensors(path, content, metadata)
+
+
+@pytest.mark.parametrize(
+    ("eta", "file", "notice"),
+    [(0.75, "b", None), (0.7, "a", "no LoRA for eta 0.7: a.safetensors, trained for 0.65, is used"), (1.0, "b", "")],
+)
+def test_auto_takes_the_nearest_of_the_pack(tmp_path: Path, eta: float, file: str, notice: str | None) -> None:
+    loras = [
+        {"file": "loras/b.safetensors", "task": "i2i", "eta": 0.75},
+        {"file": "loras/a.safetensors", "task": "i2i", "eta": 0.65},
+        {"file": "loras/c.safetensors", "task": "v2v", "eta": 0.7},
+    ]
+    for lora in loras:
+        small_lora(tmp_path / str(lora["file"]))
+    found = resolve_lora("auto", model=model(tmp_path, loras=loras), task="i2i", eta=eta)
+    assert found and found.path == tmp_path / "loras" / f"{file}.safetensors" and found.scale == 1
+    assert found.notice == notice or (notice == "" and found.notice)
+
+
+def test_no_lora(tmp_path: Path) -> None:
+    assert resolve_lora("none", model=model(tmp_path), task="i2i", eta=0.75) is None
+    for pack in ({"loras": []}, {"schedule": "aligned"}):
+        assert resolve_lora("auto", model=model(tmp_path, **pack), task="i2i", eta=0.75) is None
+
+
+@pytest.mark.parametrize(
+    "lora",
+    ["x", {}, {"file": 1, "task": "i2i", "eta": 0.5}, {"file": "a", "task": "t2i", "eta": 0.5}]
+    + [{"file": file, "task": "i2i", "eta": 0.5} for file in ("/etc/x", "../x", "a/../../x", "C:/x", "..\\x")],
+)
+def test_a_pack_cannot_point_outside_of_itself(tmp_path: Path, lora: Any) -> None:
+    with pytest.raises(InputError, match=r"std.json of the model mine"):
+        resolve_lora("auto", model=model(tmp_path, loras=[lora]), task="i2i", eta=0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "scale"), [("{}", 1.0), ("{}:0.8", 0.8), ("{}:-1", -1.0), ("{}:1e-2", 0.01), ("{}:0.8", 0.8)]
+)
+def test_file_and_scale(tmp_path: Path, spec: str, scale: float) -> None:
+    path = small_lora(tmp_path / "x.safetensors", eta="0.85")
+    found = resolve_lora(spec.format(path), model=model(tmp_path), task="i2i", eta=0.85)
+    assert found == LoraFile(str(path), path, scale, 0.85, {"eta": "0.85"}, None)
+
+
+def test_a_file_that_is_really_named_so_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_lora(tmp_path / "x.safetensors")
+    small_lora(tmp_path / "x.safetensors:0.5")
+    found = resolve_lora("x.safetensors:0.5", model=model(tmp_path), task="i2i", eta=0.75)
+    assert found and found.path.name == "x.safetensors:0.5" and found.scale == 1
+    published = small_lora(tmp_path / "std_sdxl_i2i_eta0.65.safetensors", eta="nonsense")
+    found = resolve_lora(str(published), model=model(tmp_path), task="i2i", eta=0.75)
+    assert found and found.eta == 0.65 and found.notice and "trained for 0.65" in found.notice
+
+
+def test_unusable_lora_files(tmp_path: Path) -> None:
+    file = small_lora(tmp_path / "x.safetensors")
+    whole = tensors(tmp_path / "whole.safetensors")
+    cut = small_lora(tmp_path / "cut.safetensors")
+    truncate(cut)
+    pickle = tmp_path / "x.bin"
+    pickle.write_bytes(b"x")
+    for spec, message in {
+        f"{file}:nan": "the scale 'nan' is not a number",
+        f"{file}:inf": "not a number",
+        f"{file}:big": "the scale 'big' is not a number",
+        f"{file}:": "not a number",
+        str(whole): "is it a whole model",
+        str(cut): "damaged",
+        str(pickle): "pickle",
+        str(tmp_path): "is a folder: name the file in it",
+        str(tmp_path / "no.safetensors"): "is not there",
+        "C:\\no.safetensors": "is not there",
+        "no/x.safetensors": "is not there",
+        "": "is not there",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(message)):
+            resolve_lora(spec, model=model(tmp_path), task="i2i", eta=0.75)
+
+
+# --- LoRA: what is in it ---------------------------------------------------------------------------------------------
+
+# METHOD.md section 5
+TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
+SHAPE = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
+SDXL = {
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SMALL = {
+    "block_out_channels": (32, 32, 64),
+    "attention_head_dim": (2, 2, 4),
+    "cross_attention_dim": 32,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 80,
+}
+
+
+def small_unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**SHAPE, **SMALL)
+
+
+def pairs(unet: torch.nn.Module, rank: int, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """"<module>.lora_A.weight" and "<module>.lora_B.weight" for every layer that the method adapts."""
+    found = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and name.endswith(tuple(f".{t}" for t in TARGETS)):
+            out, *inside = module.weight.shape
+            found[f"{name}.lora_A.weight"] = torch.randn(rank, *inside, device=device)
+            found[f"{name}.lora_B.weight"] = torch.randn(out, rank, *[1] * len(inside[1:]), device=device)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, torch.Tensor]:
+    return pairs(small_unet(), rank=4)
+
+
+def read(path: Path, content: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> LoraWeights:
+    tensors(path, content, metadata)
+    return read_lora(LoraFile(path.name, path, 1.0, None, metadata or {}, None))
+
+
+def load(weights: LoraWeights) -> dict[str, Any]:
+    """{module: layer of peft} after diffusers has loaded the weights."""
+    unet = small_unet()
+    StableDiffusionXLImg2ImgPipeline.load_lora_into_unet(
+        weights.state_dict, weights.network_alphas, unet, adapter_name="std"
+    )
+    return {name: module for name, module in unet.named_modules() if hasattr(module, "lora_A")}
+
+
+def kohya(key: str) -> str:
+    module, half = key.split(".lora_")
+    return f"lora_unet_{module.replace('.', '_')}.lora_{'down' if half[0] == 'A' else 'up'}.weight"
+
+
+SPELLINGS = {
+    "hook": lambda key: f"unet.{key}",
+    "checkpoint-final": lambda key: f"unet.base_model.model.{key}",
+    "peft": lambda key: f"base_model.model.{key}",
+    "bare": lambda key: key,
+    "lora.down": lambda key: f"unet.{key.replace('lora_A', 'lora.down').replace('lora_B', 'lora.up')}",
+    "kohya": kohya,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_gives_the_same_layers(tmp_path: Path, plain: dict[str, torch.Tensor], spelling: str) -> None:
+    lora = read(tmp_path / "x.safetensors", {SPELLINGS[spelling](key): tensor for key, tensor in plain.items()})
+    assert lora.state_dict.keys() == {f"unet.{key}" for key in plain}
+    assert lora.text_tensors == 0
+    assert check_lora(lora, small_unet()) == (len(plain), len(plain))
+    layers = load(lora)
+    assert 2 * len(layers) == len(plain)
+    for name, layer in layers.items():
+        assert torch.equal(layer.lora_A["std"].weight, plain[f"{name}.lora_A.weight"])
+        assert torch.equal(layer.lora_B["std"].weight, plain[f"{name}.lora_B.weight"])
+        assert layer.scaling["std"] == 1
+
+
+def test_kohya_names_of_the_original_blocks(tmp_path: Path) -> None:
+    """Pairs of names from the conversion table in diffusers' scripts/convert_diffusers_to_original_sdxl.py."""
+    inside = "transformer_blocks.0.attn1.to_q", "transformer_blocks.9.ff.net.0.proj"
+    names = {
+        "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
+        "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
+        "input_blocks_4_0_skip_connection": "down_blocks.1.resnets.0.conv_shortcut",
+        "input_blocks_4_1_transformer_blocks_0_attn1_to_q": f"down_blocks.1.attentions.0.{inside[0]}",
+        "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
+        "middle_block_2_emb_layers_1": "mid_block.resnets.1.time_emb_proj",
+        "output_blocks_2_1_transformer_blocks_9_ff_net_0_proj": f"up_blocks.0.attentions.2.{inside[1]}",
+        "output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
+    }
+    content = {}
+    for rank, name in enumerate(names, start=1):
+        content[f"lora_unet_{name}.lora_down.weight"] = torch.zeros(rank, 3)
+        content[f"lora_unet_{name}.lora_up.weight"] = torch.zeros(5, rank)
+        content[f"lora_unet_{name}.alpha"] = torch.tensor(rank / 2)
+    content["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"] = torch.zeros(2, 2)
+    lora = read(tmp_path / "x.safetensors", content)
+    assert lora.network_alphas == {f"unet.{module}.alpha": r / 2 for r, module in enumerate(names.values(), start=1)}
+    assert lora.text_tensors == 1
+
+
+@pytest.mark.parametrize("spelling", ["hook", "lora.down", "kohya"])
+def test_alpha_of_each_layer(tmp_path: Path, plain: dict[str, torch.Tensor], spelling: str) -> None:
+    """Also with ranks that differ, and with an alpha for some layers only: the others keep alpha = rank."""
+    content, wanted = {}, {}
+    for number, module in enumerate(sorted({key.split(".lora_")[0] for key in plain})):
+        rank = 2 + number % 3
+        for half, size in (("lora_A.weight", 0), ("lora_B.weight", 1)):
+            key = f"{module}.{half}"
+            content[SPELLINGS[spelling](key)] = plain[key].narrow(size, 0, rank if rank < 4 else 4).contiguous()
+        wanted[module] = 1.0
+        if number % 4:
+            alpha = 1.0 + number % 5
+            content[SPELLINGS[spelling](f"{module}.lora_A.weight").split(".lora")[0] + ".alpha"] = torch.tensor(alpha)
+            wanted[module] = alpha / rank
+    layers = load(read(tmp_path / "x.safetensors", content))
+    assert {name: layer.scaling["std"] for name, layer in layers.items()} == wanted
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_alpha_from_what_diffusers_and_peft_save(tmp_path: Path, rslora: bool) -> None:
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    unet = small_unet()
+    special = {"mid_block.resnets.0.conv1": 3}
+    config = LoraConfig(
+        r=4, lora_alpha=16, target_modules=["to_q", "conv1"], use_rslora=rslora, alpha_pattern=special
+    )
+    unet.add_adapter(config, "trained")
+    wanted = {name: module.scaling["trained"] for name, module in unet.named_modules() if hasattr(module, "lora_A")}
+    assert set(wanted.values()) == ({8, 1.5} if rslora else {4, 0.75})
+    state = get_peft_model_state_dict(unet, adapter_name="trained")
+    StableDiffusionXLImg2ImgPipeline.save_lora_weights(
+        tmp_path, state, unet_lora_adapter_metadata=unet.peft_config["trained"].to_dict()
+    )
+    unet.save_lora_adapter(tmp_path / "unet", "trained")
+    state = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
+    beside = tensors(tmp_path / "peft" / "adapter_model.safetensors", state)
+    config.save_pretrained(beside.parent)
+    for path in (*tmp_path.rglob("pytorch_lora_weights.safetensors"), beside):
+        file = resolve_lora(str(path), model=model(tmp_path), task="i2i", eta=0.75)
+        assert file
+        scaling = {name: layer.scaling["std"] for name, layer in load(read_lora(file)).items()}
+        assert scaling == pytest.approx(wanted, rel=1e-12)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def drop_b(content: dict[str, torch.Tensor]) -> None:
+    del content["unet.mid_block.resnets.0.conv1.lora_B.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_b, "1 layers lack lora_A or lora_B .first mid_block.resnets.0.conv1"),
+        (lambda c: c.update({"unet.conv_in.lokr_w1": torch.zeros(1)}), "lokr_w1' is no LoRA pair"),
+        (lambda c: c.update({"unet.conv_in.lora_A.bias": torch.zeros(1)}), "lora_A.bias' is no LoRA pair"),
+        (lambda c: c.update({"unet.a(b)+.lora_A.weight": torch.zeros(1)}), "is no LoRA pair"),
+        (lambda c: c.update({"unet.conv_in.alpha": torch.zeros(1)}), "conv_in.alpha' is not the alpha of a layer"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.alpha": torch.tensor(math.inf)}), "is not the alpha"),
+        (lambda c: c.update({"mid_block.resnets.0.conv1.lora_A.weight": torch.zeros(1)}), "several of its tensors"),
+        (lambda c: c.update({"lora_unet_x.lora_down.weight": torch.zeros(1)}), "its lora_unet_. keys are not"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_B.weight": torch.zeros(8, 9, 1, 1)}), "copy it"),
+    ],
+)
+def test_tensors_that_are_no_pairs(tmp_path: Path, plain: dict[str, torch.Tensor], change: Any, message: str) -> None:
+    content = {f"unet.{key}": tensor for key, tensor in plain.items()}
+    change(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "x.safetensors", content)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("{", "[]", "[" * 100_000, '{"unet.lora_alpha": "much"}', '{"lora_alpha": NaN}'),
+        *('{"alpha_pattern": {"(a+)+$": 1}}', '{"alpha_pattern": 3}'),
+    ],
+)
+def test_adapter_config_that_cannot_be_used(tmp_path: Path, plain: dict[str, torch.Tensor], config: str) -> None:
+    with pytest.raises(InputError, match="adapter config cannot be used"):
+        read(tmp_path / "x.safetensors", plain, {"lora_adapter_metadata": config})
+
+
+def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
+    state = {f"unet.{key}": tensor for key, tensor in plain.items()}
+    lora = LoraWeights("mine", state, {}, 0)
+    motion = {f"unet.down_blocks.0.motion_modules.0.proj_in.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
+    assert check_lora(LoraWeights("mine", state | motion, {}, 0), small_unet()) == (len(state), len(state) + 2)
+    with pytest.raises(InputError, match="0 of 2 tensors match this UNet: made for another architecture?"):
+        check_lora(LoraWeights("mine", motion, {}, 0), small_unet())
+    with torch.device("meta"):
+        sdxl = UNet2DConditionModel(**SHAPE, **SDXL)
+    with pytest.raises(InputError, match=r"layers differ in shape \(first down_blocks.*made for another architecture"):
+        check_lora(lora, sdxl)
+    state.pop("unet.mid_block.resnets.0.conv1.lora_A.weight")
+    with pytest.raises(InputError, match="1 layers lack lora_A or lora_B"):
+        check_lora(lora, small_unet())
+    full = {f"unet.{key}": tensor for key, tensor in pairs(sdxl, rank=64, device="meta").items()}
+    assert check_lora(LoraWeights("published", full, {}, 0), sdxl) == (1576, 1576)  # 788 layers
