@@ -1,0 +1,73 @@
+"""What a person, or a program reading `--json`, sees of a run. The only module that knows Rich.
+
+Results go to stdout, one line each; progress, notices and errors to stderr. Progress is drawn on a terminal only.
+"""
+
+import json
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+Event = dict[str, Any]
+
+
+class Reporter:
+    """Shows events as they come; use as a context manager, so that the terminal is left clean."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.out, self.err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("ETA"), TimeRemainingColumn(), console=self.err, transient=True,
+            disable=as_json or quiet or not self.err.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if self.as_json:
+            print(json.dumps(event, ensure_ascii=False), flush=True)
+        elif event["event"] == "error":
+            self.bar.stop()
+            self.err.print(Text.assemble(("error: ", "bold red"), event["message"]))
+        elif not self.quiet:
+            getattr(self, f"_{event['event']}")(event)
+
+    def _start(self, e: Event) -> None:
+        lora = f" + {e['lora']}" if e["lora"] else ""
+        self._line(Text(f"{e['model']}{lora} on {e['device']} in {e['dtype']}", "dim"))
+
+    def _notice(self, e: Event) -> None:
+        self._line(Text.assemble(("note: ", "yellow"), e["message"]))
+
+    def _progress(self, e: Event) -> None:
+        if e["stage"] == "load":
+            self.bar.update(self.task, description=f"loading {e['model']}", total=None)
+            return
+        which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
+        # the steps of all pictures on one bar, so that its ETA is the whole run's
+        done, steps = (e["index"] - 1) * e["steps"] + e["step"], e["total"] * e["steps"]
+        if done == 0:
+            self.bar.reset(self.task)  # loading must not count in the ETA
+        self.bar.update(self.task, description=f"{_short(e['input'])}{which}", completed=done, total=steps)
+
+    def _result(self, e: Event) -> None:
+        line = Text.assemble((e["output"] or e["input"], "bold"), f"  {e['width']} x {e['height']}  {e['seconds']:.1f} s")
+        (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
+
+    def _line(self, text: Text) -> None:
+        (self.bar.console if not self.bar.disable else self.err).print(text)
+
+
+def _short(name: str, width: int = 24) -> str:
+    return name if len(name) <= width else name[: width // 2 - 1] + "…" + name[-(width // 2) :]

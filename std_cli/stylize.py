@@ -1,0 +1,193 @@
+"""Stylization as functions: what the commands call, and what a script or a notebook can.
+
+What happens is told through `on_event`, one dictionary at a time, JSON-ready, with "event" one of
+
+    start     model, lora (names), device, dtype, total (pictures), settings, version
+    notice    message: something that the user should know
+    progress  stage: "load" or "picture"; for a picture also input, index (1..total), total, step, steps
+    result    input, output (null if not written), width, height, seconds, index, total
+    error     message, code: the run ends here (told by the command line, not by these functions)
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from std_cli import __version__
+from std_cli.config import ImageSettings, Pack, image_settings, parse_size, parse_style
+from std_cli.errors import InputError
+from std_cli.image import (
+    OUTPUT_SUFFIXES, Picture, attach_alpha, check_writable, expand_inputs, fit_to, read_picture, save_picture, working_size,
+)  # fmt: skip
+from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, resolve_model
+
+if TYPE_CHECKING:
+    from std_cli.schedule import Schedule
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+Source = Path | Image.Image
+Style = str | Path | Image.Image | tuple[str | Path | Image.Image, float]
+
+
+def stylize_image(inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image], *args: Any, **options: Any) -> list[Image.Image]:
+    """Stylize pictures and return them, RGB or RGBA, in the order of the inputs. Parameters as in `stylize_images`."""
+    return list(stylize_images(inputs, *args, **options))
+
+
+def stylize_images(
+    inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    style: Style | Sequence[Style],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    on_event: OnEvent = lambda event: None,
+    size: str | int | tuple[int, int] | None = None,
+    **settings: Any,
+) -> Iterator[Image.Image]:
+    """Stylize pictures one by one with one loaded model; each is written before the next is begun.
+
+    inputs: files, folders, glob patterns, or PIL images. style: one or more references, each with an optional weight
+    ("ref.png:0.5" or a pair); the weights are normalised. output: a file (one input), a folder, or None to write nothing.
+    size: "768x512", the long side, or the model's own. The other settings are the fields of `config.ImageSettings`.
+
+    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
+    """
+    given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
+    image_settings(given)  # wrong in any case, whatever the model says
+    sources = _sources(inputs)
+    pictures = [_read(source).rgb.size for source in sources]  # decoded once here, so that a damaged one is known in time
+    styles = _styles(style)
+    references = [_read(source, "--style ").rgb for source, _ in styles]
+    targets, folder = _targets(sources, output)
+    if folder is None or folder.exists():
+        _check_writable(targets, overwrite)
+    files = resolve_model(str(given.get("model") or ImageSettings().model))
+    s = image_settings(given, files.pack, f"{files.base}/std.json")
+    pack = Pack(**files.pack)
+    sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
+    lora = resolve_lora(s.lora, model=files, task="i2i", eta=s.eta)
+    schedule = _schedule(s, lora)
+    if folder is not None and not folder.exists():  # made last, so that no other error leaves it behind
+        _make_folder(folder)
+        _check_writable(targets, overwrite)
+
+    on_event({"event": "progress", "stage": "load", "model": files.name})
+    from std_cli.pipeline import ImagePipeline, choose_device, choose_dtype, name_dtype
+
+    device = choose_device(s.device)
+    dtype = choose_dtype(s.dtype, device)
+    facts = _facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
+    on_event({"event": "start", "total": len(sources), **facts})
+    pipeline = ImagePipeline(files, lora, device, dtype, s.offload, s.compile)
+    for message in [*([lora.notice] if lora and lora.notice else []), *pipeline.notices]:
+        on_event({"event": "notice", "message": message})
+    pipeline.set_style(references, [weight for _, weight in styles], s.style_scale, s.style_blocks)
+
+    for i, (source, target, working) in enumerate(zip(sources, targets, sizes, strict=True), 1):
+        begin, about = time.monotonic(), {"input": _name(source), "index": i, "total": len(sources)}
+
+        def on_step(step: int, about: Event = about) -> None:
+            on_event({"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps})
+
+        on_step(0)
+        picture = _read(source)
+        fit = fit_to(*picture.rgb.size, working)
+        result = fit.undo(pipeline.stylize(fit.apply(picture.rgb), s, schedule, on_step))
+        if picture.alpha is not None:
+            result = attach_alpha(result, picture.alpha)
+        if target is not None:
+            save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
+        on_event({"event": "result", **about, "output": str(target) if target else None, "width": result.width,
+                  "height": result.height, "seconds": round(time.monotonic() - begin, 3)})  # fmt: skip
+        yield result
+
+
+def _sources(inputs: Any) -> list[Source]:
+    if isinstance(inputs, str | Path | Image.Image):
+        inputs = [inputs]
+    sources: list[Source] = []
+    for item in inputs:
+        sources += [item] if isinstance(item, Image.Image) else expand_inputs([item])
+    if not sources:
+        raise InputError("no input: give pictures, folders of pictures, or patterns such as 'photos/*.jpg'")
+    return sources
+
+
+def _targets(sources: list[Source], output: str | Path | None) -> tuple[list[Path | None], Path | None]:
+    """Where each result goes, the named file or NAME_stylized.png in the named folder; and that folder."""
+    if output is None:
+        return [None] * len(sources), None
+    path = Path(output).expanduser()
+    if path.suffix.lower() in OUTPUT_SUFFIXES and not path.is_dir():
+        if len(sources) > 1:
+            raise InputError(f"-o {output}: one file for {len(sources)} pictures: give a folder")
+        return [path], None
+    if path.suffix and not path.is_dir():
+        raise InputError(f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or a folder that exists")
+    names = [s.stem if isinstance(s, Path) else f"picture{i}" for i, s in enumerate(sources, 1)]
+    targets = [path / f"{name}_stylized.png" for name in names]
+    if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
+        raise InputError(f"two inputs would both be written to {double}: rename one, or give them in two runs")
+    return list(targets), path
+
+
+def _check_writable(targets: list[Path | None], overwrite: bool) -> None:
+    for target in filter(None, targets):
+        check_writable(target, overwrite)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir()
+    except OSError as e:
+        raise InputError(f"-o {folder}: the folder cannot be made ({e.strerror}): choose another") from None
+
+
+def _styles(style: Any) -> list[tuple[Source, float]]:
+    """The references with their weights, which sum to 1."""
+    items = [style] if isinstance(style, str | Path | Image.Image | tuple) else list(style)
+    if not items:
+        raise InputError("--style is missing: give a reference picture, such as --style painting.png")
+    pairs = [item if isinstance(item, tuple) else parse_style(item) if isinstance(item, str) else (item, 1.0) for item in items]
+    total = sum(weight for _, weight in pairs)
+    if not all(0 < weight < math.inf for _, weight in pairs):
+        raise InputError(f"--style weights {[weight for _, weight in pairs]}: each must be above 0")
+    return [(source if isinstance(source, Image.Image) else Path(source), weight / total) for source, weight in pairs]
+
+
+def _read(source: Source, flag: str = "") -> Picture:
+    if not isinstance(source, Image.Image):
+        try:
+            return read_picture(source)
+        except InputError as e:
+            raise InputError(f"{flag}{e}") from None
+    alpha = source.getchannel("A") if source.mode == "RGBA" else None
+    return Picture(source.convert("RGB"), alpha, Path("picture"))
+
+
+def _schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
+    """`auto` follows the LoRA's metadata, and is the published schedule without."""
+    if s.schedule == "auto":
+        return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
+    return s.schedule
+
+
+def _facts(s: ImageSettings, schedule: str, files: ModelFiles, lora: LoraFile | None, device: str, dtype: str,
+           styles: list[tuple[Source, float]]) -> Event:  # fmt: skip
+    """The resolved request, as it is told at the start and kept in every output."""
+    settings = s.model_dump(mode="json") | {
+        "schedule": schedule, "device": device, "dtype": dtype, "model": {"name": files.name, "sha256": fingerprint(files.base)},
+        "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)} if lora else None,
+        "style": [{"name": _name(source), "weight": round(weight, 6)} for source, weight in styles],
+    }  # fmt: skip
+    return {"version": __version__, "model": files.name, "lora": lora.name if lora else None, "device": device, "dtype": dtype,
+            "settings": settings}  # fmt: skip
+
+
+def _name(source: Source) -> str:
+    return "picture" if isinstance(source, Image.Image) else source.name

@@ -1,0 +1,77 @@
+"""Does the embedded pack stylize? Figures and a contact sheet: `python -m tests.bench.pack --out sheet.png`.
+
+Photographs: scikit-image's astronaut, chelsea, coffee, and any --photo. References: the styles in examples/ and any
+--style. Each figure is for the default settings, relative to the photograph itself (1 is no better than the photograph).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+from std_cli import stylize_image
+from tests.measures import colour_distance, edge_correlation, texture_distance, texture_energies
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TARGETS = {"colour": 0.6, "texture": 0.9, "edges": 0.5}
+
+
+def square(picture, side):
+    """The middle square, side x side."""
+    n = min(picture.size)
+    x, y = (picture.width - n) // 2, (picture.height - n) // 2
+    return picture.convert("RGB").crop((x, y, x + n, y + n)).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--photo", type=Path, nargs="*", default=[])
+    p.add_argument("--style", type=Path, nargs="*", default=[])
+    p.add_argument("--side", type=int, default=256)
+    p.add_argument("--model", default="tiny")
+    p.add_argument("--out", type=Path)
+    p.add_argument("--cfg", type=float)
+    p.add_argument("--eta", type=float)
+    p.add_argument("--seed", type=int)
+    a = p.parse_args()
+    options = {"model": a.model, "cfg": a.cfg, "eta": a.eta, "seed": a.seed, "size": a.side}
+    photos = {n: square(Image.fromarray(getattr(data, n)()), a.side) for n in ("astronaut", "chelsea", "coffee")}
+    photos |= {f.stem: square(Image.open(f), a.side) for f in a.photo}
+    styles = {f.stem: square(Image.open(f), a.side) for f in [*a.style, *sorted(EXAMPLES.glob("style-*.png"))]}
+    outputs = {s: dict(zip(photos, stylize_image(list(photos.values()), ref, **options), strict=True)) for s, ref in styles.items()}
+
+    print(f"{'style':24}{'photo':16}{'colour':>8}{'texture':>9}{'edges':>7}  nearest reference")
+    rows, hits = [], 0
+    # colour and texture on one footing: each divided by its mean over pairs of different references
+    apart = [(colour_distance(x, y), np.abs(texture_energies(x) - texture_energies(y)).mean()) for x in styles.values() for y in styles.values() if x is not y]
+    unit = np.mean(apart, 0)
+    for style, ref in styles.items():
+        for name, photo in photos.items():
+            out = outputs[style][name]
+            row = (colour_distance(out, ref) / colour_distance(photo, ref), texture_distance(out, ref) / texture_distance(photo, ref),
+                   edge_correlation(out, photo))  # fmt: skip
+            total = {s: colour_distance(out, r) / unit[0] + texture_distance(out, r) / unit[1] for s, r in styles.items()}
+            nearest = min(total, key=total.__getitem__)
+            hits += nearest == style
+            rows.append(row)
+            print(f"{style:24}{name:16}{row[0]:8.2f}{row[1]:9.2f}{row[2]:7.2f}  {nearest if nearest != style else 'own'}")
+    table = np.array(rows)
+    for i, (name, target) in enumerate(TARGETS.items()):
+        good = table[:, i] >= target if name == "edges" else table[:, i] <= target
+        print(f"{name:8} mean {table[:, i].mean():.2f}  median {np.median(table[:, i]):.2f}  target {target} met in {good.mean():.0%}")
+    print(f"nearest to its own reference: {hits} of {len(rows)}")
+    if a.out:
+        side = 128
+        rows = [[None, *styles.values()], *[[photo, *(outputs[s][n] for s in styles)] for n, photo in photos.items()]]
+        sheet = Image.new("RGB", (side * len(rows[0]), side * len(rows)), "white")
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row):
+                if picture is not None:
+                    sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
+        sheet.save(a.out)
+
+
+if __name__ == "__main__":
+    main()
