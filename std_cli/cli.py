@@ -13,8 +13,13 @@ from std_cli.config import Dtype, ImageSettings, Offload, ScheduleChoice, StyleB
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).")  # fmt: skip
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
+)
 stylize = typer.Typer(no_args_is_help=True, help="Give pictures the style of a reference.")
 app.add_typer(stylize, name="stylize")
 
@@ -41,11 +46,24 @@ def root(
 @stylize.command("image")
 def image(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns.")],
-    style: Annotated[list[str] | None, typer.Option("--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several.")] = None,
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="OUT", help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png here][/dim]")] = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option("--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png here][/dim]",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help=_help("prompt"))] = None,
-    negative_prompt: Annotated[str | None, typer.Option("-n", "--negative-prompt", help=_help("negative_prompt"))] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("-n", "--negative-prompt", help=_help("negative_prompt"))
+    ] = None,
     eta: Annotated[float | None, typer.Option("--eta", help=_help("eta"))] = None,
     steps: Annotated[int | None, typer.Option("--steps", help=_help("steps"))] = None,
     cfg: Annotated[float | None, typer.Option("--cfg", help=_help("cfg"))] = None,
@@ -55,15 +73,19 @@ def image(
     seed: Annotated[int | None, typer.Option("--seed", help=_help("seed"))] = None,
     schedule: Annotated[ScheduleChoice | None, typer.Option("--schedule", help=_help("schedule"))] = None,
     model: Annotated[str | None, typer.Option("--model", help=_help("model"))] = None,
-    lora: Annotated[str | None, typer.Option("--lora", metavar="auto|none|FILE|HUB_ID[:SCALE]", help=_help("lora"))] = None,
+    lora: Annotated[
+        str | None, typer.Option("--lora", metavar="auto|none|FILE|HUB_ID[:SCALE]", help=_help("lora"))
+    ] = None,
     device: Annotated[str | None, typer.Option("--device", help=_help("device"))] = None,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help=_help("dtype"))] = None,
     offload: Annotated[Offload | None, typer.Option("--offload", help=_help("offload"))] = None,
     compile: Annotated[bool, typer.Option("--compile", help=_help("compile", shown=False))] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Stylize pictures.
 
     Settings that are not given are the model's own defaults where its folder has a std.json, else those shown.
@@ -76,10 +98,28 @@ def image(
 
     with Reporter(as_json, quiet) as report:
         for _ in stylize_images(
-            inputs, style, output or ".", overwrite=overwrite, on_event=report, size=size, prompt=prompt, negative_prompt=negative_prompt,
-            eta=eta, steps=steps, cfg=cfg, style_scale=style_scale, style_blocks=style_blocks, seed=seed, schedule=schedule, model=model,
-            lora=lora, device=device, dtype=dtype, offload=offload, compile=compile or None,
-        ):  # fmt: skip
+            inputs,
+            style,
+            output or ".",
+            overwrite=overwrite,
+            on_event=report,
+            size=size,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            eta=eta,
+            steps=steps,
+            cfg=cfg,
+            style_scale=style_scale,
+            style_blocks=style_blocks,
+            seed=seed,
+            schedule=schedule,
+            model=model,
+            lora=lora,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+            compile=compile or None,
+        ):
             pass
 
 
@@ -119,7 +159,9 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("STD_DEBUG") == "1":
             raise
         text = " ".join(str(e).split()) or "no message"
-        return _fail(f"unexpected {type(e).__name__}: {text}: run again with STD_DEBUG=1 for the traceback", 1, arguments)
+        return _fail(
+            f"unexpected {type(e).__name__}: {text}: run again with STD_DEBUG=1 for the traceback", 1, arguments
+        )
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:

@@ -98,7 +98,9 @@ class Pack(Frozen):
     """The pack's own STD LoRAs: {file, task, eta}."""
 
 
-def image_settings(given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json") -> ImageSettings:
+def image_settings(
+    given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json"
+) -> ImageSettings:
     """Join what the user gave (None: not given) with the model's defaults and ours.
 
     Raises InputError with every problem in one line, in the spelling of the flags.
@@ -134,7 +136,7 @@ def parse_size(text: str) -> tuple[int, int] | int:
 
 
 def parse_style(text: str) -> tuple[Path, float]:
-    """ "ref.png:0.5" -> (ref.png, 0.5); the weight is 1 if not given. A file whose name ends so wins. Raises InputError."""
+    """ "ref.png:0.5" -> (ref.png, 0.5); the weight is 1 if not given. A real file wins. Raises InputError."""
     path = Path(text).expanduser()
     name, colon, weight = text.rpartition(":")
     if path.exists() or not colon or len(name) < 2:  # a single letter is a Windows drive

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 Event = dict[str, Any]
@@ -19,19 +27,31 @@ class Reporter:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self.out, self.err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out, self.err = (
+            Console(highlight=False, soft_wrap=True),
+            Console(stderr=True, highlight=False, soft_wrap=True),
+        )
         self.bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("ETA"), TimeRemainingColumn(), console=self.err, transient=True,
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
             disable=as_json or quiet or not self.err.is_terminal,
-        )  # fmt: skip
+        )
         self.task = self.bar.add_task("starting", total=None)
 
     def __enter__(self) -> Self:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def __call__(self, event: Event) -> None:
@@ -62,7 +82,9 @@ class Reporter:
         self.bar.update(self.task, description=f"{_short(e['input'])}{which}", completed=done, total=steps)
 
     def _result(self, e: Event) -> None:
-        line = Text.assemble((e["output"] or e["input"], "bold"), f"  {e['width']} x {e['height']}  {e['seconds']:.1f} s")
+        line = Text.assemble(
+            (e["output"] or e["input"], "bold"), f"  {e['width']} x {e['height']}  {e['seconds']:.1f} s"
+        )
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
 
     def _line(self, text: Text) -> None:

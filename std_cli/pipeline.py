@@ -1,6 +1,6 @@
 """Every inference call to diffusers: build the pipeline once, then stylize picture after picture.
 
-The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run equals the published snippet bit for bit;
+The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run equals the published snippet;
 what is ours is what surrounds it: which weights go where, embeddings kept between pictures, the exact timesteps.
 """
 
@@ -18,7 +18,11 @@ from std_cli.errors import InputError, StdError
 from std_cli.schedule import Schedule, quickstart_num_inference_steps, timesteps
 from std_cli.weights import LoraFile, ModelFiles, check_lora, read_lora
 
-STYLE_BLOCK = {"down": 0, "mid": 0, "up": {"block_0": [0, 1, 0], "block_1": 0}}  # where SDXL paints style (METHOD section 2)
+STYLE_BLOCK = {
+    "down": 0,
+    "mid": 0,
+    "up": {"block_0": [0, 1, 0], "block_1": 0},
+}  # where SDXL paints style (METHOD section 2)
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,7 +32,9 @@ def choose_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
     if count <= int(index or 0):
-        raise InputError(f"--device {name}: this machine has {count or 'no'} {kind} device{'s'[: count != 1]}: use --device auto")
+        raise InputError(
+            f"--device {name}: this machine has {count or 'no'} {kind} device{'s'[: count != 1]}: use --device auto"
+        )
     return torch.device(name)
 
 
@@ -42,8 +48,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 class ImagePipeline:
     """SDXL img2img with TCD, a fused STD LoRA and an IP-Adapter."""
 
-    def __init__(self, files: ModelFiles, lora: LoraFile | None, device: torch.device, dtype: torch.dtype,
-                 offload: Offload = "none", compile: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        files: ModelFiles,
+        lora: LoraFile | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: Offload = "none",
+        compile: bool = False,
+    ) -> None:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
         if offload != "none" and device.type == "cpu":
             raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
@@ -78,7 +91,12 @@ class ImagePipeline:
             )
         else:
             pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-                files.base, dtype=dtype, variant=files.variant, image_encoder=encoder, use_safetensors=True, local_files_only=True
+                files.base,
+                dtype=dtype,
+                variant=files.variant,
+                image_encoder=encoder,
+                use_safetensors=True,
+                local_files_only=True,
             )
         # as published; TCD itself ignores both
         pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
@@ -86,18 +104,26 @@ class ImagePipeline:
             weights = read_lora(lora)
             matched, total = check_lora(weights, pipe.unet)
             if matched < total:
-                self.notices.append(f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the others are left out")
-            pipe.load_lora_into_unet(weights.state_dict, weights.network_alphas, pipe.unet, adapter_name="std", _pipeline=pipe)
+                self.notices.append(
+                    f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the others are left out"
+                )
+            pipe.load_lora_into_unet(
+                weights.state_dict, weights.network_alphas, pipe.unet, adapter_name="std", _pipeline=pipe
+            )
             pipe.fuse_lora(components=["unet"], lora_scale=lora.scale)
             pipe.unload_lora_weights()
         folder = files.ip_adapter.parent
         pipe.load_ip_adapter(
-            str(folder.parent), subfolder=folder.name, weight_name=files.ip_adapter.name, image_encoder_folder=None, local_files_only=True
+            str(folder.parent),
+            subfolder=folder.name,
+            weight_name=files.ip_adapter.name,
+            image_encoder_folder=None,
+            local_files_only=True,
         )
         return pipe
 
     def set_style(self, references: Sequence[Image.Image], weights: Sequence[float], scale: float, blocks: str) -> None:
-        """Encode the references (RGB) and keep their weighted mean: embeddings of the unconditional and the styled side.
+        """Encode the references (RGB) and keep the weighted mean of their embeddings, unconditional and styled.
 
         `weights` sum to 1. The mean is of what the IP-Adapter takes: hidden states (plus) or image embeddings (plain).
         """
@@ -107,7 +133,9 @@ class ImagePipeline:
                 self.pipe.prepare_ip_adapter_image_embeds(r, None, self.device, 1, do_classifier_free_guidance=True)[0]
                 for r in references
             ]
-            self._style = torch.stack([e * w for e, w in zip(each, weights, strict=True)]).sum(0) if len(each) > 1 else each[0]
+            self._style = (
+                torch.stack([e * w for e, w in zip(each, weights, strict=True)]).sum(0) if len(each) > 1 else each[0]
+            )
 
     def _prompt(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
         key = (prompt, negative)
@@ -120,7 +148,9 @@ class ImagePipeline:
             self._prompts[key] = dict(zip(names, values, strict=True))
         return self._prompts[key]
 
-    def stylize(self, image: Image.Image, s: ImageSettings, schedule: Schedule, on_step: Callable[[int], None]) -> Image.Image:
+    def stylize(
+        self, image: Image.Image, s: ImageSettings, schedule: Schedule, on_step: Callable[[int], None]
+    ) -> Image.Image:
         """Stylize one RGB picture whose sides are multiples of 8; `on_step` gets the number of steps done.
 
         Raises StdError when memory runs out or the result is not finite.
@@ -141,11 +171,18 @@ class ImagePipeline:
             warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
             try:
                 out = self.pipe(
-                    image=image, ip_adapter_image_embeds=[style], guidance_scale=s.cfg, callback_on_step_end=step_done,
-                    generator=torch.Generator("cpu").manual_seed(s.seed), **when, **self._prompt(s.prompt, s.negative_prompt),
-                )  # fmt: skip
+                    image=image,
+                    ip_adapter_image_embeds=[style],
+                    guidance_scale=s.cfg,
+                    callback_on_step_end=step_done,
+                    generator=torch.Generator("cpu").manual_seed(s.seed),
+                    **when,
+                    **self._prompt(s.prompt, s.negative_prompt),
+                )
             except RuntimeWarning:
-                raise StdError(f"the result is not a number in {name_dtype(self.dtype)}: try --dtype bf16 or --dtype fp32") from None
+                raise StdError(
+                    f"the result is not a number in {name_dtype(self.dtype)}: try --dtype bf16 or --dtype fp32"
+                ) from None
         return out.images[0]  # type: ignore[no-any-return]
 
 
@@ -156,7 +193,9 @@ class oom_is_one_line:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            raise StdError("the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential") from error
+            raise StdError(
+                "the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential"
+            ) from error
 
 
 def _scaled(value: Any, scale: float) -> Any:

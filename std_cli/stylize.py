@@ -21,8 +21,16 @@ from std_cli import __version__
 from std_cli.config import ImageSettings, Pack, image_settings, parse_size, parse_style
 from std_cli.errors import InputError
 from std_cli.image import (
-    OUTPUT_SUFFIXES, Picture, attach_alpha, check_writable, expand_inputs, fit_to, read_picture, save_picture, working_size,
-)  # fmt: skip
+    OUTPUT_SUFFIXES,
+    Picture,
+    attach_alpha,
+    check_writable,
+    expand_inputs,
+    fit_to,
+    read_picture,
+    save_picture,
+    working_size,
+)
 from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, resolve_model
 
 if TYPE_CHECKING:
@@ -34,7 +42,9 @@ Source = Path | Image.Image
 Style = str | Path | Image.Image | tuple[str | Path | Image.Image, float]
 
 
-def stylize_image(inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image], *args: Any, **options: Any) -> list[Image.Image]:
+def stylize_image(
+    inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image], *args: Any, **options: Any
+) -> list[Image.Image]:
     """Stylize pictures and return them, RGB or RGBA, in the order of the inputs. Parameters as in `stylize_images`."""
     return list(stylize_images(inputs, *args, **options))
 
@@ -52,7 +62,8 @@ def stylize_images(
     """Stylize pictures one by one with one loaded model; each is written before the next is begun.
 
     inputs: files, folders, glob patterns, or PIL images. style: one or more references, each with an optional weight
-    ("ref.png:0.5" or a pair); the weights are normalised. output: a file (one input), a folder, or None to write nothing.
+    ("ref.png:0.5" or a pair); the weights are normalised. output: a file (one input), a folder, or None to write
+    nothing.
     size: "768x512", the long side, or the model's own. The other settings are the fields of `config.ImageSettings`.
 
     Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
@@ -60,7 +71,9 @@ def stylize_images(
     given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
     image_settings(given)  # wrong in any case, whatever the model says
     sources = _sources(inputs)
-    pictures = [_read(source).rgb.size for source in sources]  # decoded once here, so that a damaged one is known in time
+    pictures = [
+        _read(source).rgb.size for source in sources
+    ]  # decoded once here, so that a damaged one is known in time
     styles = _styles(style)
     references = [_read(source, "--style ").rgb for source, _ in styles]
     targets, folder = _targets(sources, output)
@@ -102,8 +115,16 @@ def stylize_images(
             result = attach_alpha(result, picture.alpha)
         if target is not None:
             save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
-        on_event({"event": "result", **about, "output": str(target) if target else None, "width": result.width,
-                  "height": result.height, "seconds": round(time.monotonic() - begin, 3)})  # fmt: skip
+        on_event(
+            {
+                "event": "result",
+                **about,
+                "output": str(target) if target else None,
+                "width": result.width,
+                "height": result.height,
+                "seconds": round(time.monotonic() - begin, 3),
+            }
+        )
         yield result
 
 
@@ -128,7 +149,9 @@ def _targets(sources: list[Source], output: str | Path | None) -> tuple[list[Pat
             raise InputError(f"-o {output}: one file for {len(sources)} pictures: give a folder")
         return [path], None
     if path.suffix and not path.is_dir():
-        raise InputError(f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or a folder that exists")
+        raise InputError(
+            f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or a folder that exists"
+        )
     names = [s.stem if isinstance(s, Path) else f"picture{i}" for i, s in enumerate(sources, 1)]
     targets = [path / f"{name}_stylized.png" for name in names]
     if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
@@ -153,7 +176,10 @@ def _styles(style: Any) -> list[tuple[Source, float]]:
     items = [style] if isinstance(style, str | Path | Image.Image | tuple) else list(style)
     if not items:
         raise InputError("--style is missing: give a reference picture, such as --style painting.png")
-    pairs = [item if isinstance(item, tuple) else parse_style(item) if isinstance(item, str) else (item, 1.0) for item in items]
+    pairs = [
+        item if isinstance(item, tuple) else parse_style(item) if isinstance(item, str) else (item, 1.0)
+        for item in items
+    ]
     total = sum(weight for _, weight in pairs)
     if not all(0 < weight < math.inf for _, weight in pairs):
         raise InputError(f"--style weights {[weight for _, weight in pairs]}: each must be above 0")
@@ -177,16 +203,32 @@ def _schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
     return s.schedule
 
 
-def _facts(s: ImageSettings, schedule: str, files: ModelFiles, lora: LoraFile | None, device: str, dtype: str,
-           styles: list[tuple[Source, float]]) -> Event:  # fmt: skip
+def _facts(
+    s: ImageSettings,
+    schedule: str,
+    files: ModelFiles,
+    lora: LoraFile | None,
+    device: str,
+    dtype: str,
+    styles: list[tuple[Source, float]],
+) -> Event:
     """The resolved request, as it is told at the start and kept in every output."""
     settings = s.model_dump(mode="json") | {
-        "schedule": schedule, "device": device, "dtype": dtype, "model": {"name": files.name, "sha256": fingerprint(files.base)},
+        "schedule": schedule,
+        "device": device,
+        "dtype": dtype,
+        "model": {"name": files.name, "sha256": fingerprint(files.base)},
         "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)} if lora else None,
         "style": [{"name": _name(source), "weight": round(weight, 6)} for source, weight in styles],
-    }  # fmt: skip
-    return {"version": __version__, "model": files.name, "lora": lora.name if lora else None, "device": device, "dtype": dtype,
-            "settings": settings}  # fmt: skip
+    }
+    return {
+        "version": __version__,
+        "model": files.name,
+        "lora": lora.name if lora else None,
+        "device": device,
+        "dtype": dtype,
+        "settings": settings,
+    }
 
 
 def _name(source: Source) -> str:

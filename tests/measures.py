@@ -33,14 +33,16 @@ def texture_energies(picture):
     light = (light - light.mean()) / max(light.std(), 1e-3)
     out = []
     for sigma in SCALES:
-        yy, xx, xy = (ndimage.gaussian_filter(light, sigma, order, mode="mirror") * sigma**2 for order in ((2, 0), (0, 2), (1, 1)))
+        yy, xx, xy = (
+            ndimage.gaussian_filter(light, sigma, order, mode="mirror") * sigma**2 for order in ((2, 0), (0, 2), (1, 1))
+        )
         for c, s in zip(np.cos(ANGLES), np.sin(ANGLES), strict=True):
             out.append(np.log(np.sqrt(np.mean((c * c * xx + 2 * c * s * xy + s * s * yy) ** 2)) + 1e-3))
     return np.array(out)
 
 
 def texture_distance(a, b):
-    """Mean absolute difference of the log energies; `b` is brought to `a`'s size first, since a reference may be of any."""
+    """Mean absolute difference of the log energies; `b` is brought to `a`'s size first."""
     return float(np.abs(texture_energies(a) - texture_energies(b.resize(a.size))).mean())
 
 

@@ -98,7 +98,10 @@ def test_a_lora_that_matches_nothing(here, picture, reference, capsys):
     import torch
     from safetensors.torch import save_file
 
-    save_file({"unet.other.lora_A.weight": torch.ones(4, 8), "unet.other.lora_B.weight": torch.ones(8, 4)}, here / "l.safetensors")
+    save_file(
+        {"unet.other.lora_A.weight": torch.ones(4, 8), "unet.other.lora_B.weight": torch.ones(8, 4)},
+        here / "l.safetensors",
+    )
     error = one_error(capsys, "stylize", "image", picture, "--style", reference, *FAST, "--lora", "l.safetensors", "-q")
     assert "0 of 2 tensors match" in error
 
@@ -114,8 +117,25 @@ def test_a_missing_model_without_network(here, picture, reference):
 def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
     for name in "abcdefgh":
         photo.resize((128, 128)).save(here / f"{name}.png")
-    command = [sys.executable, "-m", "std_cli", "stylize", "image", "*.png", "--style", str(reference), "--model", "tiny", "--size", "128",
-               "--steps", "20", "-o", "out", "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "std_cli",
+        "stylize",
+        "image",
+        "*.png",
+        "--style",
+        str(reference),
+        "--model",
+        "tiny",
+        "--size",
+        "128",
+        "--steps",
+        "20",
+        "-o",
+        "out",
+        "--json",
+    ]
     with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if json.loads(line)["event"] == "result":
@@ -135,12 +155,18 @@ def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
 
 def test_full_disk(here, picture, reference):
     """A file size limit stands for it: the system refuses the bytes in the same way."""
-    script = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); " \
-             "import sys; from std_cli.cli import run; sys.exit(run(sys.argv[1:]))"  # fmt: skip
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); "
+        "import sys; from std_cli.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, "stylize", "image", str(picture), "--style", str(reference), *FAST, "-q"],
-        cwd=here, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1 and "disk" in done.stderr
     assert [p.name for p in here.iterdir() if "stylized" in p.name] == []

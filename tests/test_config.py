@@ -46,7 +46,12 @@ def test_no_sizes(text):
 def test_styles(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").touch()
-    assert [str(parse_style(t)[0]) for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == ["ref.png", "a:2", "C:\\ref.png", "ref.png"]
+    assert [str(parse_style(t)[0]) for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == [
+        "ref.png",
+        "a:2",
+        "C:\\ref.png",
+        "ref.png",
+    ]
     assert [parse_style(t)[1] for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == [0.5, 1, 1, 1]
     for text in ("ref.png:0", "ref.png:-1", "ref.png:nan"):
         with pytest.raises(InputError, match="weight"):

@@ -27,13 +27,21 @@ def snippet(image, reference, prompt, negative, n, eta, cfg, seed, blocks=None):
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
-    pipe.load_ip_adapter(str(folder), subfolder="ip_adapter", weight_name="ip-adapter-plus_tiny.safetensors", image_encoder_folder=None)
+    pipe.load_ip_adapter(
+        str(folder), subfolder="ip_adapter", weight_name="ip-adapter-plus_tiny.safetensors", image_encoder_folder=None
+    )
     pipe.set_ip_adapter_scale(blocks or {"down": 0, "mid": 0, "up": {"block_0": [0, 1, 0], "block_1": 0}})
     pipe.set_progress_bar_config(disable=True)
     return pipe(
-        prompt=prompt, negative_prompt=negative, num_inference_steps=n, guidance_scale=cfg, strength=eta, image=image,
-        ip_adapter_image=reference, generator=torch.Generator("cpu").manual_seed(seed),
-    ).images[0]  # fmt: skip
+        prompt=prompt,
+        negative_prompt=negative,
+        num_inference_steps=n,
+        guidance_scale=cfg,
+        strength=eta,
+        image=image,
+        ip_adapter_image=reference,
+        generator=torch.Generator("cpu").manual_seed(seed),
+    ).images[0]
 
 
 @pytest.mark.parametrize(("steps", "eta", "n", "cfg"), [(8, 0.75, 11, 6), (4, 0.95, 5, 2.5), (2, 0.5, 4, 1)])
@@ -41,9 +49,22 @@ def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n
     image, style = photo.resize((96, 64)), Image.open(reference).copy()
     want = snippet(image, style, "stick figure", "blurred", n, eta, cfg, 7)
     [got] = stylize_image(
-        image, style, model="tiny", size=(96, 64), prompt="stick figure", negative_prompt="blurred", steps=steps, eta=eta, cfg=cfg,
-        seed=7, schedule="quickstart", style_blocks="style", lora="none", device="cpu", dtype="fp32",
-    )  # fmt: skip
+        image,
+        style,
+        model="tiny",
+        size=(96, 64),
+        prompt="stick figure",
+        negative_prompt="blurred",
+        steps=steps,
+        eta=eta,
+        cfg=cfg,
+        seed=7,
+        schedule="quickstart",
+        style_blocks="style",
+        lora="none",
+        device="cpu",
+        dtype="fp32",
+    )
     assert difference(got, want) <= 1
 
 
@@ -57,13 +78,21 @@ def test_stock_diffusers_loads_the_pack_in_half_precision(photo, reference):
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 25e6
 
 
-@pytest.mark.parametrize(("steps", "eta", "schedule"), [(1, 0.01, "quickstart"), (3, 1.0, "aligned"), (40, 0.5, "quickstart")])
+@pytest.mark.parametrize(
+    ("steps", "eta", "schedule"), [(1, 0.01, "quickstart"), (3, 1.0, "aligned"), (40, 0.5, "quickstart")]
+)
 def test_steps_are_the_steps_that_run(photo, reference, steps, eta, schedule):
     seen = []
     [out] = stylize_image(
-        photo, reference, model="tiny", size=64, steps=steps, eta=eta, schedule=schedule,
+        photo,
+        reference,
+        model="tiny",
+        size=64,
+        steps=steps,
+        eta=eta,
+        schedule=schedule,
         on_event=lambda e: seen.append(e.get("step")) if e.get("stage") == "picture" else None,
-    )  # fmt: skip
+    )
     assert seen == list(range(steps + 1))
     assert out.size == (64, 64)
 
@@ -129,12 +158,15 @@ def test_a_model_folder_with_defaults_of_its_own(tmp_path, photo, reference):
     (folder / "std.json").write_text('{"base_resolution": 64, "size_by": "long_side", "i2i": {"steps": 2, "cfg": 1.0}}')
     steps = []
     [out] = stylize_image(
-        photo, reference, model=str(folder), on_event=lambda e: steps.append(e["settings"]) if e["event"] == "start" else None
+        photo,
+        reference,
+        model=str(folder),
+        on_event=lambda e: steps.append(e["settings"]) if e["event"] == "start" else None,
     )
     assert out.size == (64, 64)
     assert (steps[0]["steps"], steps[0]["cfg"], steps[0]["eta"]) == (2, 1.0, 0.75)
     (folder / "std.json").write_text('{"i2i": {"steps": 0}}')
-    with pytest.raises(InputError, match="std.json: steps 0"):
+    with pytest.raises(InputError, match=r"std\.json: steps 0"):
         stylize_image(photo, reference, model=str(folder))
 
 
@@ -143,7 +175,9 @@ def test_a_lora_changes_the_picture_by_its_scale(tmp_path, photo, reference):
     from safetensors.torch import save_file
 
     layer = "up_blocks.0.resnets.0.conv1"
-    weight = UNet2DConditionModel.from_pretrained(resolve_model("tiny").base, subfolder="unet").get_submodule(layer).weight
+    weight = (
+        UNet2DConditionModel.from_pretrained(resolve_model("tiny").base, subfolder="unet").get_submodule(layer).weight
+    )
     torch.manual_seed(0)
     state = {
         f"unet.{layer}.lora_A.weight": torch.randn(4, weight.shape[1], 3, 3) * 0.3,

@@ -112,7 +112,10 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
 
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(tmp_path / "pack", dtype=torch.float32)
     pipe.load_ip_adapter(
-        str(tmp_path / "pack"), subfolder="ip_adapter", weight_name="ip-adapter-plus_tiny.safetensors", image_encoder_folder=None
+        str(tmp_path / "pack"),
+        subfolder="ip_adapter",
+        weight_name="ip-adapter-plus_tiny.safetensors",
+        image_encoder_folder=None,
     )
     pipe.set_ip_adapter_scale(1.0)
     g = torch.Generator().manual_seed(1)
@@ -125,7 +128,10 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
         hidden = pipe.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
         states, _, pooled, _ = pipe.encode_prompt("halftone print", device="cpu", do_classifier_free_guidance=False)
         got = pipe.unet(
-            x, t, states, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden[:, None]]}
+            x,
+            t,
+            states,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden[:, None]]},
         ).sample
     assert states.shape == (1, 32, CROSS)
     assert (got - want).abs().max() < 0.02 * want.std()  # weights were rounded to fp16

@@ -522,7 +522,7 @@ def small_unet() -> UNet2DConditionModel:
 
 
 def pairs(unet: torch.nn.Module, rank: int, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """"<module>.lora_A.weight" and "<module>.lora_B.weight" for every layer that the method adapts."""
+    """ "<module>.lora_A.weight" and "<module>.lora_B.weight" for every layer that the method adapts."""
     found = {}
     for name, module in unet.named_modules():
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) and name.endswith(tuple(f".{t}" for t in TARGETS)):
@@ -629,9 +629,7 @@ def test_alpha_from_what_diffusers_and_peft_save(tmp_path: Path, rslora: bool) -
 
     unet = small_unet()
     special = {"mid_block.resnets.0.conv1": 3}
-    config = LoraConfig(
-        r=4, lora_alpha=16, target_modules=["to_q", "conv1"], use_rslora=rslora, alpha_pattern=special
-    )
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["to_q", "conv1"], use_rslora=rslora, alpha_pattern=special)
     unet.add_adapter(config, "trained")
     wanted = {name: module.scaling["trained"] for name, module in unet.named_modules() if hasattr(module, "lora_A")}
     assert set(wanted.values()) == ({8, 1.5} if rslora else {4, 0.75})

@@ -1,7 +1,7 @@
 """The training set: groups of one reference and two targets in the same style, as shards of plain and styled pictures.
 
-A shard is `groups-NNNN.npz`: reference uint8 (G, 128, 128, 3); plain and styled uint8 (G, 2, 256, 256, 3); kind int (G,);
-caption (G, 2). Shard N follows from (seed, N) alone, so that a run cut short goes on where it stopped.
+A shard is `groups-NNNN.npz`: reference uint8 (G, 128, 128, 3); plain and styled uint8 (G, 2, 256, 256, 3);
+kind int (G,); caption (G, 2). Shard N follows from (seed, N) alone, so that a run cut short goes on where it stopped.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -44,8 +44,14 @@ def make_shard(folder: Path, seed: int, number: int) -> None:
         kinds.append(list(styles.KINDS).index(style.kind))
     part = path.with_suffix(".part.npz")
     shape = (GROUPS, 2, S, S, 3)
-    np.savez(part, reference=np.stack(reference), plain=np.stack(plain).reshape(shape), styled=np.stack(styled).reshape(shape),
-             kind=np.array(kinds), caption=np.array(captions).reshape(GROUPS, 2))  # fmt: skip
+    np.savez(
+        part,
+        reference=np.stack(reference),
+        plain=np.stack(plain).reshape(shape),
+        styled=np.stack(styled).reshape(shape),
+        kind=np.array(kinds),
+        caption=np.array(captions).reshape(GROUPS, 2),
+    )
     part.rename(path)
 
 

@@ -1,4 +1,4 @@
-"""Write the trained parts as a pack: a diffusers folder in fp16 that stock classes load, and its IP-Adapter beside it."""
+"""Write the trained parts as a pack: a diffusers folder in fp16 that stock classes load, with its IP-Adapter."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from std_cli.tinypack.model import VISION_SIZE, Denoiser, make_unet
 
-# What suits this pack: structure is kept and style is everywhere in so small a network, so the reference acts in all blocks.
+# What suits this pack: in so small a network style is everywhere, so the reference acts in all blocks.
 STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
@@ -21,13 +21,20 @@ STD_JSON = {
 
 
 def ip_adapter_state(net: Denoiser) -> dict[str, Tensor]:
-    """The IP-Adapter in its published layout: image_proj.* and ip_adapter.N.*, N odd, in the order of the attentions."""
+    """The IP-Adapter in its published layout: image_proj.* and ip_adapter.N.*, N odd, in attention order."""
     out = {}
     for i, processor in enumerate(p for n, p in net.unet.attn_processors.items() if n.endswith("attn2.processor")):
         out[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = processor.to_k_ip[0].weight
         out[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = processor.to_v_ip[0].weight
-    names = {"attn.to_q": "0.to_q", "attn.to_out.0": "0.to_out", "ln0": "0.norm1", "ln1": "0.norm2", "ff.0": "1.0",
-             "ff.1.net.0.proj": "1.1", "ff.1.net.2": "1.3"}  # fmt: skip
+    names = {
+        "attn.to_q": "0.to_q",
+        "attn.to_out.0": "0.to_out",
+        "ln0": "0.norm1",
+        "ln1": "0.norm2",
+        "ff.0": "1.0",
+        "ff.1.net.0.proj": "1.1",
+        "ff.1.net.2": "1.3",
+    }
     state = net.unet.encoder_hid_proj.image_projection_layers[0].state_dict()
     for key, value in state.items():
         if not key.startswith("layers."):
@@ -50,13 +57,27 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
     own = unet.state_dict().keys()
     unet.load_state_dict({k: v for k, v in net.unet.state_dict().items() if k in own})
     size = {"height": VISION_SIZE, "width": VISION_SIZE}
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
     pipe = StableDiffusionXLImg2ImgPipeline(
-        vae=AutoencoderKL.from_pretrained(vae_folder), text_encoder=net.text, text_encoder_2=net.text_2, tokenizer=tokenizer,
-        tokenizer_2=tokenizer, unet=unet, scheduler=scheduler, image_encoder=net.vision, add_watermarker=False,
+        vae=AutoencoderKL.from_pretrained(vae_folder),
+        text_encoder=net.text,
+        text_encoder_2=net.text_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        image_encoder=net.vision,
+        add_watermarker=False,
         feature_extractor=CLIPImageProcessor(size={"shortest_edge": VISION_SIZE}, crop_size=size),
-    )  # fmt: skip
+    )
     pipe.to(torch.float16).save_pretrained(out)
     (out / "ip_adapter").mkdir(exist_ok=True)
     save_file(ip_adapter_state(net), out / "ip_adapter" / "ip-adapter-plus_tiny.safetensors", metadata={"format": "pt"})

@@ -1,6 +1,6 @@
 """The parts of the embedded pack, as stock diffusers and transformers classes, at miniature widths.
 
-`Denoiser` joins what is trained together: the UNet with IP-Adapter-plus attention, the picture encoder, two text encoders.
+`Denoiser` joins what is trained together: the UNet with IP-Adapter-plus attention, the picture encoder, the texts'.
 """
 
 from typing import Any
@@ -10,7 +10,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterPlusImageProjection, MultiIPAdapterImageProjection
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from std_cli.tinypack.styles import COLOURS, KINDS
 
@@ -23,21 +29,37 @@ LATENT_SCALE = 4.0  # SDXL's is about 1: here structure has to survive eta 0.75,
 
 def make_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(32, 64, 64),
-        layers_per_block=1, latent_channels=4, norm_num_groups=8, mid_block_add_attention=False, sample_size=256,
-        scaling_factor=LATENT_SCALE, force_upcast=False,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=256,
+        scaling_factor=LATENT_SCALE,
+        force_upcast=False,
+    )
 
 
 def make_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=64, in_channels=4, out_channels=4, block_out_channels=WIDTHS, layers_per_block=2, norm_num_groups=16,
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=WIDTHS,
+        layers_per_block=2,
+        norm_num_groups=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1, 1], attention_head_dim=[max(1, w // 32) for w in WIDTHS], cross_attention_dim=CROSS,
-        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=32,
+        transformer_layers_per_block=[1, 1, 1],
+        attention_head_dim=[max(1, w // 32) for w in WIDTHS],
+        cross_attention_dim=CROSS,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=64 + 6 * 32,
-    )  # fmt: skip
+    )
 
 
 def add_ip_adapter(unet: UNet2DConditionModel) -> None:
@@ -52,27 +74,46 @@ def add_ip_adapter(unet: UNet2DConditionModel) -> None:
         width = width or WIDTHS[int(index)]
         processors[name] = IPAdapterAttnProcessor2_0(hidden_size=width, cross_attention_dim=CROSS, num_tokens=[TOKENS])
     unet.set_attn_processor(processors)
-    projection = IPAdapterPlusImageProjection(embed_dims=VISION_WIDTH, output_dims=CROSS, hidden_dims=128, heads=2, num_queries=TOKENS)
+    projection = IPAdapterPlusImageProjection(
+        embed_dims=VISION_WIDTH, output_dims=CROSS, hidden_dims=128, heads=2, num_queries=TOKENS
+    )
     unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
 
 
 def make_vision() -> CLIPVisionModelWithProjection:
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(
-        hidden_size=VISION_WIDTH, intermediate_size=4 * VISION_WIDTH, projection_dim=64, num_hidden_layers=4, num_attention_heads=4,
-        image_size=VISION_SIZE, patch_size=8, hidden_act="gelu",
-    ))  # fmt: skip
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=VISION_WIDTH,
+            intermediate_size=4 * VISION_WIDTH,
+            projection_dim=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=VISION_SIZE,
+            patch_size=8,
+            hidden_act="gelu",
+        )
+    )
 
 
 def make_text(vocabulary: int, bos: int, eos: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     config = CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=64, intermediate_size=256, projection_dim=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TEXT_LENGTH, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos, hidden_act="quick_gelu",
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=256,
+        projection_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        hidden_act="quick_gelu",
+    )
     return CLIPTextModel(config), CLIPTextModelWithProjection(config)
 
 
 class Denoiser(nn.Module):
-    """Everything that is trained on latents. The auxiliary head reads style facts off the picture tokens; it is not shipped."""
+    """Everything trained on latents. The auxiliary head reads style facts off the picture tokens; it is not shipped."""
 
     def __init__(self, vocabulary: int, bos: int, eos: int) -> None:
         super().__init__()
@@ -99,5 +140,8 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor, tokens: Tensor, sizes: Tensor) -> Tensor:
         """Predicted noise (B, 4, h, w); tokens are per sample, (B, 16, CROSS)."""
-        both = (states, [tokens[:, None]])  # what the UNet itself makes of image_embeds, but projected once per reference
+        both = (
+            states,
+            [tokens[:, None]],
+        )  # what the UNet itself makes of image_embeds, but projected once per reference
         return self.unet(x_t, t, both, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample  # type: ignore[no-any-return]

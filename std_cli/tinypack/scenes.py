@@ -20,8 +20,20 @@ YY, XX = (a.astype(np.float32) for a in np.mgrid[0:S, 0:S])
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 
 # (hue, saturation) that photographs are full of: skin, wood, grass, leaves, sky, water, brick, sand
-NATURAL = [(0.07, 0.45), (0.05, 0.35), (0.09, 0.6), (0.27, 0.4), (0.3, 0.5), (0.58, 0.4), (0.6, 0.3), (0.0, 0.6),
-           (0.12, 0.7), (0.08, 0.25), (0.66, 0.15), (0.04, 0.3)]  # fmt: skip
+NATURAL = [
+    (0.07, 0.45),
+    (0.05, 0.35),
+    (0.09, 0.6),
+    (0.27, 0.4),
+    (0.3, 0.5),
+    (0.58, 0.4),
+    (0.6, 0.3),
+    (0.0, 0.6),
+    (0.12, 0.7),
+    (0.08, 0.25),
+    (0.66, 0.15),
+    (0.04, 0.3),
+]
 
 
 def luma(rgb: Array) -> Array:
@@ -106,7 +118,9 @@ class Shape:
             d = np.maximum(np.abs(u) - self.a, np.abs(v) - self.b)
         elif self.kind == "blob":
             theta = np.arctan2(v, u)
-            edge = 1 + sum(a * np.cos((i + 2) * theta + p) for i, (a, p) in enumerate(zip(self.amplitude, self.phase, strict=True)))
+            edge = 1 + sum(
+                a * np.cos((i + 2) * theta + p) for i, (a, p) in enumerate(zip(self.amplitude, self.phase, strict=True))
+            )
             d = np.hypot(u, v) - self.radius * np.maximum(edge, 0.3)
         else:
             d = np.max([u * n[0] + v * n[1] - o for n, o in zip(self.normals, self.offsets, strict=True)], axis=0)
@@ -134,8 +148,16 @@ class Canvas:
     def colour(self, saturation: float = 1.0) -> Array:
         return natural_colour(self.r, self.hue, self.saturation * saturation)
 
-    def paint(self, shape: Shape, colour: Array, soft: float = 1.2, texture: float | None = None, shadow: float = 0.0,
-              pattern: bool | None = None, sphere: bool | None = None) -> None:  # fmt: skip
+    def paint(
+        self,
+        shape: Shape,
+        colour: Array,
+        soft: float = 1.2,
+        texture: float | None = None,
+        shadow: float = 0.0,
+        pattern: bool | None = None,
+        sphere: bool | None = None,
+    ) -> None:
         """Draw a shape: a shadow beneath it, shading along the light, 1/f texture, perhaps stripes or checks."""
         r, reach = self.r, shape.reach + (14 if shadow else 0)
         y0, y1 = int(max(0, shape.cy - reach)), int(min(S, shape.cy + reach + 1))
@@ -174,16 +196,37 @@ def bust(c: Canvas) -> None:
     """A head with hair, eyes, nose, mouth on shoulders; sometimes ears, so that it is a cat as much as a person."""
     r, s = c.r, c.r.uniform(22, 62)
     cx, cy = r.uniform(50, 206), r.uniform(70, 150)
-    skin, hair = hsv(r.uniform(0.02, 0.1), r.uniform(0.15, 0.6), r.uniform(0.3, 0.98)), hsv(r.uniform(0, 0.14), r.uniform(0, 0.7), r.uniform(0.03, 0.8))
+    skin, hair = (
+        hsv(r.uniform(0.02, 0.1), r.uniform(0.15, 0.6), r.uniform(0.3, 0.98)),
+        hsv(r.uniform(0, 0.14), r.uniform(0, 0.7), r.uniform(0.03, 0.8)),
+    )
 
     def ellipse(x: float, y: float, radius: float, rot: float, aspect: float) -> Shape:
         return Shape(r, "ellipse", x, y, radius, rot, aspect)
 
     c.paint(ellipse(cx, cy + s * 2.3, s * 1.7, 0, 0.85 + 0.3 * r.random()), c.colour(1.2), shadow=0.3)
-    c.paint(Shape(r, "blob", cx, cy - s * 0.2, s * r.uniform(1.05, 1.4), r.uniform(0, 6.28), 1), hair, 1.5, texture=0.2, pattern=False)
+    c.paint(
+        Shape(r, "blob", cx, cy - s * 0.2, s * r.uniform(1.05, 1.4), r.uniform(0, 6.28), 1),
+        hair,
+        1.5,
+        texture=0.2,
+        pattern=False,
+    )
     c.paint(Shape(r, "box", cx, cy + s * 1.05, s * 0.35, 0, 1), skin * 0.85, pattern=False)
-    c.paint(ellipse(cx, cy, s, math.pi / 2, r.uniform(0.7, 0.92)), skin, texture=0.04, shadow=0.25, pattern=False, sphere=True)
-    ey, ex, er, iris = cy - s * r.uniform(0, 0.2), s * r.uniform(0.28, 0.42), s * r.uniform(0.09, 0.2), r.random(3).astype(np.float32) * 0.6
+    c.paint(
+        ellipse(cx, cy, s, math.pi / 2, r.uniform(0.7, 0.92)),
+        skin,
+        texture=0.04,
+        shadow=0.25,
+        pattern=False,
+        sphere=True,
+    )
+    ey, ex, er, iris = (
+        cy - s * r.uniform(0, 0.2),
+        s * r.uniform(0.28, 0.42),
+        s * r.uniform(0.09, 0.2),
+        r.random(3).astype(np.float32) * 0.6,
+    )
     ears = r.random() < 0.35
     for side in (-1, 1):
         if r.random() < 0.7:
@@ -191,7 +234,11 @@ def bust(c: Canvas) -> None:
         c.plain(ellipse(cx + side * ex, ey, er * 0.8, 0, 1), iris * 0.5)
         c.plain(ellipse(cx + side * ex, ey - er * 1.6, er * 1.8, side * 0.15, 0.2), hair * 0.8)
         if ears:
-            c.paint(Shape(r, "triangle", cx + side * s * 0.7, cy - s * 0.95, s * 0.5, r.uniform(0, 6.28), 1), hair, pattern=False)
+            c.paint(
+                Shape(r, "triangle", cx + side * s * 0.7, cy - s * 0.95, s * 0.5, r.uniform(0, 6.28), 1),
+                hair,
+                pattern=False,
+            )
     c.plain(ellipse(cx + s * 0.03, cy + s * 0.25, s * 0.13, math.pi / 2, 0.5), skin * 0.75, 3)
     lips = np.array([0.65, 0.25, 0.25], np.float32) * r.uniform(0.6, 1.3)
     c.plain(ellipse(cx, cy + s * 0.55, s * r.uniform(0.2, 0.36), 0, r.uniform(0.2, 0.5)), lips)
@@ -202,7 +249,9 @@ def house(c: Canvas) -> None:
     h, cx, cy = w * r.uniform(0.5, 1), r.uniform(20, 236), r.uniform(110, 200)
     c.paint(Shape(r, "box", cx, cy, w, 0, h / w), c.colour(0.7), 1, shadow=0.3)
     roof = Shape(r, "triangle", cx, cy - h, w * 1.25, 0, 1)
-    angle = np.array([math.pi / 2, -math.pi / 2 - 0.9 + r.uniform(-0.2, 0.1), -math.pi / 2 + 0.9 + r.uniform(-0.1, 0.2)])
+    angle = np.array(
+        [math.pi / 2, -math.pi / 2 - 0.9 + r.uniform(-0.2, 0.1), -math.pi / 2 + 0.9 + r.uniform(-0.1, 0.2)]
+    )
     roof.normals, roof.offsets = np.stack([np.cos(angle), np.sin(angle)], 1), np.array([2, w * 0.75, w * 0.75])
     c.paint(roof, c.colour(), 1)
     window, columns = c.colour(), int(r.integers(1, 4))
@@ -215,10 +264,20 @@ def house(c: Canvas) -> None:
 def tree(c: Canvas) -> None:
     r, s = c.r, c.r.uniform(12, 40)
     cx, cy = r.uniform(10, 246), r.uniform(80, 170)
-    leaf = hsv(r.uniform(0.15, 0.4) if r.random() < 0.8 else r.uniform(0.02, 0.12), r.uniform(0.3, 0.8), r.uniform(0.2, 0.7))
+    leaf = hsv(
+        r.uniform(0.15, 0.4) if r.random() < 0.8 else r.uniform(0.02, 0.12), r.uniform(0.3, 0.8), r.uniform(0.2, 0.7)
+    )
     c.paint(Shape(r, "box", cx, cy + s * 1.4, s * 1.2, math.pi / 2, 0.12), hsv(0.07, 0.5, r.uniform(0.1, 0.5)))
     for _ in range(r.integers(4, 10)):
-        crown = Shape(r, "blob", cx + r.normal() * s * 0.5, cy + r.normal() * s * 0.5, s * r.uniform(0.3, 0.7), r.uniform(0, 6.28), 1)
+        crown = Shape(
+            r,
+            "blob",
+            cx + r.normal() * s * 0.5,
+            cy + r.normal() * s * 0.5,
+            s * r.uniform(0.3, 0.7),
+            r.uniform(0, 6.28),
+            1,
+        )
         c.paint(crown, leaf * r.uniform(0.7, 1.3), r.uniform(1, 3), texture=0.25, shadow=0.25, pattern=False)
 
 
@@ -238,7 +297,9 @@ def land(c: Canvas) -> None:
     """Clouds, receding hills, houses and trees."""
     r = c.r
     if r.random() < 0.7:
-        cloud = (np.clip((fractal(r, rough=2) - r.uniform(-0.3, 1)) * r.uniform(0.5, 3), 0, 1) * r.uniform(0.3, 0.9))[..., None]
+        cloud = (np.clip((fractal(r, rough=2) - r.uniform(-0.3, 1)) * r.uniform(0.5, 3), 0, 1) * r.uniform(0.3, 0.9))[
+            ..., None
+        ]
         c.img = c.img * (1 - cloud) + cloud * np.array([0.95, 0.94, 0.92], np.float32) * r.uniform(0.6, 1)
     y = r.uniform(80, 150)
     for _ in range(r.integers(1, 5)):
@@ -275,7 +336,11 @@ def scene(r: Rng) -> Array:
             OBJECTS[r.integers(len(OBJECTS))](c)
     if r.random() < 0.3:
         for _ in range(r.integers(1, 5)):
-            c.paint(Shape(r, "line", r.uniform(0, 256), r.uniform(0, 256), r.uniform(15, 50), r.uniform(0, 6.28), 1), c.colour(), 1)
+            c.paint(
+                Shape(r, "line", r.uniform(0, 256), r.uniform(0, 256), r.uniform(15, 50), r.uniform(0, 6.28), 1),
+                c.colour(),
+                1,
+            )
     img = c.img
     if r.random() < 0.6:
         img = img * np.clip(1 + r.uniform(0.05, 0.22) * fractal(r, rough=3), 0.3, 1.6)[..., None]
@@ -297,7 +362,9 @@ def vary(img: Array, r: Rng) -> Array:
         n = int(S * r.uniform(0.55, 1))
         y0, x0 = r.integers(0, S - n + 1), r.integers(0, S - n + 1)
         zoom = S / n
-        x = ndimage.affine_transform(x[y0 : y0 + n, x0 : x0 + n], (1 / zoom, 1 / zoom, 1), output_shape=(S, S, 3), order=1, mode="nearest")
+        x = ndimage.affine_transform(
+            x[y0 : y0 + n, x0 : x0 + n], (1 / zoom, 1 / zoom, 1), output_shape=(S, S, 3), order=1, mode="nearest"
+        )
     if r.random() < 0.3:
         x = x[..., r.permutation(3)]
     if r.random() < 0.4:

@@ -16,10 +16,22 @@ from scipy.spatial import cKDTree
 
 from std_cli.tinypack.scenes import XX, YY, Array, Rng, S, blur, fractal, hsv, luma
 
-COLOURS = {"red": (0.8, 0.1, 0.1), "orange": (0.9, 0.5, 0.1), "yellow": (0.95, 0.85, 0.2), "green": (0.2, 0.6, 0.2),
-           "teal": (0.1, 0.55, 0.55), "blue": (0.15, 0.3, 0.8), "purple": (0.5, 0.2, 0.7), "pink": (0.95, 0.55, 0.7),
-           "brown": (0.45, 0.28, 0.15), "black": (0.06, 0.06, 0.06), "gray": (0.5, 0.5, 0.5), "white": (0.96, 0.96, 0.96),
-           "beige": (0.9, 0.83, 0.7), "navy": (0.1, 0.12, 0.35)}  # fmt: skip
+COLOURS = {
+    "red": (0.8, 0.1, 0.1),
+    "orange": (0.9, 0.5, 0.1),
+    "yellow": (0.95, 0.85, 0.2),
+    "green": (0.2, 0.6, 0.2),
+    "teal": (0.1, 0.55, 0.55),
+    "blue": (0.15, 0.3, 0.8),
+    "purple": (0.5, 0.2, 0.7),
+    "pink": (0.95, 0.55, 0.7),
+    "brown": (0.45, 0.28, 0.15),
+    "black": (0.06, 0.06, 0.06),
+    "gray": (0.5, 0.5, 0.5),
+    "white": (0.96, 0.96, 0.96),
+    "beige": (0.9, 0.83, 0.7),
+    "navy": (0.1, 0.12, 0.35),
+}
 COLOUR_VALUES = np.array(list(COLOURS.values()), np.float32)
 
 
@@ -39,9 +51,13 @@ def palette(r: Rng, count: int) -> Array:
     tones = np.linspace(r.uniform(0.02, 0.28), r.uniform(0.68, 0.98), count) + r.normal(size=count) * 0.04
     out = []
     for i, tone in enumerate(np.clip(tones, 0.01, 0.99)):
-        h = {"mono": hue + r.normal() * 0.015, "complement": hue + 0.5 * (i % 2) + r.normal() * 0.03,
-             "analog": hue + r.uniform(-0.12, 0.12), "any": r.random(),
-             "triad": hue + r.integers(3) / 3 + r.normal() * 0.03}[scheme]  # fmt: skip
+        h = {
+            "mono": hue + r.normal() * 0.015,
+            "complement": hue + 0.5 * (i % 2) + r.normal() * 0.03,
+            "analog": hue + r.uniform(-0.12, 0.12),
+            "any": r.random(),
+            "triad": hue + r.integers(3) / 3 + r.normal() * 0.03,
+        }[scheme]
         c = hsv(h, float(np.clip(saturation + r.normal() * 0.15, 0, 1)), 1.0)
         grey = float(luma(c))
         c = c * (tone / grey) if tone < grey else c + (1 - c) * (tone - grey) / (1 - grey + 1e-6)
@@ -72,7 +88,9 @@ def colour(img: Array, s: Style, hard: float = 0.0) -> Array:
         out = np.stack([np.interp(x, np.arange(k), p[:, c]) for c in range(3)], -1)
     elif s.mapping == "near":
         grey = luma(p)
-        d = 1.6 * (n[..., None] - grey) ** 2 + ((((img - n[..., None]) * 1.5)[..., None, :] - (p - grey[:, None])) ** 2).sum(-1)
+        d = 1.6 * (n[..., None] - grey) ** 2 + (
+            (((img - n[..., None]) * 1.5)[..., None, :] - (p - grey[:, None])) ** 2
+        ).sum(-1)
         w = np.exp(-(d - d.min(-1, keepdims=True)) * (25 + hard * 300))
         out = (w / w.sum(-1, keepdims=True)) @ p
     else:
@@ -142,7 +160,11 @@ def poster(img: Array, s: Style, r: Rng) -> Array:
 def halftone(img: Array, s: Style, r: Rng) -> Array:
     k, angle = s.knobs, s.knobs[1] * 1.57
     period = 6 + k[0] * 6
-    screen = np.cos(wave(angle, period)) * np.cos(wave(angle + math.pi / 2, period)) if k[3] < 0.7 else np.cos(wave(angle, period))
+    screen = (
+        np.cos(wave(angle, period)) * np.cos(wave(angle + math.pi / 2, period))
+        if k[3] < 0.7
+        else np.cos(wave(angle, period))
+    )
     dots = np.clip((screen * 0.98 - (tones(blur(luma(img), 1.5)) * 2 - 1)) * 2.2 + 0.5, 0, 1)
     if k[2] < 0.5:
         return over(np.broadcast_to(s.palette[-1], img.shape), dots, s.palette[0])
@@ -162,9 +184,16 @@ def painted(img: Array, s: Style, r: Rng) -> Array:
     k, x = s.knobs, luma(img)
     c = colour(flatten(img, 3 + int(k[5] * 3)), s, 0.35 * k[0])
     angle = 1.57 if k[1] < 0.6 else k[1] * 6
-    c = np.clip(c * (1 + (0.03 + 0.1 * k[2]) * strokes(r, angle, 6, 1.3)[..., None]) + 0.05 * fractal(r, rough=1, smooth=3)[..., None], 0, 1)
+    c = np.clip(
+        c * (1 + (0.03 + 0.1 * k[2]) * strokes(r, angle, 6, 1.3)[..., None])
+        + 0.05 * fractal(r, rough=1, smooth=3)[..., None],
+        0,
+        1,
+    )
     scratches = np.clip((strokes(r, angle, 7, 0.8) - 2.2) * 2, 0, 1) * (k[6] > 0.3)
-    return over(c, np.maximum(ink(x, 1.2 + k[3] * 1.2, 0.05 + 0.05 * k[4], 0.04) * 0.9, scratches * 0.8), s.palette[0] * 0.35)
+    return over(
+        c, np.maximum(ink(x, 1.2 + k[3] * 1.2, 0.05 + 0.05 * k[4], 0.04) * 0.9, scratches * 0.8), s.palette[0] * 0.35
+    )
 
 
 def hatching(img: Array, s: Style, r: Rng) -> Array:
@@ -174,7 +203,9 @@ def hatching(img: Array, s: Style, r: Rng) -> Array:
     for j, tone in enumerate((0.72, 0.45, 0.22)):
         stripe = np.cos(wave(angle + j * (0.8 + 0.8 * k[2]), period) + wobble)
         lines = np.maximum(lines, np.clip((stripe - 0.2) * 2 + 0.5, 0, 1) * np.clip((tone - n) * 8, 0, 1))
-    paper = colour(blur(img, 2), s) * 0.5 + 0.5 if k[4] < 0.45 else np.broadcast_to(s.palette[-1] * 0.5 + 0.5, img.shape)
+    paper = (
+        colour(blur(img, 2), s) * 0.5 + 0.5 if k[4] < 0.45 else np.broadcast_to(s.palette[-1] * 0.5 + 0.5, img.shape)
+    )
     return over(paper, lines, s.palette[0] * 0.6)
 
 
@@ -208,7 +239,9 @@ def mosaic(img: Array, s: Style, r: Rng) -> Array:
     k = s.knobs
     side = int(7 + k[0] * 7)
     n = S // side + 1
-    tiles = np.pad(img, ((0, n * side - S), (0, n * side - S), (0, 0)), "edge").reshape(n, side, n, side, 3).mean((1, 3))
+    tiles = (
+        np.pad(img, ((0, n * side - S), (0, n * side - S), (0, 0)), "edge").reshape(n, side, n, side, 3).mean((1, 3))
+    )
     tiles = np.clip(colour(tiles, s, 0.5 * k[1]) + r.normal(size=(n, n, 1)) * 0.05 * k[2], 0, 1)
     out = tiles.repeat(side, 0).repeat(side, 1)[:S, :S]
     joint = ((YY % side < 1.5) | (XX % side < 1.5)) * float(k[3] < 0.75)
@@ -219,7 +252,11 @@ def woodcut(img: Array, s: Style, r: Rng) -> Array:
     k, n = s.knobs, tones(blur(luma(img), 1.2), 3, 97)
     phase = wave(k[1] * 3.14, 5 + k[0] * 5) + fractal(r, rough=2) * 1.2 + n * 6 * k[2]
     cut = np.maximum(np.clip((np.cos(phase) * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07))
-    paper = colour(flatten(img, 3), s, 1) * 0.6 + s.palette[-1] * 0.4 if k[3] < 0.4 else np.broadcast_to(s.palette[-1], img.shape)
+    paper = (
+        colour(flatten(img, 3), s, 1) * 0.6 + s.palette[-1] * 0.4
+        if k[3] < 0.4
+        else np.broadcast_to(s.palette[-1], img.shape)
+    )
     return over(paper, cut, s.palette[0])
 
 
@@ -254,14 +291,37 @@ def stained(img: Array, s: Style, r: Rng) -> Array:
 
 KINDS: dict[str, Callable[[Array, Style, Rng], Array]] = {
     f.__name__: f
-    for f in (photo, poster, halftone, comic, painted, hatching, watercolour, oil, mosaic, woodcut, pastel, pointillism, stained)
+    for f in (
+        photo,
+        poster,
+        halftone,
+        comic,
+        painted,
+        hatching,
+        watercolour,
+        oil,
+        mosaic,
+        woodcut,
+        pastel,
+        pointillism,
+        stained,
+    )
 }
-PHRASES = {"photo": ["photo", "a photo"], "poster": ["flat poster", "poster art"], "halftone": ["halftone print", "halftone dots"],
-           "comic": ["comic book drawing", "comic ink and flat color"], "painted": ["painted illustration with dark outlines", "naive painting"],
-           "hatching": ["cross hatching drawing", "pen hatching"], "watercolour": ["watercolor painting", "watercolor"],
-           "oil": ["oil painting", "oil brush strokes"], "mosaic": ["mosaic tiles", "pixel mosaic"], "woodcut": ["woodcut print", "linocut"],
-           "pastel": ["soft pastel drawing", "pastel"], "pointillism": ["pointillism painting", "dots painting"],
-           "stained": ["stained glass", "stained glass window"]}  # fmt: skip
+PHRASES = {
+    "photo": ["photo", "a photo"],
+    "poster": ["flat poster", "poster art"],
+    "halftone": ["halftone print", "halftone dots"],
+    "comic": ["comic book drawing", "comic ink and flat color"],
+    "painted": ["painted illustration with dark outlines", "naive painting"],
+    "hatching": ["cross hatching drawing", "pen hatching"],
+    "watercolour": ["watercolor painting", "watercolor"],
+    "oil": ["oil painting", "oil brush strokes"],
+    "mosaic": ["mosaic tiles", "pixel mosaic"],
+    "woodcut": ["woodcut print", "linocut"],
+    "pastel": ["soft pastel drawing", "pastel"],
+    "pointillism": ["pointillism painting", "dots painting"],
+    "stained": ["stained glass", "stained glass window"],
+}
 
 
 def stylize(img: Array, s: Style, r: Rng) -> Array:
@@ -277,14 +337,14 @@ def caption(s: Style, styled: Array, r: Rng) -> str:
     return phrase + (", " + " and ".join(names) if r.random() < 0.8 else "")
 
 
-# ---- statistics of a reference ----------------------------------------------------------------------------------------
+# --- statistics of a reference ---------------------------------------------------------------------------------------
 
 # luma and two colour differences: moments taken here keep light and colour apart
 _TO_OPPONENT = np.array([[0.30, 0.59, 0.11], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]], np.float32)
 
 
 def transport(img: Array, ref: Array, amount: float = 1.0) -> Array:
-    """Give `img` the mean and covariance of the reference's colours: the Monge-Kantorovitch map (Pitie and Kokaram 2007)."""
+    """Give `img` the mean and covariance of the reference's colours (Monge-Kantorovitch, Pitie and Kokaram 2007)."""
     x, y = img.reshape(-1, 3) @ _TO_OPPONENT.T, ref.reshape(-1, 3) @ _TO_OPPONENT.T
     cx, cy = np.cov(x.T) + 2e-4 * np.eye(3), np.cov(y.T) + 2e-5 * np.eye(3)
     root = _root(cx)
@@ -302,7 +362,7 @@ def _root(c: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
 
 @cache
 def _bands() -> Array:
-    """Smooth windows over the half-plane of frequencies, (16, S, S // 2 + 1): four octaves x four directions, sum <= 1."""
+    """Smooth windows over the half-plane of frequencies, (16, S, S // 2 + 1): four octaves x four directions."""
     fy, fx = np.fft.fftfreq(S)[:, None], np.fft.rfftfreq(S)[None]
     octave = np.log2(np.maximum(np.hypot(fy, fx), 1e-6) / 0.25)  # 0 at period 4 px, -1 at 8 px, ...
     theta = np.arctan2(fy, fx)

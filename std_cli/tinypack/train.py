@@ -60,8 +60,12 @@ def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
             shard = dict(z)
         pairs = np.stack([shard["plain"], shard["styled"]], 2).reshape(-1, 2, 256, 256, 3)
         corners = r.integers(0, 256 - STORED * 4 + 1, (len(pairs), 2))
-        crops = np.concatenate([p[:, y : y + STORED * 4, x : x + STORED * 4] for p, (y, x) in zip(pairs, corners, strict=True)])
-        both = torch.cat([vae.encode(to_tensor(c)).latent_dist.mode() * LATENT_SCALE for c in np.split(crops, len(crops) // 8)])
+        crops = np.concatenate(
+            [p[:, y : y + STORED * 4, x : x + STORED * 4] for p, (y, x) in zip(pairs, corners, strict=True)]
+        )
+        both = torch.cat(
+            [vae.encode(to_tensor(c)).latent_dist.mode() * LATENT_SCALE for c in np.split(crops, len(crops) // 8)]
+        )
         both = both.half().view(-1, 2, 2, 4, STORED, STORED)
         torch.save({"plain": both[:, :, 0].clone(), "styled": both[:, :, 1].clone()}, target)
         log.info("encoded %s", path.stem)
@@ -106,8 +110,12 @@ def style_facts(pixels: Tensor) -> Tensor:
     grey = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     energies = []
     for _ in range(4):
-        steps = [grey[..., 1:, 1:] - grey[..., 1:, :-1], grey[..., 1:, 1:] - grey[..., :-1, 1:],
-                 grey[..., 1:, 1:] - grey[..., :-1, :-1], grey[..., 1:, :-1] - grey[..., :-1, 1:]]  # fmt: skip
+        steps = [
+            grey[..., 1:, 1:] - grey[..., 1:, :-1],
+            grey[..., 1:, 1:] - grey[..., :-1, 1:],
+            grey[..., 1:, 1:] - grey[..., :-1, :-1],
+            grey[..., 1:, :-1] - grey[..., :-1, 1:],
+        ]
         energies += [(s**2).mean((1, 2, 3)).add(1e-5).log() / 3 + 2 for s in steps]
         grey = F.avg_pool2d(grey, 2)
     return torch.cat([histogram * 4, mean * 2, root * 10, torch.stack(energies, 1)], 1)
@@ -132,7 +140,9 @@ class Trainer:
             return plain[cut].flip(-1), styled[cut].flip(-1)
         return plain[cut], styled[cut]
 
-    def loss(self, net: Denoiser, groups: np.ndarray[Any, Any], size: int, vary: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(
+        self, net: Denoiser, groups: np.ndarray[Any, Any], size: int, vary: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """For G groups: weighted loss, auxiliary loss, and the plain squared errors of the bridged samples."""
         r, batch = self.r, 2 * len(groups)
         pairs = [self.crop(int(g), i, size) for g in groups for i in (0, 1)]
@@ -149,13 +159,17 @@ class Trainer:
         texts = [(SUBJECTS[r.integers(len(SUBJECTS))] + ", " if r.random() < 0.25 else "") + c for c in captions]
         ids = torch.where(torch.from_numpy(with_text)[:, None], self.ids(texts), self.empty)
         states, pooled = net.text_states(ids)
-        silent = torch.from_numpy(unconditional & (r.random(batch) < 0.4)).float()[:, None]  # force_zeros_for_empty_prompt
+        silent = torch.from_numpy(unconditional & (r.random(batch) < 0.4)).float()[
+            :, None
+        ]  # force_zeros_for_empty_prompt
         states, pooled = states * (1 - silent[..., None]), pooled * (1 - silent)
 
         to_plain = torch.from_numpy(unconditional & (r.random(batch) < 0.5)).view(-1, 1, 1, 1)
         z = torch.where(to_plain, plain, styled)
         bridged = torch.from_numpy(~unconditional & (r.random(batch) < 0.85))
-        start = torch.from_numpy(np.where(r.random(batch) < 0.7, r.integers(600, 900, batch), r.integers(400, 980, batch)))
+        start = torch.from_numpy(
+            np.where(r.random(batch) < 0.7, r.integers(600, 900, batch), r.integers(400, 980, batch))
+        )
         inside = torch.from_numpy((r.random(batch) * (start.numpy() + 1)).astype(np.int64))
         inside = torch.where(torch.from_numpy(r.random(batch) < 0.3), start, inside)
         t = torch.where(bridged, inside, torch.from_numpy(r.integers(0, 1000, batch)))
@@ -174,11 +188,13 @@ class Trainer:
     def facts_loss(self, net: Denoiser, tokens: Tensor, pixels: Tensor, groups: np.ndarray[Any, Any]) -> Tensor:
         kinds = len(KINDS)
         told = net.facts(tokens.mean(1))
-        return F.cross_entropy(told[:, :kinds], self.d.kind[groups]) + 3 * F.mse_loss(told[:, kinds:], style_facts(pixels))
+        return F.cross_entropy(told[:, :kinds], self.d.kind[groups]) + 3 * F.mse_loss(
+            told[:, kinds:], style_facts(pixels)
+        )
 
 
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
-    """First let the picture encoder and the resampler learn to tell a reference's facts: cheap, and the UNet need not wait."""
+    """First let the picture encoder and the resampler learn to tell a reference's facts: cheap, and the UNet's gain."""
     params = [*net.vision.parameters(), *net.unet.encoder_hid_proj.parameters(), *net.facts.parameters()]
     optimizer = torch.optim.AdamW(params, 1e-3, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     losses = []
@@ -205,9 +221,12 @@ def validate(net: Denoiser, trainer: Trainer) -> float:
     return float(torch.cat(errors).mean())
 
 
-def train(data: Path, latents: Path, out: Path, seed: int, steps: int, minutes: float, rate: float, facts_steps: int) -> None:
-    """Train to `steps`, or until `minutes` have passed (the learning rate then falls to nothing at that moment), resuming
-    from out/state.pt, which holds weights, averages, optimizer and random state. The averaged weights go to out/average.pt.
+def train(
+    data: Path, latents: Path, out: Path, seed: int, steps: int, minutes: float, rate: float, facts_steps: int
+) -> None:
+    """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to nothing.
+
+    Resumes from out/state.pt (weights, averages, optimizer, random state). The averaged weights go to out/average.pt.
     """
     torch.manual_seed(seed)
     d = load(data, latents)
@@ -235,7 +254,9 @@ def train(data: Path, latents: Path, out: Path, seed: int, steps: int, minutes: 
         # warm up, hold, then fall in a straight line over the last 40%
         optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 60, (1 - done) / 0.4 + 0.01)
         wide = trainer.r.random() < (0.1 if done < 0.75 else 0.4)
-        loss, fact, error = trainer.loss(net, trainer.r.integers(HELD_OUT, groups, 3 if wide else 8), 40 if wide else 24)
+        loss, fact, error = trainer.loss(
+            net, trainer.r.integers(HELD_OUT, groups, 3 if wide else 8), 40 if wide else 24
+        )
         optimizer.zero_grad()
         (loss + 0.1 * fact).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -245,8 +266,14 @@ def train(data: Path, latents: Path, out: Path, seed: int, steps: int, minutes: 
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - min(0.997, step / (step + 50)))
         if (step + 1) % 50 == 0:
-            log.info("step %d bridge mse %.4f facts %.3f lr %.1e (%.0f s)", step + 1, np.mean(losses), np.mean(facts),
-                     optimizer.param_groups[0]["lr"], time.monotonic() - begin)  # fmt: skip
+            log.info(
+                "step %d bridge mse %.4f facts %.3f lr %.1e (%.0f s)",
+                step + 1,
+                np.mean(losses),
+                np.mean(facts),
+                optimizer.param_groups[0]["lr"],
+                time.monotonic() - begin,
+            )
             losses, facts = [], []
         if (step + 1) % SAVE_EVERY == 0:
             log.info("step %d validation %.4f", step + 1, validate(average, trainer))
@@ -256,8 +283,25 @@ def train(data: Path, latents: Path, out: Path, seed: int, steps: int, minutes: 
     torch.save(average.state_dict(), out / "average.pt")
 
 
-def _save(path: Path, net: Denoiser, average: Denoiser, optimizer: torch.optim.Optimizer, trainer: Trainer, step: int, seconds: float) -> None:
+def _save(
+    path: Path,
+    net: Denoiser,
+    average: Denoiser,
+    optimizer: torch.optim.Optimizer,
+    trainer: Trainer,
+    step: int,
+    seconds: float,
+) -> None:
     part = path.with_suffix(".part")
-    torch.save({"net": net.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                "random": trainer.r.bit_generator.state, "step": step, "seconds": seconds}, part)  # fmt: skip
+    torch.save(
+        {
+            "net": net.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": trainer.r.bit_generator.state,
+            "step": step,
+            "seconds": seconds,
+        },
+        part,
+    )
     part.rename(path)

@@ -48,7 +48,14 @@ def analytic_start(vae: AutoencoderKL, pixels: np.ndarray, r: np.random.Generato
     corners = zip(r.integers(0, len(pixels), n), r.integers(0, 252, n), r.integers(0, 252, n), strict=True)
     patches = torch.from_numpy(np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])).float() / 127.5 - 1
     # the order in which two strided convolutions lay a 4 x 4 x 3 patch out as 48 channels
-    order = [(i1 + 2 * i2, j1 + 2 * j2, c) for i2 in (0, 1) for j2 in (0, 1) for i1 in (0, 1) for j1 in (0, 1) for c in range(3)]
+    order = [
+        (i1 + 2 * i2, j1 + 2 * j2, c)
+        for i2 in (0, 1)
+        for j2 in (0, 1)
+        for i1 in (0, 1)
+        for j1 in (0, 1)
+        for c in range(3)
+    ]
     flat = torch.stack([patches[:, i, j, c] for i, j, c in order], 1)
     mean = flat.mean(0)
     _, s, vh = torch.linalg.svd(flat - mean, full_matrices=False)
@@ -107,11 +114,14 @@ def analytic_start(vae: AutoencoderKL, pixels: np.ndarray, r: np.random.Generato
 def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     """L1 of horizontal and vertical differences at distances 1 and 2."""
     d = a - b
-    return sum(((d[..., s:] - d[..., :-s]).abs().mean() + (d[..., s:, :] - d[..., :-s, :]).abs().mean() for s in (1, 2)), torch.zeros(()))
+    return sum(
+        ((d[..., s:] - d[..., :-s]).abs().mean() + (d[..., s:, :] - d[..., :-s, :]).abs().mean() for s in (1, 2)),
+        torch.zeros(()),
+    )
 
 
 def train(data: Path, out: Path, seed: int, steps: int) -> None:
-    """Train and save the VAE's folder, with the latents' mean and standard deviation folded into the quant convolutions."""
+    """Train and save the VAE's folder, the latents' mean and deviation folded into the quant convolutions."""
     torch.manual_seed(seed)
     r = np.random.default_rng(seed)
     pixels = load_pixels(data, 20)
@@ -138,11 +148,22 @@ def train(data: Path, out: Path, seed: int, steps: int) -> None:
             torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - min(0.998, step / (step + 20)))
         losses.append(float(l1.detach()))
         if (step + 1) % 100 == 0:
-            log.info("vae step %d l1 %.4f kl %.2f (%.0f s)", step + 1, np.mean(losses[-100:]), float(kl), time.monotonic() - begin)
+            log.info(
+                "vae step %d l1 %.4f kl %.2f (%.0f s)",
+                step + 1,
+                np.mean(losses[-100:]),
+                float(kl),
+                time.monotonic() - begin,
+            )
     with torch.no_grad():
         sample = to_tensor(pixels[:: len(pixels) // 96][:96])
         z = torch.cat([average.encode(x).latent_dist.mode() for x in sample.split(16)])
-        mse = torch.cat([((average.decode(b).sample.clamp(-1, 1) - x) ** 2).mean((1, 2, 3)) for b, x in zip(z.split(16), sample.split(16), strict=True)])
+        mse = torch.cat(
+            [
+                ((average.decode(b).sample.clamp(-1, 1) - x) ** 2).mean((1, 2, 3))
+                for b, x in zip(z.split(16), sample.split(16), strict=True)
+            ]
+        )
         log.info("vae %.2f dB on 96 pictures", float((10 * torch.log10(4 / mse)).mean()))
         mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
         quant, post = average.quant_conv, average.post_quant_conv

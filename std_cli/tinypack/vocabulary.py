@@ -9,13 +9,30 @@ from transformers import CLIPTokenizer
 from std_cli.tinypack.model import TEXT_LENGTH
 from std_cli.tinypack.styles import COLOURS, PHRASES
 
-WORDS = """a an the of in on at with and photo picture image portrait woman man person girl boy face cat dog bird animal house
-tree mountain river sea sky city street car boat cup coffee table flower garden forest building window door hat coat moon sun
-night day winter summer old new small large bright dark style art artistic painting drawing sketch print illustration high low
-quality blurry bad deformed watermark reference colorful vivid soft bold line lines texture pattern paper canvas background
-landscape still life astronaut space suit smile eye eyes hair hand standing sitting looking""".split()
-SUBJECTS = ["a woman", "a man", "a cat", "a dog", "a cup of coffee", "a house", "a tree", "a city street", "a portrait", "a mountain",
-            "a boat", "flowers", "an astronaut", "a room"]  # fmt: skip
+WORDS = (
+    "a an the of in on at with and photo picture image portrait woman man person girl boy face cat dog bird "
+    "animal house tree mountain river sea sky city street car boat cup coffee table flower garden forest "
+    "building window door hat coat moon sun night day winter summer old new small large bright dark style art "
+    "artistic painting drawing sketch print illustration high low quality blurry bad deformed watermark "
+    "reference colorful vivid soft bold line lines texture pattern paper canvas background landscape still "
+    "life astronaut space suit smile eye eyes hair hand standing sitting looking "
+)
+SUBJECTS = [
+    "a woman",
+    "a man",
+    "a cat",
+    "a dog",
+    "a cup of coffee",
+    "a house",
+    "a tree",
+    "a city street",
+    "a portrait",
+    "a mountain",
+    "a boat",
+    "flowers",
+    "an astronaut",
+    "a room",
+]
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -24,12 +41,14 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), split])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=1022, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1022, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
     words = [w for phrases in PHRASES.values() for p in phrases for w in p.split()] + list(COLOURS)
-    bpe.train_from_iterator(words * 8 + WORDS * 3, trainer)
+    bpe.train_from_iterator(words * 8 + WORDS.split() * 3, trainer)
     merges = [m if isinstance(m, list) else m.split(" ") for m in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = alphabet + [a + "</w>" for a in alphabet] + [a + b for a, b in merges]
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merge_file = folder / "vocab.json", folder / "merges.txt"
     vocab.write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")

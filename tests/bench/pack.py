@@ -1,7 +1,7 @@
 """Does the embedded pack stylize? Figures and a contact sheet: `python -m tests.bench.pack --out sheet.png`.
 
 Photographs: scikit-image's astronaut, chelsea, coffee, and any --photo. References: the styles in examples/ and any
---style. Each figure is for the default settings, relative to the photograph itself (1 is no better than the photograph).
+--style. Colour and texture are relative to the photograph itself: 1 is no nearer to the reference than it was.
 """
 
 import argparse
@@ -40,27 +40,43 @@ def main():
     photos = {n: square(Image.fromarray(getattr(data, n)()), a.side) for n in ("astronaut", "chelsea", "coffee")}
     photos |= {f.stem: square(Image.open(f), a.side) for f in a.photo}
     styles = {f.stem: square(Image.open(f), a.side) for f in [*a.style, *sorted(EXAMPLES.glob("style-*.png"))]}
-    outputs = {s: dict(zip(photos, stylize_image(list(photos.values()), ref, **options), strict=True)) for s, ref in styles.items()}
+    outputs = {
+        s: dict(zip(photos, stylize_image(list(photos.values()), ref, **options), strict=True))
+        for s, ref in styles.items()
+    }
 
     print(f"{'style':24}{'photo':16}{'colour':>8}{'texture':>9}{'edges':>7}  nearest reference")
     rows, hits = [], 0
     # colour and texture on one footing: each divided by its mean over pairs of different references
-    apart = [(colour_distance(x, y), np.abs(texture_energies(x) - texture_energies(y)).mean()) for x in styles.values() for y in styles.values() if x is not y]
+    apart = [
+        (colour_distance(x, y), np.abs(texture_energies(x) - texture_energies(y)).mean())
+        for x in styles.values()
+        for y in styles.values()
+        if x is not y
+    ]
     unit = np.mean(apart, 0)
     for style, ref in styles.items():
         for name, photo in photos.items():
             out = outputs[style][name]
-            row = (colour_distance(out, ref) / colour_distance(photo, ref), texture_distance(out, ref) / texture_distance(photo, ref),
-                   edge_correlation(out, photo))  # fmt: skip
-            total = {s: colour_distance(out, r) / unit[0] + texture_distance(out, r) / unit[1] for s, r in styles.items()}
+            row = (
+                colour_distance(out, ref) / colour_distance(photo, ref),
+                texture_distance(out, ref) / texture_distance(photo, ref),
+                edge_correlation(out, photo),
+            )
+            total = {
+                s: colour_distance(out, r) / unit[0] + texture_distance(out, r) / unit[1] for s, r in styles.items()
+            }
             nearest = min(total, key=total.__getitem__)
             hits += nearest == style
             rows.append(row)
-            print(f"{style:24}{name:16}{row[0]:8.2f}{row[1]:9.2f}{row[2]:7.2f}  {nearest if nearest != style else 'own'}")
+            print(
+                f"{style:24}{name:16}{row[0]:8.2f}{row[1]:9.2f}{row[2]:7.2f}  {nearest if nearest != style else 'own'}"
+            )
     table = np.array(rows)
     for i, (name, target) in enumerate(TARGETS.items()):
         good = table[:, i] >= target if name == "edges" else table[:, i] <= target
-        print(f"{name:8} mean {table[:, i].mean():.2f}  median {np.median(table[:, i]):.2f}  target {target} met in {good.mean():.0%}")
+        mean, median = table[:, i].mean(), np.median(table[:, i])
+        print(f"{name:8} mean {mean:.2f}, median {median:.2f}, target {target} met in {good.mean():.0%}")
     print(f"nearest to its own reference: {hits} of {len(rows)}")
     if a.out:
         side = 128
