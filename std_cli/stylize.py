@@ -69,7 +69,7 @@ def stylize_images(
     Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
     """
     given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
-    image_settings(given)  # wrong in any case, whatever the model says
+    name = image_settings(given).model  # raises what is wrong whatever the model says
     sources = _sources(inputs)
     pictures = [
         _read(source).rgb.size for source in sources
@@ -79,7 +79,7 @@ def stylize_images(
     targets, folder = _targets(sources, output)
     if folder is None or folder.exists():
         _check_writable(targets, overwrite)
-    files = resolve_model(str(given.get("model") or ImageSettings().model))
+    files = resolve_model(name)
     s = image_settings(given, files.pack, f"{files.base}/std.json")
     pack = Pack(**files.pack)
     sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]

@@ -17,7 +17,7 @@ GROUPS = 100  # a shard's
 SCENES = 24  # drawn for a shard; each is used about twelve times, varied each time
 
 
-def _bytes(x: Array) -> np.ndarray:  # type: ignore[type-arg]
+def _bytes(x: Array) -> Array:
     return np.asarray((x * 255).round(), np.uint8)
 
 

@@ -7,12 +7,12 @@ shadows, then a tone curve. Arrays are float32 (S, S, 3) in [0, 1], S = 256. Eve
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
-Array = npt.NDArray[np.float32]
+Array = Any  # float32 numpy arrays nearly everywhere; numpy's own types lose track of that in arithmetic
 Rng = np.random.Generator
 
 S = 256

@@ -355,7 +355,7 @@ def transport(img: Array, ref: Array, amount: float = 1.0) -> Array:
     return np.clip(img * (1 - amount) + out.reshape(img.shape) * amount, 0, 1).astype(np.float32)
 
 
-def _root(c: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _root(c: Array) -> Array:
     w, v = np.linalg.eigh(c)
     return np.asarray((v * np.sqrt(np.maximum(w, 1e-9))) @ v.T)
 

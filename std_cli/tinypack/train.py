@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from std_cli.tinypack.model import LATENT_SCALE, TEXT_LENGTH, VISION_SIZE, Denoiser
+from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.styles import COLOUR_VALUES, KINDS
 from std_cli.tinypack.vae import to_tensor
 from std_cli.tinypack.vocabulary import SUBJECTS, make_tokenizer
@@ -41,9 +42,9 @@ SAVE_EVERY = 400  # steps
 class Latents:
     plain: Tensor  # (G, 2, 4, 40, 40) float16, scaled
     styled: Tensor
-    reference: np.ndarray[Any, Any]  # (G, 128, 128, 3) uint8
+    reference: Array  # (G, 128, 128, 3) uint8
     kind: Tensor  # (G,)
-    captions: np.ndarray[Any, Any]  # (G, 2) str
+    captions: Array  # (G, 2) str
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def load(data: Path, folder: Path) -> Latents:
     return Latents(plain, styled, np.concatenate(parts["reference"]), kind, np.concatenate(parts["caption"]))
 
 
-def view_references(d: Latents, groups: np.ndarray[Any, Any], r: np.random.Generator, vary: bool = True) -> Tensor:
+def view_references(d: Latents, groups: Array, r: np.random.Generator, vary: bool = True) -> Tensor:
     """References as the picture encoder sees them, (G, 3, 112, 112) in [0, 1]: cropped and flipped at random."""
     out = []
     for g in groups:
@@ -140,9 +141,7 @@ class Trainer:
             return plain[cut].flip(-1), styled[cut].flip(-1)
         return plain[cut], styled[cut]
 
-    def loss(
-        self, net: Denoiser, groups: np.ndarray[Any, Any], size: int, vary: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, net: Denoiser, groups: Array, size: int, vary: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """For G groups: weighted loss, auxiliary loss, and the plain squared errors of the bridged samples."""
         r, batch = self.r, 2 * len(groups)
         pairs = [self.crop(int(g), i, size) for g in groups for i in (0, 1)]
@@ -185,7 +184,7 @@ class Trainer:
         weight = (1 / abar).clamp(max=20).sqrt().flatten() / (1 + shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3)))
         return (error * weight).mean(), self.facts_loss(net, tokens[:-1], pixels, groups), error.detach()[bridged]
 
-    def facts_loss(self, net: Denoiser, tokens: Tensor, pixels: Tensor, groups: np.ndarray[Any, Any]) -> Tensor:
+    def facts_loss(self, net: Denoiser, tokens: Tensor, pixels: Tensor, groups: Array) -> Tensor:
         kinds = len(KINDS)
         told = net.facts(tokens.mean(1))
         return F.cross_entropy(told[:, :kinds], self.d.kind[groups]) + 3 * F.mse_loss(

@@ -16,12 +16,13 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from std_cli.tinypack.model import make_vae
+from std_cli.tinypack.scenes import Array
 
 log = logging.getLogger(__name__)
 CROP, BATCH, RATE = 64, 6, 1e-3
 
 
-def load_pixels(folder: Path, shards: int) -> np.ndarray:  # type: ignore[type-arg]
+def load_pixels(folder: Path, shards: int) -> Array:
     """Plain and styled pictures of the first shards, uint8 (N, 256, 256, 3)."""
     parts = []
     for path in sorted(folder.glob("groups-????.npz"))[:shards]:
@@ -30,20 +31,21 @@ def load_pixels(folder: Path, shards: int) -> np.ndarray:  # type: ignore[type-a
     return np.concatenate(parts)
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def to_tensor(pixels: Array) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _tap(conv: torch.nn.Module, out: int, source: int, y: int = 1, x: int = 1) -> None:
+def _tap(conv: torch.nn.Conv2d, out: int, source: int, y: int = 1, x: int = 1) -> None:
     """Make output channel `out` a copy of one input channel at one position of the kernel."""
-    conv.weight[out], conv.bias[out] = 0, 0  # type: ignore[operator, index]
-    size = conv.weight.shape[-1]  # type: ignore[union-attr]
-    conv.weight[out, source, min(y, size - 1), min(x, size - 1)] = 1  # type: ignore[operator, index]
+    assert conv.bias is not None
+    conv.weight[out], conv.bias[out] = 0, 0
+    size = conv.weight.shape[-1]
+    conv.weight[out, source, min(y, size - 1), min(x, size - 1)] = 1
 
 
 @torch.no_grad()
-def analytic_start(vae: AutoencoderKL, pixels: np.ndarray, r: np.random.Generator) -> None:  # type: ignore[type-arg]
+def analytic_start(vae: AutoencoderKL, pixels: Array, r: np.random.Generator) -> None:
     n = 6000
     corners = zip(r.integers(0, len(pixels), n), r.integers(0, 252, n), r.integers(0, 252, n), strict=True)
     patches = torch.from_numpy(np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])).float() / 127.5 - 1

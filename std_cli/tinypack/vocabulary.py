@@ -54,4 +54,5 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     vocab.write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
     merge_file.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     CLIPTokenizer(str(vocab), str(merge_file), model_max_length=TEXT_LENGTH).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
