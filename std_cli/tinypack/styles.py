@@ -134,7 +134,7 @@ def sample(img: Array, yy: Array, xx: Array) -> Array:
 def cells(r: Rng, size: float) -> tuple[Array, Array, Array]:
     """Voronoi cells: distances to the two nearest points (S, S, 2), the cell's number (S, S), the points (N, 2)."""
     n = int(S / size) + 1
-    points = ((np.stack(np.mgrid[0:n, 0:n], -1) + 0.5 + r.uniform(-0.45, 0.45, (n, n, 2))) * size).reshape(-1, 2)
+    points = ((np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5 + r.uniform(-0.45, 0.45, (n, n, 2))) * size).reshape(-1, 2)
     d, i = cKDTree(points).query(np.stack([YY.ravel(), XX.ravel()], 1), k=2)
     return d.reshape(S, S, 2).astype(np.float32), i[:, 0].reshape(S, S), points
 
