@@ -15,8 +15,9 @@ from transformers import CLIPVisionModelWithProjection
 
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
+from std_cli.lora import check_lora, read_lora
 from std_cli.schedule import Schedule, quickstart_num_inference_steps, timesteps
-from std_cli.weights import LoraFile, ModelFiles, check_lora, read_lora
+from std_cli.weights import LoraFile, ModelFiles
 
 STYLE_BLOCK = {
     "down": 0,

@@ -14,13 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from std_cli.errors import InputError, StdError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
 
@@ -91,7 +90,6 @@ _SINGLE_FILE_KEYS = {  # start of a key -> the part that it proves
     "first_stage_model.": "VAE",
 }
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_PREFIX = r"^(unet\.)?(base_model\.model\.)?"
 
 
 @dataclass(frozen=True)
@@ -146,21 +144,21 @@ def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool) -> 
     names = _names(folder, depth=2)
     if lacks := _lacks(names):
         raise InputError(f"the model {name} is not a whole SDXL folder ({folder}): {lacks}")
-    unet = _read_object(folder / "unet" / "config.json")
+    unet = read_object(folder / "unet" / "config.json")
     for setting, needed in (("addition_embed_type", "text_time"), ("in_channels", 4)):  # 9 channels: inpainting
         if unet.get(setting) != needed:
             found = f"{setting} in unet/config.json is {unet.get(setting)!r}, not {needed!r}"
             raise InputError(f"{name} is not an SDXL model: {found}: choose an SDXL base model")
     weights, variant = _choose_weights(names, prefer_half=from_hub)
     for weight in weights:
-        _header(folder / weight)
-    pack = _read_object(folder / "std.json") if "std.json" in names else {}
+        read_header(folder / weight)
+    pack = read_object(folder / "std.json") if "std.json" in names else {}
     return ModelFiles(name, folder, False, None, variant, *_ip_adapter(name, folder, names, local_only), pack)
 
 
 def _single_file_model(name: str, path: Path, local_only: bool) -> ModelFiles:
     """Check the keys of a checkpoint in one file, and fetch what it cannot hold."""
-    shapes, _ = _header(path)
+    shapes, _ = read_header(path)
     lacks = [f"{part} ({key})" for key, part in _SINGLE_FILE_KEYS.items() if not any(k.startswith(key) for k in shapes)]
     if lacks:
         raise InputError(f"{name} is not an SDXL checkpoint: it lacks {', '.join(lacks)}: choose an SDXL base model")
@@ -177,10 +175,10 @@ def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> t
     hub = folder if own and own_encoder else _fetch([IP_ADAPTER], local_only)[0]
     weights = own[0] if own else hub / IP_ADAPTER.files[0]
     encoder = folder / "image_encoder" if own_encoder else (hub / IP_ADAPTER.files[1]).parent
-    if {key.split(".")[0] for key in _header(weights)[0]} != {"image_proj", "ip_adapter"}:
+    if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:
         raise InputError(f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*")
-    _read_object(encoder / "config.json")
-    _header(encoder / "model.safetensors")
+    read_object(encoder / "config.json")
+    read_header(encoder / "model.safetensors")
     return weights, encoder
 
 
@@ -227,7 +225,7 @@ def _choose_weights(names: Collection[str], prefer_half: bool) -> tuple[list[str
     return [file for part in _WEIGHTS for file in plain[part]], None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object."""
     try:
         content = json.loads(path.read_bytes())
@@ -238,7 +236,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     """({key: shape}, metadata) of a safetensors file, whose length is checked too; no weight is read."""
     from safetensors import SafetensorError, safe_open
 
@@ -381,7 +379,7 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
     known: dict[str, Any] = {}
     if size > 2**24:
         with suppress(OSError, InputError):
-            known = _read_object(store)
+            known = read_object(store)
         if isinstance(known.get(key), str):
             return str(known[key])
     with path.open("rb") as file:
@@ -414,19 +412,6 @@ class LoraFile:
     """What the user should know about the choice."""
 
 
-@dataclass(frozen=True)
-class LoraWeights:
-    """The UNet part of a LoRA, as diffusers' `load_lora_into_unet(state_dict, network_alphas, unet)` takes it."""
-
-    name: str
-    state_dict: dict[str, "torch.Tensor"]
-    """"unet.<module>.lora_A.weight": (r, in[, kh, kw]) and "unet.<module>.lora_B.weight": (out, r[, 1, 1])."""
-    network_alphas: dict[str, float]
-    """"unet.<module>.alpha" for every module: the adapter is scaled by alpha / r."""
-    text_tensors: int
-    """Tensors for the text encoders, which are left out."""
-
-
 def resolve_lora(spec: str, *, model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) -> LoraFile | None:
     """The LoRA file that `spec` names: "none", "auto", FILE[:SCALE], owner/name[@revision][/file.safetensors][:SCALE].
 
@@ -446,7 +431,7 @@ def resolve_lora(spec: str, *, model: ModelFiles, task: Literal["i2i", "v2v"], e
         name = path.name
     elif not os.path.isfile(path):
         path = _hub_lora(name)
-    shapes, metadata = _header(path)
+    shapes, metadata = read_header(path)
     if not any("lora_" in key or ".lora." in key for key in shapes):
         raise InputError(f"--lora {name}: no tensor of its {len(shapes)} is a LoRA's: is it a whole model?")
     published = re.search(r"_eta(0\.\d+)\.safetensors$", path.name)
@@ -534,112 +519,3 @@ def _only_file(source: HubRepo) -> str:
         listed = f"{len(files)} safetensors files ({', '.join(files[:8])})" if files else "no safetensors file"
         raise InputError(f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors")
     return files[0]
-
-
-def read_lora(file: LoraFile) -> LoraWeights:
-    """Read a LoRA of any common spelling: diffusers', peft's (with its prefixes), lora.down/up, kohya's.
-
-    Raises InputError for a damaged file, and for tensors that are no LoRA pairs (LoKr, DoRA, a lone half).
-    """
-    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-    from safetensors.torch import load_file
-
-    _header(file.path)
-    tensors = load_file(file.path)
-    unet = {key: tensor for key, tensor in tensors.items() if not key.startswith(("text_encoder", "lora_te"))}
-    halves = {key: tensor for key, tensor in unet.items() if not key.endswith(".alpha")}
-    plain = {re.sub(_PREFIX, "", key): tensor for key, tensor in halves.items() if not key.startswith("lora_unet_")}
-    plain |= _from_kohya(file.name, {key: tensor for key, tensor in halves.items() if key.startswith("lora_unet_")})
-    plain = convert_unet_state_dict_to_peft(plain)
-    if len(plain) != len(halves):
-        raise InputError(f"--lora {file.name}: several of its tensors are for the same layer: repair the file")
-    state_dict = {f"unet.{key}": tensor for key, tensor in plain.items()}
-    pairs = _pairs(file.name, state_dict)
-
-    # Renaming keeps the tensors themselves, which tells what an alpha of the old name belongs to now.
-    new_key = {id(tensor): key for key, tensor in plain.items()}
-    module_of = {key.split(".lora")[0]: new_key[id(t)].split(".lora_")[0] for key, t in halves.items()}
-    configured = _configured_alphas(file, {module: down.shape[0] for module, (down, _) in pairs.items()})
-    alphas = {f"unet.{module}.alpha": alpha for module, alpha in configured.items()}
-    for key, tensor in unet.items():
-        if key.endswith(".alpha"):
-            module = module_of.get(key.removesuffix(".alpha"))
-            if module is None or tensor.numel() != 1 or not math.isfinite(tensor.item()):
-                raise InputError(f"--lora {file.name}: {key!r} is not the alpha of a layer in it: repair the file")
-            alphas[f"unet.{module}.alpha"] = float(tensor.item())
-    return LoraWeights(file.name, state_dict, alphas, len(tensors) - len(unet))
-
-
-def _from_kohya(name: str, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """kohya's `lora_unet_*` keys, in SDXL's original block names or in diffusers', by diffusers' own converter."""
-    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
-
-    if not tensors:
-        return {}
-    sdxl = SimpleNamespace(layers_per_block=2)
-    try:
-        converted, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(tensors, unet_config=sdxl)
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(f"--lora {name}: its lora_unet_* keys are not those of pairs for SDXL layers") from error
-    return {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
-
-
-def _pairs(name: str, state_dict: "dict[str, torch.Tensor]") -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
-    """{module: (lora_A, lora_B)}; InputError for any other tensor, a lone half, or ranks that differ."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state_dict.items():
-        match = re.fullmatch(r"unet\.([\w.]+)\.lora_([AB])\.weight", key)
-        if not match:
-            raise InputError(f"--lora {name}: {key!r} is no LoRA pair's lora_A or lora_B: other kinds do not work here")
-        found.setdefault(match[1], {})[match[2]] = tensor
-    if lone := [module for module, pair in found.items() if len(pair) < 2]:
-        raise InputError(f"--lora {name}: {len(lone)} layers lack lora_A or lora_B (first {lone[0]}): copy it again")
-    for module, pair in found.items():
-        a, b = pair["A"].shape, pair["B"].shape
-        if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or not a[0]:
-            raise InputError(f"--lora {name}: {module}: lora_A {tuple(a)}, lora_B {tuple(b)}: copy it again")
-    return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
-
-
-def _configured_alphas(file: LoraFile, ranks: dict[str, int]) -> dict[str, float]:
-    """{module: alpha} by peft's config, in the file's metadata or beside it (peft's way); without one, the rank."""
-    try:
-        config = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-        if file.path.name == "adapter_model.safetensors" and file.path.with_name("adapter_config.json").is_file():
-            config = _read_object(file.path.with_name("adapter_config.json"))
-        config = {key.removeprefix("unet."): value for key, value in config.items()}
-        # peft takes the names as regular expressions (unsafe from an unknown file), diffusers writes plain ones
-        pattern = {key.replace("\\.", "."): float(alpha) for key, alpha in config.get("alpha_pattern", {}).items()}
-        if not all(re.fullmatch(r"\^?[\w.]+", key) for key in pattern):
-            raise ValueError("alpha_pattern is a regular expression")
-        alphas = {}
-        for module, rank in ranks.items():
-            key = next((k for k in pattern if f"^{module}" == k or f".{module}".endswith(f".{k}")), "")
-            alphas[module] = float(pattern.get(key, config.get("lora_alpha", rank)))
-            alphas[module] *= math.sqrt(rank) if config.get("use_rslora") else 1
-        if not all(map(math.isfinite, alphas.values())):
-            raise ValueError("alpha is not finite")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"--lora {file.name}: its adapter config cannot be used: save it again without it") from error
-    return alphas
-
-
-def check_lora(weights: LoraWeights, unet: "torch.nn.Module") -> tuple[int, int]:
-    """(tensors whose layer is in this UNet, tensors in all). Raises InputError if none is, or one does not fit."""
-    layers = dict(unet.named_modules())
-    matched, wrong = 0, []
-    for module, (a, b) in _pairs(weights.name, weights.state_dict).items():
-        weight = getattr(layers.get(module), "weight", None)
-        if weight is None or weight.ndim < 2:
-            continue
-        matched += 2
-        ones = [1] * (weight.ndim - 2)
-        if list(a.shape[1:]) != list(weight.shape[1:]) or list(b.shape) != [weight.shape[0], a.shape[0], *ones]:
-            wrong.append(f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} for {tuple(weight.shape)}")
-    other = "made for another architecture? Choose one for this model"
-    if wrong:
-        raise InputError(f"--lora {weights.name}: {len(wrong)} layers differ in shape (first {wrong[0]}): {other}")
-    if not matched:
-        total = len(weights.state_dict)
-        raise InputError(f"--lora {weights.name}: 0 of {total} tensors match this UNet: {other}")
-    return matched, len(weights.state_dict)

@@ -16,7 +16,8 @@ LAYERS = (
     ("console",),
     ("stylize",),
     ("pipeline",),
-    ("config", "weights", "schedule", "image"),
+    ("config", "lora"),
+    ("weights", "schedule", "image"),
     ("errors",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
@@ -26,7 +27,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"console"},
     "huggingface_hub": {"weights"},
-    "diffusers": {"pipeline", "weights", "tinypack"},
+    "diffusers": {"pipeline", "lora", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +20,8 @@ from safetensors.torch import save_file
 
 from std_cli import weights
 from std_cli.errors import InputError
-from std_cli.weights import LoraFile, LoraWeights, ModelFiles, check_lora, fingerprint, read_lora, resolve_lora
+from std_cli.lora import LoraWeights, check_lora, read_lora
+from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora
 
 SDXL_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
 ADAPTER = {"image_proj.latents": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)}
@@ -185,7 +185,7 @@ def test_single_file(tmp_path: Path) -> None:
 def client(code: str, home: Path, **env: str) -> str:
     """What `code` prints in a process of its own with this HF_HOME; a StdError is printed too."""
     script = f"""
-import os, sys, time
+import sys
 from std_cli import errors, weights
 try:
     {code}
@@ -198,7 +198,7 @@ assert "torch" not in sys.modules and "diffusers" not in sys.modules
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], env=kept | settings | env, capture_output=True, text=True
     )
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0 and "Retrying" not in run.stderr, run.stderr  # a download would retry for 23 s
     return run.stdout.strip()
 
 
@@ -222,9 +222,7 @@ def cached_adapter(home: Path) -> None:
 
 def test_without_a_network_one_line_says_what_to_run(tmp_path: Path) -> None:
     sdxl = f'hf download stabilityai/stable-diffusion-xl-base-1.0 --revision {SDXL_COMMIT} --include "*.json"'
-    started = time.monotonic()
     lines = client('weights.resolve_model("sdxl")', tmp_path, HF_ENDPOINT="http://no-such-host.invalid").splitlines()
-    assert time.monotonic() - started < 15  # a download alone would retry for 23 s
     assert len(lines) == 1 and lines[0].startswith("InputError") and "the Hub cannot be reached" in lines[0]
     assert sdxl in lines[0] and "hf download h94/IP-Adapter" in lines[0] and "--model tiny" in lines[0]
     offline = client('weights.resolve_model("a/b@v1")', tmp_path, HF_HUB_OFFLINE="1")

@@ -1,0 +1,138 @@
+"""LoRA files of any common spelling, read into the form that diffusers takes, and checked against the network."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from std_cli.errors import InputError
+from std_cli.weights import LoraFile, read_header, read_object
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = r"^(unet\.)?(base_model\.model\.)?"
+
+
+@dataclass(frozen=True)
+class LoraWeights:
+    """The UNet part of a LoRA, as diffusers' `load_lora_into_unet(state_dict, network_alphas, unet)` takes it."""
+
+    name: str
+    state_dict: dict[str, "torch.Tensor"]
+    """"unet.<module>.lora_A.weight": (r, in[, kh, kw]) and "unet.<module>.lora_B.weight": (out, r[, 1, 1])."""
+    network_alphas: dict[str, float]
+    """"unet.<module>.alpha" for every module: the adapter is scaled by alpha / r."""
+    text_tensors: int
+    """Tensors for the text encoders, which are left out."""
+
+
+def read_lora(file: LoraFile) -> LoraWeights:
+    """Read a LoRA of any common spelling: diffusers', peft's (with its prefixes), lora.down/up, kohya's.
+
+    Raises InputError for a damaged file, and for tensors that are no LoRA pairs (LoKr, DoRA, a lone half).
+    """
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+    from safetensors.torch import load_file
+
+    read_header(file.path)
+    tensors = load_file(file.path)
+    unet = {key: tensor for key, tensor in tensors.items() if not key.startswith(("text_encoder", "lora_te"))}
+    halves = {key: tensor for key, tensor in unet.items() if not key.endswith(".alpha")}
+    plain = {re.sub(_PREFIX, "", key): tensor for key, tensor in halves.items() if not key.startswith("lora_unet_")}
+    plain |= _from_kohya(file.name, {key: tensor for key, tensor in halves.items() if key.startswith("lora_unet_")})
+    plain = convert_unet_state_dict_to_peft(plain)
+    if len(plain) != len(halves):
+        raise InputError(f"--lora {file.name}: several of its tensors are for the same layer: repair the file")
+    state_dict = {f"unet.{key}": tensor for key, tensor in plain.items()}
+    pairs = _pairs(file.name, state_dict)
+
+    # Renaming keeps the tensors themselves, which tells what an alpha of the old name belongs to now.
+    new_key = {id(tensor): key for key, tensor in plain.items()}
+    module_of = {key.split(".lora")[0]: new_key[id(t)].split(".lora_")[0] for key, t in halves.items()}
+    configured = _configured_alphas(file, {module: down.shape[0] for module, (down, _) in pairs.items()})
+    alphas = {f"unet.{module}.alpha": alpha for module, alpha in configured.items()}
+    for key, tensor in unet.items():
+        if key.endswith(".alpha"):
+            module = module_of.get(key.removesuffix(".alpha"))
+            if module is None or tensor.numel() != 1 or not math.isfinite(tensor.item()):
+                raise InputError(f"--lora {file.name}: {key!r} is not the alpha of a layer in it: repair the file")
+            alphas[f"unet.{module}.alpha"] = float(tensor.item())
+    return LoraWeights(file.name, state_dict, alphas, len(tensors) - len(unet))
+
+
+def _from_kohya(name: str, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """kohya's `lora_unet_*` keys, in SDXL's original block names or in diffusers', by diffusers' own converter."""
+    from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
+
+    if not tensors:
+        return {}
+    sdxl = SimpleNamespace(layers_per_block=2)
+    try:
+        converted, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(tensors, unet_config=sdxl)
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"--lora {name}: its lora_unet_* keys are not those of pairs for SDXL layers") from error
+    return {key.removeprefix("unet."): tensor for key, tensor in converted.items()}
+
+
+def _pairs(name: str, state_dict: "dict[str, torch.Tensor]") -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
+    """{module: (lora_A, lora_B)}; InputError for any other tensor, a lone half, or ranks that differ."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in state_dict.items():
+        match = re.fullmatch(r"unet\.([\w.]+)\.lora_([AB])\.weight", key)
+        if not match:
+            raise InputError(f"--lora {name}: {key!r} is no LoRA pair's lora_A or lora_B: other kinds do not work here")
+        found.setdefault(match[1], {})[match[2]] = tensor
+    if lone := [module for module, pair in found.items() if len(pair) < 2]:
+        raise InputError(f"--lora {name}: {len(lone)} layers lack lora_A or lora_B (first {lone[0]}): copy it again")
+    for module, pair in found.items():
+        a, b = pair["A"].shape, pair["B"].shape
+        if len(a) < 2 or len(a) != len(b) or a[0] != b[1] or not a[0]:
+            raise InputError(f"--lora {name}: {module}: lora_A {tuple(a)}, lora_B {tuple(b)}: copy it again")
+    return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
+
+
+def _configured_alphas(file: LoraFile, ranks: dict[str, int]) -> dict[str, float]:
+    """{module: alpha} by peft's config, in the file's metadata or beside it (peft's way); without one, the rank."""
+    try:
+        config = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+        if file.path.name == "adapter_model.safetensors" and file.path.with_name("adapter_config.json").is_file():
+            config = read_object(file.path.with_name("adapter_config.json"))
+        config = {key.removeprefix("unet."): value for key, value in config.items()}
+        # peft takes the names as regular expressions (unsafe from an unknown file), diffusers writes plain ones
+        pattern = {key.replace("\\.", "."): float(alpha) for key, alpha in config.get("alpha_pattern", {}).items()}
+        if not all(re.fullmatch(r"\^?[\w.]+", key) for key in pattern):
+            raise ValueError("alpha_pattern is a regular expression")
+        alphas = {}
+        for module, rank in ranks.items():
+            key = next((k for k in pattern if f"^{module}" == k or f".{module}".endswith(f".{k}")), "")
+            alphas[module] = float(pattern.get(key, config.get("lora_alpha", rank)))
+            alphas[module] *= math.sqrt(rank) if config.get("use_rslora") else 1
+        if not all(map(math.isfinite, alphas.values())):
+            raise ValueError("alpha is not finite")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"--lora {file.name}: its adapter config cannot be used: save it again without it") from error
+    return alphas
+
+
+def check_lora(weights: LoraWeights, unet: "torch.nn.Module") -> tuple[int, int]:
+    """(tensors whose layer is in this UNet, tensors in all). Raises InputError if none is, or one does not fit."""
+    layers = dict(unet.named_modules())
+    matched, wrong = 0, []
+    for module, (a, b) in _pairs(weights.name, weights.state_dict).items():
+        weight = getattr(layers.get(module), "weight", None)
+        if weight is None or weight.ndim < 2:
+            continue
+        matched += 2
+        ones = [1] * (weight.ndim - 2)
+        if list(a.shape[1:]) != list(weight.shape[1:]) or list(b.shape) != [weight.shape[0], a.shape[0], *ones]:
+            wrong.append(f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} for {tuple(weight.shape)}")
+    other = "made for another architecture? Choose one for this model"
+    if wrong:
+        raise InputError(f"--lora {weights.name}: {len(wrong)} layers differ in shape (first {wrong[0]}): {other}")
+    if not matched:
+        total = len(weights.state_dict)
+        raise InputError(f"--lora {weights.name}: 0 of {total} tensors match this UNet: {other}")
+    return matched, len(weights.state_dict)
