@@ -16,7 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.lora import check_lora, read_lora
-from std_cli.schedule import Schedule, quickstart_num_inference_steps, timesteps
+from std_cli.schedule import Schedule, timesteps
 from std_cli.weights import LoraFile, ModelFiles
 
 STYLE_BLOCK = {
@@ -156,11 +156,6 @@ class ImagePipeline:
 
         Raises StdError when memory runs out or the result is not finite.
         """
-        n = quickstart_num_inference_steps(s.steps, s.eta)
-        if schedule == "quickstart" and n <= 50:
-            when: dict[str, Any] = {"num_inference_steps": n, "strength": s.eta}
-        else:  # img2img would cut explicit timesteps by strength: they are the whole run already
-            when = {"timesteps": timesteps(s.steps, s.eta, schedule), "strength": 1.0}
         style = self._style if s.cfg > 1 or self._style is None else self._style.chunk(2)[1]
 
         def step_done(pipe: Any, index: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -170,6 +165,7 @@ class ImagePipeline:
         with oom_is_one_line(), warnings.catch_warnings():
             # a picture of NaN is cast to bytes before anyone can look at it
             warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+            warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)  # diffusers calls it itself
             try:
                 out = self.pipe(
                     image=image,
@@ -177,7 +173,8 @@ class ImagePipeline:
                     guidance_scale=s.cfg,
                     callback_on_step_end=step_done,
                     generator=torch.Generator("cpu").manual_seed(s.seed),
-                    **when,
+                    timesteps=timesteps(s.steps, s.eta, schedule),
+                    strength=1.0,  # img2img would cut the timesteps by it: they are the whole run already
                     **self._prompt(s.prompt, s.negative_prompt),
                 )
             except RuntimeWarning:

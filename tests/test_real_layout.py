@@ -428,7 +428,6 @@ def assert_fused(found: State, base: State, lora: State) -> None:
     assert all(re.search(IP_WEIGHTS, key) for key in found.keys() - base.keys())  # no wrapper is left
 
 
-@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # diffusers, of its own code
 def test_half_precision_and_a_vae_that_needs_more(
     sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
 ) -> None:

@@ -118,6 +118,11 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
         image_encoder_folder=None,
     )
     pipe.set_ip_adapter_scale(1.0)
+    for name, state in export.load_parts(tmp_path / "pack").items():  # so that training can go on from a pack
+        own = getattr(net, name).state_dict()
+        assert own.keys() == state.keys() and all(
+            torch.equal(own[k].half().float(), v.float()) for k, v in state.items()
+        )
     g = torch.Generator().manual_seed(1)
     x, pixels = torch.randn(1, 4, 16, 16, generator=g), torch.randn(1, 3, 112, 112, generator=g)
     t, sizes = torch.tensor([500]), torch.tensor([[64.0, 64, 0, 0, 64, 64]])

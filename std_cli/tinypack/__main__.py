@@ -7,6 +7,7 @@ denoiser, and the pack folder. What was run for the shipped weights is in std_cl
 import argparse
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def main() -> None:
     p.add_argument("--facts-steps", type=int, default=300)
     p.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
     p.add_argument("--minutes", type=float, default=80, help="for the denoiser, at most")
+    p.add_argument("--start", type=Path, help="a pack folder to train on from, such as std_cli/packs/tiny")
     p.add_argument("--rate", type=float, default=1e-3, help="learning rate of the denoiser")
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -30,12 +32,15 @@ def main() -> None:
     pictures, vae_folder, latents, out = (a.work / n for n in ("data", "vae", "latents", "denoiser"))
     if len(list(pictures.glob("groups-????.npz"))) < a.shards:
         data.make_shards(pictures, a.seed, a.shards, os.cpu_count() or 1)
+    if not vae_folder.exists() and a.start:
+        shutil.copytree(a.start / "vae", vae_folder)
     if not vae_folder.exists():
         vae.train(pictures, vae_folder, a.seed, a.vae_steps)
     train.encode(pictures, vae_folder, latents, a.seed)
     out.mkdir(exist_ok=True)
     if not (out / "average.pt").exists():
-        train.train(pictures, latents, out, a.seed, a.steps, a.minutes, a.rate, a.facts_steps)
+        start = export.load_parts(a.start) if a.start else None
+        train.train(pictures, latents, out, a.seed, a.steps, a.minutes, a.rate, a.facts_steps, start)
     export.export(vae_folder, out, a.work / "pack")
 
 

@@ -49,6 +49,15 @@ def ip_adapter_state(net: Denoiser) -> dict[str, Tensor]:
     return {k: v.detach().half().contiguous().clone() for k, v in out.items()}
 
 
+def load_parts(pack: Path) -> dict[str, dict[str, Tensor]]:
+    """The weights of a pack's trained parts, by their names in `Denoiser`, fp32: what `export` was given, rounded."""
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(pack, dtype=torch.float32)
+    [adapter] = (pack / "ip_adapter").glob("*.safetensors")
+    pipe.load_ip_adapter(str(pack), subfolder="ip_adapter", weight_name=adapter.name, image_encoder_folder=None)
+    parts = {"unet": pipe.unet, "vision": pipe.image_encoder, "text": pipe.text_encoder, "text_2": pipe.text_encoder_2}
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
 def export(vae_folder: Path, trained: Path, out: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(trained / "tokenizer")
     net = Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -221,11 +221,20 @@ def validate(net: Denoiser, trainer: Trainer) -> float:
 
 
 def train(
-    data: Path, latents: Path, out: Path, seed: int, steps: int, minutes: float, rate: float, facts_steps: int
+    data: Path,
+    latents: Path,
+    out: Path,
+    seed: int,
+    steps: int,
+    minutes: float,
+    rate: float,
+    facts_steps: int,
+    start: dict[str, dict[str, Tensor]] | None = None,
 ) -> None:
     """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to nothing.
 
-    Resumes from out/state.pt (weights, averages, optimizer, random state). The averaged weights go to out/average.pt.
+    Starts from the weights in `start` (see export.load_parts) or from nothing. Resumes from out/state.pt: weights,
+    averages, optimizer, random state. The averaged weights go to out/average.pt.
     """
     torch.manual_seed(seed)
     d = load(data, latents)
@@ -233,6 +242,8 @@ def train(
     trainer = Trainer(d, tokenizer, np.random.default_rng(seed))
     net = Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     groups, state_path, begin_step, spent = len(d.kind), out / "state.pt", 0, 0.0
+    for name, state in (start or {}).items():
+        getattr(net, name).load_state_dict(state)
     average = copy.deepcopy(net).eval()
     optimizer = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     log.info("%d groups, %.2f M parameters", groups, sum(p.numel() for p in net.parameters()) / 1e6)

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from std_cli import stylize_image
-from tests.measures import colour_distance, edge_correlation, texture_distance, texture_energies
+from tests.measures import colour_quantiles, edge_correlation, texture_energies
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TARGETS = {"colour": 0.6, "texture": 0.9, "edges": 0.5}
@@ -47,31 +47,24 @@ def main():
 
     print(f"{'style':24}{'photo':16}{'colour':>8}{'texture':>9}{'edges':>7}  nearest reference")
     rows, hits = [], 0
+    looks = {s: (colour_quantiles(ref), texture_energies(ref)) for s, ref in styles.items()}
+
+    def far(picture, style):
+        return np.array([np.abs(x - y).mean() for x, y in zip(picture, looks[style], strict=True)])
+
     # colour and texture on one footing: each divided by its mean over pairs of different references
-    apart = [
-        (colour_distance(x, y), np.abs(texture_energies(x) - texture_energies(y)).mean())
-        for x in styles.values()
-        for y in styles.values()
-        if x is not y
-    ]
-    unit = np.mean(apart, 0)
-    for style, ref in styles.items():
+    unit = np.mean([far(looks[x], y) for x in styles for y in styles if x != y], 0)
+    before = {n: (colour_quantiles(p), texture_energies(p)) for n, p in photos.items()}
+    for style in styles:
         for name, photo in photos.items():
             out = outputs[style][name]
-            row = (
-                colour_distance(out, ref) / colour_distance(photo, ref),
-                texture_distance(out, ref) / texture_distance(photo, ref),
-                edge_correlation(out, photo),
-            )
-            total = {
-                s: colour_distance(out, r) / unit[0] + texture_distance(out, r) / unit[1] for s, r in styles.items()
-            }
-            nearest = min(total, key=total.__getitem__)
+            after = (colour_quantiles(out), texture_energies(out))
+            row = (*(far(after, style) / far(before[name], style)), edge_correlation(out, photo))
+            nearest = min(styles, key=lambda s: (far(after, s) / unit).sum())
             hits += nearest == style
             rows.append(row)
-            print(
-                f"{style:24}{name:16}{row[0]:8.2f}{row[1]:9.2f}{row[2]:7.2f}  {nearest if nearest != style else 'own'}"
-            )
+            whose = "own" if nearest == style else nearest
+            print(f"{style:24}{name:16}{row[0]:8.2f}{row[1]:9.2f}{row[2]:7.2f}  {whose}")
     table = np.array(rows)
     for i, (name, target) in enumerate(TARGETS.items()):
         good = table[:, i] >= target if name == "edges" else table[:, i] <= target
