@@ -10,7 +10,6 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -35,7 +34,7 @@ class Reporter:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -43,7 +42,7 @@ class Reporter:
             transient=True,
             disable=as_json or quiet or not self.err.is_terminal,
         )
-        self.task = self.bar.add_task("starting", total=None)
+        self.task = self.bar.add_task("starting", total=None, count="")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -79,7 +78,9 @@ class Reporter:
         done, steps = (e["index"] - 1) * e["steps"] + e["step"], e["total"] * e["steps"]
         if done == 0:
             self.bar.reset(self.task)  # loading must not count in the ETA
-        self.bar.update(self.task, description=f"{_short(e['input'])}{which}", completed=done, total=steps)
+        self.bar.update(
+            self.task, description=f"{_short(e['input'])}{which}", completed=done, total=steps, count=f"{done}/{steps}"
+        )
 
     def _result(self, e: Event) -> None:
         line = Text.assemble(
