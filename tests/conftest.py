@@ -3,9 +3,14 @@ import os
 import pytest
 from PIL import Image
 
-# transformers warns at import that torchvision is missing; nothing here needs it
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+# What the command line sets before it imports the libraries, which read it once: here many tests share one process.
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+os.environ.update(QUIET)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from std_cli.cli import run
+from tests.conftest import QUIET
 
 FAST = ["--model", "tiny", "--steps", "1", "--size", "64"]
 
@@ -21,9 +22,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def std(*arguments, **options):
+def std(*arguments, env=(), **options):
+    """As a user's shell starts it: nothing in the environment quiets the libraries."""
     command = [sys.executable, "-m", "std_cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    env = {k: v for k, v in os.environ.items() if k not in QUIET} | dict(env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
 
 
 def one_error(capsys, *arguments):
@@ -107,7 +110,7 @@ def test_a_lora_that_matches_nothing(here, picture, reference, capsys):
 
 
 def test_a_missing_model_without_network(here, picture, reference):
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
     done = std("stylize", "image", picture, "--style", reference, "--model", "sdxl", cwd=here, env=env)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--model tiny" in done.stderr and "hf download stabilityai/stable-diffusion-xl-base-1.0" in done.stderr
@@ -173,5 +176,5 @@ def test_full_disk(here, picture, reference):
 
 
 def test_debug_shows_the_traceback(here, reference):
-    done = std("stylize", "image", "gone.png", "--style", reference, env=os.environ | {"STD_DEBUG": "1"}, cwd=here)
+    done = std("stylize", "image", "gone.png", "--style", reference, env={"STD_DEBUG": "1"}, cwd=here)
     assert "Traceback" in done.stderr
