@@ -75,8 +75,10 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
         steps_offset=1,
         timestep_spacing="leading",
     )
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    vae.register_to_config(_name_or_path="")  # the folder on this machine
     pipe = StableDiffusionXLImg2ImgPipeline(
-        vae=AutoencoderKL.from_pretrained(vae_folder),
+        vae=vae,
         text_encoder=net.text,
         text_encoder_2=net.text_2,
         tokenizer=tokenizer,
