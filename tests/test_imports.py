@@ -17,7 +17,8 @@ LAYERS = (
     ("stylize",),
     ("pipeline",),
     ("config", "lora"),
-    ("weights", "schedule", "image"),
+    ("weights", "schedule", "wavefront", "video"),
+    ("image",),
     ("errors",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
@@ -27,6 +28,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"console"},
     "huggingface_hub": {"weights"},
+    "av": {"video", "tinypack"},
     "diffusers": {"pipeline", "lora", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }

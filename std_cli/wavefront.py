@@ -1,0 +1,213 @@
+"""Denoising of any number of frames in windows that overlap, in constant memory: the wavefront.
+
+What is computed is the known averaging of overlapping windows at every step (MultiDiffusion, Bar-Tal et al. 2023, arXiv
+2302.08113, along time): a frame's prediction at step k is the weighted mean over the windows that cover it, then one
+scheduler step takes its latent to k + 1. A window's step k + 1 so waits only for the windows that overlap it, and what
+waits for nothing runs as one batch, each window at its own timestep: a diagonal of (window, step). Frames are pushed in
+as they come and come out finished, in order; those in between are all that is held.
+
+One round of work follows each window that becomes known, and rounds go on after the last until all is done. What a
+round holds depends on the frames and cuts alone, not on when they arrive: a run that goes on from a saved state repeats
+the uninterrupted one bit for bit.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor, list[int]], Tensor]
+"""(latents (B, C, F, h, w), step of each of the B windows) -> predictions of the same shape."""
+Step = Callable[[Tensor, Tensor, int], Tensor]
+"""(prediction (C, h, w), latent (C, h, w), step k) -> latent of step k + 1."""
+
+
+def window_starts(frames: int, length: int, stride: int) -> list[int]:
+    """Where the windows of a shot start: every `stride` frames, the last shifted back to end with the shot.
+
+    A shot of at most `length` frames is one window.
+    """
+    if frames <= length:
+        return [0]
+    return [*range(0, frames - length, stride), frames - length]
+
+
+def blend_weights(length: int, overlap: int) -> list[float]:
+    """A trapezoid over a window's frames: rising over `overlap` frames, flat, falling; not yet normalised."""
+    return [float(min(i + 1, length - i, max(overlap, 1))) for i in range(length)]
+
+
+@dataclass(frozen=True)
+class Finished:
+    latent: Tensor
+    """(C, h, w)"""
+    joint: bool
+    """A window of this frame's shot starts or has ended here, between the frame before and this one."""
+
+
+@dataclass
+class _Frame:
+    latent: Tensor
+    step: int = 0
+    windows: int = 0
+    """That cover it and are known."""
+    pending: int = 0
+    """Of those, how many have not predicted this step yet."""
+    weight: float = 0.0
+    weighted: Tensor | None = None
+    """Sum of weight x prediction of this step, and `weight` the sum of weights."""
+
+
+@dataclass
+class _Window:
+    start: int
+    length: int
+    step: int = 0
+
+    @property
+    def frames(self) -> range:
+        return range(self.start, self.start + self.length)
+
+
+@dataclass
+class Wavefront:
+    """`push` the frames one by one, then drain with `end`; both give what is finished, in order."""
+
+    length: int
+    """Frames of a window, the motion adapter's."""
+    stride: int
+    """Frames from one window's start to the next's, 1 to `length`."""
+    steps: int
+    predict: Predict
+    step: Step
+    batch: int
+    """At most so many windows go into one call of `predict`. Halved when memory runs out."""
+    on_halved: Callable[[int], None] = lambda batch: None
+    _frames: dict[int, _Frame] = field(default_factory=dict)
+    _windows: list[_Window] = field(default_factory=list)
+    _joints: set[int] = field(default_factory=set)
+    _shot: int = 0
+    """First frame of the current shot."""
+    _covered: int = 0
+    """End of the current shot's last known window."""
+    _settled: int = 0
+    """Frames before this one are in no window that is still to come."""
+    _pushed: int = 0
+    _emitted: int = 0
+
+    def push(self, latent: Tensor, cut: bool = False) -> list[Finished]:
+        """Take the next frame's noised latent (C, h, w); `cut`: a new shot starts with it."""
+        known = len(self._windows)
+        if cut:
+            self._close_shot()
+        self._frames[self._pushed] = _Frame(latent)
+        self._pushed += 1
+        start = self._shot if self._covered == self._shot else self._covered - self.length + self.stride
+        if start + self.length == self._pushed:
+            self._add(_Window(start, self.length))
+            self._settled = start + 1  # should the shot end, its last window may start right after this one
+        return self._round() if len(self._windows) > known else []
+
+    def end(self) -> Iterator[list[Finished]]:
+        """There are no more frames: finish those that are left, a round at a time."""
+        self._close_shot()
+        while self._frames:
+            yield self._round()
+
+    @property
+    def live(self) -> int:
+        """Frames whose latents are held."""
+        return len(self._frames)
+
+    @property
+    def lowest_step(self) -> int:
+        """Steps that the oldest live frame has behind it."""
+        return self._frames[self._emitted].step if self._frames else self.steps
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a run goes on from: tensors, and what JSON can hold."""
+        frames = {
+            str(i): {k: v for k, v in vars(f).items() if not isinstance(v, Tensor)} for i, f in self._frames.items()
+        }
+        tensors = {
+            f"{name}.{i}": t
+            for i, f in self._frames.items()
+            for name in ("latent", "weighted")
+            if isinstance(t := getattr(f, name), Tensor)
+        }
+        counters = {name: getattr(self, name) for name in _COUNTERS}
+        windows = [asdict(w) for w in self._windows]
+        return tensors, {"frames": frames, "windows": windows, "joints": sorted(self._joints), **counters}
+
+    def load_state(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._frames = {
+            int(i): _Frame(**f | {n: tensors[f"{n}.{i}"] for n in ("latent", "weighted") if f"{n}.{i}" in tensors})
+            for i, f in rest["frames"].items()
+        }
+        self._windows = [_Window(**w) for w in rest["windows"]]
+        self._joints = set(rest["joints"])
+        for name in _COUNTERS:
+            setattr(self, name, rest[name])
+
+    def _close_shot(self) -> None:
+        if self._covered < self._pushed:
+            length = min(self.length, self._pushed - self._shot)
+            self._add(_Window(self._pushed - length, length))
+        self._shot = self._covered = self._settled = self._pushed
+
+    def _add(self, window: _Window) -> None:
+        self._windows.append(window)
+        self._covered = window.start + window.length
+        self._joints |= {window.start, self._covered}
+        for i in window.frames:
+            self._frames[i].windows += 1
+            self._frames[i].pending += 1
+
+    def _round(self) -> list[Finished]:
+        """Predict for every window whose frames have all come to its step, advance the frames that are complete."""
+        ready = [w for w in self._windows if all(self._frames[i].step == w.step for i in w.frames)]
+        for length in sorted({w.length for w in ready}, reverse=True):
+            self._predict([w for w in ready if w.length == length])
+        for i, f in self._frames.items():
+            if f.weighted is not None and f.pending == 0 and i < self._settled:
+                f.latent = self.step(f.weighted / f.weight, f.latent, f.step)
+                f.step, f.pending, f.weight, f.weighted = f.step + 1, f.windows, 0.0, None
+        self._windows = [w for w in self._windows if w.step < self.steps]
+        return list(self._finished())
+
+    def _predict(self, windows: list[_Window]) -> None:
+        """For windows of one length, in batches."""
+        weights = blend_weights(windows[0].length, self.length - self.stride)
+        while windows:
+            now = windows[: self.batch]
+            latents = torch.stack([torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now])
+            try:
+                predictions = self.predict(latents, [w.step for w in now])  # (B, C, F, h, w)
+            except torch.OutOfMemoryError:
+                if len(now) == 1:
+                    raise
+                self.batch = len(now) // 2
+                self.on_halved(self.batch)
+                continue
+            windows = windows[len(now) :]
+            for w, prediction in zip(now, predictions, strict=True):
+                w.step += 1
+                for i, weight, p in zip(w.frames, weights, prediction.unbind(1), strict=True):
+                    f = self._frames[i]
+                    # never in place: a state that was taken shares the tensors
+                    f.weighted = p * weight if f.weighted is None else f.weighted + p * weight
+                    f.weight += weight
+                    f.pending -= 1
+
+    def _finished(self) -> Iterator[Finished]:
+        while self._emitted in self._frames and self._frames[self._emitted].step == self.steps:
+            joint = self._emitted in self._joints
+            self._joints.discard(self._emitted)
+            yield Finished(self._frames.pop(self._emitted).latent, joint)
+            self._emitted += 1
+
+
+_COUNTERS = ("_shot", "_covered", "_settled", "_pushed", "_emitted", "batch")
