@@ -94,6 +94,10 @@ class Pack(Frozen):
     """Whether base_resolution is the square root of the area, or the long side."""
     i2i: dict[str, Any] = {}
     """Defaults for pictures: any of the fields of ImageDefaults."""
+    v2v: dict[str, Any] = {}
+    """Defaults for videos, which have those for pictures where this says nothing."""
+    motion_window: int = Field(8, ge=1, le=64)
+    """Frames that the model's own motion adapter denoises at once."""
     loras: list[dict[str, Any]] = []
     """The pack's own STD LoRAs: {file, task, eta}."""
 

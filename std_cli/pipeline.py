@@ -4,20 +4,32 @@ The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run 
 what is ours is what surrounds it: which weights go where, embeddings kept between pictures, the exact timesteps.
 """
 
+import hashlib
+import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, TCDScheduler
+from diffusers import (
+    MotionAdapter,
+    StableDiffusionXLImg2ImgPipeline,
+    TCDScheduler,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
+from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.lora import check_lora, read_lora
 from std_cli.schedule import Schedule, timesteps
-from std_cli.weights import LoraFile, ModelFiles
+from std_cli.weights import LoraFile, ModelFiles, MotionFiles
 
 STYLE_BLOCK = {
     "down": 0,
@@ -46,8 +58,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
-class ImagePipeline:
-    """SDXL img2img with TCD, a fused STD LoRA and an IP-Adapter."""
+class Pipeline:
+    """SDXL with TCD, a motion adapter if there is one, a fused STD LoRA and an IP-Adapter."""
 
     def __init__(
         self,
@@ -57,6 +69,7 @@ class ImagePipeline:
         dtype: torch.dtype,
         offload: Offload = "none",
         compile: bool = False,
+        motion: MotionFiles | None = None,
     ) -> None:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
         if offload != "none" and device.type == "cpu":
@@ -64,7 +77,7 @@ class ImagePipeline:
         self.device, self.dtype = device, dtype
         self.notices: list[str] = []
         try:
-            self.pipe = self._load(files, lora, dtype)
+            self.pipe = self._load(files, lora, motion, dtype)
         except (OSError, ValueError, RuntimeError, KeyError) as e:
             raise InputError(f"--model {files.name}: its weights cannot be loaded: {_first_line(e)}") from e
         pipe = self.pipe
@@ -84,7 +97,9 @@ class ImagePipeline:
         self._prompts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._style: torch.Tensor | None = None
 
-    def _load(self, files: ModelFiles, lora: LoraFile | None, dtype: torch.dtype) -> StableDiffusionXLImg2ImgPipeline:
+    def _load(
+        self, files: ModelFiles, lora: LoraFile | None, motion: MotionFiles | None, dtype: torch.dtype
+    ) -> StableDiffusionXLImg2ImgPipeline:
         encoder = CLIPVisionModelWithProjection.from_pretrained(files.image_encoder, dtype=dtype, use_safetensors=True)
         if files.single_file:
             pipe = StableDiffusionXLImg2ImgPipeline.from_single_file(
@@ -101,6 +116,8 @@ class ImagePipeline:
             )
         # as published; TCD itself ignores both
         pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
+        if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
+            pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
             weights = read_lora(lora)
             matched, total = check_lora(weights, pipe.unet)
@@ -149,6 +166,10 @@ class ImagePipeline:
             self._prompts[key] = dict(zip(names, values, strict=True))
         return self._prompts[key]
 
+
+class ImagePipeline(Pipeline):
+    """Picture after picture, as published."""
+
     def stylize(
         self, image: Image.Image, s: ImageSettings, schedule: Schedule, on_step: Callable[[int], None]
     ) -> Image.Image:
@@ -178,10 +199,103 @@ class ImagePipeline:
                     **self._prompt(s.prompt, s.negative_prompt),
                 )
             except RuntimeWarning:
-                raise StdError(
-                    f"the result is not a number in {name_dtype(self.dtype)}: try --dtype bf16 or --dtype fp32"
-                ) from None
+                raise StdError(_not_a_number(self.dtype)) from None
         return out.images[0]  # type: ignore[no-any-return]
+
+
+class VideoPipeline(Pipeline):
+    """Video to video, in the pieces that the wavefront puts together: diffusers has no such pipeline for SDXL.
+
+    Without a motion adapter a window is one frame, and the result is the picture pipeline's.
+    """
+
+    def prepare(self, s: ImageSettings, schedule: Schedule, size: tuple[int, int]) -> None:
+        """Fix what a run keeps the same: timesteps, guidance, embeddings. `size` is the frames' (width, height)."""
+        pipe, guided = self.pipe, s.cfg > 1
+        self._cfg, self._seed = s.cfg, s.seed
+        self._latent_shape = (4, size[1] // pipe.vae_scale_factor, size[0] // pipe.vae_scale_factor)
+        self._timesteps = timesteps(s.steps, s.eta, schedule)
+        text = self._prompt(s.prompt, s.negative_prompt)
+        at = (size[1], size[0])
+        width = int(text["pooled_prompt_embeds"].shape[-1])
+        ids = pipe._get_add_time_ids(
+            at, (0, 0), at, 6.0, 2.5, at, (0, 0), at, dtype=self.dtype, text_encoder_projection_dim=width
+        )
+        self._states = text["prompt_embeds"]  # (1, tokens, C), with guidance (2, ...): negative, positive
+        self._pooled, self._time_ids = text["pooled_prompt_embeds"], ids[0].to(self.device)
+        if guided:
+            self._states = torch.cat([text["negative_prompt_embeds"], self._states])
+            self._pooled = torch.cat([text["negative_pooled_prompt_embeds"], self._pooled])
+            self._time_ids = torch.cat([ids[1].to(self.device), self._time_ids])
+        assert self._style is not None
+        self._tokens = self._style if guided else self._style.chunk(2)[1]  # (2 or 1, 1, tokens, C)
+        if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
+            pipe.vae.to(torch.float32)
+
+    @torch.inference_mode()
+    def encode(self, image: Image.Image) -> torch.Tensor:
+        """A frame of the working size -> its latent (4, h, w): the mode of the VAE's posterior, so that it repeats."""
+        pixels = self.pipe.image_processor.preprocess(image).to(self.device, self.pipe.vae.dtype)
+        latent = self.pipe.vae.encode(pixels).latent_dist.mode()[0] * self.pipe.vae.config.scaling_factor
+        return latent.to(self.dtype)  # type: ignore[no-any-return]
+
+    def add_noise(self, latent: torch.Tensor, frame: int) -> torch.Tensor:
+        """The latent at the first timestep. The noise follows from (seed, frame) alone, wherever the run began."""
+        noise = frame_noise(self._seed, frame, self._latent_shape).to(latent)
+        return self.pipe.scheduler.add_noise(latent, noise, torch.tensor([self._timesteps[0]]))  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
+        """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step."""
+        b, frames, guided = len(latents), latents.shape[2], len(self._tokens) == 2
+        t = torch.tensor([self._timesteps[k] for k in steps], device=self.device)
+        if guided:
+            latents, t = torch.cat([latents, latents]), torch.cat([t, t])
+        moving = isinstance(self.pipe.unet, UNetMotionModel)
+        out = self.pipe.unet(
+            latents if moving else latents.squeeze(2),  # without motion F is 1
+            t,
+            self._states.repeat_interleave(b * frames, 0),  # per frame; all else is per window
+            added_cond_kwargs={
+                "text_embeds": self._pooled.repeat_interleave(b, 0),
+                "time_ids": self._time_ids.repeat_interleave(b, 0),
+                "image_embeds": [self._tokens.repeat_interleave(b, 0)],
+            },
+            return_dict=False,
+        )[0]
+        out = out if moving else out.unsqueeze(2)
+        if guided:
+            unconditional, conditional = out.chunk(2)
+            out = unconditional + self._cfg * (conditional - unconditional)
+        return out  # type: ignore[no-any-return]
+
+    def step(self, prediction: torch.Tensor, latent: torch.Tensor, k: int) -> torch.Tensor:
+        """One TCD step (gamma 0, as published) of one frame (4, h, w)."""
+        scheduler = self.pipe.scheduler
+        scheduler.set_timesteps(timesteps=self._timesteps)  # it counts its calls; this starts it anew
+        return scheduler.step(prediction, self._timesteps[k], latent, eta=0.0, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def decode(self, latent: torch.Tensor) -> NDArray[np.uint8]:
+        """A finished latent (4, h, w) -> RGB pixels (H, W, 3). Raises StdError if it is not finite."""
+        vae = self.pipe.vae
+        pixels = vae.decode(latent[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0].float()
+        if not torch.isfinite(pixels).all():
+            raise StdError(_not_a_number(self.dtype))
+        pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+        return (pixels * 255).round().to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+
+
+NOISE_SHARED = 0.5
+"""Part of the noise's variance that all frames share."""
+
+
+def frame_noise(seed: int, frame: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise of one frame: a function of (seed, frame), part of it the same for every frame."""
+    shared = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+    digest = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=8).digest()
+    own = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int.from_bytes(digest) >> 1))
+    return math.sqrt(NOISE_SHARED) * shared + math.sqrt(1 - NOISE_SHARED) * own
 
 
 class oom_is_one_line:
@@ -196,10 +310,39 @@ class oom_is_one_line:
             ) from error
 
 
+def _not_a_number(dtype: torch.dtype) -> str:
+    return f"the result is not a number in {name_dtype(dtype)}: try --dtype bf16 or --dtype fp32"
+
+
 def _scaled(value: Any, scale: float) -> Any:
     if isinstance(value, dict):
         return {k: _scaled(v, scale) for k, v in value.items()}
     return [v * scale for v in value] if isinstance(value, list) else value * scale
+
+
+def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionModel:
+    """The UNet with the adapter's temporal layers between its own; denoises (B, 4, F, h, w)."""
+    adapter = MotionAdapter.from_config(motion.config)
+    weights = load_file(motion.weights)
+    adapter.load_state_dict(from_hotshot(weights) if motion.hotshot else weights)
+    moving = UNetMotionModel.from_unet2d(unet, adapter)
+    moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())  # from_unet2d leaves it random
+    return moving.to(unet.dtype).eval()
+
+
+def from_hotshot(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """HotShot-XL's temporal layers under the keys of diffusers' MotionAdapter; the weights themselves are the same."""
+    out = {}
+    for key, tensor in weights.items():
+        new = key.replace(".temporal_attentions.", ".motion_modules.").replace(".ff_norm.", ".norm3.")
+        new = re.sub(r"\.norms\.(\d)\.", lambda m: f".norm{int(m[1]) + 1}.", new)
+        block = re.search(r"\.attention_blocks\.(\d)\.", new)
+        if new.endswith(".pos_encoder.positional_encoding"):
+            new = new[: block.start()] + ".pos_embed.pe" if block else new
+        elif block:
+            new = new.replace(block[0], f".attn{int(block[1]) + 1}.")
+        out[new] = tensor
+    return out
 
 
 def name_dtype(dtype: torch.dtype) -> str:

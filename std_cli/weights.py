@@ -68,6 +68,18 @@ IP_ADAPTER = HubRepo(
         "models/image_encoder/model.safetensors",
     ),
 )
+MOTION = {  # name -> where it is, and the frames of a window that it was trained on
+    # Neither is pinned: no commit of them could be found when this was written, without the Hub.
+    "hotshot": (HubRepo("hotshotco/Hotshot-XL", "main", files=("hsxl_temporal_layers.f16.safetensors",)), 8),
+    "animatediff": (
+        HubRepo(
+            "guoyww/animatediff-motion-adapter-sdxl-beta",
+            "main",
+            files=("config.json", "diffusion_pytorch_model.fp16.safetensors"),
+        ),
+        16,
+    ),
+}
 STD_LORAS, STD_ETAS = "SecondComming/Single-Trajectory-Distillation", (0.65, 0.75, 0.85, 0.95)
 
 # The parts of a diffusers SDXL folder: how their weight files are called, and their config (one of these).
@@ -248,6 +260,88 @@ def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
             return {key: file.get_slice(key).get_shape() for key in keys}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is missing, damaged or no safetensors file: copy it again") from error
+
+
+# --- motion ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MotionFiles:
+    """A motion adapter on disk, checked against the UNet's config."""
+
+    name: str
+    """What the user asked for, or what auto chose."""
+    weights: Path
+    config: dict[str, Any]
+    """Of diffusers' MotionAdapter."""
+    hotshot: bool
+    """The weights have HotShot-XL's own keys."""
+    window: int
+    """Frames that it denoises at once."""
+
+
+# HotShot-XL's layers as a MotionAdapter's (SDXL's three blocks, none in the middle).
+HOTSHOT_CONFIG: dict[str, Any] = {
+    "block_out_channels": [320, 640, 1280],
+    "motion_layers_per_block": 2,
+    "motion_num_attention_heads": 8,
+    "motion_norm_num_groups": 32,
+    "motion_max_seq_length": 24,
+    "use_motion_mid_block": False,
+}
+WINDOW = 8  # frames, of an adapter that nothing tells more of; STD trains its video LoRAs on 8 frames
+
+
+def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
+    """The motion adapter that `spec` names: auto, none, hotshot, animatediff, a diffusers folder, or a Hub id.
+
+    "auto" is the pack's own (`motion_adapter/` in the model's folder, with `motion_window` in its std.json), else
+    HotShot-XL, which STD's video LoRAs are trained with. Raises InputError if it is not there, is no motion adapter, or
+    does not fit the model's UNet.
+    """
+    own = model.base / "motion_adapter"
+    if spec == "none":
+        return None
+    if spec == "auto" and (model.pack or own.is_dir()):
+        if not own.is_dir():
+            return None
+        folder, window, name = own, int(model.pack.get("motion_window", WINDOW)), "motion_adapter"
+    elif spec in ("auto", *MOTION):
+        name = "hotshot" if spec == "auto" else spec
+        source, window = MOTION[name]
+        folder = _fetch([source])[0]
+    elif os.path.isdir(Path(spec).expanduser()):
+        folder, window, name = Path(spec).expanduser(), WINDOW, spec
+    else:
+        hub = _hub_id(spec)
+        if not hub or hub[2]:
+            raise InputError(
+                f"no motion adapter {spec!r}: give auto, none, {', '.join(MOTION)}, a diffusers folder, or owner/name"
+            )
+        files = HubRepo(hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors"))
+        folder, window, name = _fetch([files])[0], WINDOW, spec
+    if name == "hotshot":
+        weights, config = folder / MOTION["hotshot"][0].files[0], HOTSHOT_CONFIG
+    else:
+        config = read_object(folder / "config.json")
+        found = [folder / f"diffusion_pytorch_model{v}.safetensors" for v in (".fp16", "")]
+        weights = next((f for f in found if f.is_file()), found[1])
+    keys = read_header(weights)[0]
+    if not any(".motion_modules." in key or ".temporal_attentions." in key for key in keys):
+        raise InputError(f"--motion {name}: none of the {len(keys)} tensors in {weights.name} is a motion adapter's")
+    _check_motion(name, config, model)
+    window = min(window, int(config.get("motion_max_seq_length", 32)))
+    return MotionFiles(name, weights, config, name == "hotshot", window)
+
+
+def _check_motion(name: str, config: dict[str, Any], model: ModelFiles) -> None:
+    unet = read_object((model.config or model.base) / "unet" / "config.json")
+    for theirs, ours in (("block_out_channels", "block_out_channels"), ("motion_layers_per_block", "layers_per_block")):
+        if config.get(theirs) != unet.get(ours):
+            raise InputError(
+                f"--motion {name} does not fit --model {model.name}: its {theirs} is {config.get(theirs)}, the UNet's "
+                f"{ours} {unet.get(ours)}: choose an adapter made for this model, or --motion none"
+            )
 
 
 # --- the Hub ---------------------------------------------------------------------------------------------------------

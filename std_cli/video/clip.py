@@ -1,0 +1,65 @@
+"""What is known of a video: shared by what reads it and what writes its stylized twin."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, full range
+
+
+@dataclass(frozen=True)
+class Color:
+    """Colour tags, by FFmpeg's numbers (ITU-T H.273); 2 is unspecified."""
+
+    matrix: int = 2
+    range: int = 0
+    """0 unspecified (read as limited), 1 limited, 2 full."""
+    primaries: int = 2
+    transfer: int = 2
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video stream and the file around it."""
+
+    path: Path
+    """A video file, an animated gif or webp, or a folder of pictures."""
+    kind: Literal["video", "animation", "folder"]
+    width: int
+    """Of the upright picture as stored, in pixels that need not be square."""
+    height: int
+    sample_aspect_ratio: Fraction
+    """Width of a pixel by its height, upright."""
+    time_base: Fraction
+    """Of the video stream, seconds per tick."""
+    frame_rate: Fraction | None
+    """The average; None if the container does not tell."""
+    frames: int | None
+    """How many, where the container tells; else an estimate from duration and rate, or None."""
+    start: Fraction
+    """Seconds from the container's zero to the first video frame."""
+    duration: Fraction | None
+    """Seconds of video."""
+    color: Color
+    """What the result is tagged with: the source's tags, or those of SDR BT.709 where HDR is tone-mapped."""
+    hdr: Literal["PQ", "HLG"] | None
+    audio: int
+    """Count of audio streams."""
+
+    @property
+    def display_size(self) -> tuple[int, int]:
+        """(width, height) with square pixels: the height is kept."""
+        return max(1, round(self.width * self.sample_aspect_ratio)), self.height
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame, upright, as stored (pixels need not be square)."""
+
+    rgb: Pixels
+    pts: Fraction
+    """Seconds on the container's clock, exact."""
