@@ -8,7 +8,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["InputError", "StdError", "__version__", "stylize_image", "stylize_images"]
+__all__ = ["InputError", "StdError", "__version__", "stylize_image", "stylize_images", "stylize_video"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from std_cli import stylize
 
         return getattr(stylize, name)
+    if name == "stylize_video":
+        from std_cli import clips
+
+        return clips.stylize_video
     if name in ("InputError", "StdError"):
         from std_cli import errors
 

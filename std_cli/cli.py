@@ -4,12 +4,12 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from std_cli import __version__
-from std_cli.config import Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks
+from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, VideoSettings
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
 
@@ -20,14 +20,49 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
 )
-stylize = typer.Typer(no_args_is_help=True, help="Give pictures the style of a reference.")
+stylize = typer.Typer(no_args_is_help=True, help="Give pictures and videos the style of a reference.")
 app.add_typer(stylize, name="stylize")
 
 
 def _help(name: str, shown: bool = True) -> str:
     """A setting's docstring and default, from config."""
-    field = ImageSettings.model_fields[name]
-    return f"{field.description} [dim]\\[default: {field.default}][/dim]" if shown else str(field.description)
+    field = VideoSettings.model_fields[name]
+    text = " ".join(str(field.description).split())
+    return f"{text} [dim]\\[default: {field.default}][/dim]" if shown and field.default is not None else text
+
+
+def _option(name: str, *more: str, shown: bool = True, **how: Any) -> Any:
+    """The flag of a setting: `style_scale` is --style-scale."""
+    return typer.Option(*more, f"--{name.replace('_', '-')}", help=_help(name, shown), **how)
+
+
+# What pictures and videos have in common; a value that is None was not given.
+StyleFlag = Annotated[
+    list[str] | None,
+    typer.Option("--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."),
+]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+PromptFlag = Annotated[str | None, _option("prompt", "-p")]
+NegativePromptFlag = Annotated[str | None, _option("negative_prompt", "-n")]
+EtaFlag = Annotated[float | None, _option("eta")]
+StepsFlag = Annotated[int | None, _option("steps")]
+CfgFlag = Annotated[float | None, _option("cfg")]
+StyleScaleFlag = Annotated[float | None, _option("style_scale")]
+StyleBlocksFlag = Annotated[StyleBlocks | None, _option("style_blocks")]
+SizeFlag = Annotated[str | None, _option("size", metavar="WxH|N")]
+SeedFlag = Annotated[int | None, _option("seed")]
+ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule")]
+ModelFlag = Annotated[str | None, _option("model")]
+LoraFlag = Annotated[str | None, _option("lora", metavar="auto|none|FILE|HUB_ID[:SCALE]")]
+DeviceFlag = Annotated[str | None, _option("device")]
+DtypeFlag = Annotated[Dtype | None, _option("dtype")]
+OffloadFlag = Annotated[Offload | None, _option("offload")]
+CompileFlag = Annotated[bool, _option("compile", shown=False)]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
+]
+QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+VerboseFlag = Annotated[bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -46,10 +81,7 @@ def root(
 @stylize.command("image")
 def image(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns.")],
-    style: Annotated[
-        list[str] | None,
-        typer.Option("--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."),
-    ] = None,
+    style: StyleFlag = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -59,68 +91,133 @@ def image(
             help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png here][/dim]",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help=_help("prompt"))] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("-n", "--negative-prompt", help=_help("negative_prompt"))
-    ] = None,
-    eta: Annotated[float | None, typer.Option("--eta", help=_help("eta"))] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help=_help("steps"))] = None,
-    cfg: Annotated[float | None, typer.Option("--cfg", help=_help("cfg"))] = None,
-    style_scale: Annotated[float | None, typer.Option("--style-scale", help=_help("style_scale"))] = None,
-    style_blocks: Annotated[StyleBlocks | None, typer.Option("--style-blocks", help=_help("style_blocks"))] = None,
-    size: Annotated[str | None, typer.Option("--size", metavar="WxH|N", help=_help("size", shown=False))] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help=_help("seed"))] = None,
-    schedule: Annotated[ScheduleChoice | None, typer.Option("--schedule", help=_help("schedule"))] = None,
-    model: Annotated[str | None, typer.Option("--model", help=_help("model"))] = None,
-    lora: Annotated[
-        str | None, typer.Option("--lora", metavar="auto|none|FILE|HUB_ID[:SCALE]", help=_help("lora"))
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help=_help("device"))] = None,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help=_help("dtype"))] = None,
-    offload: Annotated[Offload | None, typer.Option("--offload", help=_help("offload"))] = None,
-    compile: Annotated[bool, typer.Option("--compile", help=_help("compile", shown=False))] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")] = False,
+    overwrite: OverwriteFlag = False,
+    prompt: PromptFlag = None,
+    negative_prompt: NegativePromptFlag = None,
+    eta: EtaFlag = None,
+    steps: StepsFlag = None,
+    cfg: CfgFlag = None,
+    style_scale: StyleScaleFlag = None,
+    style_blocks: StyleBlocksFlag = None,
+    size: SizeFlag = None,
+    seed: SeedFlag = None,
+    schedule: ScheduleFlag = None,
+    model: ModelFlag = None,
+    lora: LoraFlag = None,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    offload: OffloadFlag = None,
+    compile: CompileFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
 ) -> None:
     """Stylize pictures.
 
     Settings that are not given are the model's own defaults where its folder has a std.json, else those shown.
     """
-    if not style:
-        raise InputError("--style is missing: give a reference picture, such as --style painting.png")
-    if not verbose:
-        _hush()
+    settings = {name: value for name, value in locals().items() if name in ImageSettings.model_fields}
+    styles = _ready(style, verbose)
     from std_cli.stylize import stylize_images
 
     with Reporter(as_json, quiet) as report:
         for _ in stylize_images(
             inputs,
-            style,
+            styles,
             output or ".",
             overwrite=overwrite,
             on_event=report,
-            size=size,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            eta=eta,
-            steps=steps,
-            cfg=cfg,
-            style_scale=style_scale,
-            style_blocks=style_blocks,
-            seed=seed,
-            schedule=schedule,
-            model=model,
-            lora=lora,
-            device=device,
-            dtype=dtype,
-            offload=offload,
-            compile=compile or None,
+            **settings | {"compile": compile or None},
         ):
             pass
+
+
+@stylize.command("video")
+def video(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Videos, folders of videos, patterns; a folder of pictures is a video."),
+    ],
+    style: StyleFlag = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.mp4 here][/dim]",
+        ),
+    ] = None,
+    overwrite: OverwriteFlag = False,
+    start: Annotated[str | None, _option("start", metavar="T")] = None,
+    end: Annotated[str | None, _option("end", metavar="T")] = None,
+    max_frames: Annotated[int | None, _option("max_frames")] = None,
+    fps: Annotated[str | None, _option("fps", metavar="N")] = None,
+    motion: Annotated[str | None, _option("motion", metavar="NAME|FOLDER|HUB_ID")] = None,
+    overlap: Annotated[int | None, _option("overlap")] = None,
+    batch: Annotated[int | None, _option("batch")] = None,
+    cuts: Annotated[str | None, _option("cuts", metavar="auto|off|FILE")] = None,
+    codec: Annotated[str | None, _option("codec")] = None,
+    crf: Annotated[int | None, _option("crf")] = None,
+    preset: Annotated[str | None, _option("preset")] = None,
+    output_size: Annotated[str | None, _option("output_size", metavar="source|model|WxH")] = None,
+    audio: Annotated[Audio | None, _option("audio")] = None,
+    side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
+    preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on where the same command was interrupted, or start over.")
+    ] = True,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Keep the work folder .OUT.std/ when the result is finished.")
+    ] = False,
+    prompt: PromptFlag = None,
+    negative_prompt: NegativePromptFlag = None,
+    eta: EtaFlag = None,
+    steps: StepsFlag = None,
+    cfg: CfgFlag = None,
+    style_scale: StyleScaleFlag = None,
+    style_blocks: StyleBlocksFlag = None,
+    size: SizeFlag = None,
+    seed: SeedFlag = None,
+    schedule: ScheduleFlag = None,
+    model: ModelFlag = None,
+    lora: LoraFlag = None,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    offload: OffloadFlag = None,
+    compile: CompileFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Stylize videos of any length.
+
+    Sound, subtitles, chapters and frame times are kept. An interrupted command goes on when it is given again.
+    """
+    settings = {name: value for name, value in locals().items() if name in VideoSettings.model_fields}
+    styles = _ready(style, verbose)
+    from std_cli.clips import stylize_video
+
+    with Reporter(as_json, quiet) as report:
+        stylize_video(
+            inputs,
+            styles,
+            output or ".",
+            overwrite=overwrite,
+            resume=resume,
+            keep_work=keep_work,
+            on_event=report,
+            **settings | {"compile": compile or None, "side_by_side": side_by_side or None},
+        )
+
+
+def _ready(style: list[str] | None, verbose: bool) -> list[str]:
+    """What comes before the heavy imports."""
+    if not style:
+        raise InputError("--style is missing: give a reference picture, such as --style painting.png")
+    if not verbose:
+        _hush()
+    return style
 
 
 def _hush() -> None:

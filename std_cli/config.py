@@ -4,8 +4,9 @@ A setting's value is what the user gave, else the model's own default (`std.json
 """
 
 import math
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,6 +16,7 @@ from std_cli.schedule import MAX_STEPS
 StyleBlocks = Literal["style", "all"]
 ScheduleChoice = Literal["auto", "quickstart", "aligned"]
 Offload = Literal["none", "model", "sequential"]
+Audio = Literal["copy", "none"]
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 
 
@@ -102,6 +104,58 @@ class Pack(Frozen):
     """The pack's own STD LoRAs: {file, task, eta}."""
 
 
+class VideoSettings(ImageSettings):
+    """Every setting of a video stylization, resolved."""
+
+    motion: str = "auto"
+    """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a Hub id."""
+    start: Fraction | None = Field(None, ge=0)
+    """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
+    end: Fraction | None = None
+    """Stop before here, as --start counts."""
+    max_frames: int | None = Field(None, ge=1)
+    """Stop after so many frames."""
+    fps: Fraction | None = Field(None, gt=0, le=1000)
+    """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time."""
+    overlap: int | None = Field(None, ge=0)
+    """Frames that neighbouring motion windows share; a quarter of a window if not given."""
+    batch: int | None = Field(None, ge=1, le=256)
+    """Windows denoised at once; chosen by the GPU's memory if not given."""
+    cuts: str = "auto"
+    """Where shots change: auto, off, or a file of times."""
+    codec: str | None = None
+    """h264, hevc, av1, vp9, prores, ffv1, png (a folder), gif, webp, or FFmpeg's name of a hardware encoder; by the
+    output's suffix if not given."""
+    crf: int | None = Field(None, ge=0, le=255)
+    """Quality of the encoder, lower is better; its own good default if not given."""
+    preset: str | None = None
+    """Speed of the encoder, in its own words, such as slow or veryfast."""
+    output_size: tuple[int, int] | Literal["source", "model"] = "source"
+    """Size of the result: the source's, the working size, or WxH."""
+    audio: Audio = "copy"
+    """Copy the sound, or leave it out."""
+    side_by_side: bool = False
+    """Write source and result next to each other."""
+    preview: Fraction | None = Field(None, gt=0)
+    """Stylize only the first so many seconds of each shot."""
+
+    @field_validator("output_size")
+    @classmethod
+    def _sides(cls, value: tuple[int, int] | str) -> tuple[int, int] | str:
+        if isinstance(value, tuple) and not all(16 <= side <= 16384 for side in value):
+            raise ValueError("each side must be from 16 to 16384 pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _end_after_start(self) -> Self:
+        if self.end is not None and self.end <= (self.start or 0):
+            raise ValueError(f"--end {float(self.end):g} is not after --start {float(self.start or 0):g}")
+        return self
+
+
+S = TypeVar("S", bound=ImageSettings)
+
+
 def image_settings(
     given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json"
 ) -> ImageSettings:
@@ -109,14 +163,28 @@ def image_settings(
 
     Raises InputError with every problem in one line, in the spelling of the flags.
     """
+    return _settings(ImageSettings, given, pack, pack_name, ("i2i",))
+
+
+def video_settings(
+    given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json"
+) -> VideoSettings:
+    """As `image_settings`; the model's defaults for videos go before those for pictures."""
+    return _settings(VideoSettings, given, pack, pack_name, ("i2i", "v2v"))
+
+
+def _settings(
+    kind: type[S], given: dict[str, Any], pack: dict[str, Any] | None, pack_name: str, tasks: tuple[str, ...]
+) -> S:
     defaults: dict[str, Any] = {}
     if pack:
         try:
-            defaults = ImageDefaults(**Pack(**pack).i2i).model_dump(exclude_unset=True)
+            for task in tasks:
+                defaults |= ImageDefaults(**getattr(Pack(**pack), task)).model_dump(exclude_unset=True)
         except ValidationError as e:
             raise InputError(f"{pack_name}: {_problems(e)}: correct the file") from None
     try:
-        return ImageSettings(**defaults | {k: v for k, v in given.items() if v is not None})
+        return kind(**defaults | {k: v for k, v in given.items() if v is not None})
     except ValidationError as e:
         raise InputError(_problems(e, "--")) from None
 
@@ -128,6 +196,16 @@ def _problems(error: ValidationError, prefix: str = "") -> str:
         message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         out.append(f"{name} {e['input']}: {message}" if name else message)
     return "; ".join(dict.fromkeys(out))
+
+
+def parse_output_size(text: str) -> tuple[int, int] | str:
+    """ "source" and "model" as they are; "768x512" -> (768, 512). Raises InputError."""
+    if text in ("source", "model"):
+        return text
+    parts = text.lower().split("x")
+    if len(parts) == 2 and all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
+        return int(parts[0]), int(parts[1])
+    raise InputError(f"--output-size {text}: give source, model, or WIDTHxHEIGHT, such as 1280x720")
 
 
 def parse_size(text: str) -> tuple[int, int] | int:

@@ -43,6 +43,7 @@ class Reporter:
             disable=as_json or quiet or not self.err.is_terminal,
         )
         self.task = self.bar.add_task("starting", total=None, count="")
+        self.video = ""
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -73,6 +74,9 @@ class Reporter:
         if e["stage"] == "load":
             self.bar.update(self.task, description=f"loading {e['model']}", total=None)
             return
+        if e["stage"] == "video":
+            self._video(e)
+            return
         which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
         # the steps of all pictures on one bar, so that its ETA is the whole run's
         done, steps = (e["index"] - 1) * e["steps"] + e["step"], e["total"] * e["steps"]
@@ -82,9 +86,26 @@ class Reporter:
             self.task, description=f"{_short(e['input'])}{which}", completed=done, total=steps, count=f"{done}/{steps}"
         )
 
+    def _video(self, e: Event) -> None:
+        if e["input"] != self.video:  # its own bar: frames of the next cannot be known yet
+            self.video = e["input"]
+            self.bar.reset(self.task)
+        which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
+        frames = f"{e['frame']}/{e['frames']}" if e["frames"] else f"{e['frame']}"
+        self.bar.update(
+            self.task,
+            description=f"{_short(e['input'])}{which}",
+            completed=e["progress"],
+            total=e["frames"],
+            count=f"{frames}  {e['fps']:.1f} fps  shot {e['shot']} step {e['step']}/{e['steps']}",
+        )
+
     def _result(self, e: Event) -> None:
+        frames = f"  {e['frames']} frames" if "frames" in e else ""
+        rate = f"  {e['fps']:.1f} fps" if "fps" in e else ""
         line = Text.assemble(
-            (e["output"] or e["input"], "bold"), f"  {e['width']} x {e['height']}  {e['seconds']:.1f} s"
+            (e["output"] or e["input"], "bold"),
+            f"  {e['width']} x {e['height']}{frames}  {e['seconds']:.1f} s{rate}",
         )
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
 

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import stat
 import struct
 import uuid
@@ -53,8 +54,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 # --- find ------------------------------------------------------------------------------------------------------------
 
 
-def expand_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """The pictures that files, folders and glob patterns name: in the order given, each once.
+def expand_inputs(
+    inputs: Sequence[str | Path], suffixes: frozenset[str] = PICTURE_SUFFIXES, what: str = "picture"
+) -> list[Path]:
+    """The pictures (or other files, by suffix) that files, folders and glob patterns name: in the order given, once.
 
     A folder stands for the pictures directly inside it, a pattern (`*`, `?`, `[...]`, `**`) for the pictures that it
     matches, both in natural order and without hidden files. A name that exists is never read as a pattern.
@@ -62,29 +65,29 @@ def expand_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[tuple[Path, str], Path] = {}
     for item in inputs:
-        for path in _expand(str(item)):
+        for path in _expand(str(item), suffixes, what):
             found.setdefault((path.parent.resolve(), path.name), path)
     return list(found.values())
 
 
-def _expand(text: str) -> list[Path]:
+def _expand(text: str, suffixes: frozenset[str], what: str) -> list[Path]:
     if not text:  # an unset shell variable; Path("") would mean the current folder
-        raise InputError("an input is empty (''); give a picture, a folder or a pattern")
+        raise InputError(f"an input is empty (''); give a {what}, a folder or a pattern")
     path = Path(text)
     if os.path.isdir(path):
         try:
             inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
         except OSError as err:
             raise InputError(f"cannot list folder {text!r}: {err.strerror}; check its permissions") from err
-        missing = f"no pictures in folder {text!r}; its subfolders are not searched, a pattern such as '**/*.png' is"
+        missing = f"no {what}s in folder {text!r}; its subfolders are not searched, a pattern such as '**/*.png' is"
     elif os.path.exists(path):
         return [path]
     elif glob.has_magic(text):
         inside = [Path(match) for match in glob.glob(text, recursive=True)]
-        missing = f"no pictures match {text!r}; check the pattern and the folder that it starts from"
+        missing = f"no {what}s match {text!r}; check the pattern and the folder that it starts from"
     else:
         raise InputError(f"no such file or folder: {text!r}; check the path")
-    pictures = [entry for entry in inside if entry.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(entry)]
+    pictures = [entry for entry in inside if entry.suffix.lower() in suffixes and os.path.isfile(entry)]
     if not pictures:
         raise InputError(missing)
     return sorted(pictures, key=_natural)
@@ -304,12 +307,12 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
     _write_format(path)
     if os.path.isdir(path):
         raise InputError(f"output {str(path)!r} is a folder; name a file inside it")
-    with _writing(path):
+    with writing(path):
         with suppress(FileNotFoundError):
             path.lstat()
             if not overwrite:
                 raise FileExistsError
-        probe = _hidden_beside(path)
+        probe = hidden_beside(path)
         probe.open("xb").close()
         probe.unlink()
 
@@ -322,21 +325,37 @@ def save_picture(image: Image.Image, path: str | Path, metadata: dict[str, Any],
     exists, its folder is unusable or its suffix unknown, StdError if the disk is full or writing fails otherwise.
     """
     path = Path(path)
-    data = _encode(image, _write_format(path), metadata)
-    temporary = _hidden_beside(path)
-    with _writing(path):
+    replace_file(path, _encode(image, _write_format(path), metadata), overwrite)
+
+
+def replace_file(path: Path, data: bytes, overwrite: bool = True) -> None:
+    """Write a file so that it appears whole, and is on the disk, or not at all. Errors as of `save_picture`."""
+    temporary = hidden_beside(path)
+    with writing(path):
         try:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _move_to_new(temporary, path)
+            move(temporary, path, overwrite)
         finally:
             with suppress(OSError):  # gone if it was moved, or never made
                 temporary.unlink()
+
+
+def move(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file or folder its name; without `overwrite` only if nothing has it. Raises OSError."""
+    if temporary.is_dir():
+        old = hidden_beside(path)
+        if overwrite and path.exists():
+            os.replace(path, old)
+        os.rename(temporary, path)  # never onto a folder that has something in it
+        if old.exists():
+            shutil.rmtree(old)
+    elif overwrite:
+        os.replace(temporary, path)
+    else:
+        _move_to_new(temporary, path)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
@@ -387,7 +406,7 @@ def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _hidden_beside(path: Path) -> Path:
+def hidden_beside(path: Path) -> Path:
     # Not named after `path`, whose name may already be as long as the file system allows.
     return path.with_name(f".std-{uuid.uuid4().hex}.tmp")
 
@@ -408,7 +427,7 @@ def _move_to_new(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Translate the operating system's errors while `path` is written."""
     name = repr(str(path))
     try:

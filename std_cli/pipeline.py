@@ -232,6 +232,23 @@ class VideoPipeline(Pipeline):
         if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)
 
+    def windows_at_once(self, window: int) -> int:
+        """How many windows of `window` frames fit into the GPU's free memory together; at most one per step.
+
+        On a CPU one is as fast as many.
+        """
+        if self.device.type != "cuda":
+            return 1
+        trial = torch.zeros(1, self._latent_shape[0], window, *self._latent_shape[1:]).to(self.device, self.dtype)
+        with oom_is_one_line():
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.predict(trial, [0])
+            each = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(self.device)[0] * 0.7  # the VAE works at the same time
+        return max(1, min(len(self._timesteps), int(free / each)))
+
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A frame of the working size -> its latent (4, h, w): the mode of the VAE's posterior, so that it repeats."""

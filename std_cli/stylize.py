@@ -72,10 +72,10 @@ def stylize_images(
     name = image_settings(given).model  # raises what is wrong whatever the model says
     sources = _sources(inputs)
     pictures = [
-        _read(source).rgb.size for source in sources
+        read_source(source).rgb.size for source in sources
     ]  # decoded once here, so that a damaged one is known in time
-    styles = _styles(style)
-    references = [_read(source, "--style ").rgb for source, _ in styles]
+    styles = weigh_styles(style)
+    references = [read_source(source, "--style ").rgb for source, _ in styles]
     targets, folder = _targets(sources, output)
     if folder is None or folder.exists():
         _check_writable(targets, overwrite)
@@ -84,9 +84,9 @@ def stylize_images(
     pack = Pack(**files.pack)
     sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
     lora = resolve_lora(s.lora, model=files, task="i2i", eta=s.eta)
-    schedule = _schedule(s, lora)
+    schedule = choose_schedule(s, lora)
     if folder is not None and not folder.exists():  # made last, so that no other error leaves it behind
-        _make_folder(folder)
+        make_folder(folder)
         _check_writable(targets, overwrite)
 
     on_event({"event": "progress", "stage": "load", "model": files.name})
@@ -94,7 +94,7 @@ def stylize_images(
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
-    facts = _facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
+    facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
     on_event({"event": "start", "total": len(sources), **facts})
     pipeline = ImagePipeline(files, lora, device, dtype, s.offload, s.compile)
     for message in [*([lora.notice] if lora and lora.notice else []), *pipeline.notices]:
@@ -102,13 +102,13 @@ def stylize_images(
     pipeline.set_style(references, [weight for _, weight in styles], s.style_scale, s.style_blocks)
 
     for i, (source, target, working) in enumerate(zip(sources, targets, sizes, strict=True), 1):
-        begin, about = time.monotonic(), {"input": _name(source), "index": i, "total": len(sources)}
+        begin, about = time.monotonic(), {"input": source_name(source), "index": i, "total": len(sources)}
 
         def on_step(step: int, about: Event = about) -> None:
             on_event({"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps})
 
         on_step(0)
-        picture = _read(source)
+        picture = read_source(source)
         fit = fit_to(*picture.rgb.size, working)
         result = fit.undo(pipeline.stylize(fit.apply(picture.rgb), s, schedule, on_step))
         if picture.alpha is not None:
@@ -164,14 +164,14 @@ def _check_writable(targets: list[Path | None], overwrite: bool) -> None:
         check_writable(target, overwrite)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     try:
         folder.mkdir()
     except OSError as e:
         raise InputError(f"-o {folder}: the folder cannot be made ({e.strerror}): choose another") from None
 
 
-def _styles(style: Any) -> list[tuple[Source, float]]:
+def weigh_styles(style: Any) -> list[tuple[Source, float]]:
     """The references with their weights, which sum to 1."""
     items = [style] if isinstance(style, str | Path | Image.Image | tuple) else list(style)
     if not items:
@@ -186,7 +186,7 @@ def _styles(style: Any) -> list[tuple[Source, float]]:
     return [(source if isinstance(source, Image.Image) else Path(source), weight / total) for source, weight in pairs]
 
 
-def _read(source: Source, flag: str = "") -> Picture:
+def read_source(source: Source, flag: str = "") -> Picture:
     if not isinstance(source, Image.Image):
         try:
             return read_picture(source)
@@ -196,14 +196,14 @@ def _read(source: Source, flag: str = "") -> Picture:
     return Picture(source.convert("RGB"), alpha, Path("picture"))
 
 
-def _schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
+def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
     """`auto` follows the LoRA's metadata, and is the published schedule without."""
     if s.schedule == "auto":
         return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
     return s.schedule
 
 
-def _facts(
+def request_facts(
     s: ImageSettings,
     schedule: str,
     files: ModelFiles,
@@ -219,7 +219,7 @@ def _facts(
         "dtype": dtype,
         "model": {"name": files.name, "sha256": fingerprint(files.base)},
         "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)} if lora else None,
-        "style": [{"name": _name(source), "weight": round(weight, 6)} for source, weight in styles],
+        "style": [{"name": source_name(source), "weight": round(weight, 6)} for source, weight in styles],
     }
     return {
         "version": __version__,
@@ -231,5 +231,5 @@ def _facts(
     }
 
 
-def _name(source: Source) -> str:
+def source_name(source: Source) -> str:
     return "picture" if isinstance(source, Image.Image) else source.name

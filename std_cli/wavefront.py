@@ -122,6 +122,16 @@ class Wavefront:
         return len(self._frames)
 
     @property
+    def emitted(self) -> int:
+        """Frames that are out."""
+        return self._emitted
+
+    @property
+    def progress(self) -> float:
+        """Frames done; those in flight count by the steps that they have behind them."""
+        return self._emitted + sum(f.step for f in self._frames.values()) / self.steps
+
+    @property
     def lowest_step(self) -> int:
         """Steps that the oldest live frame has behind it."""
         return self._frames[self._emitted].step if self._frames else self.steps

@@ -14,10 +14,11 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("console",),
+    ("clips",),
     ("stylize",),
     ("pipeline",),
     ("config", "lora"),
-    ("weights", "schedule", "wavefront", "video"),
+    ("weights", "schedule", "wavefront", "video", "work"),
     ("image",),
     ("errors",),
 )

@@ -1,7 +1,7 @@
 """Train the embedded pack from nothing: `python -m std_cli.tinypack WORK` (needs the `train` extra).
 
 Stages run in order and each is skipped where its result exists, so the same command resumes: pictures, VAE, latents,
-denoiser, and the pack folder. What was run for the shipped weights is in std_cli/packs/tiny/README.md.
+denoiser, the pack folder, temporal layers. What was run for the shipped weights is in std_cli/packs/tiny/README.md.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from std_cli.tinypack import data, export, train, vae
+from std_cli.tinypack import data, export, motion, train, vae
 
 
 def main() -> None:
@@ -26,6 +26,10 @@ def main() -> None:
     p.add_argument("--minutes", type=float, default=80, help="for the denoiser, at most")
     p.add_argument("--start", type=Path, help="a pack folder to train on from, such as std_cli/packs/tiny")
     p.add_argument("--rate", type=float, default=1e-3, help="learning rate of the denoiser")
+    p.add_argument("--clips", type=int, default=400, help="moving scenes for the temporal layers")
+    p.add_argument(
+        "--motion-minutes", type=float, default=20, help="for the temporal layers, at most; 0 leaves them out"
+    )
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_flush_denormal(True)  # 10 x slower steps on a CPU otherwise, once activations die out
@@ -42,6 +46,9 @@ def main() -> None:
         start = export.load_parts(a.start) if a.start else None
         train.train(pictures, latents, out, a.seed, a.steps, a.minutes, a.rate, a.facts_steps, start)
     export.export(vae_folder, out, a.work / "pack")
+    if a.motion_minutes:
+        motion.run(a.work, a.work / "pack", a.seed, a.clips, a.motion_minutes)
+        export.add_motion(a.work / "motion_adapter", a.work / "pack")
 
 
 if __name__ == "__main__":

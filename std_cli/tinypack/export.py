@@ -1,6 +1,7 @@
 """Write the trained parts as a pack: a diffusers folder in fp16 that stock classes load, with its IP-Adapter."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -93,3 +94,8 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
     (out / "ip_adapter").mkdir(exist_ok=True)
     save_file(ip_adapter_state(net), out / "ip_adapter" / "ip-adapter-plus_tiny.safetensors", metadata={"format": "pt"})
     (out / "std.json").write_text(json.dumps(STD_JSON, indent=2) + "\n", encoding="utf-8")
+
+
+def add_motion(adapter: Path, out: Path) -> None:
+    """Put the temporal layers, a folder as motion.save writes it, into the pack folder `out`."""
+    shutil.copytree(adapter, out / "motion_adapter", dirs_exist_ok=True)

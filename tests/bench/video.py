@@ -1,0 +1,176 @@
+"""`stylize_video` beside a loop as one would write it on diffusers, a process each: `python -m tests.bench.video`.
+
+The plain loop reads the whole clip, denoises window after window with the same motion UNet at the same overlap, blends
+the decoded windows in pixels, and writes. Printed for each length: frames per second, the share of the time that is not
+in UNet or VAE, peak RSS; then the ratios. All on the embedded pack, on generated clips, on one device (`--device`).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def make_clip(path, frames, size):
+    """Coarse noise that pans: hard enough to encode, nothing to learn from."""
+    import av
+    from PIL import Image
+
+    wide = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 2, 3), dtype=np.uint8)
+    wide = np.asarray(Image.fromarray(wide).resize((size[0] * 4, size[1]), Image.Resampling.BICUBIC))
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for i in range(frames):
+            x = (2 * i) % (size[0] * 3)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(wide[:, x : x + size[0]]))))
+        out.mux(stream.encode())
+
+
+class Spent:
+    """Wall time during which at least one thread is in UNet or VAE."""
+
+    def __init__(self):
+        self.seconds, self.inside, self.lock = 0.0, 0, threading.Lock()
+
+    def wrap(self, owner, name):
+        call = getattr(owner, name)
+
+        def timed(*a, **k):
+            with self.lock:
+                if self.inside == 0:
+                    self.since = time.perf_counter()
+                self.inside += 1
+            try:
+                return call(*a, **k)
+            finally:
+                with self.lock:
+                    self.inside -= 1
+                    if self.inside == 0:
+                        self.seconds += time.perf_counter() - self.since
+
+        setattr(owner, name, timed)
+
+
+def settings(a):
+    return {"model": "tiny", "steps": a.steps, "size": tuple(a.size), "device": a.device, "output_size": "model"}
+
+
+def ours(a, source, reference, out):
+    from std_cli import pipeline, stylize_video
+
+    spent, prepare, begun = Spent(), pipeline.VideoPipeline.prepare, []
+
+    def hooked(self, *args):
+        prepare(self, *args)
+        for owner, name in ((self.pipe.unet, "forward"), (self.pipe.vae, "encode"), (self.pipe.vae, "decode")):
+            spent.wrap(owner, name)
+        begun.append(time.perf_counter())
+
+    pipeline.VideoPipeline.prepare = hooked
+    stylize_video(source, reference, out, cuts="off", **settings(a))
+    return time.perf_counter() - begun[0], spent.seconds
+
+
+def plain(a, source, reference, out):
+    import av
+    import torch
+    from PIL import Image
+
+    from std_cli.config import video_settings
+    from std_cli.pipeline import VideoPipeline, choose_device, choose_dtype
+    from std_cli.wavefront import blend_weights, window_starts
+    from std_cli.weights import resolve_model, resolve_motion
+
+    files = resolve_model("tiny")
+    s, motion = video_settings(settings(a), files.pack), resolve_motion("auto", files)
+    device = choose_device(s.device)
+    p = VideoPipeline(files, None, device, choose_dtype("auto", device), motion=motion)
+    p.set_style([reference], [1.0], 1.0, "all")
+    p.prepare(s, "quickstart", tuple(a.size))
+    spent, begin = Spent(), time.perf_counter()
+    for owner, name in ((p.pipe.unet, "forward"), (p.pipe.vae, "encode"), (p.pipe.vae, "decode")):
+        spent.wrap(owner, name)
+    with av.open(str(source)) as file:
+        frames = [f.to_image() for f in file.decode(video=0)]
+    length = motion.window if motion else 1
+    overlap = length // 4
+    total, weight = [np.zeros((a.size[1], a.size[0], 3), np.float32) for _ in frames], np.zeros(len(frames))
+    for start in window_starts(len(frames), length, length - overlap):
+        clip = frames[start : start + length]
+        latents = torch.stack(
+            [p.add_noise(p.encode(f.resize(tuple(a.size))), start + i) for i, f in enumerate(clip)], 1
+        )
+        for k in range(s.steps):
+            latents = p.step(p.predict(latents[None], [k])[0], latents, k)
+        for i, w in enumerate(blend_weights(len(clip), overlap)):
+            total[start + i] += p.decode(latents[:, i]).astype(np.float32) * w
+            weight[start + i] += w
+    with av.open(str(out), "w") as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = *a.size, "yuv420p"
+        for picture, w in zip(total, weight, strict=True):
+            image = Image.fromarray((picture / w).round().astype(np.uint8))
+            file.mux(stream.encode(av.VideoFrame.from_image(image)))
+        file.mux(stream.encode())
+    return time.perf_counter() - begin, spent.seconds
+
+
+def measure(a, frames):
+    from PIL import Image
+
+    reference = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.mp4"
+        make_clip(source, frames, a.size)
+        seconds, inside = {"plain": plain, "ours": ours}[a.one](a, source, reference, Path(folder) / "out.mp4")
+    found = {"fps": frames / seconds, "outside": 1 - inside / seconds}
+    found["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if a.device.startswith("cuda"):
+        import torch
+
+        found["device"] = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps(found))
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--one", choices=["plain", "ours"])
+    p.add_argument("--frames", type=int, nargs="+", default=[200, 1000])
+    p.add_argument("--size", type=int, nargs=2, default=[128, 72])
+    p.add_argument("--steps", type=int, default=4)
+    p.add_argument("--device", default="cpu")
+    a = p.parse_args()
+    if a.one:
+        return measure(a, a.frames[0])
+    print(f"{a.size[0]} x {a.size[1]}, {a.steps} steps, {a.device}")
+    print(f"{'frames':>7}{'':8}{'fps':>8}{'outside':>9}{'RSS MiB':>9}{'device MiB':>12}")
+    all_found = {}
+    for frames in a.frames:
+        for which in ("plain", "ours"):
+            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.video", "--one", which, "--device", a.device]
+            command += ["--frames", str(frames), "--steps", str(a.steps), "--size", *map(str, a.size)]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            m = all_found[which, frames] = json.loads(out.splitlines()[-1])
+            device = f"{m['device']:12.0f}" if "device" in m else ""
+            print(f"{frames:7}  {which:6}{m['fps']:8.2f}{m['outside']:9.1%}{m['rss']:9.0f}{device}", flush=True)
+    for frames in a.frames:
+        ratio = all_found["ours", frames]["fps"] / all_found["plain", frames]["fps"]
+        print(f"ours / plain, fps, {frames} frames: {ratio:.3f}")
+    few, many = min(a.frames), max(a.frames)
+    for which in ("plain", "ours"):
+        for key in ("rss", "device"):
+            if key in all_found[which, few]:
+                ratio = all_found[which, many][key] / all_found[which, few][key]
+                print(f"{which}, {key}, {many} / {few} frames: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
