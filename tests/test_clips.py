@@ -15,11 +15,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from std_cli.video.read import open_clip, read_frames
-from std_cli.video.write import read_comment
 
 from std_cli import InputError, StdError, clips, stylize_video
 from std_cli.cli import run
+from std_cli.video.read import open_clip, read_frames
+from std_cli.video.write import read_comment
 
 FAST = {"model": "tiny", "steps": 2, "size": 64, "motion": "none", "style_blocks": "all"}
 
@@ -178,33 +178,41 @@ def test_many_inputs_one_model_one_failure(tmp_path, source, reference, capsys):
 LONG = FAST | {"motion": "auto", "steps": 2}
 
 
-def work_in_child(source, reference, output, segment):
-    clips.SEGMENT = segment
+def work_in_child(source, reference, output):
+    """One run with short segments, on the model that the server has loaded."""
+    from std_cli import pipeline
+    from tests.loaded import PIPELINE
+
+    pipeline.VideoPipeline = lambda *a, **k: PIPELINE
+    clips.SEGMENT = 6
     stylize_video(source, reference, output, **LONG)
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
     """20 times SIGKILL, at a random moment each, over as many runs as it takes."""
-    source = make_clip(tmp_path / "in.mp4", 60, cut_at=33)
+    source = make_clip(tmp_path / "in.mp4", 40, cut_at=23)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["std_cli.clips", "std_cli.pipeline", "tests.test_clips"])
+    context.set_forkserver_preload(["tests.loaded"])
 
     def start(output):
-        child = context.Process(target=work_in_child, args=(source, reference, output, 6))
+        child = context.Process(target=work_in_child, args=(source, reference, output))
         child.start()
         return child
 
-    begin = time.monotonic()
-    child = start(tmp_path / "whole.mp4")
-    child.join()
-    whole = time.monotonic() - begin
-    assert child.exitcode == 0
+    for i in range(2):  # the first waits for the server
+        begin = time.monotonic()
+        child = start(tmp_path / "whole.mp4")
+        child.join()
+        whole = time.monotonic() - begin
+        assert child.exitcode == 0
+        (tmp_path / "whole.mp4").rename(tmp_path / f"whole{i}.mp4")
+    assert same_frames(tmp_path / "whole0.mp4", tmp_path / "whole1.mp4")
 
     r, kills, ends = random.Random(0), 0, []
     while kills < 20:
         output = tmp_path / f"killed{len(ends)}.mp4"
         child = start(output)
-        child.join(timeout=r.uniform(0.2, 1.0) * whole)
+        child.join(timeout=r.uniform(0.1, 0.8) * whole)
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
             child.join()
@@ -216,7 +224,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
     child.join()
     assert child.exitcode == 0
     for end in {*ends, output}:
-        assert same_frames(end, tmp_path / "whole.mp4")
+        assert same_frames(end, tmp_path / "whole0.mp4")
         assert packets_of(end) == packets_of(source)
     assert not list(tmp_path.glob(".*"))  # no work folder, no temporary file
 
@@ -264,7 +272,7 @@ def test_another_request_is_refused_by_name(tmp_path, source, reference):
     stylize_video(source, reference, tmp_path / "whole.mp4", **FAST)
     # another rhythm of segments: other key frames, so not the same bits, but the same pictures
     for (_, a), (_, b) in zip(frames_of(out), frames_of(tmp_path / "whole.mp4"), strict=True):
-        assert np.abs(a.astype(int) - b).mean() < 2
+        assert np.abs(a.astype(int) - b).mean() < 6
 
 
 def test_no_resume_starts_over(tmp_path, source, reference):
