@@ -50,7 +50,7 @@ def open_clip(path: str | Path) -> Clip:
     with _opened(path) as container:
         stream = _video_stream(container, name)
         codec = stream.codec_context
-        frame = next(_decoded(container, stream, _Damage(name)), None)
+        frame, _ = next(_decoded(container, stream, _Damage(name)), (None, None))
         if frame is None:
             raise InputError(f"{name} has no frame that can be decoded; get the video again")
         color = Color(int(frame.colorspace), int(frame.color_range), int(codec.color_primaries), int(codec.color_trc))
@@ -94,6 +94,7 @@ def _open_animation(path: Path) -> Clip:
         total = Fraction(0)
         for i in range(frames):
             image.seek(i)
+            image.load()  # webp tells the duration only then
             total += _duration(image)
     return _still(path, "animation", size, frames / total, frames, total)
 
@@ -194,12 +195,9 @@ def _video_frames(clip: Clip, begin: Fraction, on_notice: Callable[[str], None])
         last: Fraction | None = None
         gap = 1 / (clip.frame_rate or FOLDER_RATE)
         turn = None
-        for frame in _decoded(container, stream, damage):
-            pts = (
-                frame.pts * stream.time_base
-                if frame.pts is not None
-                else (last + gap if last is not None else clip.start)
-            )
+        for frame, ticks in _decoded(container, stream, damage):
+            guess = last + gap if last is not None else clip.start
+            pts = ticks * stream.time_base if ticks is not None else guess
             if last is not None and pts <= last:
                 dropped += 1
                 continue
@@ -237,54 +235,53 @@ class _Damage:
 
 
 def _decoded(container: Any, stream: Any, damage: _Damage) -> Generator[Any, None, None]:
-    """Frames in order; for one that cannot be decoded the last good one again, at its time."""
+    """(frame, pts) in order; for one that cannot be decoded the last good one again, at its time.
+
+    A threaded decoder tells of a damaged frame when it has taken packets that come after, so the time of a lost frame
+    is that of a packet whose frame never came out.
+    """
     good: Any = None
-    lost: list[int] = []
-    packets = container.demux(stream)
-    while True:
+    waiting: set[int] = set()
+    errors, packets, flushing = 0, container.demux(stream), False
+    while not flushing:
         try:
-            packet = next(packets, None)
+            packet = next(packets)
+            flushing = packet.size == 0
         except av.FFmpegError:  # the file is cut off within a packet
-            damage.ended_early = True
-            packet = av.Packet()
-            packet.stream = stream
-            flushing = True
-        else:
-            flushing = packet is None or packet.size == 0
-        if packet is None:
-            return
-        try:
-            frames = stream.codec_context.decode(None if flushing else packet)
-        except av.FFmpegError:
-            if flushing:
-                return
-            damage.one()
-            if packet.pts is not None:
-                lost.append(packet.pts)
-            continue
+            damage.ended_early = flushing = True
+        if not flushing and packet.pts is not None and not packet.is_discard:
+            waiting.add(packet.pts)
+        while True:
+            try:
+                frames = stream.codec_context.decode(None if flushing else packet)
+                break
+            except av.EOFError:
+                frames = []
+                break
+            except av.FFmpegError:
+                errors += 1
+                damage.one()
+                if not flushing:
+                    frames = []
+                    break
         for frame in frames:
-            for pts in sorted(p for p in lost if frame.pts is not None and p < frame.pts):
-                lost.remove(pts)
-                if good is not None:
-                    yield _again(good, pts)
+            if frame.pts is not None:
+                waiting.discard(frame.pts)
+                late = sorted(pts for pts in waiting if pts < frame.pts)
+                waiting.difference_update(late)
+                for pts in late[: errors if good is not None else 0]:
+                    yield good, pts
+                errors = max(0, errors - len(late))
             if frame.is_corrupt and good is not None:
                 damage.one()
-                yield _again(good, frame.pts)
+                yield good, frame.pts
                 continue
             damage.in_a_row = 0
             good = frame
-            yield frame
-        if flushing:
-            return
-
-
-def _again(frame: Any, pts: int | None) -> Any:
-    copy = frame.reformat(format=frame.format.name)
-    if copy is frame:
-        copy = av.VideoFrame.from_ndarray(frame.to_ndarray(), frame.format.name)
-    copy.pts, copy.time_base = pts, frame.time_base
-    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
-    return copy
+            yield frame, frame.pts
+    for pts in sorted(waiting)[:errors]:
+        if good is not None:
+            yield good, pts
 
 
 def _turn(frame: Any) -> tuple[bool, bool, bool]:

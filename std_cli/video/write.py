@@ -210,8 +210,8 @@ class SegmentWriter:
         base = target.time_base
         options = {} if format == "nut" else {"video_track_timescale": str(base.denominator)}
         with _told(path):
-            self.container: Any = av.open(f"file:{self.part}", "w", format=format, options=options)
-            self.stream: Any = self.container.add_stream(target.encoder, rate=target.frame_rate)
+            self.container = _create(self.part, format, options)
+            self.stream = self.container.add_stream(target.encoder, rate=target.frame_rate)
             _set_up(self.stream.codec_context, target)
             self.stream.time_base = base
             self.stream.sample_aspect_ratio = target.sample_aspect_ratio
@@ -244,6 +244,11 @@ class SegmentWriter:
         with suppress(av.FFmpegError, OSError):
             self.container.close()
         self.part.unlink(missing_ok=True)
+
+
+def _create(path: Path, format: str, options: dict[str, str]) -> Any:
+    """PyAV's container of a file that is written; its types do not know which stream is which."""
+    return av.open(f"file:{path}", "w", format=format, options=options)
 
 
 def _sync(path: Path) -> None:
@@ -298,10 +303,10 @@ def join(
             options = {"movflags": "+faststart"} if target.container in ("mp4", "mov") else {}
             if target.container in ("mp4", "mov"):
                 options["video_track_timescale"] = str(target.time_base.denominator)
-            file: Any = stack.enter_context(av.open(f"file:{out}", "w", format=target.container, options=options))
+            file = stack.enter_context(_create(out, target.container, options))
             first: Any = stack.enter_context(av.open(f"file:{segments[0]}"))
             template: Any = first.streams.video[0]
-            video: Any = file.add_stream_from_template(template, opaque=target.codec == "av1")
+            video = file.add_stream_from_template(template, opaque=target.codec == "av1")
             video.time_base = target.time_base
             if target.codec != "av1":
                 video.sample_aspect_ratio = target.sample_aspect_ratio
@@ -471,8 +476,8 @@ def _animate(segments: Sequence[Path], target: Target, out: Path) -> None:
     """An endless gif, with a palette for each frame, or webp."""
     webp = target.container == "webp"
     base = Fraction(1, 1000 if webp else 100)
-    with av.open(f"file:{out}", "w", format=target.container, options={"loop": "0"}) as file:
-        stream: Any = file.add_stream("libwebp_anim" if webp else "gif", rate=target.frame_rate)
+    with _create(out, target.container, {"loop": "0"}) as file:
+        stream = file.add_stream("libwebp_anim" if webp else "gif", rate=target.frame_rate)
         stream.width, stream.height = target.width, target.height
         stream.pix_fmt = "yuva420p" if webp else "pal8"
         stream.codec_context.time_base = stream.time_base = base
