@@ -205,8 +205,10 @@ class SegmentWriter:
     def __init__(self, path: Path, target: Target) -> None:
         self.path, self.target = path, target
         self.part = path.with_name(f"{path.name}.part")
-        format = {"ffv1": "nut", "prores": "mov", "png": "mov"}.get(target.codec, "mp4")
-        format = "nut" if target.encoder == "ffv1" else format
+        format = {"ffv1": "nut", "prores_ks": "mov", "prores_videotoolbox": "mov", "png": "mov"}.get(
+            target.encoder, "mp4"
+        )
+        self.last_dts: int | None = None
         base = target.time_base
         options = {} if format == "nut" else {"video_track_timescale": str(base.denominator)}
         with _told(path):
@@ -223,11 +225,19 @@ class SegmentWriter:
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
         frame.pts, frame.time_base = round(pts / self.target.time_base), self.target.time_base
         with _told(self.path):
-            self.container.mux(self.stream.encode(frame))
+            self._mux(self.stream.encode(frame))
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            # of fewer frames than it looks ahead x265 gives decoding times out of the blue
+            if packet.dts is not None and packet.pts - packet.dts > 60 / self.target.time_base:
+                packet.dts = packet.pts - 100 if self.last_dts is None else min(packet.pts, self.last_dts + 1)
+            self.last_dts = packet.dts
+            self.container.mux(packet)
 
     def close(self) -> None:
         with _told(self.path):
-            self.container.mux(self.stream.encode())
+            self._mux(self.stream.encode())
             self.container.close()
             _sync(self.part)
             os.replace(self.part, self.path)
@@ -484,25 +494,26 @@ def _animate(segments: Sequence[Path], target: Target, out: Path) -> None:
         if webp:
             stream.codec_context.options = {"quality": "90"}
         start: Fraction | None = None
+        last = -1
         for pts, frame in _frames(segments):
             start = pts if start is None else start
+            last = max(last + 1, round((pts - start) / base))  # two frames may fall on one tick
             rgb = frame.to_ndarray(format="rgb24")
             new = from_rgb(rgb, "yuva420p", Color(6, LIMITED, 2, 2)) if webp else _with_palette(rgb)
-            new.pts, new.time_base = round((pts - start) / base), base
+            new.pts, new.time_base = last, base
             file.mux(stream.encode(new))
         file.mux(stream.encode())
     _sync(out)
 
 
 def _with_palette(rgb: Pixels) -> av.VideoFrame:
-    """The frame in 256 colours of its own, dithered."""
+    """The frame in 256 colours of its own."""
     from PIL import Image
 
-    image = Image.fromarray(rgb).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+    image = Image.fromarray(rgb).quantize(256)
     palette = np.zeros((256, 4), np.uint8)
     colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(colours), :3], palette[:, 3] = colours[:, ::-1], 255  # BGRA
-    # quantize knows the picture as a whole; dithering needs a second pass over the palette that it found
+    palette[:, 0], palette[: len(colours), 1:] = 255, colours  # ARGB
     return av.VideoFrame.from_ndarray((np.asarray(image), palette), "pal8")  # type: ignore[arg-type]
 
 
