@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 Event = dict[str, Any]
@@ -43,7 +44,8 @@ class Reporter:
             disable=as_json or quiet or not self.err.is_terminal,
         )
         self.task = self.bar.add_task("starting", total=None, count="")
-        self.video = ""
+        self.video = self.started = ""
+        self.videos: list[tuple[str, str, str]] = []
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -53,19 +55,27 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
+        if len(self.videos) > 1 and not self.as_json and not self.quiet:
+            self._summary()
 
     def __call__(self, event: Event) -> None:
         if self.as_json:
             print(json.dumps(event, ensure_ascii=False), flush=True)
         elif event["event"] == "error":
-            self.bar.stop()
-            self.err.print(Text.assemble(("error: ", "bold red"), event["message"]))
+            if "input" in event:  # one of several videos: the others go on
+                self.videos.append((event["input"], "failed", event["message"]))
+            else:
+                self.bar.stop()
+            self._line(Text.assemble(("error: ", "bold red"), event["message"]))
         elif not self.quiet:
             getattr(self, f"_{event['event']}")(event)
 
     def _start(self, e: Event) -> None:
         lora = f" + {e['lora']}" if e["lora"] else ""
-        self._line(Text(f"{e['model']}{lora} on {e['device']} in {e['dtype']}", "dim"))
+        started = f"{e['model']}{lora} on {e['device']} in {e['dtype']}"
+        if started != self.started:  # it is told for every video
+            self._line(Text(started, "dim"))
+        self.started = started
 
     def _notice(self, e: Event) -> None:
         self._line(Text.assemble(("note: ", "yellow"), e["message"]))
@@ -101,6 +111,8 @@ class Reporter:
         )
 
     def _result(self, e: Event) -> None:
+        if "frames" in e:
+            self.videos.append((e["input"], "done", f"{e['output']}, {e['frames']} frames, {e['seconds']:.1f} s"))
         frames = f"  {e['frames']} frames" if "frames" in e else ""
         rate = f"  {e['fps']:.1f} fps" if "fps" in e else ""
         line = Text.assemble(
@@ -108,6 +120,15 @@ class Reporter:
             f"  {e['width']} x {e['height']}{frames}  {e['seconds']:.1f} s{rate}",
         )
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
+
+    def _summary(self) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        table.add_column(overflow="fold")
+        table.add_column()
+        table.add_column(overflow="fold")
+        for name, how, what in self.videos:
+            table.add_row(Text(name), Text(how, "green" if how == "done" else "bold red"), Text(what))
+        self.err.print(table)
 
     def _line(self, text: Text) -> None:
         (self.bar.console if not self.bar.disable else self.err).print(text)

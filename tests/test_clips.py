@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from std_cli import InputError, StdError, clips, stylize_video
+from std_cli import InputError, StdError, clip_run, stylize_video
 from std_cli.cli import run
 from std_cli.video.read import open_clip, read_frames
 from std_cli.video.write import read_comment
@@ -184,7 +184,7 @@ def work_in_child(source, reference, output):
     from tests.loaded import PIPELINE
 
     pipeline.VideoPipeline = lambda *a, **k: PIPELINE
-    clips.SEGMENT = 6
+    clip_run.SEGMENT = 6
     stylize_video(source, reference, output, **LONG)
 
 
@@ -254,7 +254,7 @@ def interrupted(source, reference, output, **settings):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(clips, "SEGMENT", 4)
+        patch.setattr(clip_run, "SEGMENT", 4)
         stylize_video(source, reference, output, on_event=stop, **FAST | settings)
 
 

@@ -15,6 +15,7 @@ LAYERS = (
     ("cli",),
     ("console",),
     ("clips",),
+    ("clip_run",),
     ("stylize",),
     ("pipeline",),
     ("config", "lora"),
