@@ -151,7 +151,7 @@ class Run:
                 {k.removeprefix("quality."): v.numpy() for k, v in work.tensors.items() if k.startswith("quality.")}
             )
             self._notice(f"going on after {emitted} finished frames")
-        resumed, done, shot = emitted, emitted, kept["shot"] if work.state is not None else 0
+        resumed, done, saved, shot = emitted, emitted, emitted, kept["shot"] if work.state is not None else 0
         writer: SegmentWriter | None = None
         thumbnail = None
         meter = _Meter(self, wave.progress)
@@ -172,6 +172,7 @@ class Run:
                     kept = {"segments": segments, "emitted": done, "shot": shot, **times}
                     tensors = {f"quality.{k}": torch.from_numpy(np.array(v)) for k, v in quality.state().items()}
                     work.save(item.state | kept, item.tensors | tensors)
+                    saved = done
                 else:
                     assert item.picture is not None
                     if writer is None:
@@ -188,7 +189,8 @@ class Run:
             if writer is not None:
                 writer.__exit__(type(e), e, None)
             if isinstance(e, KeyboardInterrupt):
-                self._notice(f"stopped after {done} frames; the same command goes on from there")
+                goes_on = f"goes on after frame {saved}" if saved else "starts over: no part was finished yet"
+                self._notice(f"stopped after {done} frames; the same command {goes_on}")
             raise
         finally:
             pictures.close()

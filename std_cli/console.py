@@ -102,12 +102,13 @@ class Reporter:
             self.bar.reset(self.task)
         which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
         frames = f"{e['frame']}/{e['frames']}" if e["frames"] else f"{e['frame']}"
+        where = f"  shot {e['shot']}  step {e['step']}/{e['steps']}"
         self.bar.update(
             self.task,
             description=f"{_short(e['input'])}{which}",
             completed=e["progress"],
             total=e["frames"],
-            count=f"{frames}  {e['fps']:.1f} fps  shot {e['shot']} step {e['step']}/{e['steps']}",
+            count=f"{frames}  {e['fps']:.1f} fps{where if self.err.width >= 100 else ''}",
         )
 
     def _result(self, e: Event) -> None:
