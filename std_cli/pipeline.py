@@ -74,7 +74,7 @@ class Pipeline:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
         if offload != "none" and device.type == "cpu":
             raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.offloaded = device, dtype, offload != "none"
         self.notices: list[str] = []
         try:
             self.pipe = self._load(files, lora, motion, dtype)
@@ -231,6 +231,9 @@ class VideoPipeline(Pipeline):
         self._tokens = self._style if guided else self._style.chunk(2)[1]  # (2 or 1, 1, tokens, C)
         if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)
+        if self.device.type == "cuda" and not self.offloaded:  # what they had to tell is known: room for the frames
+            for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
+                encoder.to("cpu")
 
     def windows_at_once(self, window: int) -> int:
         """How many windows of `window` frames fit into the GPU's free memory together; at most one per step.

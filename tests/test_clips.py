@@ -173,26 +173,52 @@ def test_many_inputs_one_model_one_failure(tmp_path, source, reference, capsys):
     assert sum(e.get("stage") == "load" for e in events) == 1
 
 
+def test_the_command_tells_events(tmp_path, monkeypatch, source, reference, capsys):
+    monkeypatch.chdir(tmp_path)
+    fast = ["--model", "tiny", "--steps", "1", "--size", "64", "--motion", "none", "--max-frames", "3"]
+    assert run(["stylize", "video", str(source), "--style", str(reference), *fast, "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert err == "" and events[-1]["event"] == "result" and events[-1]["output"] == "in_stylized.mp4"
+    assert {e["event"] for e in events} == {"start", "progress", "result"}
+    again = [str(source), str(source.parent / "absent.mp4"), "--style", str(reference), *fast, "-o", "."]
+    assert run(["stylize", "video", *again]) == 2  # a name that is not there is a slip of the pen, not a failure
+
+
 # --- interruption ----------------------------------------------------------------------------------------------------
 
 LONG = FAST | {"motion": "auto", "steps": 2}
 
 
-def work_in_child(source, reference, output):
-    """One run with short segments, on the model that the server has loaded."""
+def work_in_child(source, reference, output, largest=None):
+    """One run with short segments, on the model that the server has loaded; `largest`: bytes that a file may have."""
     from std_cli import pipeline
     from tests.loaded import PIPELINE
 
     pipeline.VideoPipeline = lambda *a, **k: PIPELINE
     clip_run.SEGMENT = 6
-    stylize_video(source, reference, output, **LONG)
+    if largest is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    try:
+        stylize_video(source, reference, output, **LONG)
+    except StdError as error:
+        (output.parent / "error.txt").write_text(str(error))
+        raise SystemExit(error.exit_code) from None
+
+
+def server():
+    """Forks children from a process that has loaded the model."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.loaded"])
+    return context
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
     """20 times SIGKILL, at a random moment each, over as many runs as it takes."""
     source = make_clip(tmp_path / "in.mp4", 40, cut_at=23)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.loaded"])
+    context = server()
 
     def start(output):
         child = context.Process(target=work_in_child, args=(source, reference, output))
@@ -227,6 +253,30 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
         assert same_frames(end, tmp_path / "whole0.mp4")
         assert packets_of(end) == packets_of(source)
     assert not list(tmp_path.glob(".*"))  # no work folder, no temporary file
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, reference):
+    """No file may grow beyond what the state or the result needs: as if the disk were full there."""
+    source = make_clip(tmp_path / "in.mp4", 24)
+    whole = tmp_path / "whole.mp4"
+    context, out = server(), tmp_path / "o.mp4"
+
+    def ends_with(*arguments):
+        child = context.Process(target=work_in_child, args=(source, reference, *arguments))
+        child.start()
+        child.join()
+        return child.exitcode
+
+    assert ends_with(whole) == 0
+    for largest in (1000, 3000, 9000, 27000):
+        if ends_with(out, largest) == 0:
+            break
+        message = (tmp_path / "error.txt").read_text()
+        assert "\n" not in message and ("cannot write" in message or "disk full" in message)
+        assert not out.exists()
+    assert out.exists() or ends_with(out) == 0
+    assert same_frames(out, whole)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, source, reference):
