@@ -16,7 +16,7 @@ from std_cli.tinypack.model import VISION_SIZE, Denoiser, make_unet
 STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
-    "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 3.0, "style_blocks": "all"},
+    "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 4.0, "style_blocks": "all"},
     "loras": [],
 }
 
