@@ -299,7 +299,7 @@ class Run:
                 waiting[item.index] = item
                 if item.latent is None:
                     continue
-                yield from out(wave.push(pipeline.add_noise(item.latent, item.index), item.cut))
+                yield from out(wave.push(pipeline.add_noise(item.latent), item.cut))
             for finished in wave.end():
                 yield from out(finished)
             yield checkpoint()

@@ -4,8 +4,6 @@ The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run 
 what is ours is what surrounds it: which weights go where, embeddings kept between pictures, the exact timesteps.
 """
 
-import hashlib
-import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -259,9 +257,9 @@ class VideoPipeline(Pipeline):
         latent = self.pipe.vae.encode(pixels).latent_dist.mode()[0] * self.pipe.vae.config.scaling_factor
         return latent.to(self.dtype)  # type: ignore[no-any-return]
 
-    def add_noise(self, latent: torch.Tensor, frame: int) -> torch.Tensor:
-        """The latent at the first timestep. The noise follows from (seed, frame) alone, wherever the run began."""
-        noise = frame_noise(self._seed, frame, self._latent_shape).to(latent)
+    def add_noise(self, latent: torch.Tensor) -> torch.Tensor:
+        """The latent at the first timestep. The noise follows from the seed alone, wherever the run began."""
+        noise = seeded_noise(self._seed, self._latent_shape).to(latent)
         return self.pipe.scheduler.add_noise(latent, noise, torch.tensor([self._timesteps[0]]))  # type: ignore[no-any-return]
 
     @torch.inference_mode()
@@ -306,16 +304,13 @@ class VideoPipeline(Pipeline):
         return (pixels * 255).round().to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
 
 
-NOISE_SHARED = 0.5
-"""Part of the noise's variance that all frames share."""
+def seeded_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise that all frames of a run share, from a CPU generator, so that it is the same everywhere.
 
-
-def frame_noise(seed: int, frame: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise of one frame: a function of (seed, frame), part of it the same for every frame."""
-    shared = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
-    digest = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=8).digest()
-    own = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int.from_bytes(digest) >> 1))
-    return math.sqrt(NOISE_SHARED) * shared + math.sqrt(1 - NOISE_SHARED) * own
+    Noise of each frame's own, in part or whole, measured worse on a real clip: flicker 10.3 with half of the variance
+    shared, 1.6 with all of it (levels of 255, the embedded pack frame by frame).
+    """
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 class oom_is_one_line:

@@ -36,7 +36,7 @@ CLIP_SIZE = 128  # px
 SHARD = 20  # clips
 HELD_OUT = 12  # clips that only validation sees
 SAVE_EVERY = 50  # steps
-FLICKER = 3.0  # weight of the temporal loss
+LOWEST = 40  # timestep: below, nothing is left to steady
 CONSTANT, ALIKE = 4.0, 0.6  # see make_adapter; ALIKE: how much the first attention prefers frames that are alike
 
 
@@ -193,6 +193,22 @@ def along(x: Tensor, flow: Tensor) -> Tensor:
     return out.view(b, n - 1, c, h, w).transpose(1, 2)
 
 
+def steadied(x: Tensor, flow: Tensor, seen: Tensor) -> Tensor:
+    """Each frame's mean with its neighbours, moved onto it; where a neighbour does not show the place, without it.
+
+    x (B, C, N, h, w), flow (B, N - 1, h, w, 2), seen (B, N - 1, h, w).
+    """
+    total, weight = x.clone(), torch.ones_like(x[:, :1])
+    visible = seen[:, None]
+    total[:, :, :-1] += along(x, flow) * visible
+    weight[:, :, :-1] += visible
+    # onto the later frame by the same motion backwards, close enough for a latent pixel
+    back, its = x.flip(2), seen.flip(1)[:, None]
+    total[:, :, 1:] += (along(back, -flow.flip(1)) * its).flip(2)
+    weight[:, :, 1:] += its.flip(2)
+    return total / weight
+
+
 class Trainer:
     """Draws batches and computes the losses; every draw comes from `r`, so that a run repeats."""
 
@@ -219,7 +235,10 @@ class Trainer:
         return states * silent[..., None], pooled * silent, hidden[:, None]
 
     def loss(self, unet: UNetMotionModel, chosen: Array, size: int) -> tuple[Tensor, Tensor]:
-        """The denoiser's weighted loss and the temporal one, for some clips, on a crop of size x size latents."""
+        """(loss, the same of the denoiser alone) for some clips, on a crop of size x size latents.
+
+        Both are distances from the steadied x0 of the denoiser, so that their quotient is the unrest that is left.
+        """
         r, d, n = self.r, self.clips, len(chosen)
         y, x = r.integers(0, d.plain.shape[-1] - size + 1, 2)
         cut = np.s_[..., y : y + size, x : x + size]
@@ -232,27 +251,32 @@ class Trainer:
         def column(values: Array) -> Tensor:
             return torch.from_numpy(np.asarray(values, np.float32)).view(-1, 1, 1, 1, 1)
 
-        # nothing but the film's own unrest lies between a plain picture and its clean twin
         z = torch.where(column(unconditional) > 0, clean, styled)
-        bridged = r.random(n) < 0.9
-        start = np.where(r.random(n) < 0.7, r.integers(600, 900, n), r.integers(400, 980, n))
-        inside = np.where(r.random(n) < 0.3, start, (r.random(n) * (start + 1)).astype(np.int64))
-        t = np.where(bridged, inside, r.integers(0, 1000, n))
+        start = np.where(r.random(n) < 0.7, r.integers(650, 850, n), r.integers(400, 980, n))
+        t = (LOWEST + r.random(n) * (start + 1 - LOWEST)).astype(np.int64)
         m = np.where(r.random(n) < 0.7, 1, r.random(n))  # all shared is what flickers least, by far
         shared, own = (r.standard_normal((n, 4, f, size, size), np.float32) for f in (1, FRAMES))
         eps = mix_noise(torch.from_numpy(shared), torch.from_numpy(own), column(m))
         abar0, abar = column(ALPHAS_CUMPROD[start]), column(ALPHAS_CUMPROD[t])
-        shift = abar0 / (1 - abar0) * column(bridged)
-        target = eps + shift.sqrt() * (plain - z)
-        x_t = abar.sqrt() * z + (1 - abar).sqrt() * target
+        x_t = abar.sqrt() * z + (1 - abar).sqrt() * (eps + (abar0 / (1 - abar0)).sqrt() * (plain - z))
         side = float(r.integers(128, 600))
         sizes = torch.tensor([side, side, 0, 0, side, side]).repeat(n, 1)
+
+        def x0(predicted: Tensor) -> Tensor:
+            return (x_t - (1 - abar).sqrt() * predicted) / abar.sqrt()
+
+        with torch.no_grad():  # the denoiser itself, frame by frame
+            each = x_t.transpose(1, 2).flatten(0, 1)
+            rows = [v.repeat_interleave(FRAMES, 0) for v in (torch.from_numpy(t), states, hidden, pooled, sizes)]
+            tokens = self.net.unet.encoder_hid_proj.image_projection_layers[0](rows[2][:, 0])
+            alone = self.net(each, rows[0], rows[1], rows[3], tokens, rows[4])
+            before = x0(alone.unflatten(0, (n, FRAMES)).transpose(1, 2))
+            target = steadied(steadied(before, flow, seen), flow, seen)
         more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden]}
         states = states.repeat_interleave(FRAMES, 0)
-        error = unet(x_t, torch.from_numpy(t), states, added_cond_kwargs=more).sample - target
-        change = (along(error, flow) - error[:, :, :-1]) * seen[:, None]
-        scale = (1 / abar).clamp(max=20).sqrt() / (1 + shift * ((plain - z) ** 2).mean((1, 2, 3, 4), keepdim=True))
-        return (error**2 * scale).mean(), (change**2 * scale).mean()
+        after = x0(unet(x_t, torch.from_numpy(t), states, added_cond_kwargs=more).sample)
+        weight = (abar / (1 - abar)).sqrt().clamp(max=5)
+        return ((after - target) ** 2 * weight).mean(), ((before - target) ** 2 * weight).mean()
 
 
 @torch.no_grad()
@@ -295,7 +319,7 @@ def train(
         trainer.r.bit_generator.state = state["random"]
         begin_step, spent = state["step"], state["seconds"]
     else:
-        log.info("%d clips, validation %.4f, flicker %.4f", len(clips.plain), *validate(unet, trainer))
+        log.info("%d clips, validation: unrest %.4f of %.4f", len(clips.plain), *validate(unet, trainer))
     begin, losses = time.monotonic() - spent, []
     step, side = begin_step, clips.plain.shape[-1]
     while (done := max(step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:
@@ -304,18 +328,18 @@ def train(
             group["lr"] = times * rate * min(1, (step + 1) / 20, (1 - done) / 0.4 + 0.01)
         few = trainer.r.random() < 0.25
         chosen = trainer.r.integers(HELD_OUT, len(clips.plain), 1 if few else 2)
-        loss, flicker = trainer.loss(unet, chosen, side if few else side * 3 // 4)
+        loss, alone = trainer.loss(unet, chosen, side if few else side * 3 // 4)
         optimizer.zero_grad()
-        (loss + FLICKER * flicker).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         step += 1
         with torch.no_grad():
             torch._foreach_lerp_(average, params, 1 - min(0.99, step / (step + 20)))
-        losses.append((float(loss.detach()), float(flicker.detach())))
+        losses.append((float(loss.detach()), float(alone)))
         if step % SAVE_EVERY == 0:
             log.info(
-                "motion step %d loss %.4f flicker %.4f (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin
+                "motion step %d unrest %.4f of %.4f (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin
             )
             losses = []
             part = state_path.with_suffix(".part")

@@ -105,9 +105,7 @@ def plain(a, source, reference, out):
     total, weight = [np.zeros((a.size[1], a.size[0], 3), np.float32) for _ in frames], np.zeros(len(frames))
     for start in window_starts(len(frames), length, length - overlap):
         clip = frames[start : start + length]
-        latents = torch.stack(
-            [p.add_noise(p.encode(f.resize(tuple(a.size))), start + i) for i, f in enumerate(clip)], 1
-        )
+        latents = torch.stack([p.add_noise(p.encode(f.resize(tuple(a.size)))) for f in clip], 1)
         for k in range(s.steps):
             latents = p.step(p.predict(latents[None], [k])[0], latents, k)
         for i, w in enumerate(blend_weights(len(clip), overlap)):
