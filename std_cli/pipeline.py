@@ -4,6 +4,7 @@ The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run 
 what is ours is what surrounds it: which weights go where, embeddings kept between pictures, the exact timesteps.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -213,6 +214,7 @@ class VideoPipeline(Pipeline):
         self._cfg, self._seed = s.cfg, s.seed
         self._latent_shape = (4, size[1] // pipe.vae_scale_factor, size[0] // pipe.vae_scale_factor)
         self._timesteps = timesteps(s.steps, s.eta, schedule)
+        pipe.scheduler.set_timesteps(timesteps=self._timesteps)
         text = self._prompt(s.prompt, s.negative_prompt)
         at = (size[1], size[0])
         width = int(text["pooled_prompt_embeds"].shape[-1])
@@ -289,8 +291,7 @@ class VideoPipeline(Pipeline):
 
     def step(self, prediction: torch.Tensor, latent: torch.Tensor, k: int) -> torch.Tensor:
         """One TCD step (gamma 0, as published) of one frame (4, h, w)."""
-        scheduler = self.pipe.scheduler
-        scheduler.set_timesteps(timesteps=self._timesteps)  # it counts its calls; this starts it anew
+        scheduler = copy.copy(self.pipe.scheduler)  # it counts its calls: each is the first of a new one
         return scheduler.step(prediction, self._timesteps[k], latent, eta=0.0, return_dict=False)[0]  # type: ignore[no-any-return]
 
     @torch.inference_mode()

@@ -54,3 +54,27 @@ def edge_correlation(a, b):
     """Pearson correlation of the gradient magnitudes (sigma 1.5 px) of the luminance of two pictures of one size."""
     ga, gb = (ndimage.gaussian_gradient_magnitude(_lab(p)[..., 0], 1.5).ravel() for p in (a, b))
     return float(np.corrcoef(ga, gb)[0, 1])
+
+
+def flicker(sources, results):
+    """Mean difference, in levels of 255, between successive results moved as the sources move: DIS optical flow.
+
+    Both are RGB arrays (H, W, 3) of one size. Only where the flow there and back agree to a pixel.
+    """
+    import cv2
+
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    h, w = sources[0].shape[:2]
+    here = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).astype(np.float32)
+    grey = [cv2.cvtColor(np.ascontiguousarray(s), cv2.COLOR_RGB2GRAY) for s in sources]
+    found = []
+    for i in range(len(sources) - 1):
+        ahead, back = dis.calc(grey[i], grey[i + 1], None), dis.calc(grey[i + 1], grey[i], None)
+        there = here + ahead
+        again = ahead + cv2.remap(back, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        seen = (np.linalg.norm(again, axis=-1) < 1) & (there >= 0).all(-1) & (there <= (w - 1, h - 1)).all(-1)
+        moved = cv2.remap(
+            results[i + 1].astype(np.float32), there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        found.append(np.abs(moved - results[i])[seen].mean())
+    return float(np.mean(found))
