@@ -1,9 +1,9 @@
 """Training of the pack's temporal layers: `python -m std_cli.tinypack.motion WORK --pack PACK`.
 
-The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving scenes, to predict
-the same noise (see train.py) from eight frames at once. Two losses: the denoiser's own, and how much the error of the
-prediction changes along the scene's motion, as this is what is seen as flicker. The frames' noise is mixed as at
-inference, from one field that they share and one of each frame's own.
+The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving scenes, to give the
+denoiser's own predictions without their unrest: the target is the x0 that the denoiser predicts frame by frame, each
+averaged with its neighbours moved onto it by the scene's known motion. Such a target has no noise of its own, so that a
+few hundred steps tell. The frames' noise is mixed from one field that they share and one of each frame's own.
 """
 
 import argparse
@@ -281,7 +281,7 @@ class Trainer:
 
 @torch.no_grad()
 def validate(unet: UNetMotionModel, trainer: Trainer) -> tuple[float, float]:
-    """Both losses on the held-out clips, the same draws every time."""
+    """(distance from the steadied x0, that of the denoiser alone) on the held-out clips, the same draws every time."""
     fixed = Trainer(trainer.clips, trainer.net, trainer.tokenizer, np.random.default_rng(77))
     size = trainer.clips.plain.shape[-1]
     both = [torch.stack(fixed.loss(unet, np.arange(i, i + 2), size)) for i in range(0, HELD_OUT - 1, 2)]
@@ -338,9 +338,7 @@ def train(
             torch._foreach_lerp_(average, params, 1 - min(0.99, step / (step + 20)))
         losses.append((float(loss.detach()), float(alone)))
         if step % SAVE_EVERY == 0:
-            log.info(
-                "motion step %d unrest %.4f of %.4f (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin
-            )
+            log.info("motion step %d unrest %.4f of %.4f (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin)
             losses = []
             part = state_path.with_suffix(".part")
             torch.save(
@@ -357,7 +355,7 @@ def train(
             part.rename(state_path)
     for p, v in zip(params, average, strict=True):
         p.data.copy_(v)
-    log.info("motion end, %d steps, validation %.4f, flicker %.4f", step, *validate(unet, trainer))
+    log.info("motion end, %d steps, validation: unrest %.4f of %.4f", step, *validate(unet, trainer))
     adapter.load_state_dict({k: v for k, v in unet.state_dict().items() if "motion_modules" in k})
     return adapter
 
