@@ -203,7 +203,7 @@ def test_a_few_damaged_frames_are_replaced_and_counted(tmp_path):
     frames = list(read_frames(open_clip(path), on_notice=notices.append))
     assert [f.pts for f in frames] == [Fraction(24 * i, 1000) for i in range(20)]
     assert [int(f.rgb[0, 0, 0]) for f in frames[3:9]] == [30, 40, 40, 40, 70, 80]
-    assert notices == ["2 frames of a.mov could not be decoded: the one before each was used"]
+    assert notices == ["2 frames of a.mov could not be decoded: the one before was used"]
 
 
 def test_too_many_damaged_frames_are_an_error(tmp_path):

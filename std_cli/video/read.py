@@ -1,9 +1,13 @@
 """Videos in: one decoder, frame by frame, each upright, in RGB, with its exact time. Nothing holds the clip."""
 
+import heapq
+import re
 import stat
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +26,18 @@ MAX_DAMAGED = 25
 """Frames in a row that may be undecodable."""
 _MS = Fraction(1, 1000)
 # What is opened: containers of media, not playlists, which name other files.
-_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,h264,hevc,obu,ivf"
+_DEMUXERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,h264,hevc,obu,ivf,dv,m4v,rm"
+)
 
 
 # --- open ------------------------------------------------------------------------------------------------------------
 
 
-def open_clip(path: str | Path) -> Clip:
+def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE) -> Clip:
     """What a video file, an animated gif, webp or png, or a folder of pictures holds, the first frame decoded.
 
+    `fps` is the frame rate of a folder, which has none of its own. What is transparent shows white.
     Raises InputError for what is not there, is no video, or has no frame that can be decoded.
     """
     path = Path(path)
@@ -40,7 +47,7 @@ def open_clip(path: str | Path) -> Clip:
     except OSError as e:
         raise InputError(f"no such video: {name} ({e.strerror}); check the path") from None
     if stat.S_ISDIR(status.st_mode):
-        return _open_folder(path)
+        return _open_folder(path, fps)
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{name} is not a regular file; give a video")
     if status.st_size == 0:
@@ -50,7 +57,10 @@ def open_clip(path: str | Path) -> Clip:
     with _opened(path) as container:
         stream = _video_stream(container, name)
         codec = stream.codec_context
-        frame, _ = next(_decoded(container, stream, _Damage(name)), (None, None))
+        try:
+            frame, ticks = next(_decoded(container, stream, _Damage(name)), (None, None))
+        except StdError:
+            frame = None
         if frame is None:
             raise InputError(f"{name} has no frame that can be decoded; get the video again")
         color = Color(int(frame.colorspace), int(frame.color_range), int(codec.color_primaries), int(codec.color_trc))
@@ -59,11 +69,13 @@ def open_clip(path: str | Path) -> Clip:
         if _turn(frame)[0]:
             width, height, sar = height, width, 1 / sar
         base = stream.time_base
-        start = (frame.pts or 0) * base
-        duration = stream.duration * base if stream.duration else None
-        if duration is None and container.duration:
-            duration = Fraction(container.duration, av.time_base) - start
+        start = (ticks or 0) * base
+        duration = _duration_of(container, stream, start)
         frames = stream.frames or (round(duration * stream.average_rate) if duration and stream.average_rate else None)
+        cut = _cut_at(stream, status.st_size)
+        if cut is not None:
+            entries = stream.index_entries
+            frames, duration = cut, (entries[cut].timestamp - entries[0].timestamp) * base
         return Clip(
             path=path,
             kind="video",
@@ -81,21 +93,48 @@ def open_clip(path: str | Path) -> Clip:
         )
 
 
-def _open_folder(path: Path) -> Clip:
+def _duration_of(container: Any, stream: Any, start: Fraction) -> Fraction | None:
+    if stream.duration:
+        return Fraction(stream.duration * stream.time_base)
+    if not container.duration:
+        return None
+    whole = Fraction(container.duration, av.time_base) - start
+    tagged = _tagged_duration(stream)
+    return min(whole, tagged) if tagged is not None else whole  # the sound may be longer
+
+
+def _tagged_duration(stream: Any) -> Fraction | None:
+    """What Matroska files say of each stream, in seconds."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3]) if match else None
+
+
+def _cut_at(stream: Any, size: int) -> int | None:
+    """How many frames of an mp4 are whole where the file is shorter than its index says; else None."""
+    entries = stream.index_entries
+    if "mp4" not in stream.container.format.name or not len(entries) or entries[-1].pos + entries[-1].size <= size:
+        return None
+    return int(sum(entry.pos + entry.size <= size for entry in entries))
+
+
+def _open_folder(path: Path, rate: Fraction) -> Clip:
     pictures = expand_inputs([path])
     width, height = read_picture(pictures[0]).rgb.size
     count = len(pictures)
-    return _still(path, "folder", (width, height), FOLDER_RATE, count, count / FOLDER_RATE)
+    return _still(path, "folder", (width, height), rate, count, count / rate)
 
 
 def _open_animation(path: Path) -> Clip:
     with _animation(path) as image:
-        size, frames = image.size, getattr(image, "n_frames", 1)
-        total = Fraction(0)
-        for i in range(frames):
-            image.seek(i)
-            image.load()  # webp tells the duration only then
-            total += _duration(image)
+        try:
+            size, frames = image.size, getattr(image, "n_frames", 1)
+            total = Fraction(0)
+            for i in range(frames):
+                image.seek(i)
+                image.load()  # webp tells the duration only then
+                total += _duration(image)
+        except (OSError, SyntaxError, ValueError) as e:
+            raise InputError(f"{str(path)!r} is damaged or cut short ({e}); export it again") from None
     return _still(path, "animation", size, frames / total, frames, total)
 
 
@@ -127,7 +166,11 @@ def _video_stream(container: Any, name: str) -> Any:
     stream = streams[0]
     if stream.codec_context is None:
         raise InputError(f"{name} has video of a kind that this build cannot decode; convert it to h264")
-    stream.thread_type = "AUTO"
+    # Threads within a frame only: with one frame per thread, an error takes along the good frames that PyAV has got in
+    # the same call, how many depends on the count of cores, and what is left of a damaged frame is a matter of timing.
+    stream.thread_type = "SLICE"
+    # `max_frame_delay` is the same for dav1d. Chroma is sited at the left unless the stream says otherwise.
+    stream.codec_context.options = {"max_frame_delay": "1", "chroma_sample_location": "left"}
     return stream
 
 
@@ -146,74 +189,110 @@ def read_frames(
     """The frames from `start` up to, not including, `end` (seconds from the first frame), at most `max_frames`.
 
     Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown then. Frames that
-    cannot be decoded are replaced by the one before, and counted in a notice; more than MAX_DAMAGED in a row raise
-    StdError.
+    cannot be decoded are replaced by the one before, and counted in a notice after the last frame; more than
+    MAX_DAMAGED in a row raise StdError. What breaks off ends there, with a notice.
     """
     begin = clip.start + (start or 0)
     stop = clip.start + end if end is not None else None
-    source: Generator[Frame, None, None] = {
-        "video": _video_frames, "animation": _animation_frames, "folder": _folder_frames
-    }[clip.kind](clip, begin, on_notice)  # fmt: skip
-    count = 0
-    for frame in _resampled(source, clip, begin, stop, fps) if fps else source:
-        if frame.pts < begin:
-            continue
-        if (stop is not None and frame.pts >= stop) or (max_frames is not None and count >= max_frames):
-            break
-        yield frame
-        count += 1
-    source.close()
-
-
-def _resampled(
-    source: Generator[Frame, None, None], clip: Clip, begin: Fraction, stop: Fraction | None, fps: Fraction
-) -> Generator[Frame, None, None]:
-    n, shown = 0, None
-    for frame in source:
-        while shown is not None and begin + n / fps < frame.pts:
-            yield replace(shown, pts=begin + n / fps)
-            n += 1
-        shown = frame
-        if stop is not None and frame.pts >= stop:
-            return
-    # the last frame is shown until the clip ends
-    last = clip.start + clip.duration if clip.duration is not None else None
-    while shown is not None and begin + n / fps < (last if last is not None else shown.pts + 1 / fps):
-        yield replace(shown, pts=begin + n / fps)
-        n += 1
-
-
-def _video_frames(clip: Clip, begin: Fraction, on_notice: Callable[[str], None]) -> Generator[Frame, None, None]:
-    name = repr(str(clip.path))
-    damage, dropped, count = _Damage(name), 0, 0
     if clip.hdr:
         on_notice(f"{clip.path.name} is HDR ({clip.hdr}): it is tone-mapped to SDR")
-    with _opened(clip.path) as container:
-        stream = _video_stream(container, name)
-        if begin > clip.start:
-            container.seek(int(begin / stream.time_base), stream=stream)
-        last: Fraction | None = None
-        gap = 1 / (clip.frame_rate or FOLDER_RATE)
-        turn = None
-        for frame, ticks in _decoded(container, stream, damage):
-            guess = last + gap if last is not None else clip.start
-            pts = ticks * stream.time_base if ticks is not None else guess
-            if last is not None and pts <= last:
-                dropped += 1
+    damage = _Damage(repr(str(clip.path)))
+    source = (
+        _video_frames(clip, begin, damage) if clip.kind == "video"
+        else _animation_frames(clip) if clip.kind == "animation"
+        else _folder_frames(clip)
+    )  # fmt: skip
+    count = 0
+    # closing: a reader that stops early closes the file, whatever still refers to the frames
+    with closing(source), closing(_resampled(source, begin, fps) if fps else source) as frames:
+        while max_frames is None or count < max_frames:
+            frame = next(frames, None)
+            if frame is None or (stop is not None and frame.pts >= stop):
+                break
+            if frame.pts >= begin:
+                yield frame
+                count += 1
+    for notice in damage.notices(clip.path.name):
+        on_notice(notice)
+
+
+# Frames, and when all are out the time at which the last one ends.
+_Source = Generator[Frame, None, Fraction]
+
+
+def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
+    n, shown, end = 0, None, None
+    while end is None:
+        try:
+            frame = next(source)
+            until = frame.pts
+        except StopIteration as stopped:
+            until = end = stopped.value
+        while shown is not None and begin + n / fps < until:
+            yield replace(shown, pts=begin + n / fps)
+            n += 1
+        if shown is None and end is None:  # at `begin`, or later where a source has no frame there
+            n = max(0, -((begin - frame.pts) * fps // 1))
+        shown = frame
+    return Fraction(end)
+
+
+def _video_frames(clip: Clip, begin: Fraction, damage: "_Damage") -> _Source:
+    """From the frame that is shown at `begin` on."""
+    # A seek lands between key frames where the container has no index (mpegts): then from further back, or the start.
+    for back in (Fraction(0), Fraction(10), None):
+        damage.reset()
+        with _opened(clip.path) as container:
+            stream = _video_stream(container, damage.name)
+            frames: Any = _decoded(container, stream, damage)
+            if back is not None and begin - back > clip.start:
+                container.seek(int((begin - back) / stream.time_base), stream=stream)
+                try:
+                    first = next(frames, (None, None))
+                except StdError:
+                    continue
+                if first[1] is None or first[1] * stream.time_base > begin:
+                    continue
+                frames = chain([first], frames)
+            elif back is not None and begin > clip.start:
                 continue
-            last = pts
-            if pts < begin and clip.frame_rate is not None and pts < begin - 2:  # seeking lands seconds before
-                continue
-            turn = turn or _turn(frame)
-            color = clip.color if not clip.hdr else _hdr_color(frame)
-            yield Frame(_upright(to_rgb(frame, color), turn), pts)
-            count += 1
-    if damage.total:
-        on_notice(f"{damage.total} frames of {clip.path.name} could not be decoded: the one before each was used")
-    if dropped:
-        on_notice(f"{dropped} frames of {clip.path.name} were not later than the one before and were left out")
-    if begin == clip.start and damage.ended_early:
-        on_notice(f"{clip.path.name} breaks off: {count} frames were read")
+            return (yield from _timed(frames, clip, begin, stream, damage))
+    raise AssertionError("the last try always returns")
+
+
+def _timed(frames: Any, clip: Clip, begin: Fraction, stream: Any, damage: "_Damage") -> _Source:
+    base, gap = stream.time_base, 1 / (clip.frame_rate or FOLDER_RATE)
+    turn, end, last, held = None, clip.start, None, None
+
+    def convert(frame: Any, pts: Fraction) -> Frame:
+        color = clip.color if not clip.hdr else _hdr_color(frame)
+        return Frame(_upright(to_rgb(frame, color), turn or _NO_TURN), pts)
+
+    for frame, ticks in frames:
+        pts = ticks * base if ticks is not None else end
+        if last is not None and pts <= last:
+            damage.backward += 1
+            continue
+        turn = turn or _turn(frame)
+        size = (clip.height, clip.width) if turn[0] else (clip.width, clip.height)
+        if (frame.width, frame.height) != size:
+            damage.resized += 1
+            frame = frame.reformat(*size, interpolation="BICUBIC")
+        last, end = pts, pts + (frame.duration * base or gap)
+        if pts < begin:
+            held = frame, pts
+            continue
+        if held is not None and pts > begin:
+            yield convert(*held)
+        held = None
+        yield convert(frame, pts)
+    if held is not None:
+        yield convert(*held)
+    tagged = _tagged_duration(stream)
+    short = tagged is not None and not stream.duration and end + 1 < clip.start + (clip.duration or 0)
+    if damage.ended_early or short or _cut_at(stream, clip.path.stat().st_size) is not None:
+        damage.broken_off = end - clip.start
+    return end
 
 
 def _hdr_color(frame: Any) -> Color:
@@ -223,65 +302,93 @@ def _hdr_color(frame: Any) -> Color:
 @dataclass
 class _Damage:
     name: str
-    total: int = 0
+    lost: int = 0
+    """Frames that are the one before instead."""
+    first: int = 0
+    """Lost ones that no good one came before."""
     in_a_row: int = 0
+    backward: int = 0
+    resized: int = 0
     ended_early: bool = False
+    broken_off: Fraction | None = None
 
-    def one(self) -> None:
-        self.total += 1
+    def reset(self) -> None:
+        self.__init__(self.name)  # type: ignore[misc]
+
+    def one(self, good: bool) -> None:
+        if good:
+            self.lost += 1
+        else:
+            self.first += 1
         self.in_a_row += 1
         if self.in_a_row > MAX_DAMAGED:
             raise StdError(f"{self.name}: more than {MAX_DAMAGED} frames in a row cannot be decoded; repair the video")
 
+    def notices(self, name: str) -> list[str]:
+        told = []
+        if self.lost:
+            told.append(f"{_frames(self.lost)} of {name} could not be decoded: the one before was used")
+        if self.first:
+            told.append(f"{_frames(self.first)} at the start of {name} could not be decoded and were left out")
+        if self.backward:
+            told.append(f"{_frames(self.backward)} of {name} had no later time than the one before and were left out")
+        if self.resized:
+            told.append(f"{_frames(self.resized)} of {name} had another size than the first and were scaled to it")
+        if self.broken_off is not None:
+            told.append(f"{name} breaks off after {float(self.broken_off):.3f} seconds")
+        return told
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' if count > 1 else ''}"
+
 
 def _decoded(container: Any, stream: Any, damage: _Damage) -> Generator[Any, None, None]:
-    """(frame, pts) in order; for one that cannot be decoded the last good one again, at its time.
-
-    A threaded decoder tells of a damaged frame when it has taken packets that come after, so the time of a lost frame
-    is that of a packet whose frame never came out.
-    """
+    """(frame, time in ticks or None) in order; for one that cannot be decoded the last good one again, at its time."""
     good: Any = None
-    waiting: set[int] = set()
-    errors, packets, flushing = 0, container.demux(stream), False
-    while not flushing:
+    lost: list[int] = []
+    # FFmpeg makes up wrong times for these, which have one per packet, in the order of decoding
+    by_order = container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
+    order: list[int] = []
+    packets = container.demux(stream)
+    while True:
         try:
             packet = next(packets)
-            flushing = packet.size == 0
         except av.FFmpegError:  # the file is cut off within a packet
-            damage.ended_early = flushing = True
-        if not flushing and packet.pts is not None and not packet.is_discard:
-            waiting.add(packet.pts)
-        while True:
-            try:
-                frames = stream.codec_context.decode(None if flushing else packet)
-                break
-            except av.EOFError:
-                frames = []
-                break
-            except av.FFmpegError:
-                errors += 1
-                damage.one()
-                if not flushing:
-                    frames = []
-                    break
+            damage.ended_early, packet = True, None
+        last = packet is None or packet.size == 0
+        if by_order and not last and packet.dts is not None:
+            heapq.heappush(order, packet.dts)
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.FFmpegError:
+            damage.one(good is not None)
+            frames, when = [], None if last else packet.dts if by_order else packet.pts
+            if when is not None and not packet.is_discard:
+                lost.append(when)
+            if by_order and when in order:
+                order.remove(when)
+                heapq.heapify(order)
         for frame in frames:
-            if frame.pts is not None:
-                waiting.discard(frame.pts)
-                late = sorted(pts for pts in waiting if pts < frame.pts)
-                waiting.difference_update(late)
-                for pts in late[: errors if good is not None else 0]:
-                    yield good, pts
-                errors = max(0, errors - len(late))
+            when = heapq.heappop(order) if order else frame.pts
+            if when is not None:
+                for late in sorted(t for t in lost if t < when and good is not None):
+                    yield good, late
+                lost = [t for t in lost if t > when]
             if frame.is_corrupt and good is not None:
-                damage.one()
-                yield good, frame.pts
+                damage.one(True)
+                yield good, when
                 continue
             damage.in_a_row = 0
             good = frame
-            yield frame, frame.pts
-    for pts in sorted(waiting)[:errors]:
-        if good is not None:
-            yield good, pts
+            yield frame, when
+        if last:
+            break
+    for late in sorted(t for t in lost if good is not None):
+        yield good, late
+
+
+_NO_TURN = (False, False, False)
 
 
 def _turn(frame: Any) -> tuple[bool, bool, bool]:
@@ -292,7 +399,7 @@ def _turn(frame: Any) -> tuple[bool, bool, bool]:
             if abs(int(b)) > abs(int(a)):
                 return True, bool(c < 0), bool(b < 0)
             return False, bool(a < 0), bool(d < 0)
-    return False, False, False
+    return _NO_TURN
 
 
 def _upright(rgb: Pixels, turn: tuple[bool, bool, bool]) -> Pixels:
@@ -306,16 +413,20 @@ def _upright(rgb: Pixels, turn: tuple[bool, bool, bool]) -> Pixels:
     return np.ascontiguousarray(rgb)
 
 
-def _folder_frames(clip: Clip, begin: Fraction, on_notice: Callable[[str], None]) -> Generator[Frame, None, None]:
-    assert clip.frame_rate is not None
+def _folder_frames(clip: Clip) -> _Source:
+    assert clip.frame_rate is not None and clip.duration is not None
     for i, path in enumerate(expand_inputs([clip.path])):
-        picture = read_picture(path).rgb
+        read = read_picture(path)
+        picture = read.rgb
         if picture.size != (clip.width, clip.height):
             raise InputError(
                 f"{str(path)!r} is {picture.width}x{picture.height}, the first picture of its folder "
                 f"{clip.width}x{clip.height}; make them one size"
             )
+        if read.alpha is not None:
+            picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), read.alpha)
         yield Frame(np.asarray(picture), i / clip.frame_rate)
+    return clip.duration
 
 
 def _animation(path: Path) -> Any:
@@ -331,7 +442,7 @@ def _duration(image: Any) -> Fraction:
     return Fraction(round(ms) if ms > 10 else 100, 1000)
 
 
-def _animation_frames(clip: Clip, begin: Fraction, on_notice: Callable[[str], None]) -> Generator[Frame, None, None]:
+def _animation_frames(clip: Clip) -> _Source:
     time = Fraction(0)
     with _animation(clip.path) as image:
         try:
@@ -342,3 +453,4 @@ def _animation_frames(clip: Clip, begin: Fraction, on_notice: Callable[[str], No
                 time += _duration(image)
         except (OSError, SyntaxError, ValueError) as e:
             raise InputError(f"{str(clip.path)!r} is damaged ({e}); export it again") from None
+    return time
