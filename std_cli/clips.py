@@ -193,7 +193,7 @@ def _suffix(source: Path, codec: str | None) -> str:
 def _window(s: VideoSettings, motion: MotionFiles | None) -> tuple[int, int]:
     """(frames of a window, frames that neighbours share)."""
     window = motion.window if motion else 1
-    overlap = s.overlap if s.overlap is not None else window // 4
+    overlap = s.overlap if s.overlap is not None else window // 2
     if overlap >= window:
         raise InputError(f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}")
     return window, overlap

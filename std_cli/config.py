@@ -118,7 +118,7 @@ class VideoSettings(ImageSettings):
     fps: Fraction | None = Field(None, gt=0, le=1000)
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time."""
     overlap: int | None = Field(None, ge=0)
-    """Frames that neighbouring motion windows share; a quarter of a window if not given."""
+    """Frames that neighbouring motion windows share; half a window if not given."""
     batch: int | None = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
     cuts: str = "auto"

@@ -1,14 +1,17 @@
 """The embedded pack stylizes real photographs. All its figures: `python -m tests.bench.pack`."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from std_cli import stylize_image
+from std_cli import stylize_image, stylize_video
+from std_cli.video.read import open_clip, read_frames
+from std_cli.weights import TINY
 from tests.bench.pack import square
-from tests.measures import colour_distance, edge_correlation
+from tests.measures import colour_distance, edge_correlation, flicker
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KINDS = ("oil", "stained", "watercolour", "woodcut")
@@ -26,7 +29,7 @@ def test_colours_move_to_the_reference_and_the_subject_stays(styled):
     source, outputs = styled
     moved = [colour_distance(out, ref) / colour_distance(source, ref) for ref, out in outputs.values()]
     kept = [edge_correlation(out, source) for _, out in outputs.values()]
-    assert np.mean(moved) < 0.75, moved  # 0.66 at 256 px over all pairs: the aim is 0.6
+    assert np.mean(moved) < 0.65, moved  # 0.59 at 256 px over all pairs: the aim is 0.6
     assert np.mean(kept) > 0.5, kept
 
 
@@ -34,3 +37,22 @@ def test_another_reference_gives_another_picture(styled):
     _, outputs = styled
     distances = np.array([[colour_distance(out, ref) for ref, _ in outputs.values()] for _, out in outputs.values()])
     assert (distances.argmin(1) == np.arange(len(KINDS))).sum() >= 3, distances.round(1)
+
+
+def test_the_motion_adapter_steadies_a_clip(tmp_path):
+    """Against the same frames one by one; -18% on a real clip at 192 px (packs/tiny/README.md)."""
+    style, found = EXAMPLES / "style-watercolour.png", {}
+    for motion in ("none", "auto"):
+        out = tmp_path / f"{motion}.mkv"
+        settings = {"model": "tiny", "size": 128, "steps": 4, "output_size": "model", "codec": "ffv1", "max_frames": 12}
+        stylize_video(EXAMPLES / "clip.mp4", style, out, motion=motion, start="2", **settings)
+        found[motion] = [f.rgb for f in read_frames(open_clip(out))]
+    shape = found["auto"][0].shape[1::-1]
+    frames = read_frames(open_clip(EXAMPLES / "clip.mp4"), start=Fraction(2), max_frames=12)
+    sources = [np.asarray(Image.fromarray(f.rgb).resize(shape)) for f in frames]
+    alone, steadied = (flicker(sources, results) for results in found.values())
+    assert steadied < 0.92 * alone
+
+
+def test_the_pack_is_small():
+    assert sum(f.stat().st_size for f in TINY.rglob("*") if f.is_file()) < 30e6

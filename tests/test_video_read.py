@@ -1,6 +1,9 @@
 """Reading videos: exact times, upright pixels, right colours, damage; on files made here with PyAV."""
 
+import os
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 from std_cli.errors import InputError, StdError
 from std_cli.video.clip import Color
 from std_cli.video.color import from_rgb, to_rgb
-from std_cli.video.read import open_clip, read_frames
+from std_cli.video.read import _turn, _upright, _video_stream, open_clip, read_frames
 
 COEFFICIENTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593), 7: (0.212, 0.087)}
 
@@ -25,8 +28,10 @@ def write(path, frames, codec="libx264", pts=None, base=Fraction(1, 600), color=
     """Frames (H, W, 3) with `pts` in ticks of `base`."""
     color = color or Color(1, 1, 1, 1)
     scale = {"video_track_timescale": str(base.denominator)} if path.suffix in (".mp4", ".mov") else {}
+    scale |= {"movflags": options["movflags"]} if "movflags" in options else {}
+    settings = options.get("codec_options", {"crf": "1", "bf": "2"} if codec == "libx264" else {})
     with av.open(f"file:{path}", "w", options=scale) as out:
-        stream = out.add_stream(codec, rate=25, options={"crf": "1", "bf": "2"} if codec == "libx264" else {})
+        stream = out.add_stream(codec, rate=25, options=settings)
         stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], pix_fmt
         context = stream.codec_context
         context.time_base = base
@@ -82,6 +87,53 @@ def test_resampling_shows_what_is_on_the_screen_then(tmp_path):
     assert down[:3] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("start", [0, 10])
+def test_resampling_begins_with_the_frame_that_is_on_the_screen(tmp_path, start):
+    """However long it has been there: here from 5 to 15 seconds, and the last one for a second and a half."""
+    pts = [0, 600, 1200, 1800, 2400, 3000, 9000, 9600, 10500]
+    clip = open_clip(write(tmp_path / "a.mp4", grey(*range(0, 90, 10)), pts=pts))
+    shown = [round(f.rgb.mean() / 10) for f in read_frames(clip, start=Fraction(start), fps=Fraction(1))]
+    assert shown[: 18 - start] == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 7, 7][start:]
+
+
+def test_a_start_far_from_a_key_frame(tmp_path):
+    """MPEG-TS has no index: a seek lands behind the only key frame."""
+    pts = [90000 + 3600 * i for i in range(60)]
+    path = write(tmp_path / "a.ts", grey(*range(0, 240, 4)), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p")
+    clip = open_clip(path)
+    whole = list(read_frames(clip))
+    later = list(read_frames(clip, start=Fraction(1)))
+    assert len(whole) == 60 and [f.pts for f in later] == [f.pts for f in whole[25:]]
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(later, whole[25:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.h264"])
+def test_times_where_the_container_has_none(tmp_path, name):
+    """H.264 with B frames: AVI counts packets, a bare stream has no times at all."""
+    levels = list(range(0, 200, 10))
+    clip = open_clip(
+        write(tmp_path / name, grey(*levels), pts=range(20), base=Fraction(1, 25), pix_fmt="yuv420p")
+    )  # fmt: skip
+    frames = list(read_frames(clip))
+    assert [f.pts for f in frames] == [clip.start + Fraction(i, 25) for i in range(20)]
+    assert np.abs([int(f.rgb[0, 0, 0]) for f in frames] - np.array(levels)).max() <= 2
+
+
+def test_stopping_early_closes_the_file(tmp_path):
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    path = write(tmp_path / "a.mp4", grey(1, 2, 3))
+    frames = read_frames(open_clip(path))
+    next(frames)
+
+    def held():
+        return sum(Path(f"/proc/self/fd/{fd}").resolve() == path.resolve() for fd in os.listdir("/proc/self/fd"))
+
+    assert held() == 1
+    frames.close()
+    assert held() == 0
+
+
 # --- geometry --------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +147,42 @@ def test_rotated_clips_come_upright(tmp_path, rotation):
     want = np.rot90(picture, rotation // 90)
     assert (clip.width, clip.height) == (want.shape[1], want.shape[0])
     assert np.abs(frame.rgb.astype(int) - want).mean() < 3
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_every_display_matrix(turns, mirrored):
+    """x' = a x + c y, y' = b x + d y, in 16.16: against the same map done pixel by pixel."""
+    a, b, c, d = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)][turns]
+    if mirrored:
+        a, c = -a, -c
+    matrix = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 14], np.int32) * 65536
+
+    class Data:
+        type = "DISPLAYMATRIX"
+
+        def __bytes__(self):
+            return matrix.tobytes()
+
+    picture = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    y, x = np.mgrid[:2, :4]
+    right, down = a * x + c * y, b * x + d * y
+    right, down = right - right.min(), down - down.min()
+    want = np.zeros((down.max() + 1, right.max() + 1, 3), np.uint8)
+    want[down, right] = picture
+    assert np.array_equal(_upright(picture, _turn(SimpleNamespace(side_data=[Data()]))), want)
+
+
+def test_a_size_that_changes_within_a_clip_is_scaled_and_told(tmp_path):
+    """Two MPEG-TS files, joined as recorders do."""
+    for name, first, size in (("a.ts", 0, (48, 64)), ("b.ts", 3, (96, 128))):
+        pts = [3600 * (first + i + 50) for i in range(3)]
+        write(tmp_path / name, grey(50, 60, 70, size=size), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p")
+    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    notices = []
+    frames = list(read_frames(open_clip(tmp_path / "c.ts"), on_notice=notices.append))
+    assert {f.rgb.shape for f in frames} == {(48, 64, 3)} and len(frames) >= 4
+    assert any("another size" in notice for notice in notices)
 
 
 def test_pixels_that_are_not_square(tmp_path):
@@ -132,6 +220,34 @@ def test_matrices_and_ranges_are_right_both_ways(matrix, full):
     yuv = np.moveaxis(frame.to_ndarray(), 0, -1)
     assert np.abs(reference_rgb(yuv, matrix, full) - rgb).max() <= 2
     assert np.abs(to_rgb(frame, color) - reference_rgb(yuv, matrix, full)).max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "options"),
+    [
+        ("a.mp4", "libx264", "yuv420p", {"qp": "0"}),
+        ("a.mp4", "libx264", "yuv422p", {"qp": "0"}),
+        ("a.mkv", "ffv1", "yuv420p", {}),
+        ("a.webm", "libvpx-vp9", "yuv420p", {"lossless": "1"}),
+    ],
+)
+def test_subsampled_chroma_stays_in_place(tmp_path, name, codec, pix_fmt, options):
+    """There and back within 2, where half a pixel of shift in the chroma makes 5."""
+    y, x = np.mgrid[:96, :128]
+    cb = 30 * np.sin(x / 10) + 15 * np.sin(y / 7)
+    grey_level = 255 * 94 / 219
+    blue = grey_level + 2 * (1 - 0.0722) * cb * 255 / 224
+    green = grey_level - 0.0722 * (blue - grey_level) / 0.7152
+    rgb = np.stack([np.full_like(blue, grey_level), green, blue], -1).round().astype(np.uint8)
+    path = write(tmp_path / name, [rgb], codec, pix_fmt=pix_fmt, base=Fraction(1, 1000), codec_options=options)
+    [frame] = read_frames(open_clip(path))
+    assert np.abs(frame.rgb.astype(int) - rgb)[6:-6, 6:-6].max() <= 2
+
+
+def test_limited_grey():
+    levels = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+    rgb = to_rgb(av.VideoFrame.from_ndarray(levels, "gray"), Color(2, 1, 2, 2))
+    assert np.abs(rgb[0, :, 0] - ((np.arange(256) - 16) * 255 / 219).clip(0, 255)).max() <= 0.5
 
 
 def test_ten_bits(tmp_path):
@@ -175,6 +291,30 @@ def test_hdr_is_tone_mapped(tmp_path, transfer, name):
     assert 190 <= white <= 245
 
 
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_tone_mapping_is_what_its_formulas_say(transfer):
+    """Random colours, each worked out alone in float64."""
+    rgb16 = np.random.default_rng(0).integers(0, 65536, (8, 16, 3), dtype=np.uint16)
+    rgb16[0, :4] = [[0] * 3, [65535] * 3, [0, 0, 65535], [38000] * 3]
+    frame = av.VideoFrame.from_ndarray(rgb16, "rgb48le").reformat(format="gbrp16le")
+    got = to_rgb(frame, Color(9, 1, 9, transfer))
+    for code, found in zip(rgb16.reshape(-1, 3), got.reshape(-1, 3), strict=True):
+        v = code / 65535
+        if transfer == 16:
+            root = v ** (32 / 2523)
+            nits = 10000 * (np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)) ** (8192 / 1305)
+        else:
+            scene = np.where(v <= 0.5, v**2 / 3, (np.exp((v - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+            nits = 1000 * scene * (scene @ [0.2627, 0.6780, 0.0593]) ** 0.2
+        to_709 = [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]
+        light = np.array(to_709) @ (nits / 203)
+        peak = max(light.max(), 1e-6)
+        over = min(peak, 1000 / 203) - 0.5
+        r = 0.5 * (1000 / 203 - 0.5) / (1000 / 203 - 1)
+        light *= (peak if over <= 0 else 0.5 + over * r / (over + r)) / peak
+        assert np.abs(found - 255 * light.clip(0, 1) ** (1 / 2.4)).max() <= 1
+
+
 # --- damage and refusals ---------------------------------------------------------------------------------------------
 
 
@@ -206,6 +346,49 @@ def test_a_few_damaged_frames_are_replaced_and_counted(tmp_path):
     assert notices == ["2 frames of a.mov could not be decoded: the one before was used"]
 
 
+@pytest.mark.parametrize("threads", [1, 16])
+@pytest.mark.parametrize("bad", [[0, 1], [5, 17], [12], [18, 19]])
+def test_damage_is_the_same_whatever_the_cores(tmp_path, monkeypatch, threads, bad):
+    """Wherever it is, the last frames included; only those before the first good one are left out."""
+
+    def with_threads(container, name):
+        stream = _video_stream(container, name)
+        stream.codec_context.thread_count = threads
+        return stream
+
+    monkeypatch.setattr("std_cli.video.read._video_stream", with_threads)
+    levels = list(range(0, 200, 10))
+    color = Color(0, 2, 1, 1)
+    path = write(tmp_path / "a.mov", grey(*levels), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
+    flip(path, bad)
+    notices = []
+    frames = list(read_frames(open_clip(path), on_notice=notices.append))
+    want, good = [], None
+    for i, level in enumerate(levels):
+        good = level if i not in bad else good
+        if good is not None:
+            want.append((Fraction(24 * i, 1000), good))
+    assert [(f.pts, int(f.rgb[0, 0, 0])) for f in frames] == want
+    assert len(notices) == 1 and notices[0].startswith(f"{len(bad)} frame")
+
+
+def test_damage_is_told_where_the_reading_stops_before_the_end(tmp_path):
+    color = Color(0, 2, 1, 1)
+    path = write(tmp_path / "a.mov", grey(*range(20)), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
+    flip(path, [5])
+    notices = []
+    assert len(list(read_frames(open_clip(path), max_frames=10, on_notice=notices.append))) == 10
+    assert notices == ["1 frame of a.mov could not be decoded: the one before was used"]
+
+
+def test_nothing_that_can_be_decoded_is_refused(tmp_path):
+    color = Color(0, 2, 1, 1)
+    path = write(tmp_path / "a.mov", grey(*range(40)), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
+    flip(path, range(40))
+    with pytest.raises(InputError, match="no frame that can be decoded"):
+        open_clip(path)
+
+
 def test_too_many_damaged_frames_are_an_error(tmp_path):
     path = write(
         tmp_path / "a.mov",
@@ -223,7 +406,21 @@ def test_too_many_damaged_frames_are_an_error(tmp_path):
 def test_a_file_that_breaks_off_gives_what_it_has(tmp_path):
     path = write(tmp_path / "a.mkv", grey(*range(0, 200, 2)), "ffv1", pix_fmt="bgr0", base=Fraction(1, 1000))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert 20 < len(list(read_frames(open_clip(path)))) < 80
+    notices = []
+    assert 20 < len(list(read_frames(open_clip(path), on_notice=notices.append))) < 80
+    assert len(notices) == 1 and "breaks off after" in notices[0]
+
+
+def test_an_mp4_that_breaks_off_is_as_long_as_what_it_has(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 48, 64, 3), dtype=np.uint8)
+    path = write(tmp_path / "a.mp4", noise, movflags="faststart")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    notices, clip = [], open_clip(path)
+    frames = list(read_frames(clip, on_notice=notices.append))
+    assert 20 < len(frames) < 40 and abs(len(frames) - clip.frames) <= 1
+    assert abs(clip.duration - len(frames) * Fraction(1, 25)) <= Fraction(2, 25)
+    assert "a.mp4 breaks off after" in notices[-1]
+    assert len(list(read_frames(clip, fps=Fraction(25)))) <= len(frames) + 1  # no repeats up to the declared end
 
 
 def no_video(path):
@@ -235,8 +432,35 @@ def no_video(path):
         out.mux(stream.encode())
 
 
+def cover_only(path):
+    """Sound and a picture that is marked as its cover."""
+    with av.open(str(path), "w") as out:
+        sound = out.add_stream("aac", rate=16000, layout="mono")
+        cover = out.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        packets = cover.encode(av.VideoFrame(16, 16, "yuvj420p")) + cover.encode()
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 16000
+        out.mux(packets)
+        out.mux(sound.encode(frame))
+        out.mux(sound.encode())
+
+
+def no_frames(path):
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        out.start_encoding()
+
+
 def test_what_is_no_video_is_refused_in_one_line(tmp_path):
     no_video(tmp_path / "sound.m4a")
+    cover_only(tmp_path / "cover.mp4")
+    no_frames(tmp_path / "no frames.mkv")
+    moving = [Image.effect_noise((64, 48), 50 + i) for i in range(4)]
+    moving[0].save(tmp_path / "cut.gif", save_all=True, append_images=moving[1:])
+    (tmp_path / "cut.gif").write_bytes((tmp_path / "cut.gif").read_bytes()[:-3000])
     whole = write(tmp_path / "whole.mp4", grey(1, 2, 3))
     (tmp_path / "header.mp4").write_bytes(whole.read_bytes()[:700])
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -248,6 +472,7 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
     for name, what in {
         "absent.mp4": "no such video", "sound.m4a": "no video stream", "header.mp4": "cannot be read",
         "empty.mp4": "empty", "text.mp4": "cannot be read", "list.m3u8": "cannot be read", "list.txt": "cannot be read",
+        "cover.mp4": "no video stream", "no frames.mkv": "no frame", "cut.gif": "cut short",
         "bad.gif": "cannot be read", "none": "no pictures", "http://localhost/a.mp4": "no such video",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=what) as error:
@@ -289,6 +514,9 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
     found = list(read_frames(clip))
     assert [int(f.rgb[0, 0, 0]) for f in found] == [10, 20, 100]
     assert [f.pts for f in found] == [0, Fraction(1, 25), Fraction(2, 25)]
+    assert open_clip(tmp_path, fps=Fraction(10)).duration == Fraction(3, 10)
+    Image.new("RGBA", (40, 30), (0, 0, 0, 0)).save(tmp_path / "f11.png")
+    assert list(read_frames(open_clip(tmp_path)))[3].rgb.min() == 255  # transparent
     Image.new("RGB", (41, 30)).save(tmp_path / "f3.png")
     with pytest.raises(InputError, match="41x30"):
         list(read_frames(open_clip(tmp_path)))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -227,37 +226,42 @@ def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
             frame = next(source)
             until = frame.pts
         except StopIteration as stopped:
-            until = end = stopped.value
+            until = end = Fraction(stopped.value)
         while shown is not None and begin + n / fps < until:
             yield replace(shown, pts=begin + n / fps)
             n += 1
-        if shown is None and end is None:  # at `begin`, or later where a source has no frame there
-            n = max(0, -((begin - frame.pts) * fps // 1))
         shown = frame
-    return Fraction(end)
+    return end
 
 
 def _video_frames(clip: Clip, begin: Fraction, damage: "_Damage") -> _Source:
     """From the frame that is shown at `begin` on."""
-    # A seek lands between key frames where the container has no index (mpegts): then from further back, or the start.
-    for back in (Fraction(0), Fraction(10), None):
-        damage.reset()
-        with _opened(clip.path) as container:
-            stream = _video_stream(container, damage.name)
-            frames: Any = _decoded(container, stream, damage)
-            if back is not None and begin - back > clip.start:
-                container.seek(int((begin - back) / stream.time_base), stream=stream)
+    target = _seek_target(clip, begin)
+    with _opened(clip.path) as container:
+        stream = _video_stream(container, damage.name)
+        if target is not None:
+            container.seek(target, stream=stream)
+        return (yield from _timed(_decoded(container, stream, damage), clip, begin, stream, damage))
+
+
+def _seek_target(clip: Clip, begin: Fraction) -> int | None:
+    """Ticks to seek to, so that the first frame that is decoded then is not later than `begin`; None for the start.
+
+    Without an index (mpegts) a seek may land behind the key frame that the frame at `begin` needs.
+    """
+    for back in (0, 10):
+        if begin - back > clip.start:
+            target = int((begin - back) / clip.time_base)
+            with _opened(clip.path) as container:
+                stream = _video_stream(container, "")
                 try:
-                    first = next(frames, (None, None))
-                except StdError:
+                    container.seek(target, stream=stream)
+                    _, ticks = next(_decoded(container, stream, _Damage("")), (None, None))
+                except (av.FFmpegError, StdError):
                     continue
-                if first[1] is None or first[1] * stream.time_base > begin:
-                    continue
-                frames = chain([first], frames)
-            elif back is not None and begin > clip.start:
-                continue
-            return (yield from _timed(frames, clip, begin, stream, damage))
-    raise AssertionError("the last try always returns")
+            if ticks is not None and ticks * clip.time_base <= begin:
+                return target
+    return None
 
 
 def _timed(frames: Any, clip: Clip, begin: Fraction, stream: Any, damage: "_Damage") -> _Source:
@@ -311,9 +315,6 @@ class _Damage:
     resized: int = 0
     ended_early: bool = False
     broken_off: Fraction | None = None
-
-    def reset(self) -> None:
-        self.__init__(self.name)  # type: ignore[misc]
 
     def one(self, good: bool) -> None:
         if good:

@@ -25,6 +25,7 @@ def main():
     p.add_argument("--frames", type=int, default=32)
     p.add_argument("--start", type=float, default=0.0)
     p.add_argument("--model", default="tiny")
+    p.add_argument("--overlap", type=int)
     p.add_argument("--motion", nargs="*", default=["none", "auto"])
     a = p.parse_args()
     reference = Image.open(a.style).convert("RGB")
@@ -36,6 +37,7 @@ def main():
             [told] = stylize_video(
                 a.clip, a.style, out, model=a.model, motion=motion, size=a.size, output_size="model", codec="ffv1",
                 max_frames=a.frames, start=Fraction(repr(a.start)), cuts="off",
+                overlap=a.overlap if motion != "none" else None,
             )  # fmt: skip
             results = [f.rgb for f in read_frames(open_clip(out))]
         frames = read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)

@@ -101,7 +101,7 @@ def plain(a, source, reference, out):
     with av.open(str(source)) as file:
         frames = [f.to_image() for f in file.decode(video=0)]
     length = motion.window if motion else 1
-    overlap = length // 4
+    overlap = length // 2
     total, weight = [np.zeros((a.size[1], a.size[0], 3), np.float32) for _ in frames], np.zeros(len(frames))
     for start in window_starts(len(frames), length, length - overlap):
         clip = frames[start : start + length]
