@@ -213,11 +213,13 @@ def test_shapes_of_pixels_are_kept(tmp_path):
 
 def test_odd_sizes_are_written_as_they_are(tmp_path):
     clip = a_clip(size=(63, 47))
-    target = target_for(tmp_path / "o.mp4", clip)
-    [path] = segments_of(tmp_path, target, pictures(2, (63, 47)))
-    assert decoded(path)[0][1].shape == (47, 63, 3)
-    with pytest.raises(InputError, match="av1 cannot have odd sides, 63x47"):
-        target_for(tmp_path / "o.mp4", clip, codec="av1")
+    for codec in ("h264", "hevc", "av1", "vp9", "ffv1", "prores"):
+        name = "o.mov" if codec == "prores" else "o.mkv"
+        target = target_for(tmp_path / name, clip, codec=codec)
+        [path] = segments_of(tmp_path, target, pictures(2, (63, 47)))
+        assert decoded(path)[0][1].shape == (47, 63, 3), codec
+    with pytest.raises(InputError, match="av1_nvenc takes no odd sides, 63x47"):
+        target_for(tmp_path / "o.mp4", clip, codec="av1_nvenc")
 
 
 @pytest.mark.parametrize("name", ["o.gif", "o.webp"])
@@ -243,7 +245,7 @@ def test_a_folder_of_pictures(tmp_path):
     assert names == [*(f"{i:06d}.png" for i in range(1, 13)), "frames.csv", "std.json"]
     with Image.open(tmp_path / "out" / "000005.png") as picture:
         assert np.array_equal(np.asarray(picture.convert("RGB")), pictures()[4])
-    assert (tmp_path / "out" / "frames.csv").read_text().splitlines()[4] == "000004.png,0.085000"
+    assert (tmp_path / "out" / "frames.csv").read_text().splitlines()[4] == "000004.png,0.085000,17/200"
 
 
 def test_a_segment_that_fails_leaves_nothing(tmp_path):

@@ -8,7 +8,7 @@ import heapq
 import json
 import math
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,10 +18,13 @@ from typing import Any, Self
 
 import av
 import numpy as np
+from av.subtitles.subtitle import SubtitleSet
 
 from std_cli.errors import InputError, StdError
 from std_cli.video.clip import Clip, Color, Pixels
 from std_cli.video.color import LIMITED, from_rgb, matrix_of
+
+os.environ.setdefault("SVT_LOG", "1")  # else SVT-AV1 prints its settings; read when it is first opened
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,20 @@ class Encoder:
 _X26 = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _NVENC = dict(quality="cq", crf=(0, 51), preset="preset", presets=tuple(f"p{i}" for i in range(1, 8)))
 _P420, _P444 = "yuv420p", "yuv444p"
+_APPLE = {"flags": "+qscale", "global_quality": str(65 * 118)}  # 65 of 100, in FFmpeg's units
 ENCODERS = {
     # x264's macroblock tree now and then differs from run to run (measured at 320 x 180), and a run that goes on must
     # give the same bits as one that was not interrupted
     "libx264": Encoder("h264", _P420, _P444, {"crf": "18", "x264-params": "mbtree=0"}, "crf", (0, 51), "preset", _X26),
     "libx265": Encoder(
-        "hevc", _P420, _P444, {"crf": "20", "x265-params": "log-level=error"}, "crf", (0, 51), "preset", _X26
+        "hevc", _P420, _P444, {"crf": "20", "x265-params": "log-level=error:frame-threads=2"}, "crf", (0, 51),
+        "preset", _X26,
     ),
     "libsvtav1": Encoder(
-        "av1", _P420, None, {"crf": "28", "preset": "8"}, "crf", (0, 63), "preset", tuple(map(str, range(14)))
+        "av1", _P420, _P420, {"crf": "28", "preset": "8"}, "crf", (0, 63), "preset", tuple(map(str, range(14)))
     ),
     "libvpx-vp9": Encoder(
-        "vp9", _P420, _P444, {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}, "crf", (0, 63), "cpu-used",
+        "vp9", _P420, _P420, {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}, "crf", (0, 63), "cpu-used",
         tuple(map(str, range(9))),
     ),
     "prores_ks": Encoder("prores", "yuv422p10le", "yuv444p10le", {"profile": "hq"}),
@@ -63,8 +68,8 @@ ENCODERS = {
     "h264_nvenc": Encoder("h264", _P420, _P444, {"rc": "vbr", "cq": "19"}, **_NVENC),  # type: ignore[arg-type]
     "hevc_nvenc": Encoder("hevc", _P420, _P444, {"rc": "vbr", "cq": "21"}, **_NVENC),  # type: ignore[arg-type]
     "av1_nvenc": Encoder("av1", _P420, None, {"rc": "vbr", "cq": "28"}, **_NVENC),  # type: ignore[arg-type]
-    "h264_videotoolbox": Encoder("h264", _P420, None, {"q": "65"}),
-    "hevc_videotoolbox": Encoder("hevc", _P420, None, {"q": "65"}),
+    "h264_videotoolbox": Encoder("h264", _P420, None, _APPLE),
+    "hevc_videotoolbox": Encoder("hevc", _P420, None, _APPLE),
     "prores_videotoolbox": Encoder("prores", "yuv422p10le", None, {"profile": "hq"}),
 }  # fmt: skip
 SOFTWARE = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks"}
@@ -80,6 +85,7 @@ CONTAINERS = {  # suffix -> FFmpeg's name, codecs that it holds, the default fir
     "": ("folder", ("png",)),
 }
 MAX_TICKS = 2**31 - 1  # a second's, in mp4
+_THREADS = 4  # not as many as there are cores: x264's bits depend on it, and a run may go on on another machine
 
 
 @dataclass(frozen=True)
@@ -148,9 +154,9 @@ def choose_target(
             raise InputError(f"--preset {preset}: {encoder} {takes}")
         options[e.preset] = preset
     width, height = size
-    pix_fmt = e.odd if (width % 2 or height % 2) and kind != "prores" else e.pix_fmt
+    pix_fmt = e.odd if width % 2 or height % 2 else e.pix_fmt
     if pix_fmt is None:
-        raise InputError(f"{kind} cannot have odd sides, {width}x{height}; use --output-size with even ones, or h264")
+        raise InputError(f"{encoder} takes no odd sides, {width}x{height}; use --output-size with even ones, or h264")
     if not path.parent.is_dir():
         raise InputError(f"-o {path}: its folder does not exist; make it, or choose another")
     color = clip.color
@@ -175,14 +181,20 @@ def common_time_base(*times: Fraction) -> Fraction:
 
 def _try(target: Target) -> None:
     """Open the encoder once: what it lacks, a GPU for one, is found before any work."""
+    name = target.encoder
     try:
-        context: Any = av.CodecContext.create(target.encoder, "w")
+        context: Any = av.CodecContext.create(name, "w")
         _set_up(context, target)
         context.open()
+    except av.codec.codec.UnknownCodecError:
+        raise InputError(
+            f"the encoder {name} cannot be used here: this build of PyAV has none; choose another --codec, such as h264"
+        ) from None
     except (av.FFmpegError, ValueError) as e:
         reason = getattr(e, "strerror", None) or str(e)
+        needs = ", it needs an NVIDIA GPU that encodes, and its driver" if name.endswith("_nvenc") else ""
         raise InputError(
-            f"the encoder {target.encoder} cannot be used here ({reason}); choose another --codec, such as h264"
+            f"the encoder {name} cannot be used here ({reason}){needs}; choose another --codec, such as h264"
         ) from None
 
 
@@ -193,7 +205,32 @@ def _set_up(context: Any, target: Target) -> None:
     context.sample_aspect_ratio = t.sample_aspect_ratio
     context.colorspace, context.color_range = t.color.matrix, t.color.range
     context.color_primaries, context.color_trc = t.color.primaries, t.color.transfer
-    context.options = t.options
+    context.options = dict(t.options)
+    context.thread_count = _THREADS
+
+
+def _delay(target: Target) -> int:
+    """By how many frames decoding runs ahead of showing, at most."""
+    if target.codec not in ("h264", "hevc"):
+        return 0
+    return 2 if target.encoder.startswith("lib") else 4  # hardware may nest its B frames deeper
+
+
+def _early(target: Target, first: int, step: int) -> list[int]:
+    """Times (ticks) before the first frame's, at which the packets that run ahead are decoded.
+
+    `step`: at most the time to the second frame, else mp4's edit list begins where that one would, and FFmpeg reads all
+    times as earlier.
+    """
+    return [first - n * step for n in range(_delay(target), 0, -1)]
+
+
+def _clock(target: Target, *rates: int) -> dict[str, str]:
+    """Options of mp4 and mov for exact times: their edit lists, else in milliseconds, hold where each stream begins."""
+    ticks = target.time_base.denominator
+    all_ticks = math.lcm(ticks, *rates)
+    whole = all_ticks if all_ticks <= MAX_TICKS else ticks
+    return {"video_track_timescale": str(ticks), "movie_timescale": str(whole)}
 
 
 # --- segments --------------------------------------------------------------------------------------------------------
@@ -205,42 +242,50 @@ class SegmentWriter:
     def __init__(self, path: Path, target: Target) -> None:
         self.path, self.target = path, target
         self.part = path.with_name(f"{path.name}.part")
-        format = {"ffv1": "nut", "prores_ks": "mov", "prores_videotoolbox": "mov", "png": "mov"}.get(
-            target.encoder, "mp4"
-        )
-        self.last_dts: int | None = None
-        base = target.time_base
-        options = {} if format == "nut" else {"video_track_timescale": str(base.denominator)}
+        format = {"ffv1": "nut", "prores": "mov", "png": "mov"}.get(ENCODERS[target.encoder].codec, "mp4")
+        # When each packet is decoded: what encoders say of it is not used, for x265 makes it up where it gets fewer
+        # frames than it looks ahead.
+        self.times: list[int] = []
+        self.muxed = 0
         with _told(path):
-            self.container = _create(self.part, format, options)
+            self.container = _create(self.part, format, {} if format == "nut" else _clock(target))
             self.stream = self.container.add_stream(target.encoder, rate=target.frame_rate)
             _set_up(self.stream.codec_context, target)
-            self.stream.time_base = base
+            self.stream.time_base = target.time_base
             self.stream.sample_aspect_ratio = target.sample_aspect_ratio
             if target.codec == "hevc":
                 self.stream.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
 
     def write(self, rgb: Pixels, pts: Fraction) -> None:
         """A frame (H, W, 3) at `pts` seconds."""
+        ticks = round(pts / self.target.time_base)
+        self.times += [ticks] if self.times else [*_early(self.target, ticks, 1), ticks]
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
-        frame.pts, frame.time_base = round(pts / self.target.time_base), self.target.time_base
+        frame.pts, frame.time_base = ticks, self.target.time_base
         with _told(self.path):
             self._mux(self.stream.encode(frame))
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
-            # of fewer frames than it looks ahead x265 gives decoding times out of the blue
-            if packet.dts is not None and packet.pts - packet.dts > 60 / self.target.time_base:
-                packet.dts = packet.pts - 100 if self.last_dts is None else min(packet.pts, self.last_dts + 1)
-            self.last_dts = packet.dts
+            packet.dts = self.times[self.muxed]
+            self.muxed += 1
             self.container.mux(packet)
 
     def close(self) -> None:
-        with _told(self.path):
-            self._mux(self.stream.encode())
+        try:
+            with _told(self.path):
+                self._mux(self.stream.encode())
+                self.container.close()
+                _sync(self.part)
+                os.replace(self.part, self.path)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        with suppress(av.FFmpegError, OSError):
             self.container.close()
-            _sync(self.part)
-            os.replace(self.part, self.path)
+        self.part.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -250,10 +295,8 @@ class SegmentWriter:
     ) -> None:
         if kind is None:
             self.close()
-            return
-        with suppress(av.FFmpegError, OSError):
-            self.container.close()
-        self.part.unlink(missing_ok=True)
+        else:
+            self._give_up()
 
 
 def _create(path: Path, format: str, options: dict[str, str]) -> Any:
@@ -275,9 +318,11 @@ class _told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and not isinstance(error, InputError):  # PyAV's are OSErrors, too
+        if isinstance(error, (OSError, av.FFmpegError)):
             reason = error.strerror or str(error)
-            raise StdError(f"cannot write {self.path} ({reason}); check the disk and run the same command again")
+            raise StdError(
+                f"cannot write {self.path} ({reason}); check the disk and run the same command again"
+            ) from error
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -299,36 +344,40 @@ def join(
     kept is told in the returned notices.
 
     Packets of the other streams from `begin` up to `until` (seconds on the source's clock; None: no limit) are kept;
-    `shift` is taken off all times.
+    `shift` is taken off all times. Raises StdError if writing fails; then `out` may be there in part.
     """
     with _told(target.path):
         if target.container == "folder":
-            _folder(segments, out, comment)
+            _folder(segments, out, comment, shift)
             return []
         if target.container in ("gif", "webp"):
             _animate(segments, target, out)
             return [f"{target.container} has no sound: it is left out"] if source.audio and audio else []
         notices: list[str] = []
         with ExitStack() as stack:
-            options = {"movflags": "+faststart"} if target.container in ("mp4", "mov") else {}
+            before: Any = None
+            if source.kind == "video":
+                before = stack.enter_context(av.open(f"file:{source.path}", metadata_errors="replace"))
+            options = {}
             if target.container in ("mp4", "mov"):
-                options["video_track_timescale"] = str(target.time_base.denominator)
+                rates = [s.sample_rate for s in before.streams.audio if s.codec_context] if before else []
+                options = {"movflags": "+faststart"} | _clock(target, *filter(None, rates))
             file = stack.enter_context(_create(out, target.container, options))
             first: Any = stack.enter_context(av.open(f"file:{segments[0]}"))
             template: Any = first.streams.video[0]
             video = file.add_stream_from_template(template, opaque=target.codec == "av1")
             video.time_base = target.time_base
+            video.codec_context.framerate = target.frame_rate
             if target.codec != "av1":
                 video.sample_aspect_ratio = target.sample_aspect_ratio
                 if target.codec == "hevc" and target.container != "matroska":
                     video.codec_context.codec_tag = "hvc1"
             flows = [_video_packets(segments, video, target, shift)]
-            if source.kind == "video":
-                before: Any = stack.enter_context(av.open(f"file:{source.path}", metadata_errors="replace"))
-                others, chosen = _other_streams(before, file, audio, notices)
-                if chosen:
-                    flows.append(_other_packets(before, others, chosen, begin, until, shift))
-                _copy_tags(before, file, begin, until, shift)
+            if before:
+                others = _other_streams(before, file, video, audio, notices)
+                if others:
+                    flows.append(_other_packets(before, others, source.path.name, notices, begin, until, shift))
+                _copy_tags(before, file, bool(comment), begin, until, shift)
             if comment:
                 file.metadata["comment"] = comment
             for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
@@ -341,50 +390,80 @@ _Flow = Iterator[tuple[float, int, Any]]  # (seconds, of equal ones the first, p
 
 
 def _video_packets(segments: Sequence[Path], stream: Any, target: Target, shift: Fraction) -> _Flow:
-    last: int | None = None
     base = target.time_base
+    times: list[int] = []  # of all frames of a part, in order; ahead of them of the last ones before it
+    delay = _delay(target)
     for path in segments:
-        with av.open(f"file:{path}") as part:
-            for packet in part.demux(part.streams.video[0]):
-                if not packet.size or packet.pts is None:
-                    continue
-                pts = round((packet.pts * packet.time_base - shift) / base)
-                dts = packet.dts if packet.dts is not None else packet.pts
-                dts = math.floor((dts * packet.time_base - shift) / base)
-                if last is not None and dts <= last:  # a part's first packets are decoded before its first frame shows
-                    dts = last + 1
-                last = dts = min(dts, pts)
-                packet.pts, packet.dts, packet.time_base, packet.stream = pts, dts, base, stream
-                packet.duration = round(1 / target.frame_rate / base)
-                yield float(dts * base), 0, packet
+        if delay:
+            shown = sorted(round((packet.pts * packet.time_base - shift) / base) for packet in _packets(path))
+            if not times:
+                step = shown[1] - shown[0] if len(shown) > 1 else 1
+                times = _early(target, shown[0], step)
+            times = times[-delay:] + shown
+        for number, packet in enumerate(_packets(path)):
+            packet.pts = round((packet.pts * packet.time_base - shift) / base)
+            packet.dts = times[number] if delay else packet.pts
+            packet.time_base, packet.stream = base, stream
+            packet.duration = round(1 / target.frame_rate / base)
+            yield float(packet.dts * base), 0, packet
+
+
+def _packets(path: Path) -> Generator[Any, None, None]:
+    """The packets of a segment, as they are decoded."""
+    with av.open(f"file:{path}") as part:
+        for packet in part.demux(part.streams.video[0]):
+            if packet.size and packet.pts is not None:
+                yield packet
+
+
+_Convert = Callable[[Any], Iterator[Any]]  # packets of the source, or None at the end -> packets of the result
 
 
 def _other_streams(
-    before: Any, file: Any, audio: bool, notices: list[str]
-) -> tuple[dict[int, tuple[Any, Any]], list[Any]]:
-    """({index in the source: (stream of the result, transcoder or None)}, those streams of the source)."""
-    found: dict[int, tuple[Any, Any]] = {}
-    chosen = []
+    before: Any, file: Any, video: Any, audio: bool, notices: list[str]
+) -> list[tuple[Any, Any, _Convert | None]]:
+    """(stream of the source, stream of the result, how its packets are made anew or None); the tags of video's, too."""
+    found: list[tuple[Any, Any, _Convert | None]] = []
+    into = file.format.name
+    covers = av.stream.Disposition.attached_pic
+    main: Any = next((s for s in before.streams.video if not s.disposition & covers), None)
     for stream in before.streams:
-        if stream.type == "video" or (stream.type == "audio" and not audio):
+        if stream is main:
+            video.metadata.update(_stream_tags(stream))
+            video.disposition = stream.disposition
+            continue
+        if stream.type == "audio" and not audio:
             continue
         codec = stream.codec_context.codec.canonical_name if getattr(stream, "codec_context", None) else None
-        kind = {"audio": "sound", "subtitle": "subtitles"}.get(stream.type, stream.type)
-        what = f"{kind} ({codec or 'of an unknown kind'})"
+        if stream.type == "data" and stream.name == "bin_data" and before.chapters():
+            continue  # how mp4 holds the names of its chapters, which are copied as such
+        kind = {"audio": "sound", "subtitle": "subtitle", "video": "second video"}.get(stream.type, stream.type)
+        what = f"{kind} stream ({codec or 'of an unknown kind'})"
         copied = _copied(file, stream) if stream.type in ("audio", "subtitle") and codec else None
         if copied is not None:
-            found[stream.index] = (copied, None)
+            found.append((stream, copied, None))
         elif stream.type == "audio" and codec:
-            name = "libopus" if file.format.name == "webm" else "aac"
-            new = file.add_stream(name, rate=48000, layout=stream.codec_context.layout.name)
-            new.metadata.update(stream.metadata)
-            found[stream.index] = (new, av.AudioResampler(new.codec_context.format, new.layout, 48000))
-            notices.append(f"{what} does not go into {file.format.name}: it was encoded anew as {name}")
+            name = "libopus" if into == "webm" else "aac"
+            found.append((stream, *_encoded_sound(stream, file, name)))
+            notices.append(f"{what} does not go into {into}: it was encoded anew as {name}")
+        elif codec in _TEXT and into in _TEXT_IN:
+            found.append((stream, *_converted_text(stream, file, _TEXT_IN[into])))
+            notices.append(f"{what} does not go into {into}: it was converted to {_TEXT_IN[into]}, without its styles")
+        elif stream.type == "video":
+            notices.append(f"{what}: left out")
         else:
-            notices.append(f"{what} does not go into {file.format.name}: left out")
-            continue
-        chosen.append(stream)
-    return found, chosen
+            notices.append(f"{what} does not go into {into}: left out")
+    return found
+
+
+def _stream_tags(stream: Any) -> dict[str, str]:
+    """Without those that count what the stream was before, as mkvmerge writes them, or describe its encoding."""
+    stale = ("duration", "number_of_frames", "number_of_bytes", "bps", "encoder", "timecode", "rotate")
+    return {
+        key: value
+        for key, value in stream.metadata.items()
+        if key.lower().split("-")[0] not in stale and not key.lower().startswith("_statistics")
+    }
 
 
 def _copied(file: Any, stream: Any) -> Any:
@@ -397,7 +476,7 @@ def _copied(file: Any, stream: Any) -> Any:
     except (ValueError, av.FFmpegError):
         return None
     new.time_base = stream.time_base
-    new.metadata.update(stream.metadata)
+    new.metadata.update(_stream_tags(stream))
     new.disposition = stream.disposition
     return new
 
@@ -414,8 +493,9 @@ def _held(file: Any) -> set[str]:
 
 def _other_packets(
     before: Any,
-    others: dict[int, tuple[Any, Any]],
-    chosen: list[Any],
+    others: list[tuple[Any, Any, _Convert | None]],
+    name: str,
+    notices: list[str],
     begin: Fraction | None,
     until: Fraction | None,
     shift: Fraction,
@@ -423,45 +503,113 @@ def _other_packets(
     if begin is not None and begin > 1:
         with suppress(av.FFmpegError):
             before.seek(int((begin - 1) * av.time_base))
+    by_index = {old.index: (new, convert) for old, new, convert in others}
     ended: set[int] = set()
-    for packet in before.demux(chosen):
-        index = packet.stream.index  # stream_index is not set in those that flush
-        new, resampler = others[index]
-        if packet.pts is not None:
-            time = packet.pts * packet.time_base
-            if until is not None and time >= until:
-                ended.add(index)
-            if len(ended) == len(chosen):
-                break
-            if (begin is not None and time < begin) or (until is not None and time >= until):
-                continue
-        if resampler is not None:
-            for frame in packet.decode():
-                yield from _encoded(frame, new, resampler, shift)
-            continue
+    packets = before.demux([old for old, _, _ in others])
+    while len(ended) < len(others):
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except av.FFmpegError as e:
+            notices.append(f"{name} breaks off ({e.strerror}): what goes with its video ends there")
+            break
         if not packet.size or packet.pts is None:
+            continue
+        time = packet.pts * packet.time_base
+        if until is not None and time >= until:
+            ended.add(packet.stream.index)
+            continue
+        if begin is not None and time < begin:
             continue
         ticks = round(shift / packet.time_base)
         packet.pts -= ticks
         packet.dts = packet.dts - ticks if packet.dts is not None else packet.pts
-        packet.stream = new
-        yield float(packet.dts * packet.time_base), 1, packet
-    for new, resampler in others.values():
-        if resampler is not None:
-            yield from _encoded(None, new, resampler, shift)
+        new, convert = by_index[packet.stream.index]
+        for made in convert(packet) if convert else [packet]:
+            made.stream = new
+            yield float(made.dts * made.time_base), 1, made
+    for new, convert in by_index.values():
+        for made in convert(None) if convert else []:
+            made.stream = new
+            yield float(made.dts * made.time_base), 1, made
 
 
-def _encoded(frame: Any, stream: Any, resampler: Any, shift: Fraction) -> _Flow:
-    if frame is not None and frame.pts is not None:
-        frame.pts -= round(shift / frame.time_base)
-    for piece in [*resampler.resample(frame), *([None] if frame is None else [])]:
-        for packet in stream.encode(piece):
-            yield float(packet.dts * packet.time_base), 1, packet
+_LAYOUTS = {1: "mono", 3: "3.0", 5: "5.0", 6: "5.1"}  # that both encoders know, by count of channels; else stereo
+_BIT_RATE = {"libopus": 64_000, "aac": 96_000}  # a channel's
 
 
-def _copy_tags(before: Any, file: Any, begin: Fraction | None, until: Fraction | None, shift: Fraction) -> None:
-    technical = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration")
-    file.metadata.update({k: v for k, v in before.metadata.items() if k.lower() not in technical})
+def _encoded_sound(stream: Any, file: Any, name: str) -> tuple[Any, _Convert]:
+    channels = stream.codec_context.layout.nb_channels
+    layout = _LAYOUTS.get(channels, "stereo")
+    new = file.add_stream(name, rate=48000, layout=layout)
+    new.codec_context.bit_rate = _BIT_RATE[name] * new.codec_context.layout.nb_channels
+    new.metadata.update(_stream_tags(stream))
+    new.disposition = stream.disposition
+    resampler = av.AudioResampler(new.codec_context.format, layout, 48000)
+
+    def convert(packet: Any) -> Iterator[Any]:
+        decoded: list[Any] = [None]
+        if packet is not None:
+            try:
+                decoded = stream.codec_context.decode(packet)
+            except av.FFmpegError:  # a damaged packet: silence, as a player has it
+                return
+        for frame in decoded:
+            for piece in resampler.resample(frame):
+                yield from new.encode(piece)
+        if packet is None:
+            yield from new.encode(None)
+
+    return new, convert
+
+
+_TEXT = ("subrip", "ass", "webvtt", "mov_text", "text")
+_TEXT_IN = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
+_MS = Fraction(1, 1000)
+
+
+def _converted_text(stream: Any, file: Any, name: str) -> tuple[Any, _Convert]:
+    """Subtitles of text in another format."""
+    new = file.add_stream(name)
+    new.codec_context.subtitle_header = stream.codec_context.subtitle_header
+    new.time_base = new.codec_context.time_base = _MS
+    new.metadata.update(_stream_tags(stream))
+    new.disposition = stream.disposition
+
+    def convert(packet: Any) -> Iterator[Any]:
+        if packet is None:
+            return
+        try:
+            shown = stream.codec_context.decode2(packet)
+        except av.FFmpegError:
+            return
+        lines = [rect.ass for rect in shown or () if rect.type in (b"ass", b"text") and rect.ass]
+        if not lines:  # mov_text has empty ones for the time between
+            return
+        start, length = (
+            round(packet.pts * packet.time_base / _MS),
+            round((packet.duration or 0) * packet.time_base / _MS),
+        )
+        made = new.codec_context.encode_subtitle(SubtitleSet.create(lines[0], 0, length, start))
+        made.pts = made.dts = start
+        made.time_base, made.duration = _MS, length
+        yield made
+
+    return new, convert
+
+
+def _copy_tags(
+    before: Any, file: Any, commented: bool, begin: Fraction | None, until: Fraction | None, shift: Fraction
+) -> None:
+    technical = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode")
+    tags = {k: v for k, v in before.metadata.items() if k.lower() not in technical}
+    if commented:  # ours takes its place
+        old = next((v for k, v in tags.items() if k.lower() == "comment"), None)
+        tags = {k: v for k, v in tags.items() if k.lower() != "comment"}
+        if old and _request(old) is None and "description" not in map(str.lower, tags):
+            tags["description"] = old
+    file.metadata.update(tags)
     chapters = []
     for chapter in before.chapters():
         base = chapter["time_base"]
@@ -517,18 +665,16 @@ def _with_palette(rgb: Pixels) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray((np.asarray(image), palette), "pal8")  # type: ignore[arg-type]
 
 
-def _folder(segments: Sequence[Path], out: Path, comment: str) -> None:
-    """000001.png and on, with frames.csv (file, seconds) and the request as std.json."""
+def _folder(segments: Sequence[Path], out: Path, comment: str, shift: Fraction) -> None:
+    """000001.png and on, with frames.csv (file, seconds, the same as an exact fraction) and the request as std.json."""
     out.mkdir()
-    lines, number = ["file,seconds"], 0
+    lines, number = ["file,seconds,exact"], 0
     for path in segments:
-        with av.open(f"file:{path}") as part:
-            for packet in part.demux(part.streams.video[0]):
-                if packet.size and packet.pts is not None:
-                    number += 1
-                    name = f"{number:06d}.png"
-                    (out / name).write_bytes(bytes(packet))
-                    lines.append(f"{name},{float(packet.pts * packet.time_base):.6f}")
+        for packet in _packets(path):
+            number += 1
+            name, time = f"{number:06d}.png", packet.pts * packet.time_base - shift
+            (out / name).write_bytes(bytes(packet))
+            lines.append(f"{name},{float(time):.6f},{time}")
     (out / "frames.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if comment:
         (out / "std.json").write_text(comment + "\n", encoding="utf-8")
@@ -537,11 +683,18 @@ def _folder(segments: Sequence[Path], out: Path, comment: str) -> None:
 
 
 def read_comment(path: Path) -> dict[str, Any] | None:
-    """The request that `join` stored in a video; None in one of other origin."""
-    with av.open(f"file:{path}", metadata_errors="replace") as file:
-        tags = {key.lower(): value for key, value in file.metadata.items()}
+    """The request that `join` stored in a video; None in one of other origin. InputError for what is no video."""
     try:
-        found = json.loads(tags.get("comment", ""))["std"]
+        with av.open(f"file:{path}", metadata_errors="replace") as file:
+            tags = {key.lower(): value for key, value in file.metadata.items()}
+    except (av.FFmpegError, OSError) as e:
+        raise InputError(f"{str(path)!r} cannot be read as a video ({e.strerror}); check the path") from None
+    return _request(tags.get("comment", ""))
+
+
+def _request(comment: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(comment)["std"]
     except (ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, dict) else None
