@@ -40,7 +40,7 @@ class Bank:
         return [next(filled, None) if take else None for take in taken]
 
     def put(self, slot: int | None, entry: Entry) -> None:
-        """Store what became of the entry of `slot`, or a new one (slot None) where a slot is free; else it is dropped."""
+        """Store what became of the entry of `slot`, or a new one (slot None) where a slot is free, else drop it."""
         if slot is None:
             slot = next((i for i, held in enumerate(self.slots) if held is None), None)
         if slot is not None:

@@ -1,7 +1,7 @@
 """The mathematics of one training step, as functions of networks: nothing here knows what they are.
 
-A network takes (x (B, ...), timesteps (B,), conditions) and gives its raw output, like x. Where paper and reference code
-differ the paper is followed (STD, arXiv 2412.18945).
+A network takes (x (B, ...), timesteps (B,), conditions) and gives its raw output, like x. Where paper and reference
+code differ the paper is followed (STD, arXiv 2412.18945).
 """
 
 from collections.abc import Callable
