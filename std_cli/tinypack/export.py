@@ -17,7 +17,7 @@ STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
     "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 4.0, "style_blocks": "all"},
-    "motion_window": 8,
+    "motion_window": 16,
     "loras": [],
 }
 
