@@ -1,15 +1,17 @@
 """The command line: parses, calls one public function, and turns every error into one line and an exit code."""
 
+import json
 import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from std_cli import __version__
-from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, VideoSettings
+from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, Task, VideoSettings
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
 
@@ -209,6 +211,62 @@ def video(
             on_event=report,
             **settings | {"compile": compile or None, "side_by_side": side_by_side or None},
         )
+
+
+@app.command("distill")
+def distill(
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of it; repeat.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", metavar="DIR", help="The run's folder: run.output.")] = None,
+    resume: Annotated[
+        str, typer.Option(metavar="auto|none|CHECKPOINT", help="Go on from the newest good checkpoint, none, or this.")
+    ] = "auto",
+    max_steps: Annotated[int | None, typer.Option(help="Updates: run.max_steps.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, run two updates, tell time and memory, keep nothing.")
+    ] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="RUN.toml", help="Write a commented configuration and stop.")
+    ] = None,
+    task: Annotated[Task, typer.Option(help="With --init: pictures or videos.")] = "i2i",
+    model: Annotated[str, typer.Option(help="With --init: the model to train for.")] = "sdxl",
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Distil a model into a few-step LoRA.
+
+    Start with `std distill --init run.toml`, fill in data.sources, then `std distill --config run.toml`.
+    An interrupted command goes on, bit for bit, when it is given again.
+    """
+    if not verbose:
+        _hush()
+    with Reporter(as_json, quiet) as report:
+        if init is not None:
+            from std_cli.distill.start import write_template
+
+            report({"event": "notice", "message": write_template(init, task, model)})
+            return
+        if config is None:
+            raise InputError(
+                "--config is missing: give a configuration, such as one made by std distill --init run.toml"
+            )
+        given = [*(changes or []), *([f"run.max_steps={max_steps}"] if max_steps is not None else [])]
+        given += [f"run.output={json.dumps(output)}"] if output is not None else []
+        from std_cli.distill.config import load_config
+
+        settings = load_config(config, given)
+        from std_cli.distill.start import dry_run as check
+        from std_cli.distill.train import distill as train
+
+        if dry_run:
+            report(check(settings))
+        else:
+            train(settings, resume=resume, on_event=report)
 
 
 def _ready(style: list[str] | None, verbose: bool) -> list[str]:

@@ -17,6 +17,7 @@ StyleBlocks = Literal["style", "all"]
 ScheduleChoice = Literal["auto", "quickstart", "aligned"]
 Offload = Literal["none", "model", "sequential"]
 Audio = Literal["copy", "none"]
+Task = Literal["i2i", "v2v"]
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 
 
@@ -102,6 +103,8 @@ class Pack(Frozen):
     """Frames that the model's own motion adapter denoises at once."""
     loras: list[dict[str, Any]] = []
     """The pack's own STD LoRAs: {file, task, eta}."""
+    distill: dict[str, Any] = {}
+    """What suits training on this model, {section: {key: value}}, and under "i2i" or "v2v" what does for one task."""
 
 
 class VideoSettings(ImageSettings):

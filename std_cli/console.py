@@ -71,6 +71,11 @@ class Reporter:
             getattr(self, f"_{event['event']}")(event)
 
     def _start(self, e: Event) -> None:
+        if "trainable" in e:
+            counted = f"{e['samples']} samples, {e['trainable'] / 1e6:.1f} M trainable parameters, {e['steps']} updates"
+            self._line(Text(f"{e['model']} on {e['device']} in {e['dtype']}: {counted}", "dim"))
+            self.bar.reset(self.task)
+            return
         lora = f" + {e['lora']}" if e["lora"] else ""
         started = f"{e['model']}{lora} on {e['device']} in {e['dtype']}"
         if started != self.started:  # it is told for every video
@@ -83,6 +88,9 @@ class Reporter:
     def _progress(self, e: Event) -> None:
         if e["stage"] == "load":
             self.bar.update(self.task, description=f"loading {e['model']}", total=None)
+            return
+        if e["stage"] == "distill":
+            self._distill(e)
             return
         if e["stage"] == "video":
             self._video(e)
@@ -111,7 +119,29 @@ class Reporter:
             count=f"{frames}  {e['fps']:.1f} fps{where if self.err.width >= 100 else ''}",
         )
 
+    def _distill(self, e: Event) -> None:
+        losses = [f"{short} {e[name]:.4f}" for name, short in _LOSSES.items() if name in e]
+        bank = f"bank {e['bank']} {_bars(e['bank_histogram'])}"
+        more = f"  {bank}  {e['samples_per_second']:.2f}/s  {e['memory'] / 2**30:.1f} GiB"
+        self.bar.update(
+            self.task,
+            description="distilling",
+            completed=e["step"],
+            total=e["steps"],
+            count=f"{e['step']}/{e['steps']}  {'  '.join(losses)}{more if self.err.width >= 110 else ''}",
+        )
+
+    def _check(self, e: Event) -> None:
+        for name, value in e.items():
+            if name != "event":
+                self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), str(value)))
+
     def _result(self, e: Event) -> None:
+        if "steps" in e and "width" not in e:
+            score = f"  validation {e['validation']:.4f}" if "validation" in e else ""
+            line = Text.assemble((e["output"], "bold"), f"  {e['steps']} updates  {e['seconds']:.1f} s{score}")
+            (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
+            return
         if "frames" in e:
             self.videos.append((e["input"], "done", f"{e['output']}, {e['frames']} frames, {e['seconds']:.1f} s"))
         frames = f"  {e['frames']} frames" if "frames" in e else ""
@@ -133,6 +163,15 @@ class Reporter:
 
     def _line(self, text: Text) -> None:
         (self.bar.console if not self.bar.disable else self.err).print(text)
+
+
+_LOSSES = {"loss": "loss", "adversarial": "adv", "discriminator": "D", "validation": "val"}
+
+
+def _bars(counts: list[int]) -> str:
+    """A histogram in one line of text."""
+    most = max([*counts, 1])
+    return "".join(" ▁▂▃▄▅▆▇█"[round(8 * count / most)] for count in counts)
 
 
 def _short(name: str, width: int = 24) -> str:

@@ -144,7 +144,7 @@ class Pipeline:
 
         `weights` sum to 1. The mean is of what the IP-Adapter takes: hidden states (plus) or image embeddings (plain).
         """
-        self.pipe.set_ip_adapter_scale(scale if blocks == "all" else _scaled(STYLE_BLOCK, scale))
+        self.pipe.set_ip_adapter_scale(scale if blocks == "all" else scaled(STYLE_BLOCK, scale))
         with torch.inference_mode():
             each = [
                 self.pipe.prepare_ip_adapter_image_embeds(r, None, self.device, 1, do_classifier_free_guidance=True)[0]
@@ -330,9 +330,10 @@ def _not_a_number(dtype: torch.dtype) -> str:
     return f"the result is not a number in {name_dtype(dtype)}: try --dtype bf16 or --dtype fp32"
 
 
-def _scaled(value: Any, scale: float) -> Any:
+def scaled(value: Any, scale: float) -> Any:
+    """`STYLE_BLOCK`, or a part of it, times `scale`."""
     if isinstance(value, dict):
-        return {k: _scaled(v, scale) for k, v in value.items()}
+        return {k: scaled(v, scale) for k, v in value.items()}
     return [v * scale for v in value] if isinstance(value, list) else value * scale
 
 

@@ -80,6 +80,7 @@ MOTION = {  # name -> where it is, and the frames of a window that it was traine
         16,
     ),
 }
+DINOV2 = HubRepo("facebook/dinov2-small", "main", files=("config.json", "model.safetensors"))  # not pinned, as above
 STD_LORAS, STD_ETAS = "SecondComming/Single-Trajectory-Distillation", (0.65, 0.75, 0.85, 0.95)
 
 # The parts of a diffusers SDXL folder: how their weight files are called, and their config (one of these).
@@ -446,6 +447,26 @@ def _unreachable(missing: list[HubRepo], why: str) -> InputError:
     repos = " and ".join(dict.fromkeys(source.repo for source in missing))
     commands = " && ".join(source.command for source in missing)
     return InputError(f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none")
+
+
+def resolve_features(name: str) -> Path:
+    """A DINOv2 on disk: "dinov2" (ViT-S/14, from the Hub), or a folder or .pth file that exists."""
+    path = Path(name).expanduser()
+    if name == "dinov2":
+        return _fetch([DINOV2])[0]
+    if not path.exists():
+        raise InputError(f"adversarial.features {name!r}: give dinov2, random, none, or a folder or .pth that exists")
+    return path
+
+
+def push_lora(path: Path, repo: str) -> None:
+    """Upload a LoRA to a Hub repository of the user's, which is made if it is not there."""
+    from huggingface_hub import HfApi
+
+    source = HubRepo(repo, "main", files=(path.name,))
+    with _hub_errors(source, [source]):
+        HfApi().create_repo(repo, exist_ok=True)
+        HfApi().upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo)
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------

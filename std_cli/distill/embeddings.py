@@ -1,0 +1,59 @@
+"""The captions' embeddings: computed once, kept in one file, read row by row."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from std_cli.distill.bank import Conditions
+from std_cli.errors import StdError
+
+Encode = Callable[[Sequence[str]], list[Conditions]]
+AT_ONCE = 32  # captions
+
+
+class Captions:
+    """caption -> {"states": (tokens, C), "pooled": (P,)}, fp16, from a file; beyond `limit` bytes by the encoders."""
+
+    def __init__(self, captions: Sequence[str], encode: Encode, folder: Path, encoders: str, limit: float) -> None:
+        """`encoders` identifies the weights; the file of other ones, or of other captions, is not used."""
+        self.encode, self.rows = encode, {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        [first] = encode([""])
+        self.shapes = {k: v.shape for k, v in first.items()}
+        width = sum(v.numel() for v in first.values())
+        self.cached = 2 * width * len(self.rows) <= limit
+        if not self.cached:
+            return
+        key = hashlib.sha256("\0".join([encoders, *self.rows]).encode()).hexdigest()[:16]
+        path = folder / f"captions-{key}.npy"
+        if not path.exists():
+            self._write(path, width)
+        self.table = np.load(path, mmap_mode="r")
+
+    def _write(self, path: Path, width: int) -> None:
+        """Whole or not there: written beside, then renamed."""
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        captions = list(self.rows)
+        try:
+            table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(len(captions), width))
+            for start in range(0, len(captions), AT_ONCE):
+                made = self.encode(captions[start : start + AT_ONCE])
+                flat = [torch.cat([v.flatten() for v in row.values()]).half().cpu().numpy() for row in made]
+                table[start : start + len(flat)] = np.stack(flat)
+            table.flush()
+            part.replace(path)
+        except OSError as e:
+            raise StdError(f"cannot write {path} ({e.strerror}): free some space, or lower data.text_cache") from e
+        finally:
+            part.unlink(missing_ok=True)
+
+    def __getitem__(self, caption: str) -> Conditions:
+        if not self.cached:
+            return self.encode([caption])[0]
+        row, out = torch.from_numpy(np.array(self.table[self.rows[caption]])), {}
+        for name, shape in self.shapes.items():
+            out[name], row = row[: shape.numel()].view(shape), row[shape.numel() :]
+        return out

@@ -1,0 +1,42 @@
+"""What a run shows of itself: the student's pictures beside what they should be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from std_cli.distill.bank import Conditions
+from std_cli.distill.solver import Solver
+from std_cli.distill.step import Network
+from std_cli.image import replace_file
+
+
+@torch.no_grad()
+def sample(network: Network, solver: Solver, x: Tensor, steps: list[int], c: Conditions) -> Tensor:
+    """Denoise x (B, ...) along descending timesteps by DDIM moves, the last one to timestep 0 (TCD with gamma 0)."""
+    for t, following in zip(steps, [*steps[1:], 0], strict=True):
+        now, then = (torch.full((len(x),), value) for value in (t, following))
+        x0, eps = solver.split_at(network(x, now.to(x.device), c).float(), x, now)
+        x = solver.add_noise(x0, eps, then)
+    return x
+
+
+def sheet(rows: list[list[Tensor]], decode: Callable[[Tensor], Tensor], path: Path) -> None:
+    """A PNG with a row for each sample, of latents (1, 4, h, w), or (1, 4, F, h, w) of which the first frame is shown.
+
+    Columns: input, x_eta, the student's x0 and x_s, the target's x_s, the real one for the discriminator, the student's
+    result, the teacher's.
+    """
+    lines = []
+    for row in rows:
+        z = torch.cat([r[:, :, 0] if r.ndim == 5 else r for r in row])
+        pixels = ((decode(z) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+        lines.append(torch.cat(list(pixels), 2))  # (8, 3, H, W) -> (3, H, 8 W)
+    picture = Image.fromarray(torch.cat(lines, 1).permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+    draft = path.with_name(f".{path.name}")
+    picture.save(draft, "PNG")
+    replace_file(path, draft.read_bytes())
+    draft.unlink()
