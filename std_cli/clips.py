@@ -35,7 +35,7 @@ from std_cli.stylize import (
     request_facts,
     weigh_styles,
 )
-from std_cli.video.clip import Clip
+from std_cli.video.clip import VIDEO_SUFFIXES, Clip
 from std_cli.video.cuts import parse_time, read_cuts
 from std_cli.video.read import open_clip
 from std_cli.video.write import choose_target
@@ -44,11 +44,6 @@ from std_cli.work import WorkFolder
 
 if TYPE_CHECKING:
     pass
-
-VIDEO_SUFFIXES = frozenset({
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
-    ".3gp", ".mxf", ".nut", ".gif", ".webp", ".apng",
-})  # fmt: skip
 
 
 def stylize_video(

@@ -14,13 +14,14 @@ import re
 import shutil
 import stat
 import struct
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
@@ -115,13 +116,14 @@ class Picture:
     path: Path
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_picture(path: str | Path, data: bytes | None = None) -> Picture:
     """Read the first frame of a picture, turned as its EXIF says and converted to sRGB from its ICC profile.
 
-    16-bit grey is scaled to 8 bits. Raises InputError for whatever cannot be read whole, hostile bytes included.
+    data: the file's bytes where they are at hand; `path` is then only its name. 16-bit grey is scaled to 8 bits. Can
+    be called in several threads. Raises InputError for whatever cannot be read whole, hostile bytes included.
     """
     path = Path(path)
-    with _opened(path) as opened:
+    with _opened(path, data) as opened:
         image = _upright(opened)
         alpha = _alpha(image)
         profile = image.info.get("icc_profile")
@@ -139,23 +141,16 @@ def read_picture(path: str | Path) -> Picture:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """The decoded first frame of `path`; any error here or in the body of the `with` becomes an InputError."""
     name = repr(str(path))
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{name} is a folder; give a picture")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait forever
-            raise InputError(f"{name} is not a regular file; give a picture")
-        if status.st_size == 0:
-            raise InputError(f"{name} is empty (0 bytes); get the picture again")
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_READ_FORMATS) as image:
-                image.load()
-                yield image
+        with _bytes_of(path, data) as file, _no_warnings(), Image.open(file, formats=_READ_FORMATS) as image:
+            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if limit is not None and pixels > limit:
+                raise Image.DecompressionBombError(f"{pixels} pixels")
+            image.load()
+            yield image
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError) as err:
@@ -171,6 +166,32 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Exception as err:  # on hostile bytes Pillow's decoders raise nearly every built-in exception
         reason = " ".join("".join(c if c.isprintable() else " " for c in str(err)).split()) or type(err).__name__
         raise InputError(f"{name} is damaged or of an unsupported kind ({reason}); export it again") from err
+
+
+def _bytes_of(path: Path, data: bytes | None) -> BinaryIO:
+    name = repr(str(path))
+    if data is None:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{name} is a folder; give a picture")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait forever
+            raise InputError(f"{name} is not a regular file; give a picture")
+    if (status.st_size if data is None else len(data)) == 0:
+        raise InputError(f"{name} is empty (0 bytes); get the picture again")
+    return path.open("rb") if data is None else io.BytesIO(data)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """What Pillow warns of is of no use to the user."""
+    if threading.current_thread() is not threading.main_thread():
+        # The filters belong to the process: of two threads that put them back, one would bring back the other's.
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, full range
 
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
+    ".3gp", ".mxf", ".nut", ".gif", ".webp", ".apng",
+})  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Color:
@@ -20,6 +25,15 @@ class Color:
     """0 unspecified (read as limited), 1 limited, 2 full."""
     primaries: int = 2
     transfer: int = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes within a file that are a file themselves: a member of a tar."""
+
+    file: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class Clip:
     hdr: Literal["PQ", "HLG"] | None
     audio: int
     """Count of audio streams."""
+    part: Part | None = None
+    """Where the bytes of a video are; `path` is then only its name."""
 
     @property
     def display_size(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from std_cli.errors import InputError, StdError
 from std_cli.image import expand_inputs, read_picture
-from std_cli.video.clip import Clip, Color, Frame, Pixels
+from std_cli.video.clip import Clip, Color, Frame, Part, Pixels
 from std_cli.video.color import HDR, LIMITED, to_rgb
 
 ANIMATIONS = (".gif", ".webp", ".apng", ".png")
@@ -33,27 +33,29 @@ _DEMUXERS = (
 # --- open ------------------------------------------------------------------------------------------------------------
 
 
-def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE) -> Clip:
+def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | None = None) -> Clip:
     """What a video file, an animated gif, webp or png, or a folder of pictures holds, the first frame decoded.
 
     `fps` is the frame rate of a folder, which has none of its own. What is transparent shows white.
+    part: where the bytes of a video are, if `path` is only its name; not for animations.
     Raises InputError for what is not there, is no video, or has no frame that can be decoded.
     """
     path = Path(path)
     name = repr(str(path))
     try:
-        status = path.stat()
+        status = (part.file if part else path).stat()
     except OSError as e:
         raise InputError(f"no such video: {name} ({e.strerror}); check the path") from None
     if stat.S_ISDIR(status.st_mode):
         return _open_folder(path, fps)
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{name} is not a regular file; give a video")
-    if status.st_size == 0:
+    size = part.size if part else status.st_size
+    if size == 0:
         raise InputError(f"{name} is empty (0 bytes); get the video again")
     if path.suffix.lower() in ANIMATIONS:
         return _open_animation(path)
-    with _opened(path) as container:
+    with _opened(path, part) as container:
         stream = _video_stream(container, name)
         codec = stream.codec_context
         try:
@@ -71,7 +73,7 @@ def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE) -> Clip:
         start = (ticks or 0) * base
         duration = _duration_of(container, stream, start)
         frames = stream.frames or (round(duration * stream.average_rate) if duration and stream.average_rate else None)
-        cut = _cut_at(stream, status.st_size)
+        cut = _cut_at(stream, size)
         if cut is not None:
             entries = stream.index_entries
             frames, duration = cut, (entries[cut].timestamp - entries[0].timestamp) * base
@@ -89,6 +91,7 @@ def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE) -> Clip:
             color=Color(1, LIMITED, 1, 1) if hdr else color,
             hdr=hdr,
             audio=len(container.streams.audio),
+            part=part,
         )
 
 
@@ -144,11 +147,14 @@ def _still(path: Path, kind: Any, size: tuple[int, int], rate: Fraction, frames:
     return Clip(path, kind, *size, one, base, rate, frames, Fraction(0), duration, color, None, 0)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, part: Part | None) -> Any:
     """PyAV's container of a local file: a name with a colon is no protocol, and nothing else is opened through it."""
-    options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+    url, protocols = f"file:{path}", "file"
+    if part:
+        url, protocols = f"subfile,,start,{part.offset},end,{part.offset + part.size},,:{part.file}", "file,subfile"
+    options = {"protocol_whitelist": protocols, "format_whitelist": _DEMUXERS}
     try:
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+        return av.open(url, options=options, metadata_errors="replace")
     except av.FFmpegError as e:
         reason = e.strerror or type(e).__name__
         raise InputError(
@@ -183,13 +189,15 @@ def read_frames(
     end: Fraction | None = None,
     max_frames: int | None = None,
     fps: Fraction | None = None,
+    step: int = 1,
     on_notice: Callable[[str], None] = lambda message: None,
 ) -> Generator[Frame, None, None]:
     """The frames from `start` up to, not including, `end` (seconds from the first frame), at most `max_frames`.
 
-    Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown then. Frames that
-    cannot be decoded are replaced by the one before, and counted in a notice after the last frame; more than
-    MAX_DAMAGED in a row raise StdError. What breaks off ends there, with a notice.
+    Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown then. `step`
+    (of a video, without `fps`): only every step-th of them. Frames that cannot be decoded are replaced by the one
+    before, and counted in a notice after the last frame; more than MAX_DAMAGED in a row raise StdError. What breaks
+    off ends there, with a notice.
     """
     begin = clip.start + (start or 0)
     stop = clip.start + end if end is not None else None
@@ -197,7 +205,7 @@ def read_frames(
         on_notice(f"{clip.path.name} is HDR ({clip.hdr}): it is tone-mapped to SDR")
     damage = _Damage(repr(str(clip.path)))
     source = (
-        _video_frames(clip, begin, damage) if clip.kind == "video"
+        _video_frames(clip, begin, step, damage) if clip.kind == "video"
         else _animation_frames(clip) if clip.kind == "animation"
         else _folder_frames(clip)
     )  # fmt: skip
@@ -234,14 +242,14 @@ def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
     return end
 
 
-def _video_frames(clip: Clip, begin: Fraction, damage: "_Damage") -> _Source:
-    """From the frame that is shown at `begin` on."""
+def _video_frames(clip: Clip, begin: Fraction, step: int, damage: "_Damage") -> _Source:
+    """From the frame that is shown at `begin` on; of those from `begin` on only each `step`-th."""
     target = _seek_target(clip, begin)
-    with _opened(clip.path) as container:
+    with _opened(clip.path, clip.part) as container:
         stream = _video_stream(container, damage.name)
         if target is not None:
             container.seek(target, stream=stream)
-        return (yield from _timed(_decoded(container, stream, damage), clip, begin, stream, damage))
+        return (yield from _timed(_decoded(container, stream, damage), clip, begin, step, stream, damage))
 
 
 def _seek_target(clip: Clip, begin: Fraction) -> int | None:
@@ -252,7 +260,7 @@ def _seek_target(clip: Clip, begin: Fraction) -> int | None:
     for back in (0, 10):
         if begin - back > clip.start:
             target = int((begin - back) / clip.time_base)
-            with _opened(clip.path) as container:
+            with _opened(clip.path, clip.part) as container:
                 stream = _video_stream(container, "")
                 try:
                     container.seek(target, stream=stream)
@@ -264,9 +272,9 @@ def _seek_target(clip: Clip, begin: Fraction) -> int | None:
     return None
 
 
-def _timed(frames: Any, clip: Clip, begin: Fraction, stream: Any, damage: "_Damage") -> _Source:
+def _timed(frames: Any, clip: Clip, begin: Fraction, step: int, stream: Any, damage: "_Damage") -> _Source:
     base, gap = stream.time_base, 1 / (clip.frame_rate or FOLDER_RATE)
-    turn, end, last, held = None, clip.start, None, None
+    turn, end, last, held, count = None, clip.start, None, None, 0
 
     def convert(frame: Any, pts: Fraction) -> Frame:
         color = clip.color if not clip.hdr else _hdr_color(frame)
@@ -289,12 +297,15 @@ def _timed(frames: Any, clip: Clip, begin: Fraction, stream: Any, damage: "_Dama
         if held is not None and pts > begin:
             yield convert(*held)
         held = None
-        yield convert(frame, pts)
+        if count % step == 0:  # the conversion takes longer than the decoding
+            yield convert(frame, pts)
+        count += 1
     if held is not None:
         yield convert(*held)
     tagged = _tagged_duration(stream)
+    size_of_file = clip.part.size if clip.part else clip.path.stat().st_size
     short = tagged is not None and not stream.duration and end + 1 < clip.start + (clip.duration or 0)
-    if damage.ended_early or short or _cut_at(stream, clip.path.stat().st_size) is not None:
+    if damage.ended_early or short or _cut_at(stream, size_of_file) is not None:
         damage.broken_off = end - clip.start
     return end
 
