@@ -1,0 +1,56 @@
+"""Caption embeddings by a CLIP text tower, to condition the discriminator: OpenCLIP ViT-g/14 in STD's reference."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from std_cli.errors import InputError
+from std_cli.weights import read_header, read_object
+
+
+def load_text_condition(folder: Path) -> Callable[[Sequence[str]], torch.Tensor]:
+    """Captions -> (B, projection_dim) float32 on the CPU: pooled at the end token, projected, not normalised.
+
+    `folder` holds a CLIP or its text tower in transformers' format, weights in model.safetensors, and its tokenizer.
+    Raises InputError if it does not.
+    """
+    wrong = f"{folder} is no CLIP text tower in transformers' format"
+    fields = read_object(folder / "config.json")
+    read_header(folder / "model.safetensors")
+    if fields.get("model_type") not in ("clip", "clip_text_model"):
+        raise InputError(f"{wrong}: model_type in config.json is {fields.get('model_type')!r}")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):  # else an empty one is made
+        raise InputError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): download it again")
+    try:
+        if fields["model_type"] == "clip":  # the whole model; often only its own field tells the width after projection
+            fields = {**fields["text_config"], "projection_dim": fields["projection_dim"]}
+        config = CLIPTextConfig.from_dict(fields)
+        loaded: Any = CLIPTextModelWithProjection.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers checks configs with exceptions of many kinds
+        raise InputError(f"{wrong}: its config, weights and tokenizer do not go together: download it again") from error
+    model: CLIPTextModelWithProjection = loaded[0]
+    if missing := loaded[1]["missing_keys"]:
+        raise InputError(f"{wrong}: {len(missing)} tensors are missing: download it again")
+    model.requires_grad_(False).train(False)
+
+    def encode(captions: Sequence[str]) -> torch.Tensor:
+        tokens = tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=config.max_position_embeddings,
+            return_tensors="pt",
+        )  # fmt: skip
+        with torch.no_grad():
+            embeddings: torch.Tensor = model(tokens.input_ids).text_embeds
+        return embeddings
+
+    return encode
