@@ -59,7 +59,9 @@ class Bank:
 
 
 def _on_cpu(e: Entry) -> Entry:
-    return Entry(e.x0.detach().cpu(), e.x.detach().cpu(), {k: v.detach().cpu() for k, v in e.c.items()}, e.n)
+    """A copy in memory of its own: a row of a batch would keep the whole batch alive, and save all of it."""
+    x0, x = (v.detach().to("cpu", copy=True) for v in (e.x0, e.x))
+    return Entry(x0, x, {k: v.detach().to("cpu", copy=True) for k, v in e.c.items()}, e.n)
 
 
 def stack(rows: list[Entry], device: torch.device) -> tuple[Tensor, Tensor, Conditions, Tensor]:

@@ -60,8 +60,8 @@ def noisy_pair(
 ) -> tuple[Tensor, Tensor]:
     """(fake, real) latents for the discriminator: the student's x_s as noisy as it is, against x_0 noised to level r.
 
-    xs-xr: r uniform below the level of s, so the real one is cleaner (the asymmetry of STD); xs: r = s; xs-x0: r = 0;
-    xs-xR: r uniform above s, on the same grid; x0: x0_hat against x_0, neither noised.
+    xs-xr: r uniform below the timestep of s, so the real one is cleaner (the asymmetry of STD); xs: r = s;
+    xs-xR: r uniform above it; xs-x0: x_0 not noised at all; x0: x0_hat against x_0, neither noised.
     """
     if mode == "x0":
         return x0_hat, x0
