@@ -16,7 +16,7 @@ LAYERS = (
     ("console",),
     ("clips",),
     ("clip_run",),
-    ("stylize",),
+    ("stylize", "distill"),
     ("pipeline",),
     ("config", "lora"),
     ("weights", "schedule", "wavefront", "video", "work"),
@@ -31,7 +31,7 @@ OWNERS = {
     "rich": {"console"},
     "huggingface_hub": {"weights"},
     "av": {"video", "tinypack"},
-    "diffusers": {"pipeline", "lora", "tinypack"},
+    "diffusers": {"pipeline", "lora", "distill", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 

@@ -3,10 +3,11 @@
 The heads are StyleGAN-T's (Sauer et al. 2023, arXiv 2301.09515, section 3.2), as STD (arXiv 2412.18945) uses them.
 
 Spectral norm makes one power iteration each time that it is used in training mode, and none in evaluation. So leave the
-discriminator in training mode in its own step only, and call `eval()` for the student's: its loss is then a function of
-the state alone, also when gradient checkpointing runs it twice. The vectors are part of the state dict, follow from it
-without a random number, and so a resumed run takes up the very same ones; processes with equal weights agree without
-exchanging them. The student's step should also freeze it (`requires_grad_(False)`): only its own step moves it.
+discriminator in evaluation mode and call `iterate` once for each update: its losses are then functions of the state
+alone, however many micro-batches an update has and also where gradient checkpointing runs it twice. The vectors are part
+of the state dict, and follow from it without a random number, so a resumed run takes up the very same ones; processes
+with equal weights agree without exchanging them. The student's step should also freeze it (`requires_grad_(False)`):
+only its own step moves it.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 GROUP = 8  # samples that share their statistics
@@ -72,6 +74,15 @@ class Discriminator(nn.Module):
         """`channels` of the features; `condition_dim` of the caption's embedding (1280 for SDXL's pooled one)."""
         super().__init__()
         self.heads = nn.ModuleList(Head(channels, condition_dim) for _ in range(heads))
+
+    @torch.no_grad()
+    def iterate(self) -> None:
+        """One power iteration of every spectral norm; evaluation mode before and after."""
+        self.train()
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                _ = module.weight
+        self.eval()
 
     def forward(self, features: list[torch.Tensor], condition: torch.Tensor) -> torch.Tensor:
         """Logits (B, heads * T) for `features`, one (B, T, C) per head with T >= 4, and `condition` (B, condition_dim).

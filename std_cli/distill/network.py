@@ -5,6 +5,7 @@ an average of the student's. So training holds the big weights once.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -43,8 +44,11 @@ class Roles:
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=left_out
         )
         try:
-            for name in (STUDENT, TARGET) if ema else (STUDENT,):
-                unet.add_adapter(self.config, name)
+            with warnings.catch_warnings():
+                # two adapters are meant, and there is nothing to leave out where there is no IP-Adapter
+                warnings.filterwarnings("ignore", "Already found a|You have passed exclude_modules", UserWarning)
+                for name in (STUDENT, TARGET) if ema else (STUDENT,):
+                    unet.add_adapter(self.config, name)
         except ValueError as e:
             raise InputError(f"lora.targets {list(targets)}: none of them is a layer of this UNet: correct it") from e
         self.layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]

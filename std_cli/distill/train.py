@@ -1,8 +1,8 @@
 """A training run: what `std distill` calls, and what a script can.
 
 Work is laid out in lanes. A lane is one micro-batch of every update, with its own samples, random numbers and
-trajectory bank; L = processes x accumulation of them make an update. All that is random follows from (seed, step, lane), so a
-resumed run is the uninterrupted one, and two processes compute what one does with twice the accumulation.
+trajectory bank; L = processes x accumulation of them make an update. All that is random follows from (seed, step,
+lane), so a resumed run is the uninterrupted one, and two processes compute what one does with twice the accumulation.
 
 Told through `on_event`: "notice" (message), "start" (settings), "progress" (stage "distill": step, steps, losses, bank,
 samples_per_second, eta, memory), "result" (output, steps, seconds, loss, validation).
@@ -115,6 +115,8 @@ def distill(
         ) as loader,
         _Log(folder, first, r.track, config, state.is_main_process) as log,
     ):
+        if first == 0 and held_out:  # what there is to gain
+            log.write(0, trainer.validate(held_out, found, 0))
         for step in range(first, steps):
             figures = [trainer.train_lane(step, lane, next(loader)) for lane in trainer.lanes]
             facts = trainer.update(step, figures)
@@ -237,7 +239,7 @@ class Trainer:
             self.text = load_text_condition(Path(a.text).expanduser()) if a.text != "pooled" else None
             width = self.captions.shapes["pooled"].numel() if self.text is None else self.text([""]).shape[1]
             channels, heads = self.features.channels, len(self.features.blocks)
-            self.discriminator = Discriminator(channels, width, heads).to(self.device)
+            self.discriminator = Discriminator(channels, width, heads).to(self.device).eval()
             self.d_optimizer = _optimizer(config, list(self.discriminator.parameters()), a.lr * self.scale, self.device)
         mine = range(state.process_index * o.accumulation, (state.process_index + 1) * o.accumulation)
         self.lanes = [Lane(i, Bank(config.bank.length * o.batch, config.bank.retire_at)) for i in mine]
@@ -292,7 +294,7 @@ class Trainer:
             fake = self._features_of(self.around.decode(fake_z), random)
             with torch.no_grad():
                 real = self._features_of(self.around.decode(real_z), random)
-            self.discriminator.eval().requires_grad_(False)
+            self.discriminator.requires_grad_(False)
             adversarial = generator_loss(self.discriminator(fake, text), a.loss)
             total = loss + a.weight * adversarial
             figures["adversarial"] = adversarial.item()
@@ -307,7 +309,7 @@ class Trainer:
         self, step: int, fake: list[Tensor], real: list[Tensor], text: Tensor, random: torch.Generator
     ) -> dict[str, float]:
         assert self.discriminator is not None
-        self.discriminator.train().requires_grad_(True)
+        self.discriminator.requires_grad_(True)
         loss = discriminator_loss(
             self.discriminator(real, text), self.discriminator(fake, text), self.config.adversarial.loss
         )
@@ -389,6 +391,7 @@ class Trainer:
         if self.discriminator is not None:
             self.d_optimizer.step()
             self.d_optimizer.zero_grad(set_to_none=True)
+            self.discriminator.iterate()
             self.penalty.update(mean["penalty"], step)
         self.roles.average()
         if self.head is not None and self.head_average is not None:
@@ -687,7 +690,7 @@ class _Log:
             return
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        kept = [line for line in lines if first and json.loads(line)["step"] <= first]
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8")
         self.tracker: Any = None

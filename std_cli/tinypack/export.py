@@ -19,6 +19,16 @@ STD_JSON = {
     "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 4.0, "style_blocks": "all"},
     "motion_window": 16,
     "loras": [],
+    "distill": {  # for `std distill --init`
+        "data": {"size": [128, 128]},
+        "style": {"blocks": "all"},
+        "lora": {"rank": 16, "alpha": 16},
+        "distill": {"w_min": 2.0, "w_max": 4.0, "unconditional_pooled": "empty", "steps": 4},
+        "adversarial": {"features": "none"},
+        "optimizer": {"lr": 2e-4, "scale_lr": False, "warmup_steps": 20, "batch": 4, "accumulation": 1},
+        "run": {"save_every": 50, "validate_every": 50},
+        "v2v": {"data": {"size": [96, 96], "frames": 8, "stride": 1}, "optimizer": {"batch": 1}},
+    },
 }
 
 

@@ -1,0 +1,335 @@
+"""Training runs on the embedded pack: what changes and what does not, exact resume, damage, export, two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from std_cli import stylize_image
+from std_cli.distill import checkpoint
+from std_cli.distill.config import make_config
+from std_cli.distill.network import TARGET, Roles, SpatialHead, Surroundings
+from std_cli.distill.train import distill
+from std_cli.errors import InputError, StdError
+from std_cli.pipeline import Pipeline
+from std_cli.weights import resolve_model, resolve_motion
+
+SIZE = 64
+TARGETS = ["to_q", "to_out.0", "proj_in", "conv1", "time_emb_proj"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for i in range(6):
+        small = np.random.default_rng(i).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((96, 72), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"number {i}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    import av
+
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(2):
+        wide = np.random.default_rng(i).integers(0, 256, (6, 12, 3), dtype=np.uint8)
+        wide = np.asarray(Image.fromarray(wide).resize((144, 72), Image.Resampling.BICUBIC))
+        with av.open(str(folder / f"{i}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=12)
+            stream.width, stream.height, stream.pix_fmt, stream.thread_count = 96, 72, "yuv420p", 1
+            for k in range(8):
+                rgb = np.ascontiguousarray(wide[:, 4 * k : 4 * k + 96])
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, "rgb24")))
+            file.mux(stream.encode())
+        (folder / f"{i}.txt").write_text(f"clip {i}")
+    return folder
+
+
+def a_config(source, output, **sections):
+    given = {
+        "run": {"output": str(output), "max_steps": 4, "save_every": 2, "validate_every": 4},
+        "model": {"name": "tiny", "device": "cpu"},
+        "data": {"sources": [str(source)], "size": [SIZE, SIZE], "workers": 1, "held_out": 1},
+        "lora": {"rank": 4, "alpha": 4, "targets": TARGETS},
+        "distill": {"w_min": 1, "w_max": 5, "steps": 2, "unconditional_pooled": "empty"},
+        "bank": {"length": 2},
+        "adversarial": {"features": "random"},
+        "optimizer": {"lr": 1e-3, "scale_lr": False, "warmup_steps": 1, "batch": 1, "accumulation": 2},
+    }
+    for section, values in sections.items():
+        given[section] = given.get(section, {}) | values
+    return make_config(given)
+
+
+def lines(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("memory", "samples_per_second")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    """An uninterrupted run of 4 updates, its folder and events."""
+    torch.set_num_threads(1)
+    folder, events = tmp_path_factory.mktemp("runs") / "whole", []
+    distill(a_config(pictures, folder), on_event=events.append)
+    return folder, events
+
+
+def test_a_run_leaves_what_it_should(whole):
+    folder, events = whole
+    assert checkpoint.steps_of(folder) == [2, 4]
+    assert [e["step"] for e in events if e.get("stage") == "distill"] == [1, 2, 3, 4]
+    start, *rows = lines(folder)
+    assert start["step"] == 0 and 0 < start["validation"] < 2
+    assert all(np.isfinite([r["loss"], r["adversarial"], r["discriminator"], r["norm"]]).all() for r in rows)
+    assert rows[-1]["bank"] > 0 and sum(rows[-1]["bank_histogram"]) == rows[-1]["bank"]
+    assert 0 < rows[-1]["validation"] < 2
+    with Image.open(folder / "monitor" / "step-000004.png") as seen:
+        assert seen.size == (8 * SIZE, SIZE)
+    assert "eta = 0.75" in (folder / "config.toml").read_text()
+    assert events[-1]["event"] == "result" and Path(events[-1]["output"]).is_file()
+
+
+def test_stylize_takes_the_lora(whole):
+    folder, _ = whole
+    path = folder / "pytorch_lora_weights.safetensors"
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata()
+    assert (told["task"], told["eta"], told["steps"], told["schedule"], told["trained_steps"]) == (
+        "i2i", "0.75", "2", "aligned", "4",
+    )  # fmt: skip
+    assert max(v.abs().max() for k, v in load_file(path).items() if "lora_B" in k) > 0
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    how = {"model": "tiny", "size": 64, "steps": 2, "device": "cpu"}
+    [plain] = stylize_image(photo, photo, lora="none", schedule="aligned", **how)
+    notices = []
+    results = [
+        np.asarray(stylize_image(photo, photo, lora=str(folder / name), on_event=notices.append, **how)[0], np.float32)
+        for name in ("pytorch_lora_weights.safetensors", "lora_kohya.safetensors")
+    ]
+    assert not [e for e in notices if e["event"] == "notice"], "every tensor has its layer"
+    assert np.abs(results[0] - results[1]).max() <= 1
+    assert np.abs(results[0] - np.asarray(plain, np.float32)).max() > 0
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 3)])
+def test_a_resumed_run_is_the_uninterrupted_one(whole, pictures, tmp_path, stops):
+    folder, _ = whole
+    config = a_config(pictures, tmp_path / "run")
+
+    for stop in stops:
+
+        def on_event(event, stop=stop):
+            if event.get("stage") == "distill" and event["step"] == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(KeyboardInterrupt):
+            distill(config, on_event=on_event)
+    distill(config)
+    assert lines(tmp_path / "run") == lines(folder)
+    for name in ("pytorch_lora_weights.safetensors", "checkpoint-000004/adapter.safetensors"):
+        a, b = load_file(folder / name), load_file(tmp_path / "run" / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for name in ("training.pt", "lane-00000.pt", "lane-00001.pt"):
+        a, b = (checkpoint.load_part(f / "checkpoint-000004", name) for f in (folder, tmp_path / "run"))
+        assert same(a, b), name
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_only_the_adapter_moves(pictures):
+    files = resolve_model("tiny")
+    pipeline = Pipeline(files, None, torch.device("cpu"), torch.float32)
+    around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
+    unet = pipeline.pipe.unet
+    base = {n: p.clone() for n, p in unet.named_parameters()}
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 4, 16, 16), torch.tensor([779, 339])
+    [c] = around.encode_text(["a"])
+    c = {k: v[None].expand(2, *v.shape) for k, v in c.items()}
+    c["time_ids"] = around.time_ids((64, 64), (0, 0), (64, 64)).expand(2, 6)
+    added = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]}
+    with torch.no_grad():
+        plain = unet(x, t, c["states"], added_cond_kwargs=added).sample
+    roles = Roles(unet, rank=4, alpha=4, dropout=0, targets=TARGETS, motion=True, ema=0.5)
+    assert torch.equal(roles.teacher(x, t, c), plain)
+    with torch.no_grad():
+        for p in roles.parameters.values():
+            p.normal_(0, 0.05)
+    roles.average()
+    student, target = roles.student(x, t, c), roles.target(x, t, c)
+    assert torch.equal(roles.teacher(x, t, c), plain), "the teacher is the base, whatever the adapter"
+    assert (student - plain).abs().max() > 1e-3 and (target - student).abs().max() > 1e-4
+    student.square().mean().backward()
+    assert all(p.grad is not None for p in roles.parameters.values())
+    assert all((p.grad is None) == (".student." not in n) for n, p in unet.named_parameters())
+    torch.optim.AdamW(list(roles.parameters.values()), 1e-2).step()
+    for name, p in unet.named_parameters():
+        plain_name = name.replace(".base_layer", "")
+        assert plain_name not in base or torch.equal(p, base[plain_name]), name
+    key = next(iter(roles.state_dict(TARGET)))
+    assert roles.state_dict().keys() == roles.state_dict(TARGET).keys() and "lora_" in key
+
+
+def test_clips_train_head_and_motion_layers(clips, tmp_path):
+    config = a_config(
+        clips,
+        tmp_path / "run",
+        run={"task": "v2v", "max_steps": 2, "save_every": 1},
+        data={"frames": 3, "stride": 2},
+        distill={"head": "learn"},
+    )
+    distill(config)
+    first, last = (load_file(tmp_path / "run" / f"checkpoint-00000{n}" / "adapter.safetensors") for n in (1, 2))
+    moving = [k for k in last if "motion_modules" in k and "lora_B" in k]
+    assert moving and any(not torch.equal(first[k], last[k]) for k in moving)
+    states = [checkpoint.load_part(tmp_path / "run" / f"checkpoint-00000{n}", "training.pt") for n in (1, 2)]
+    assert not same(states[0]["head"], states[1]["head"])
+
+
+def test_the_head_is_the_identity_at_first():
+    z = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for heavy in (False, True):
+        head = SpatialHead(heavy)
+        assert torch.equal(head(z), z) and torch.equal(head(z[:, :, 0]), z[:, :, 0])
+        head.layers[-1].weight.data.normal_(generator=torch.Generator().manual_seed(1))
+        apart = torch.stack([head(z[:, :, i]) for i in range(3)], 2)
+        assert torch.allclose(head(z), apart, atol=1e-5), "each frame by itself"
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in SpatialHead(False).modules()) == 2
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in SpatialHead(True).modules()) == 5
+
+
+def test_checkpointed_activations_change_nothing():
+    files = resolve_model("tiny")
+    gradients = []
+    for saving in (False, True):
+        motion = resolve_motion("auto", files)
+        pipeline = Pipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
+        around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
+        torch.manual_seed(0)
+        roles = Roles(pipeline.pipe.unet, rank=2, alpha=2, dropout=0, targets=["to_q", "proj_out"], motion=True, ema=0)
+        if saving:
+            roles.checkpoint_activations()
+        g = torch.Generator().manual_seed(1)
+        x = torch.randn(1, 4, 2, 8, 8, generator=g)
+        c = {k: v[None] for k, v in around.encode_text(["a"])[0].items()}
+        c["time_ids"] = around.time_ids((32, 32), (0, 0), (32, 32))[None]
+        roles.student(x, torch.tensor([500]), c).square().mean().backward()
+        gradients.append({n: p.grad for n, p in roles.parameters.items()})
+    assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def copy_of(folder, to):
+    import shutil
+
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, pictures, tmp_path):
+    folder = copy_of(whole[0], tmp_path / "run")
+    damaged = folder / "checkpoint-000004" / "training.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    events = []
+    distill(a_config(pictures, folder), on_event=events.append)
+    assert "checkpoint-000004 is damaged" in next(e["message"] for e in events if e["event"] == "notice")
+    assert [e["step"] for e in events if e.get("stage") == "distill"] == [3, 4]
+    assert lines(folder) == lines(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("sections", "how", "problem"),
+    [
+        ({"distill": {"eta": 0.65}}, "auto", "another distill.eta .distill.eta: 0.75, now 0.65."),
+        ({"optimizer": {"accumulation": 3}}, "auto", "another optimizer.accumulation"),
+        ({}, "none", "has checkpoints of a run"),
+        ({}, "nowhere", "is damaged or no checkpoint"),
+    ],
+)
+def test_a_run_that_differs_is_refused(whole, pictures, tmp_path, sections, how, problem):
+    folder = copy_of(whole[0], tmp_path / "run")
+    before = sorted(p.name for p in folder.rglob("*"))
+    with pytest.raises(InputError, match=problem):
+        distill(a_config(pictures, folder, **sections), resume=how)
+    assert sorted(p.name for p in folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"data": {"sources": ["nowhere"]}}, "nowhere"),
+        ({"lora": {"targets": ["no_such_layer"]}}, "lora.targets .*none of them is a layer"),
+        ({"adversarial": {"features": "nowhere"}}, "adversarial.features 'nowhere'"),
+        ({"style": {"folder": "nowhere"}}, "no such folder of style references"),
+        ({"model": {"name": "nowhere"}}, "no model 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(pictures, tmp_path, sections, problem):
+    with pytest.raises(InputError, match=problem) as error:
+        distill(a_config(pictures, tmp_path / "run", **sections))
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, tmp_path):
+    config = a_config(pictures, tmp_path / "run", optimizer={"lr": 1e30, "clip": 1e30}, run={"save_every": 1})
+    with pytest.raises(StdError, match="not finite in update .*no weight was changed"):
+        distill(config)
+    for step in checkpoint.steps_of(tmp_path / "run"):
+        assert checkpoint.read_state(checkpoint.folder_of(tmp_path / "run", step)) is not None
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_path):
+    config = tmp_path / "run.toml"
+    from std_cli.distill.config import to_toml
+
+    config.write_text(to_toml(a_config(pictures, tmp_path / "run", optimizer={"accumulation": 1})))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "std_cli"]
+    done = subprocess.run(
+        [sys.executable, *command, "distill", "--config", str(config), "-q"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole[0], tmp_path / "run"))
+    # Sums in another order, which Adam makes more of where a gradient is next to nothing.
+    apart = torch.cat([(a[k].float() - b[k].float()).abs().flatten() for k in a])
+    assert apart.mean() < 1e-6 and apart.max() < 1e-3, (apart.mean(), apart.max())  # they moved by up to 4e-3
+    for x, y in zip(lines(whole[0])[1:], lines(tmp_path / "run")[1:], strict=True):
+        assert x["n"] == y["n"], "the same samples"
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
