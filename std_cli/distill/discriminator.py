@@ -2,9 +2,9 @@
 
 The heads are StyleGAN-T's (Sauer et al. 2023, arXiv 2301.09515, section 3.2), as STD (arXiv 2412.18945) uses them.
 
-Spectral norm makes one power iteration each time that it is used in training mode, and none in evaluation. So leave the
-discriminator in evaluation mode and call `iterate` once for each update: its losses are then functions of the state
-alone, however many micro-batches an update has and also where gradient checkpointing runs it twice. The vectors are part
+Spectral norm makes one power iteration each time that it is used in training mode, and none in evaluation. So leave
+the discriminator in evaluation mode and call `iterate` once for each update: its losses are then functions of the state
+alone, however many micro-batches an update has, also where gradient checkpointing runs it twice. The vectors are part
 of the state dict, and follow from it without a random number, so a resumed run takes up the very same ones; processes
 with equal weights agree without exchanging them. The student's step should also freeze it (`requires_grad_(False)`):
 only its own step moves it.
