@@ -12,6 +12,7 @@ from std_cli import __version__
 from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, VideoSettings
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
+from std_cli.zoo import MethodName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,6 +53,7 @@ StyleBlocksFlag = Annotated[StyleBlocks | None, _option("style_blocks")]
 SizeFlag = Annotated[str | None, _option("size", metavar="WxH|N")]
 SeedFlag = Annotated[int | None, _option("seed")]
 ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule")]
+MethodFlag = Annotated[MethodName | None, _option("method")]
 ModelFlag = Annotated[str | None, _option("model")]
 LoraFlag = Annotated[str | None, _option("lora", metavar="auto|none|FILE|HUB_ID[:SCALE]")]
 DeviceFlag = Annotated[str | None, _option("device")]
@@ -103,6 +105,7 @@ def image(
     seed: SeedFlag = None,
     schedule: ScheduleFlag = None,
     model: ModelFlag = None,
+    method: MethodFlag = None,
     lora: LoraFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
@@ -181,6 +184,7 @@ def video(
     seed: SeedFlag = None,
     schedule: ScheduleFlag = None,
     model: ModelFlag = None,
+    method: MethodFlag = None,
     lora: LoraFlag = None,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,

@@ -213,8 +213,8 @@ def cache(home: Path, repo: str, revision: str) -> Path:
 
 
 def cached_adapter(home: Path) -> None:
-    folder = cache(home, "h94/IP-Adapter", weights.IP_ADAPTER.revision)
-    ip_adapter, config, encoder = (folder / file for file in weights.IP_ADAPTER.files)
+    folder = cache(home, "h94/IP-Adapter", weights.source("ip-adapter-plus").revision)
+    ip_adapter, config, encoder = (folder / file for file in weights.source("ip-adapter-plus").files)
     tensors(ip_adapter, ADAPTER)
     tensors(encoder)
     config.write_text("{}")
@@ -343,7 +343,7 @@ def test_lora_from_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
         handler.repos[f"who/{name}"] = tmp_path / name
         for file in files:
             tensors(tmp_path / name / "sub" / f"{file}.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
-    handler.repos[weights.STD_LORAS] = tmp_path / "std"
+    handler.repos[weights.source("std-v2v-0.75").repo] = tmp_path / "std"
     tensors(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
     code = """
     from pathlib import Path
