@@ -56,6 +56,7 @@ ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule")]
 MethodFlag = Annotated[MethodName | None, _option("method")]
 ModelFlag = Annotated[str | None, _option("model")]
 LoraFlag = Annotated[str | None, _option("lora", metavar="auto|none|FILE|HUB_ID[:SCALE]")]
+AllowPartialFlag = Annotated[bool, _option("allow_partial", shown=False)]
 DeviceFlag = Annotated[str | None, _option("device")]
 DtypeFlag = Annotated[Dtype | None, _option("dtype")]
 OffloadFlag = Annotated[Offload | None, _option("offload")]
@@ -107,6 +108,7 @@ def image(
     model: ModelFlag = None,
     method: MethodFlag = None,
     lora: LoraFlag = None,
+    allow_partial: AllowPartialFlag = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     offload: OffloadFlag = None,
@@ -130,7 +132,7 @@ def image(
             output or ".",
             overwrite=overwrite,
             on_event=report,
-            **settings | {"compile": compile or None},
+            **settings | {"compile": compile or None, "allow_partial": allow_partial or None},
         ):
             pass
 
@@ -186,6 +188,7 @@ def video(
     model: ModelFlag = None,
     method: MethodFlag = None,
     lora: LoraFlag = None,
+    allow_partial: AllowPartialFlag = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     offload: OffloadFlag = None,
@@ -211,7 +214,12 @@ def video(
             resume=resume,
             keep_work=keep_work,
             on_event=report,
-            **settings | {"compile": compile or None, "side_by_side": side_by_side or None},
+            **settings
+            | {
+                "compile": compile or None,
+                "side_by_side": side_by_side or None,
+                "allow_partial": allow_partial or None,
+            },
         )
 
 

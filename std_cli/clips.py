@@ -132,7 +132,9 @@ def stylize_video(
             with WorkFolder(job.target.path, run.record(), resume) as work:
                 on_event({"event": "start", **facts, **run.about, **job.facts})
                 if pipeline is None:
-                    pipeline = VideoPipeline(files, lora, device, dtype, s.offload, s.compile, motion, s.method)
+                    pipeline = VideoPipeline(
+                        files, lora, device, dtype, s.offload, s.compile, motion, s.method, s.allow_partial
+                    )
                     for message in [*request_notices(s, lora), *pipeline.notices]:
                         on_event({"event": "notice", "message": message})
                     weights = [weight for _, weight in styles]

@@ -67,6 +67,8 @@ class ImageSettings(ImageDefaults):
     """std, or a baseline to compare with: its LoRA, scheduler, --steps and --cfg; none is SDXL without a LoRA."""
     lora: str = "auto"
     """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an optional :SCALE."""
+    allow_partial: bool = False
+    """Go on with a LoRA that has layers which the model lacks."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Dtype = "auto"

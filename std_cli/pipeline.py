@@ -8,7 +8,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +30,9 @@ from transformers import CLIPVisionModelWithProjection
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.lora import check_lora, read_lora
+from std_cli.match import check_ip_adapter, check_motion
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
-from std_cli.weights import LoraFile, ModelFiles, MotionFiles
+from std_cli.weights import LoraFile, ModelFiles, MotionFiles, read_header
 from std_cli.zoo import Method, MethodName, zoo
 
 STYLE_BLOCK = {
@@ -93,6 +94,7 @@ class Pipeline:
         compile: bool = False,
         motion: MotionFiles | None = None,
         method: MethodName = "std",
+        allow_partial: bool = False,
     ) -> None:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
         if offload != "none" and device.type == "cpu":
@@ -101,7 +103,7 @@ class Pipeline:
         self.method = zoo().methods[method]
         self.notices: list[str] = []
         try:
-            self.pipe = self._load(files, lora, motion, dtype)
+            self.pipe = self._load(files, lora, motion, dtype, allow_partial)
         except (OSError, ValueError, RuntimeError, KeyError) as e:
             raise InputError(f"--model {files.name}: its weights cannot be loaded: {_first_line(e)}") from e
         pipe = self.pipe
@@ -122,7 +124,12 @@ class Pipeline:
         self._style: torch.Tensor | None = None
 
     def _load(
-        self, files: ModelFiles, lora: LoraFile | None, motion: MotionFiles | None, dtype: torch.dtype
+        self,
+        files: ModelFiles,
+        lora: LoraFile | None,
+        motion: MotionFiles | None,
+        dtype: torch.dtype,
+        allow_partial: bool,
     ) -> StableDiffusionXLImg2ImgPipeline:
         encoder = CLIPVisionModelWithProjection.from_pretrained(files.image_encoder, dtype=dtype, use_safetensors=True)
         if files.single_file:
@@ -143,7 +150,7 @@ class Pipeline:
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
             weights = read_lora(lora)
-            matched, total = check_lora(weights, pipe.unet)
+            matched, total = check_lora(weights, pipe.unet, allow_partial)
             if matched < total:
                 self.notices.append(
                     f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the others are left out"
@@ -153,6 +160,7 @@ class Pipeline:
             )
             pipe.fuse_lora(components=["unet"], lora_scale=lora.scale)
             pipe.unload_lora_weights()
+        check_ip_adapter(str(files.ip_adapter), read_header(files.ip_adapter)[0], pipe.unet)
         folder = files.ip_adapter.parent
         pipe.load_ip_adapter(
             str(folder.parent),
@@ -391,15 +399,25 @@ def _scaled(value: Any, scale: float) -> Any:
 def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionModel:
     """The UNet with the adapter's temporal layers between its own; denoises (B, 4, F, h, w)."""
     adapter = MotionAdapter.from_config(motion.config)
+    shapes = read_header(motion.weights)[0]
+    check_motion(motion.name, from_hotshot(shapes) if motion.hotshot else shapes, adapter)
     weights = load_file(motion.weights)
     adapter.load_state_dict(from_hotshot(weights) if motion.hotshot else weights)
+    return join_motion(unet, adapter)
+
+
+def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionModel:
+    """The UNet with the adapter's layers, in the UNet's dtype."""
     moving = UNetMotionModel.from_unet2d(unet, adapter)
     moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())  # from_unet2d leaves it random
     return moving.to(unet.dtype).eval()
 
 
-def from_hotshot(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """HotShot-XL's temporal layers under the keys of diffusers' MotionAdapter; the weights themselves are the same."""
+T = TypeVar("T")
+
+
+def from_hotshot(weights: dict[str, T]) -> dict[str, T]:
+    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter; the same weights."""
     out = {}
     for key, tensor in weights.items():
         new = key.replace(".temporal_attentions.", ".motion_modules.").replace(".ff_norm.", ".norm3.")

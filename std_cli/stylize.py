@@ -97,7 +97,9 @@ def stylize_images(
     dtype = choose_dtype(s.dtype, device)
     facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
     on_event({"event": "start", "total": len(sources), **facts})
-    pipeline = ImagePipeline(files, lora, device, dtype, s.offload, s.compile, method=s.method)
+    pipeline = ImagePipeline(
+        files, lora, device, dtype, s.offload, s.compile, method=s.method, allow_partial=s.allow_partial
+    )
     for message in [*request_notices(s, lora), *pipeline.notices]:
         on_event({"event": "notice", "message": message})
     pipeline.set_style(references, [weight for _, weight in styles], s.style_scale, s.style_blocks)

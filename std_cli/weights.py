@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from std_cli.errors import InputError, StdError
+from std_cli.match import family
 from std_cli.zoo import Entry, MethodName, find_entry, method_lora, names_of, std_lora
 
 TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
@@ -511,6 +512,14 @@ def resolve_lora(
     shapes, metadata = read_header(path)
     if not any("lora_" in key or ".lora." in key for key in shapes):
         raise InputError(f"--lora {name}: no tensor of its {len(shapes)} is a LoRA's: is it a whole model?")
+    made = family(shapes)
+    if made and made[0] != "SDXL":
+        width = read_object((model.config or model.base) / "unet" / "config.json").get("cross_attention_dim")
+        if made[1] != width:
+            raise InputError(
+                f"--lora {name}: it is for {made[0]} (by its shapes, {made[1]} wide), and {model.name} is SDXL: choose "
+                "one made for SDXL"
+            )
     published = re.search(r"_eta(0\.\d+)\.safetensors$", path.name)
     for text in (metadata.get("eta"), published and published[1]):
         with suppress(ValueError):

@@ -688,7 +688,13 @@ def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
     state = {f"unet.{key}": tensor for key, tensor in plain.items()}
     lora = LoraWeights("mine", state, {}, 0)
     motion = {f"unet.down_blocks.0.motion_modules.0.proj_in.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
-    assert check_lora(LoraWeights("mine", state | motion, {}, 0), small_unet()) == (len(state), len(state) + 2)
+    both = LoraWeights("mine", state | motion, {}, 0)
+    partly = (
+        f"{len(state)} of {len(state) + 2} tensors match this UNet, which lacks 1 of its layers .down_blocks.0.motion"
+    )
+    with pytest.raises(InputError, match=f"{partly}.*it is for videos: give a --motion adapter.*--allow-partial"):
+        check_lora(both, small_unet())
+    assert check_lora(both, small_unet(), allow_partial=True) == (len(state), len(state) + 2)
     with pytest.raises(InputError, match="0 of 2 tensors match this UNet: made for another architecture?"):
         check_lora(LoraWeights("mine", motion, {}, 0), small_unet())
     with torch.device("meta"):
