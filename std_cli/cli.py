@@ -14,6 +14,7 @@ from std_cli import __version__
 from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, Task, VideoSettings
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
+from std_cli.zoo import MethodName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,8 +55,10 @@ StyleBlocksFlag = Annotated[StyleBlocks | None, _option("style_blocks")]
 SizeFlag = Annotated[str | None, _option("size", metavar="WxH|N")]
 SeedFlag = Annotated[int | None, _option("seed")]
 ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule")]
+MethodFlag = Annotated[MethodName | None, _option("method")]
 ModelFlag = Annotated[str | None, _option("model")]
 LoraFlag = Annotated[str | None, _option("lora", metavar="auto|none|FILE|HUB_ID[:SCALE]")]
+AllowPartialFlag = Annotated[bool, _option("allow_partial", shown=False)]
 DeviceFlag = Annotated[str | None, _option("device")]
 DtypeFlag = Annotated[Dtype | None, _option("dtype")]
 OffloadFlag = Annotated[Offload | None, _option("offload")]
@@ -105,7 +108,9 @@ def image(
     seed: SeedFlag = None,
     schedule: ScheduleFlag = None,
     model: ModelFlag = None,
+    method: MethodFlag = None,
     lora: LoraFlag = None,
+    allow_partial: AllowPartialFlag = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     offload: OffloadFlag = None,
@@ -129,7 +134,7 @@ def image(
             output or ".",
             overwrite=overwrite,
             on_event=report,
-            **settings | {"compile": compile or None},
+            **settings | {"compile": compile or None, "allow_partial": allow_partial or None},
         ):
             pass
 
@@ -183,7 +188,9 @@ def video(
     seed: SeedFlag = None,
     schedule: ScheduleFlag = None,
     model: ModelFlag = None,
+    method: MethodFlag = None,
     lora: LoraFlag = None,
+    allow_partial: AllowPartialFlag = False,
     device: DeviceFlag = None,
     dtype: DtypeFlag = None,
     offload: OffloadFlag = None,
@@ -209,7 +216,12 @@ def video(
             resume=resume,
             keep_work=keep_work,
             on_event=report,
-            **settings | {"compile": compile or None, "side_by_side": side_by_side or None},
+            **settings
+            | {
+                "compile": compile or None,
+                "side_by_side": side_by_side or None,
+                "allow_partial": allow_partial or None,
+            },
         )
 
 

@@ -33,6 +33,7 @@ from std_cli.stylize import (
     make_folder,
     read_source,
     request_facts,
+    request_notices,
     weigh_styles,
 )
 from std_cli.video.clip import VIDEO_SUFFIXES, Clip
@@ -86,7 +87,7 @@ def stylize_video(
     targets, folder = _targets(sources, Path(output).expanduser(), s.codec)
     motion = resolve_motion(s.motion, files)
     window, overlap = _window(s, motion)
-    lora = resolve_lora(s.lora, model=files, task="v2v" if motion else "i2i", eta=s.eta)
+    lora = resolve_lora(s.lora, model=files, task="v2v" if motion else "i2i", eta=s.eta, method=s.method, steps=s.steps)
     schedule = choose_schedule(s, lora)
     pack = Pack(**files.pack)
     cuts = None if s.cuts in ("auto", "off") else read_cuts(Path(s.cuts).expanduser())
@@ -126,8 +127,10 @@ def stylize_video(
             with WorkFolder(job.target.path, run.record(), resume) as work:
                 on_event({"event": "start", **facts, **run.about, **job.facts})
                 if pipeline is None:
-                    pipeline = VideoPipeline(files, lora, device, dtype, s.offload, s.compile, motion)
-                    for message in [*([lora.notice] if lora and lora.notice else []), *pipeline.notices]:
+                    pipeline = VideoPipeline(
+                        files, lora, device, dtype, s.offload, s.compile, motion, s.method, s.allow_partial
+                    )
+                    for message in [*request_notices(s, lora), *pipeline.notices]:
                         on_event({"event": "notice", "message": message})
                     weights = [weight for _, weight in styles]
                     pipeline.set_style(references, weights, s.style_scale, s.style_blocks)

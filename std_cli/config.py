@@ -1,17 +1,19 @@
 """What a run can be told, and the only place where a default is written.
 
-A setting's value is what the user gave, else the model's own default (`std.json` in its folder), else the default here.
+A setting's value is what the user gave, else a baseline's (`zoo.toml`), else the model's own default (`std.json` in its
+folder), else the default here.
 """
 
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from std_cli.errors import InputError
 from std_cli.schedule import MAX_STEPS
+from std_cli.zoo import MethodName, method_defaults
 
 StyleBlocks = Literal["style", "all"]
 ScheduleChoice = Literal["auto", "quickstart", "aligned"]
@@ -62,8 +64,12 @@ class ImageSettings(ImageDefaults):
     """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says (auto)."""
     model: str = "sdxl"
     """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
+    method: MethodName = "std"
+    """std, or a baseline to compare with: its LoRA, scheduler, --steps and --cfg; none is SDXL without a LoRA."""
     lora: str = "auto"
-    """auto (the STD LoRA nearest in eta), none, a file or a Hub id, with an optional :SCALE."""
+    """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an optional :SCALE."""
+    allow_partial: bool = False
+    """Go on with a LoRA that has layers which the model lacks."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Dtype = "auto"
@@ -80,6 +86,12 @@ class ImageSettings(ImageDefaults):
             if side is not None and not 8 <= side <= 8192:
                 raise ValueError("each side must be from 8 to 8192 pixels")
         return value
+
+    @model_validator(mode="after")
+    def _schedules_are_stds(self) -> Self:
+        if self.method != "std" and self.schedule != "auto":
+            raise ValueError(f"--schedule {self.schedule} is STD's: leave it out with --method {self.method}")
+        return self
 
     @model_validator(mode="after")
     def _offload_needs_a_gpu(self) -> Self:
@@ -186,6 +198,8 @@ def _settings(
                 defaults |= ImageDefaults(**getattr(Pack(**pack), task)).model_dump(exclude_unset=True)
         except ValidationError as e:
             raise InputError(f"{pack_name}: {_problems(e)}: correct the file") from None
+    if given.get("method") in get_args(MethodName):
+        defaults |= method_defaults(given["method"], given.get("steps"))
     try:
         return kind(**defaults | {k: v for k, v in given.items() if v is not None})
     except ValidationError as e:

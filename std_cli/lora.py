@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from std_cli.errors import InputError
+from std_cli.match import some
 from std_cli.weights import LoraFile, read_header, read_object
 
 if TYPE_CHECKING:
@@ -117,22 +118,34 @@ def _configured_alphas(file: LoraFile, ranks: dict[str, int]) -> dict[str, float
     return alphas
 
 
-def check_lora(weights: LoraWeights, unet: "torch.nn.Module") -> tuple[int, int]:
-    """(tensors whose layer is in this UNet, tensors in all). Raises InputError if none is, or one does not fit."""
+def check_lora(weights: LoraWeights, unet: "torch.nn.Module", allow_partial: bool = False) -> tuple[int, int]:
+    """(tensors whose layer is in this UNet, tensors in all): the same number, unless `allow_partial`.
+
+    The UNet may have layers that the file does not adapt: a LoRA for pictures fits a motion UNet. Raises InputError if
+    a tensor finds no layer, or one of another shape, or if none finds any.
+    """
     layers = dict(unet.named_modules())
-    matched, wrong = 0, []
-    for module, (a, b) in _pairs(weights.name, weights.state_dict).items():
+    lost, wrong = [], []
+    pairs = _pairs(weights.name, weights.state_dict)
+    for module, (a, b) in pairs.items():
         weight = getattr(layers.get(module), "weight", None)
         if weight is None or weight.ndim < 2:
+            lost.append(module)
             continue
-        matched += 2
         ones = [1] * (weight.ndim - 2)
         if list(a.shape[1:]) != list(weight.shape[1:]) or list(b.shape) != [weight.shape[0], a.shape[0], *ones]:
             wrong.append(f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} for {tuple(weight.shape)}")
     other = "made for another architecture? Choose one for this model"
     if wrong:
         raise InputError(f"--lora {weights.name}: {len(wrong)} layers differ in shape (first {wrong[0]}): {other}")
+    matched, total = 2 * (len(pairs) - len(lost)), 2 * len(pairs)
     if not matched:
-        total = len(weights.state_dict)
         raise InputError(f"--lora {weights.name}: 0 of {total} tensors match this UNet: {other}")
-    return matched, len(weights.state_dict)
+    if lost and not allow_partial:
+        moving = all(".motion_modules." in module for module in lost)
+        remedy = "it is for videos: give a --motion adapter, or another LoRA" if moving else other
+        raise InputError(
+            f"--lora {weights.name}: {matched} of {total} tensors match this UNet, which lacks {len(lost)} of its "
+            f"layers ({some(lost)}): {remedy}; --allow-partial goes on without them"
+        )
+    return matched, total

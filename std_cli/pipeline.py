@@ -8,11 +8,14 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
     MotionAdapter,
     StableDiffusionXLImg2ImgPipeline,
     TCDScheduler,
@@ -27,8 +30,10 @@ from transformers import CLIPVisionModelWithProjection
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.lora import check_lora, read_lora
-from std_cli.schedule import Schedule, timesteps
-from std_cli.weights import LoraFile, ModelFiles, MotionFiles
+from std_cli.match import check_ip_adapter, check_motion
+from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
+from std_cli.weights import LoraFile, ModelFiles, MotionFiles, read_header
+from std_cli.zoo import Method, MethodName, zoo
 
 STYLE_BLOCK = {
     "down": 0,
@@ -57,8 +62,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
+class _GivenDDIM(DDIMScheduler):  # type: ignore[misc]  # untyped
+    """DDIM that takes the timesteps of a run, as the other schedulers do, of `whole` over all the noise."""
+
+    whole = 1
+
+    def set_timesteps(self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None) -> None:
+        super().set_timesteps(self.whole, device)  # a step goes 1000 // whole down
+        self.timesteps = torch.tensor(timesteps, device=device)
+
+
+def make_scheduler(method: Method, base: dict[str, Any]) -> Any:
+    """The scheduler of a method, with the noise levels of the base model's scheduler config."""
+    classes = {c.__name__: c for c in (TCDScheduler, LCMScheduler, EulerDiscreteScheduler)}
+    scheduler = classes.get(method.scheduler, _GivenDDIM).from_config(base, **method.config)
+    if method.to_zero:
+        scheduler.alphas_cumprod[0] = 1.0  # TCD's last step goes to timestep 0
+    return scheduler
+
+
 class Pipeline:
-    """SDXL with TCD, a motion adapter if there is one, a fused STD LoRA and an IP-Adapter."""
+    """SDXL with a method's scheduler, a motion adapter if there is one, a fused LoRA and an IP-Adapter."""
 
     def __init__(
         self,
@@ -69,14 +93,17 @@ class Pipeline:
         offload: Offload = "none",
         compile: bool = False,
         motion: MotionFiles | None = None,
+        method: MethodName = "std",
+        allow_partial: bool = False,
     ) -> None:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
         if offload != "none" and device.type == "cpu":
             raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
         self.device, self.dtype, self.offloaded = device, dtype, offload != "none"
+        self.method = zoo().methods[method]
         self.notices: list[str] = []
         try:
-            self.pipe = self._load(files, lora, motion, dtype)
+            self.pipe = self._load(files, lora, motion, dtype, allow_partial)
         except (OSError, ValueError, RuntimeError, KeyError) as e:
             raise InputError(f"--model {files.name}: its weights cannot be loaded: {_first_line(e)}") from e
         pipe = self.pipe
@@ -97,7 +124,12 @@ class Pipeline:
         self._style: torch.Tensor | None = None
 
     def _load(
-        self, files: ModelFiles, lora: LoraFile | None, motion: MotionFiles | None, dtype: torch.dtype
+        self,
+        files: ModelFiles,
+        lora: LoraFile | None,
+        motion: MotionFiles | None,
+        dtype: torch.dtype,
+        allow_partial: bool,
     ) -> StableDiffusionXLImg2ImgPipeline:
         encoder = CLIPVisionModelWithProjection.from_pretrained(files.image_encoder, dtype=dtype, use_safetensors=True)
         if files.single_file:
@@ -113,13 +145,12 @@ class Pipeline:
                 use_safetensors=True,
                 local_files_only=True,
             )
-        # as published; TCD itself ignores both
-        pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
+        pipe.scheduler = make_scheduler(self.method, pipe.scheduler.config)
         if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
             weights = read_lora(lora)
-            matched, total = check_lora(weights, pipe.unet)
+            matched, total = check_lora(weights, pipe.unet, allow_partial)
             if matched < total:
                 self.notices.append(
                     f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the others are left out"
@@ -129,6 +160,7 @@ class Pipeline:
             )
             pipe.fuse_lora(components=["unet"], lora_scale=lora.scale)
             pipe.unload_lora_weights()
+        check_ip_adapter(str(files.ip_adapter), read_header(files.ip_adapter)[0], pipe.unet)
         folder = files.ip_adapter.parent
         pipe.load_ip_adapter(
             str(folder.parent),
@@ -138,6 +170,17 @@ class Pipeline:
             local_files_only=True,
         )
         return pipe
+
+    def _timesteps_of(self, s: ImageSettings, schedule: Schedule) -> list[int]:
+        """The timesteps of a run."""
+        if isinstance(self.pipe.scheduler, _GivenDDIM):
+            self.pipe.scheduler.whole = spread_num_inference_steps(s.steps, s.eta)
+        return timesteps(s.steps, s.eta, schedule, self.method.grid)
+
+    @property
+    def _gamma(self) -> dict[str, float]:
+        """What the scheduler's step takes of the method's stochasticity."""
+        return {"eta": self.method.gamma} if isinstance(self.pipe.scheduler, TCDScheduler) else {}
 
     def set_style(self, references: Sequence[Image.Image], weights: Sequence[float], scale: float, blocks: str) -> None:
         """Encode the references (RGB) and keep the weighted mean of their embeddings, unconditional and styled.
@@ -193,7 +236,8 @@ class ImagePipeline(Pipeline):
                     guidance_scale=s.cfg,
                     callback_on_step_end=step_done,
                     generator=torch.Generator("cpu").manual_seed(s.seed),
-                    timesteps=timesteps(s.steps, s.eta, schedule),
+                    timesteps=self._timesteps_of(s, schedule),
+                    **self._gamma,
                     strength=1.0,  # img2img would cut the timesteps by it: they are the whole run already
                     **self._prompt(s.prompt, s.negative_prompt),
                 )
@@ -213,8 +257,8 @@ class VideoPipeline(Pipeline):
         pipe, guided = self.pipe, s.cfg > 1
         self._cfg, self._seed = s.cfg, s.seed
         self._latent_shape = (4, size[1] // pipe.vae_scale_factor, size[0] // pipe.vae_scale_factor)
-        self._timesteps = timesteps(s.steps, s.eta, schedule)
-        pipe.scheduler.set_timesteps(timesteps=self._timesteps)
+        pipe.scheduler.set_timesteps(timesteps=self._timesteps_of(s, schedule))
+        self._timesteps = pipe.scheduler.timesteps  # int64, or float32 with Euler
         text = self._prompt(s.prompt, s.negative_prompt)
         at = (size[1], size[0])
         width = int(text["pooled_prompt_embeds"].shape[-1])
@@ -262,13 +306,15 @@ class VideoPipeline(Pipeline):
     def add_noise(self, latent: torch.Tensor) -> torch.Tensor:
         """The latent at the first timestep. The noise follows from the seed alone, wherever the run began."""
         noise = seeded_noise(self._seed, self._latent_shape).to(latent)
-        return self.pipe.scheduler.add_noise(latent, noise, torch.tensor([self._timesteps[0]]))  # type: ignore[no-any-return]
+        return self.pipe.scheduler.add_noise(latent, noise, self._timesteps[:1])  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
         """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step."""
         b, frames, guided = len(latents), latents.shape[2], len(self._tokens) == 2
-        t = torch.tensor([self._timesteps[k] for k in steps], device=self.device)
+        t = self._timesteps[steps].to(self.device)
+        pairs = zip(latents, steps, strict=True)
+        latents = torch.stack([self._scheduler().scale_model_input(x, self._timesteps[k]) for x, k in pairs])
         if guided:
             latents, t = torch.cat([latents, latents]), torch.cat([t, t])
         moving = isinstance(self.pipe.unet, UNetMotionModel)
@@ -290,9 +336,18 @@ class VideoPipeline(Pipeline):
         return out  # type: ignore[no-any-return]
 
     def step(self, prediction: torch.Tensor, latent: torch.Tensor, k: int) -> torch.Tensor:
-        """One TCD step (gamma 0, as published) of one frame (4, h, w)."""
-        scheduler = copy.copy(self.pipe.scheduler)  # it counts its calls: each is the first of a new one
-        return scheduler.step(prediction, self._timesteps[k], latent, eta=0.0, return_dict=False)[0]  # type: ignore[no-any-return]
+        """One step of the method's scheduler, of one frame (4, h, w).
+
+        Its noise, if it adds any, follows from the seed and k: it is shared by all frames as the first noise is.
+        """
+        scheduler, t = self._scheduler(), self._timesteps[k]
+        scheduler.scale_model_input(latent, t)  # Euler warns where this was not called
+        noise = {} if isinstance(scheduler, DDIMScheduler) else {"generator": _step_generator(self._seed, k)}
+        return scheduler.step(prediction, t, latent, **self._gamma, **noise, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    def _scheduler(self) -> Any:
+        """It counts its calls: each is the first of a new one."""
+        return copy.copy(self.pipe.scheduler)
 
     @torch.inference_mode()
     def decode(self, latent: torch.Tensor) -> NDArray[np.uint8]:
@@ -312,6 +367,11 @@ def seeded_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     shared, 1.6 with all of it (levels of 255, the embedded pack frame by frame).
     """
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def _step_generator(seed: int, k: int) -> torch.Generator:
+    """Of the noise that step k adds: another than `seeded_noise`'s."""
+    return torch.Generator("cpu").manual_seed((seed + 0x9E3779B97F4A7C15 * (k + 1)) % 2**63)
 
 
 class oom_is_one_line:
@@ -340,15 +400,25 @@ def scaled(value: Any, scale: float) -> Any:
 def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionModel:
     """The UNet with the adapter's temporal layers between its own; denoises (B, 4, F, h, w)."""
     adapter = MotionAdapter.from_config(motion.config)
+    shapes = read_header(motion.weights)[0]
+    check_motion(motion.name, from_hotshot(shapes) if motion.hotshot else shapes, adapter)
     weights = load_file(motion.weights)
     adapter.load_state_dict(from_hotshot(weights) if motion.hotshot else weights)
+    return join_motion(unet, adapter)
+
+
+def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionModel:
+    """The UNet with the adapter's layers, in the UNet's dtype."""
     moving = UNetMotionModel.from_unet2d(unet, adapter)
     moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())  # from_unet2d leaves it random
     return moving.to(unet.dtype).eval()
 
 
-def from_hotshot(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """HotShot-XL's temporal layers under the keys of diffusers' MotionAdapter; the weights themselves are the same."""
+T = TypeVar("T")
+
+
+def from_hotshot(weights: dict[str, T]) -> dict[str, T]:
+    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter; the same weights."""
     out = {}
     for key, tensor in weights.items():
         new = key.replace(".temporal_attentions.", ".motion_modules.").replace(".ff_norm.", ".norm3.")

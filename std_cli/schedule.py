@@ -16,21 +16,31 @@ TRAIN_GRID = 50
 MAX_STEPS = 50
 GRIDS = (TRAIN_GRID, 100, 200, 250, 500, TRAIN_TIMESTEPS)  # every multiple of 50 that divides 1000
 
-Schedule = Literal["quickstart", "aligned"]
+Schedule = Literal["quickstart", "aligned", "trailing", "leading"]
 
 
-def timesteps(steps: int, eta: float, schedule: Schedule) -> list[int]:
+def timesteps(steps: int, eta: float, schedule: Schedule, grid: int = TRAIN_GRID) -> list[int]:
     """The timesteps that run, strictly descending: exactly `steps` of them for steps in 1..50 and eta in (0, 1].
 
     quickstart: what diffusers' SDXL img2img pipeline with TCD runs at strength = eta. The start moves with `steps`.
     aligned: from where STD's training starts at this eta (0.65 / 0.75 / 0.85 / 0.95: 679 / 779 / 879 / 979), whatever
     `steps` is.
 
+    trailing, leading: what img2img runs at strength = eta with DDIM or Euler and this `timestep_spacing` (Lin et al.
+    2023, arXiv 2305.08891, table 2), leading with steps_offset 1. `grid` is the coarsest that the first two take; LCM's
+    points are TCD's, and quickstart is what img2img runs with it, too.
+
     Where eta is so small that even the grid of all 1000 timesteps has fewer than `steps` points below it, the lowest
     ones run: steps - 1 down to 0. That starts a little noisier than eta asks for, never above t = 49.
     """
     _check(steps, eta)
-    for grid in GRIDS:
+    if schedule in ("trailing", "leading"):
+        whole = spread_num_inference_steps(steps, eta)
+        if schedule == "leading":
+            return [i * (TRAIN_TIMESTEPS // whole) + 1 for i in reversed(range(steps))]
+        stride = (TRAIN_TIMESTEPS - TRAIN_TIMESTEPS / whole) - TRAIN_TIMESTEPS  # as numpy.arange has it
+        return [round(TRAIN_TIMESTEPS + i * stride) - 1 for i in range(whole - steps, whole)]
+    for grid in (g for g in GRIDS if g >= grid):
         if schedule == "aligned":
             points = (_training_start(eta) + 1) * grid // TRAIN_TIMESTEPS
             if points >= steps:
@@ -53,6 +63,14 @@ def quickstart_num_inference_steps(steps: int, eta: float) -> int:
     while min(int(n * eta), n) < steps:
         n += 1
     return n
+
+
+def spread_num_inference_steps(steps: int, eta: float) -> int:
+    """`quickstart_num_inference_steps` where steps spread over all 1000 timesteps, which must be enough of them."""
+    whole = quickstart_num_inference_steps(steps, eta)
+    if whole > TRAIN_TIMESTEPS:
+        raise InputError(f"--eta {eta} is too small for {steps} steps of this method: raise it, or take fewer --steps")
+    return whole
 
 
 def _evenly_spaced(grid: int, points: int, count: int) -> list[int]:

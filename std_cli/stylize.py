@@ -32,6 +32,7 @@ from std_cli.image import (
     working_size,
 )
 from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, resolve_model
+from std_cli.zoo import cfg_range, zoo
 
 if TYPE_CHECKING:
     from std_cli.schedule import Schedule
@@ -83,7 +84,7 @@ def stylize_images(
     s = image_settings(given, files.pack, f"{files.base}/std.json")
     pack = Pack(**files.pack)
     sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
-    lora = resolve_lora(s.lora, model=files, task="i2i", eta=s.eta)
+    lora = resolve_lora(s.lora, model=files, task="i2i", eta=s.eta, method=s.method, steps=s.steps)
     schedule = choose_schedule(s, lora)
     if folder is not None and not folder.exists():  # made last, so that no other error leaves it behind
         make_folder(folder)
@@ -96,8 +97,10 @@ def stylize_images(
     dtype = choose_dtype(s.dtype, device)
     facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
     on_event({"event": "start", "total": len(sources), **facts})
-    pipeline = ImagePipeline(files, lora, device, dtype, s.offload, s.compile)
-    for message in [*([lora.notice] if lora and lora.notice else []), *pipeline.notices]:
+    pipeline = ImagePipeline(
+        files, lora, device, dtype, s.offload, s.compile, method=s.method, allow_partial=s.allow_partial
+    )
+    for message in [*request_notices(s, lora), *pipeline.notices]:
         on_event({"event": "notice", "message": message})
     pipeline.set_style(references, [weight for _, weight in styles], s.style_scale, s.style_blocks)
 
@@ -197,10 +200,22 @@ def read_source(source: Source, flag: str = "") -> Picture:
 
 
 def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
-    """`auto` follows the LoRA's metadata, and is the published schedule without."""
+    """`auto` follows the LoRA's metadata, and is the published schedule without; a baseline has its own."""
+    if s.method != "std":
+        spacing = zoo().methods[s.method].spacing
+        return "quickstart" if spacing == "grid" else spacing
     if s.schedule == "auto":
         return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
     return s.schedule
+
+
+def request_notices(s: ImageSettings, lora: LoraFile | None) -> list[str]:
+    """What the user should know about the request before it runs."""
+    notices = [lora.notice] if lora and lora.notice else []
+    low, high = cfg_range(s.method, s.steps)
+    if s.method != "std" and not low <= max(s.cfg, 1) <= high:
+        notices.append(f"--cfg {s.cfg:g}: {s.method} is published for {low:g} to {high:g}")
+    return notices
 
 
 def request_facts(

@@ -14,12 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from std_cli.errors import InputError, StdError
-
-if TYPE_CHECKING:
-    pass
+from std_cli.match import family
+from std_cli.zoo import Entry, MethodName, find_entry, method_lora, names_of, std_lora
 
 TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
 
@@ -40,48 +39,17 @@ class HubRepo:
         return f"hf download {self.repo} --revision {self.revision} {patterns}"
 
 
-_FP16 = ("*.json", "*.txt", "*/*.fp16.safetensors")
-_SDXL, _SDXL_COMMIT = "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"
-ZOO = {
-    "sdxl": HubRepo(_SDXL, _SDXL_COMMIT, include=_FP16),
-    # DreamShaper XL v2.1. Not pinned: no commit of it could be found when this was written, without the Hub.
-    "dreamshaper": HubRepo("Lykon/dreamshaper-xl-v2-turbo", "main", include=_FP16),
-}
-NAMES = ("tiny", *ZOO)
-_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-SDXL_CONFIG = HubRepo(  # what a single-file checkpoint does not hold
-    _SDXL,
-    _SDXL_COMMIT,
-    files=(
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        *(f"{part}/config.json" for part in ("text_encoder", "text_encoder_2", "unet", "vae")),
-        *(f"{part}/{file}" for part in ("tokenizer", "tokenizer_2") for file in _TOKENIZER),
-    ),
-)
-IP_ADAPTER = HubRepo(
-    "h94/IP-Adapter",
-    "018e402774aeeddd60609b4ecdb7e298259dc729",
-    files=(
-        "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
-        "models/image_encoder/config.json",
-        "models/image_encoder/model.safetensors",
-    ),
-)
-MOTION = {  # name -> where it is, and the frames of a window that it was trained on
-    # Neither is pinned: no commit of them could be found when this was written, without the Hub.
-    "hotshot": (HubRepo("hotshotco/Hotshot-XL", "main", files=("hsxl_temporal_layers.f16.safetensors",)), 8),
-    "animatediff": (
-        HubRepo(
-            "guoyww/animatediff-motion-adapter-sdxl-beta",
-            "main",
-            files=("config.json", "diffusion_pytorch_model.fp16.safetensors"),
-        ),
-        16,
-    ),
-}
-DINOV2 = HubRepo("facebook/dinov2-small", "main", files=("config.json", "model.safetensors"))  # not pinned, as above
-STD_LORAS, STD_ETAS = "SecondComming/Single-Trajectory-Distillation", (0.65, 0.75, 0.85, 0.95)
+NAMES = ("tiny", *names_of("base"))
+IP_ADAPTER = "ip-adapter-plus"  # of models that have none of their own
+
+
+def source(name: str) -> HubRepo:
+    """Where the table says that a model is. Raises InputError if it is not on the Hub, or not in the table."""
+    entry = find_entry(name)
+    if entry.url:
+        raise InputError(f"{name} is not on the Hub: download {entry.url} and give the file")
+    return HubRepo(entry.repo, entry.revision, entry.files, entry.include or HubRepo.include)
+
 
 # The parts of a diffusers SDXL folder: how their weight files are called, and their config (one of these).
 _WEIGHTS = {
@@ -137,8 +105,9 @@ def resolve_model(name: str, *, local_only: bool = False) -> ModelFiles:
     path = Path(name).expanduser()
     if name == "tiny":
         return _folder_model(name, TINY, False, local_only)
-    if name in ZOO:
-        return _folder_model(name, _fetch([ZOO[name], IP_ADAPTER], local_only)[0], True, local_only)
+    if name in NAMES:
+        folder, _ = _fetch([source(name), source(IP_ADAPTER)], local_only)
+        return _folder_model(name, folder, True, local_only)
     if name and os.path.isdir(path):
         return _folder_model(name, path, False, local_only)
     if os.path.isfile(path):
@@ -175,7 +144,7 @@ def _single_file_model(name: str, path: Path, local_only: bool) -> ModelFiles:
     lacks = [f"{part} ({key})" for key, part in _SINGLE_FILE_KEYS.items() if not any(k.startswith(key) for k in shapes)]
     if lacks:
         raise InputError(f"{name} is not an SDXL checkpoint: it lacks {', '.join(lacks)}: choose an SDXL base model")
-    config, _ = _fetch([SDXL_CONFIG, IP_ADAPTER], local_only)
+    config, _ = _fetch([source("sdxl-config"), source(IP_ADAPTER)], local_only)
     return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only), {})
 
 
@@ -185,9 +154,10 @@ def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> t
     own_encoder = any(n.startswith("image_encoder/") for n in names)
     if len(own) > 1:
         raise InputError(f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use")
-    hub = folder if own and own_encoder else _fetch([IP_ADAPTER], local_only)[0]
-    weights = own[0] if own else hub / IP_ADAPTER.files[0]
-    encoder = folder / "image_encoder" if own_encoder else (hub / IP_ADAPTER.files[1]).parent
+    published = source(IP_ADAPTER)
+    hub = folder if own and own_encoder else _fetch([published], local_only)[0]
+    weights = own[0] if own else hub / published.files[0]
+    encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent
     if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:
         raise InputError(f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*")
     read_object(encoder / "config.json")
@@ -307,22 +277,22 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
         if not own.is_dir():
             return None
         folder, window, name = own, int(model.pack.get("motion_window", WINDOW)), "motion_adapter"
-    elif spec in ("auto", *MOTION):
+    elif spec in ("auto", *names_of("motion")):
         name = "hotshot" if spec == "auto" else spec
-        source, window = MOTION[name]
-        folder = _fetch([source])[0]
+        folder, window = _fetch([source(name)])[0], find_entry(name).window or WINDOW
     elif os.path.isdir(Path(spec).expanduser()):
         folder, window, name = Path(spec).expanduser(), WINDOW, spec
     else:
         hub = _hub_id(spec)
         if not hub or hub[2]:
             raise InputError(
-                f"no motion adapter {spec!r}: give auto, none, {', '.join(MOTION)}, a diffusers folder, or owner/name"
+                f"no motion adapter {spec!r}: give auto, none, {', '.join(names_of('motion'))}, a diffusers folder, "
+                "or owner/name"
             )
         files = HubRepo(hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors"))
         folder, window, name = _fetch([files])[0], WINDOW, spec
     if name == "hotshot":
-        weights, config = folder / MOTION["hotshot"][0].files[0], HOTSHOT_CONFIG
+        weights, config = folder / find_entry(name).files[0], HOTSHOT_CONFIG
     else:
         config = read_object(folder / "config.json")
         found = [folder / f"diffusion_pytorch_model{v}.safetensors" for v in (".fp16", "")]
@@ -453,7 +423,7 @@ def resolve_features(name: str) -> Path:
     """A DINOv2 on disk: "dinov2" (ViT-S/14, from the Hub), or a folder or .pth file that exists."""
     path = Path(name).expanduser()
     if name == "dinov2":
-        return _fetch([DINOV2])[0]
+        return _fetch([source("dinov2-small")])[0]
     if not path.exists():
         raise InputError(f"adversarial.features {name!r}: give dinov2, random, none, or a folder or .pth that exists")
     return path
@@ -527,18 +497,31 @@ class LoraFile:
     """What the user should know about the choice."""
 
 
-def resolve_lora(spec: str, *, model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) -> LoraFile | None:
+def resolve_lora(
+    spec: str,
+    *,
+    model: ModelFiles,
+    task: Literal["i2i", "v2v"],
+    eta: float,
+    method: MethodName = "std",
+    steps: int = 8,
+) -> LoraFile | None:
     """The LoRA file that `spec` names: "none", "auto", FILE[:SCALE], owner/name[@revision][/file.safetensors][:SCALE].
 
-    "auto" is the one for `task` trained nearest to `eta`: of the pack's own list, or the published one; None if the
-    pack lists none. Raises InputError for a file that is no LoRA, or cannot be had.
+    "auto" is, by `method`: STD's for `task` trained nearest to `eta`, of the pack's own list or the published one, None
+    if the pack lists none; a baseline's made for the number nearest to `steps`, None if it has none. Raises InputError
+    for a file that is no LoRA, or cannot be had.
     """
     name, scale = _split_scale(spec)
-    trained = None
+    trained = made_for = None
     path = Path(name).expanduser()
-    if name == "none":
+    if name == "none" or (name == "auto" and method == "none"):
         return None
-    if name == "auto":
+    if name == "auto" and method != "std":
+        entry = _baseline(method, steps, model)
+        path, made_for = _fetch([source(entry.name)])[0] / entry.files[0], entry.steps
+        name, scale = entry.name, scale * entry.scale
+    elif name == "auto":
         nearest = _nearest_lora(model, task, eta)
         if nearest is None:
             return None
@@ -549,6 +532,14 @@ def resolve_lora(spec: str, *, model: ModelFiles, task: Literal["i2i", "v2v"], e
     shapes, metadata = read_header(path)
     if not any("lora_" in key or ".lora." in key for key in shapes):
         raise InputError(f"--lora {name}: no tensor of its {len(shapes)} is a LoRA's: is it a whole model?")
+    made = family(shapes)
+    if made and made[0] != "SDXL":
+        width = read_object((model.config or model.base) / "unet" / "config.json").get("cross_attention_dim")
+        if made[1] != width:
+            raise InputError(
+                f"--lora {name}: it is for {made[0]} (by its shapes, {made[1]} wide), and {model.name} is SDXL: choose "
+                "one made for SDXL"
+            )
     published = re.search(r"_eta(0\.\d+)\.safetensors$", path.name)
     for text in (metadata.get("eta"), published and published[1]):
         with suppress(ValueError):
@@ -556,6 +547,8 @@ def resolve_lora(spec: str, *, model: ModelFiles, task: Literal["i2i", "v2v"], e
     notice = None
     if trained is not None and abs(trained - eta) > 1e-6:
         notice = f"no LoRA for eta {eta:g}: {name}, trained for {trained:g}, is used"
+    if made_for is not None and made_for != steps:
+        notice = f"no LoRA of {method} for {steps} steps: {name}, made for {made_for}, is used"
     return LoraFile(name, path, scale, trained, metadata, notice)
 
 
@@ -575,18 +568,29 @@ def _split_scale(spec: str) -> tuple[str, float]:
     return name, scale
 
 
-def _nearest_lora(model: ModelFiles, task: str, eta: float) -> tuple[Path, float] | None:
+def _nearest_lora(model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) -> tuple[Path, float] | None:
     """(file, eta) of the LoRA trained nearest to `eta`, the lower one of two equally near."""
-    choices = {e: f"std_sdxl_{task}_eta{e:g}.safetensors" for e in STD_ETAS}
-    if model.pack:
-        choices = _pack_loras(model, task)
+    if not model.pack:
+        entry = std_lora(task, eta)
+        assert entry.eta is not None
+        return _fetch([source(entry.name)])[0] / entry.files[0], entry.eta
+    choices = _pack_loras(model, task)
     if not choices:
         return None
     nearest = min(choices, key=lambda e: (round(abs(e - eta), 6), e))
+    return model.base / choices[nearest], nearest
+
+
+def _baseline(method: MethodName, steps: int, model: ModelFiles) -> Entry:
+    """The LoRA of a baseline. Raises InputError for a pack, which the published LoRAs are not made for."""
+    entry = method_lora(method, steps)
+    assert entry is not None  # every method but none has one
     if model.pack:
-        return model.base / choices[nearest], nearest
-    # Not pinned: no commit of it could be found when this was written, without the Hub.
-    return _fetch([HubRepo(STD_LORAS, "main", files=(choices[nearest],))])[0] / choices[nearest], nearest
+        raise InputError(
+            f"--method {method}: its LoRA is made for SDXL, not for --model {model.name}: give one with --lora FILE, "
+            "or --lora none for its steps alone"
+        )
+    return entry
 
 
 def _pack_loras(model: ModelFiles, task: str) -> dict[float, str]:

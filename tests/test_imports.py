@@ -20,7 +20,7 @@ LAYERS = (
     ("pipeline",),
     ("config", "lora"),
     ("weights", "schedule", "wavefront", "video", "work"),
-    ("image",),
+    ("image", "match", "zoo"),
     ("errors",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}

@@ -300,10 +300,10 @@ class Sdxl:
 
     def fill(self, home: Path, model: str = "sdxl") -> None:
         """Lay out the Hub's cache under an HF_HOME."""
-        source, adapter = weights.ZOO[model], weights.IP_ADAPTER
+        source, adapter = weights.source(model), weights.source("ip-adapter-plus")
         link(self.base, cache(home, source.repo, source.revision))
         link(self.h94, cache(home, adapter.repo, adapter.revision))
-        link(self.lora, cache(home, weights.STD_LORAS, "main") / self.lora.name)
+        link(self.lora, cache(home, weights.source("std-i2i-0.75").repo, "main") / self.lora.name)
 
 
 def link(source: Path, target: Path) -> None:
@@ -335,8 +335,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[ImagePipeline]:
     pipelines = []
 
     class Kept(ImagePipeline):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             pipelines.append(self)
 
     monkeypatch.setattr("std_cli.pipeline.ImagePipeline", Kept)

@@ -213,8 +213,8 @@ def cache(home: Path, repo: str, revision: str) -> Path:
 
 
 def cached_adapter(home: Path) -> None:
-    folder = cache(home, "h94/IP-Adapter", weights.IP_ADAPTER.revision)
-    ip_adapter, config, encoder = (folder / file for file in weights.IP_ADAPTER.files)
+    folder = cache(home, "h94/IP-Adapter", weights.source("ip-adapter-plus").revision)
+    ip_adapter, config, encoder = (folder / file for file in weights.source("ip-adapter-plus").files)
     tensors(ip_adapter, ADAPTER)
     tensors(encoder)
     config.write_text("{}")
@@ -343,7 +343,7 @@ def test_lora_from_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
         handler.repos[f"who/{name}"] = tmp_path / name
         for file in files:
             tensors(tmp_path / name / "sub" / f"{file}.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
-    handler.repos[weights.STD_LORAS] = tmp_path / "std"
+    handler.repos[weights.source("std-v2v-0.75").repo] = tmp_path / "std"
     tensors(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
     code = """
     from pathlib import Path
@@ -688,7 +688,13 @@ def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
     state = {f"unet.{key}": tensor for key, tensor in plain.items()}
     lora = LoraWeights("mine", state, {}, 0)
     motion = {f"unet.down_blocks.0.motion_modules.0.proj_in.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
-    assert check_lora(LoraWeights("mine", state | motion, {}, 0), small_unet()) == (len(state), len(state) + 2)
+    both = LoraWeights("mine", state | motion, {}, 0)
+    partly = (
+        f"{len(state)} of {len(state) + 2} tensors match this UNet, which lacks 1 of its layers .down_blocks.0.motion"
+    )
+    with pytest.raises(InputError, match=f"{partly}.*it is for videos: give a --motion adapter.*--allow-partial"):
+        check_lora(both, small_unet())
+    assert check_lora(both, small_unet(), allow_partial=True) == (len(state), len(state) + 2)
     with pytest.raises(InputError, match="0 of 2 tensors match this UNet: made for another architecture?"):
         check_lora(LoraWeights("mine", motion, {}, 0), small_unet())
     with torch.device("meta"):
