@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, NotDownloaded, StdError
 
 if TYPE_CHECKING:
     pass
@@ -362,11 +363,24 @@ def _hub_id(text: str) -> tuple[str, str, str | None] | None:
     return match[1], match[2] or "main", match[3]
 
 
+_LOCAL = ContextVar("_LOCAL", default=False)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Inside, whatever would be downloaded raises NotDownloaded instead; nothing asks the Hub."""
+    token = _LOCAL.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL.reset(token)
+
+
 def _fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
     """The snapshot folder of each source: from the cache where it is whole, else downloaded."""
     cached = [_cached(source) for source in sources]
     missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
-    if missing and local_only:
+    if missing and (local_only or _LOCAL.get()):
         raise _unreachable(missing, "downloads are switched off")
     return [folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)]
 
@@ -401,6 +415,8 @@ def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
     """The files of a repository on the Hub."""
     from huggingface_hub import HfApi
 
+    if _LOCAL.get():
+        raise _unreachable(missing, "downloads are switched off")
     # One request without retries: off-line it fails at once, where a download would retry for 23 seconds.
     with _hub_errors(source, missing):
         return {file.rfilename for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()}
@@ -442,10 +458,12 @@ def _hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
         raise _unreachable(missing, why) from error
 
 
-def _unreachable(missing: list[HubRepo], why: str) -> InputError:
+def _unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
     repos = " and ".join(dict.fromkeys(source.repo for source in missing))
     commands = " && ".join(source.command for source in missing)
-    return InputError(f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none")
+    return NotDownloaded(
+        f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none"
+    )
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ LAYERS = (
     ("clip_run",),
     ("stylize",),
     ("pipeline",),
+    ("savings",),
     ("config", "lora"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("image",),
