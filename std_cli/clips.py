@@ -11,7 +11,7 @@ What happens is told through `on_event`, as for pictures (see `stylize`), with t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -55,8 +55,10 @@ from std_cli.weights import (
 from std_cli.work import WorkFolder
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
+    from std_cli.pipeline import VideoPipeline
     from std_cli.schedule import Schedule
 
 VIDEO_SUFFIXES = frozenset({
@@ -123,7 +125,7 @@ def stylize_video(
     failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
 
     on_event({"event": "progress", "stage": "load", "model": files.name})
-    from std_cli.pipeline import VideoPipeline, choose_device, choose_dtype, name_dtype
+    from std_cli.pipeline import choose_device, choose_dtype, name_dtype
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
@@ -143,12 +145,7 @@ def stylize_video(
             with WorkFolder(job.target.path, run.record(), resume) as work:
                 on_event({"event": "start", **facts, **run.about, **job.facts})
                 if pipeline is None:
-                    pipeline = VideoPipeline(files, lora, device, dtype, s.offload, s.compile, motion)
-                    for message in [*([lora.notice] if lora and lora.notice else []), *pipeline.notices]:
-                        on_event({"event": "notice", "message": message})
-                    pipeline.on_notice = run.notice
-                    weights = [weight for _, weight in r.styles]
-                    pipeline.set_style(r.references, weights, s.style_scale, s.style_blocks)
+                    pipeline = load_pipeline(r, device, dtype, run.notice)
                 pipeline.on_notice = run.notice
                 pipeline.prepare(s, r.schedule, job.working)
                 results.append(run.go(pipeline, work, overwrite))
@@ -214,6 +211,21 @@ def prepare_video(
 
 
 # --- the request -----------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(
+    r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
+) -> "VideoPipeline":
+    """Load what a request asks for, with its style."""
+    from std_cli.pipeline import VideoPipeline
+
+    assert r.files is not None
+    pipeline = VideoPipeline(r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion)
+    for message in [*([r.lora.notice] if r.lora and r.lora.notice else []), *pipeline.notices]:
+        on_notice(message)
+    pipeline.on_notice = on_notice
+    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    return pipeline
 
 
 def _sources(inputs: Sequence[str | Path]) -> list[Path]:

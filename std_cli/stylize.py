@@ -35,6 +35,9 @@ from std_cli.image import (
 from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, resolve_model
 
 if TYPE_CHECKING:
+    import torch
+
+    from std_cli.pipeline import ImagePipeline
     from std_cli.schedule import Schedule
 
 Event = dict[str, Any]
@@ -98,17 +101,13 @@ def stylize_images(
         _check_writable(r.targets, overwrite)
 
     on_event({"event": "progress", "stage": "load", "model": files.name})
-    from std_cli.pipeline import ImagePipeline, choose_device, choose_dtype, name_dtype
+    from std_cli.pipeline import choose_device, choose_dtype, name_dtype
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
     facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
     on_event({"event": "start", "total": len(sources), **facts})
-    pipeline = ImagePipeline(files, lora, device, dtype, s.offload, s.compile)
-    for message in [*([lora.notice] if lora and lora.notice else []), *pipeline.notices]:
-        on_event({"event": "notice", "message": message})
-    pipeline.on_notice = lambda message: on_event({"event": "notice", "message": message})
-    pipeline.set_style(r.references, [weight for _, weight in styles], s.style_scale, s.style_blocks)
+    pipeline = load_pipeline(r, device, dtype, lambda message: on_event({"event": "notice", "message": message}))
 
     for i, (source, target, working) in enumerate(zip(sources, r.targets, r.sizes, strict=True), 1):
         begin, about = time.monotonic(), {"input": source_name(source), "index": i, "total": len(sources)}
@@ -169,6 +168,21 @@ def prepare_images(
     lora = find(resolve_lora, s.lora, model=files, task="i2i", eta=s.eta) if files else None
     schedule = choose_schedule(s, lora)
     return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes)
+
+
+def load_pipeline(
+    r: ImageRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
+) -> "ImagePipeline":
+    """Load what a request asks for, with its style."""
+    from std_cli.pipeline import ImagePipeline
+
+    assert r.files is not None
+    pipeline = ImagePipeline(r.files, r.lora, device, dtype, r.s.offload, r.s.compile)
+    for message in [*([r.lora.notice] if r.lora and r.lora.notice else []), *pipeline.notices]:
+        on_notice(message)
+    pipeline.on_notice = on_notice
+    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    return pipeline
 
 
 def _sources(inputs: Any) -> list[Source]:

@@ -238,6 +238,20 @@ def _choose_weights(names: Collection[str], prefer_half: bool) -> tuple[list[str
     return [file for part in _WEIGHTS for file in plain[part]], None
 
 
+def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
+    """The weight files of the UNet, the VAE and the text encoders, and what the keys of each part start with there."""
+    if model.single_file:
+        starts = (
+            "model.diffusion_model.",
+            "first_stage_model.",
+            "conditioner.embedders.0.",
+            "conditioner.embedders.1.",
+        )
+        return {part: ([model.base], start) for part, start in zip(_WEIGHTS, starts, strict=True)}
+    chosen, _ = _choose_weights(_names(model.base, depth=2), prefer_half=model.variant == "fp16")
+    return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in _WEIGHTS}
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object."""
     try:
@@ -464,6 +478,28 @@ def _unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
     return NotDownloaded(
         f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none"
     )
+
+
+def hub_cache() -> Path:
+    """The folder that the Hub's files are kept in."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def ask_hub(offline: bool = False, timeout: float = 3.0) -> dict[str, Any]:
+    """endpoint, offline (by `offline` or HF_HUB_OFFLINE), error: "" if the Hub answers, None if it was not asked."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's
+
+    state: dict[str, Any] = {"endpoint": constants.ENDPOINT, "offline": offline or constants.HF_HUB_OFFLINE}
+    if state["offline"]:
+        return state | {"error": None}
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)  # any answer will do
+    except (HTTPError, OSError, ValueError) as error:
+        return state | {"error": " ".join(str(error).split()) or type(error).__name__}
+    return state | {"error": ""}
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------

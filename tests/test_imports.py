@@ -14,11 +14,13 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("console",),
+    ("doctor",),
+    ("plan",),
     ("clips",),
     ("clip_run",),
     ("stylize",),
     ("pipeline",),
-    ("savings",),
+    ("savings", "memory"),
     ("config", "lora"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("image",),
@@ -32,7 +34,7 @@ OWNERS = {
     "rich": {"console"},
     "huggingface_hub": {"weights"},
     "av": {"video", "tinypack"},
-    "diffusers": {"pipeline", "lora", "tinypack"},
+    "diffusers": {"pipeline", "lora", "memory", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 
