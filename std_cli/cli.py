@@ -66,6 +66,12 @@ CompileFlag = Annotated[bool, _option("compile", shown=False)]
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
 ]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Only tell what it would take: work, memory, disk, time. As std plan.")
+]
+NoProbeFlag = Annotated[
+    bool, typer.Option("--no-probe", help="With --dry-run: load no model, so that no time is measured.")
+]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 VerboseFlag = Annotated[bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")]
 
@@ -115,6 +121,8 @@ def image(
     dtype: DtypeFlag = None,
     offload: OffloadFlag = None,
     compile: CompileFlag = False,
+    dry_run: DryRunFlag = False,
+    no_probe: NoProbeFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -127,15 +135,14 @@ def image(
     styles = _ready(style, verbose)
     from std_cli.stylize import stylize_images
 
+    settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
     with Reporter(as_json, quiet) as report:
-        for _ in stylize_images(
-            inputs,
-            styles,
-            output or ".",
-            overwrite=overwrite,
-            on_event=report,
-            **settings | {"compile": compile or None, "allow_partial": allow_partial or None},
-        ):
+        if dry_run:
+            from std_cli.plan import plan_images
+
+            report(plan_images(inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings))
+            return
+        for _ in stylize_images(inputs, styles, output or ".", on_event=report, **settings):
             pass
 
 
@@ -195,6 +202,8 @@ def video(
     dtype: DtypeFlag = None,
     offload: OffloadFlag = None,
     compile: CompileFlag = False,
+    dry_run: DryRunFlag = False,
+    no_probe: NoProbeFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -207,22 +216,55 @@ def video(
     styles = _ready(style, verbose)
     from std_cli.clips import stylize_video
 
+    settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
+    settings |= {"side_by_side": side_by_side or None}
     with Reporter(as_json, quiet) as report:
-        stylize_video(
-            inputs,
-            styles,
-            output or ".",
-            overwrite=overwrite,
-            resume=resume,
-            keep_work=keep_work,
-            on_event=report,
-            **settings
-            | {
-                "compile": compile or None,
-                "side_by_side": side_by_side or None,
-                "allow_partial": allow_partial or None,
-            },
-        )
+        if dry_run:
+            from std_cli.plan import plan_video
+
+            report(plan_video(inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings))
+            return
+        stylize_video(inputs, styles, output or ".", resume=resume, keep_work=keep_work, on_event=report, **settings)
+
+
+@app.command(
+    "plan",
+    context_settings={"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True},
+)
+def plan(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="image|video", help="What to stylize.")],
+) -> None:
+    """Tell what a command would take, before it runs: std plan video in.mp4 --style ref.png ...
+
+    Takes the arguments of std stylize image or video: shots, network evaluations, memory, disk, time, and the settings
+    that fit. Nothing is downloaded or written. --no-probe leaves the time out, for which the model is loaded.
+    """
+    if what not in ("image", "video"):
+        raise InputError(f"plan {what}: give image or video, and what std stylize takes after it")
+    stylize_command = ["stylize", what, *context.args, "--dry-run"]
+    code = app(stylize_command, standalone_mode=False, prog_name="std")
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+@app.command("doctor")
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Leave the Hub alone.")] = False,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Look for what would break a run: versions, devices, encoders, cache, the Hub, and a small stylization.
+
+    The exit code is 1 if something would.
+    """
+    if not verbose:
+        _hush()
+    from std_cli.doctor import examine
+
+    with Reporter(as_json) as report:
+        found = examine(offline=offline, on_event=report)
+        report(found)
+    raise typer.Exit(1 if any(problem["breaks"] for problem in found["problems"]) else 0)
 
 
 @app.command("distill")

@@ -150,12 +150,12 @@ class Run:
             quality = Quality.from_state(
                 {k.removeprefix("quality."): v.numpy() for k, v in work.tensors.items() if k.startswith("quality.")}
             )
-            self._notice(f"going on after {emitted} finished frames")
+            self.notice(f"going on after {emitted} finished frames")
         resumed, done, saved, shot = emitted, emitted, emitted, kept["shot"] if work.state is not None else 0
         writer: SegmentWriter | None = None
         thumbnail = None
         meter = _Meter(self, wave.progress)
-        frames = self._read(emitted)
+        frames = self.read(emitted)
         encoded = _stage(self._encode(_stage(frames), pipeline, pushed))
         pictures = _stage(self._decode(_stage(self._denoise(encoded, pipeline, wave)), pipeline))
         try:
@@ -190,7 +190,7 @@ class Run:
                 writer.__exit__(type(e), e, None)
             if isinstance(e, KeyboardInterrupt):
                 goes_on = f"goes on after frame {saved}" if saved else "starts over: no part was finished yet"
-                self._notice(f"stopped after {done} frames; the same command {goes_on}")
+                self.notice(f"stopped after {done} frames; the same command {goes_on}")
             raise
         finally:
             pictures.close()
@@ -209,10 +209,10 @@ class Run:
             pipeline.predict,
             pipeline.step,
             batch,
-            lambda now: self._notice(f"the GPU is out of memory: going on with --batch {now}"),
+            lambda now: self.notice(f"the GPU is out of memory: going on with --batch {now}"),
         )
 
-    def _read(self, skip: int) -> Generator[_Item, None, None]:
+    def read(self, skip: int = 0) -> Generator[_Item, None, None]:
         """The frames that the result has, from `skip` on; those before are decoded only for the sake of the cuts."""
         s, clip = self.s, self.job.clip
         detect: Callable[[Pixels, Fraction], bool]
@@ -323,7 +323,7 @@ class Run:
         save_picture(small, path, {}, overwrite=True)
         return str(path)
 
-    def _notice(self, message: str) -> None:
+    def notice(self, message: str) -> None:
         self.on_event({"event": "notice", "message": message, **self.about})
 
     def _finish(
@@ -343,7 +343,7 @@ class Run:
         assert self.first_pts is not None
         begin_at = self.first_pts if s.start is not None else None
         if s.preview is not None and clip.audio and s.audio == "copy":
-            self._notice("a preview has no sound")
+            self.notice("a preview has no sound")
         temporary = hidden_beside(target.path)
         with writing(target.path):
             try:
@@ -362,7 +362,7 @@ class Run:
             finally:
                 _remove(temporary)
         for message in self.notices:
-            self._notice(message)
+            self.notice(message)
         seconds = time.monotonic() - begin
         result = {
             "event": "result",

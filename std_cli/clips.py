@@ -11,7 +11,8 @@ What happens is told through `on_event`, as for pictures (see `stylize`), with t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ from std_cli.image import (
 )
 from std_cli.stylize import (
     Event,
+    Find,
     OnEvent,
+    Source,
     Style,
     choose_schedule,
     make_folder,
@@ -40,11 +43,47 @@ from std_cli.video.clip import VIDEO_SUFFIXES, Clip
 from std_cli.video.cuts import parse_time, read_cuts
 from std_cli.video.read import open_clip
 from std_cli.video.write import choose_target
-from std_cli.weights import MotionFiles, fingerprint, resolve_lora, resolve_model, resolve_motion
+from std_cli.weights import (
+    WINDOW,
+    LoraFile,
+    ModelFiles,
+    MotionFiles,
+    fingerprint,
+    resolve_lora,
+    resolve_model,
+    resolve_motion,
+)
 from std_cli.work import WorkFolder
 
 if TYPE_CHECKING:
-    pass
+    import torch
+    from PIL import Image
+
+    from std_cli.pipeline import VideoPipeline
+    from std_cli.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """Videos to stylize, checked before a weight is loaded."""
+
+    jobs: list[Job]
+    failed: list[Event]
+    """Error events of those that cannot be stylized."""
+    folder: Path | None
+    """Of the targets, where it is still to be made."""
+    styles: "list[tuple[Source, float]]"
+    references: "list[Image.Image]"
+    files: ModelFiles | None
+    """None in a plan for a model that is not downloaded; so are the next two."""
+    motion: MotionFiles | None
+    lora: LoraFile | None
+    s: VideoSettings
+    schedule: "Schedule"
+    window: int
+    """Frames that are denoised at once."""
+    overlap: int
+    """Frames that neighbouring windows share."""
 
 
 def stylize_video(
@@ -71,6 +110,68 @@ def stylize_video(
     Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails. Of
     several inputs one that fails does not stop the others; a StdError then tells how many did.
     """
+    options: dict[str, Any] = dict(overwrite=overwrite, size=size, output_size=output_size)
+    r = prepare_video(inputs, style, output, **options, **settings)
+    files, motion, lora, s, window, overlap = r.files, r.motion, r.lora, r.s, r.window, r.overlap
+    assert files is not None
+    if r.folder is not None:
+        make_folder(r.folder)
+    for error in r.failed:
+        on_event(error)
+    failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
+
+    on_event({"event": "progress", "stage": "load", "model": files.name})
+    from std_cli.pipeline import choose_device, choose_dtype, name_dtype
+
+    device = choose_device(s.device)
+    dtype = choose_dtype(s.dtype, device)
+    facts = request_facts(s, r.schedule, files, lora, str(device), name_dtype(dtype), r.styles)
+    facts["settings"] |= {
+        "motion": {"name": motion.name, "sha256": fingerprint(motion.weights)} if motion else None,
+        "window": window,
+        "overlap": overlap,
+    }
+    for kept, reference in zip(facts["settings"]["style"], r.references, strict=True):
+        kept["sha256"] = hashlib.sha256(reference.tobytes()).hexdigest()[:16]
+    pipeline: VideoPipeline | None = None
+    results = []
+    for job in r.jobs:
+        run = Run(job, facts, s, window, window - overlap, on_event)
+        try:
+            with WorkFolder(job.target.path, run.record(), resume) as work:
+                on_event({"event": "start", **facts, **run.about, **job.facts})
+                if pipeline is None:
+                    pipeline = load_pipeline(r, device, dtype, run.notice)
+                pipeline.on_notice = run.notice
+                pipeline.prepare(s, r.schedule, job.working)
+                results.append(run.go(pipeline, work, overwrite))
+                if not keep_work:
+                    work.remove()
+        except (InputError, StdError) as e:
+            if total == 1:
+                raise
+            failed.append(job.source.name)
+            on_event({"event": "error", "message": str(e), "input": job.source.name, "code": e.exit_code})
+    if failed:
+        raise StdError(f"{len(failed)} of {total} videos failed: {', '.join(failed)}")
+    return results
+
+
+def prepare_video(
+    inputs: str | Path | Sequence[str | Path],
+    style: Style | Sequence[Style],
+    output: str | Path = ".",
+    *,
+    overwrite: bool = False,
+    size: str | int | tuple[int, int] | None = None,
+    output_size: str | tuple[int, int] | None = None,
+    find: Find = lambda resolve, *args, **options: resolve(*args, **options),
+    **settings: Any,
+) -> VideoRequest:
+    """What `stylize_video` does before a weight is loaded: check everything, leave nothing behind.
+
+    Parameters and errors as there.
+    """
     given = settings | {
         "size": parse_size(size) if isinstance(size, str) else size,
         "output_size": parse_output_size(output_size) if isinstance(output_size, str) else output_size,
@@ -82,73 +183,59 @@ def stylize_video(
     sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs)
     styles = weigh_styles(style)
     references = [read_source(source, "--style ").rgb for source, _ in styles]
-    files = resolve_model(name)
-    s = video_settings(given, files.pack, f"{files.base}/std.json")
+    files = find(resolve_model, name)
+    s = video_settings(given, files.pack, f"{files.base}/std.json") if files else video_settings(given)
     targets, folder = _targets(sources, Path(output).expanduser(), s.codec)
-    motion = resolve_motion(s.motion, files)
-    window, overlap = _window(s, motion)
-    lora = resolve_lora(s.lora, model=files, task="v2v" if motion else "i2i", eta=s.eta, method=s.method, steps=s.steps)
+    motion = find(resolve_motion, s.motion, files) if files else None
+    own = files is not None and bool(files.pack) and s.motion == "auto"  # a pack has one of its own, or none
+    missing = motion is None and s.motion != "none" and not own  # of a plan: as the usual one
+    window, overlap = _window(s, motion.window if motion else WINDOW if missing else 1)
+    lora = (
+        find(
+            resolve_lora,
+            s.lora,
+            model=files,
+            task="v2v" if motion else "i2i",
+            eta=s.eta,
+            method=s.method,
+            steps=s.steps,
+        )
+        if files
+        else None
+    )
     schedule = choose_schedule(s, lora)
-    pack = Pack(**files.pack)
+    pack = Pack(**files.pack if files else {})
     cuts = None if s.cuts in ("auto", "off") else read_cuts(Path(s.cuts).expanduser())
-    made = folder is not None and not folder.exists()
-    if made and folder is not None:
-        make_folder(folder)
+    made = folder if folder is not None and not folder.exists() else None
     jobs, failed = [], []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
         try:
-            jobs.append(_plan(source, target, i, len(sources), s, pack, overwrite, cuts))
-        except (InputError, StdError) as e:
-            if len(sources) == 1:
-                if made and folder is not None:
-                    folder.rmdir()
-                raise
-            failed.append(source)
-            on_event({"event": "error", "message": str(e), "input": source.name, "code": e.exit_code})
-
-    on_event({"event": "progress", "stage": "load", "model": files.name})
-    from std_cli.pipeline import VideoPipeline, choose_device, choose_dtype, name_dtype
-
-    device = choose_device(s.device)
-    dtype = choose_dtype(s.dtype, device)
-    facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
-    facts["settings"] |= {
-        "motion": {"name": motion.name, "sha256": fingerprint(motion.weights)} if motion else None,
-        "window": window,
-        "overlap": overlap,
-    }
-    for kept, reference in zip(facts["settings"]["style"], references, strict=True):
-        kept["sha256"] = hashlib.sha256(reference.tobytes()).hexdigest()[:16]
-    pipeline: VideoPipeline | None = None
-    results = []
-    for job in jobs:
-        run = Run(job, facts, s, window, window - overlap, on_event)
-        try:
-            with WorkFolder(job.target.path, run.record(), resume) as work:
-                on_event({"event": "start", **facts, **run.about, **job.facts})
-                if pipeline is None:
-                    pipeline = VideoPipeline(
-                        files, lora, device, dtype, s.offload, s.compile, motion, s.method, s.allow_partial
-                    )
-                    for message in [*request_notices(s, lora), *pipeline.notices]:
-                        on_event({"event": "notice", "message": message})
-                    weights = [weight for _, weight in styles]
-                    pipeline.set_style(references, weights, s.style_scale, s.style_blocks)
-                pipeline.prepare(s, schedule, job.working)
-                results.append(run.go(pipeline, work, overwrite))
-                if not keep_work:
-                    work.remove()
+            jobs.append(_plan(source, target, i, len(sources), s, pack, overwrite, cuts, made is not None))
         except (InputError, StdError) as e:
             if len(sources) == 1:
                 raise
-            failed.append(job.source)
-            on_event({"event": "error", "message": str(e), "input": job.source.name, "code": e.exit_code})
-    if failed:
-        raise StdError(f"{len(failed)} of {len(sources)} videos failed: {', '.join(f.name for f in failed)}")
-    return results
+            failed.append({"event": "error", "message": str(e), "input": source.name, "code": e.exit_code})
+    return VideoRequest(jobs, failed, made, styles, references, files, motion, lora, s, schedule, window, overlap)
 
 
 # --- the request -----------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(
+    r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
+) -> "VideoPipeline":
+    """Load what a request asks for, with its style."""
+    from std_cli.pipeline import VideoPipeline
+
+    assert r.files is not None
+    pipeline = VideoPipeline(
+        r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion, r.s.method, r.s.allow_partial
+    )
+    for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
+        on_notice(message)
+    pipeline.on_notice = on_notice
+    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    return pipeline
 
 
 def _sources(inputs: Sequence[str | Path]) -> list[Path]:
@@ -188,9 +275,8 @@ def _suffix(source: Path, codec: str | None) -> str:
     return by_codec.get(codec, ".mp4")
 
 
-def _window(s: VideoSettings, motion: MotionFiles | None) -> tuple[int, int]:
+def _window(s: VideoSettings, window: int) -> tuple[int, int]:
     """(frames of a window, frames that neighbours share)."""
-    window = motion.window if motion else 1
     overlap = s.overlap if s.overlap is not None else window // 2
     if overlap >= window:
         raise InputError(f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}")
@@ -206,6 +292,7 @@ def _plan(
     pack: Pack,
     overwrite: bool,
     cuts: list[Fraction] | None,
+    made: bool,
 ) -> Job:
     if target.exists() and not overwrite:
         raise InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file")
@@ -226,7 +313,9 @@ def _plan(
     full = (size[0] * 2, size[1]) if s.side_by_side else size
     # where the frames do not keep their times
     rate = s.fps or (clip.frame_rate or Fraction(25) if s.preview is not None else None)
-    written = choose_target(target, clip, codec=s.codec, crf=s.crf, preset=s.preset, size=full, sar=sar, rate=rate)
+    written = choose_target(
+        target, clip, codec=s.codec, crf=s.crf, preset=s.preset, size=full, sar=sar, rate=rate, made=made
+    )
     return Job(source, clip, written, index, total, working, size, cuts, _estimate(clip, s))
 
 

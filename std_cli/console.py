@@ -95,6 +95,10 @@ class Reporter:
         if e["stage"] == "video":
             self._video(e)
             return
+        if e["stage"] in ("count", "check"):
+            what = f"counting the shots of {_short(e['input'])}" if e["stage"] == "count" else f"checking {e['what']}"
+            self.bar.update(self.task, description=what, total=None)
+            return
         which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
         # the steps of all pictures on one bar, so that its ETA is the whole run's
         done, steps = (e["index"] - 1) * e["steps"] + e["step"], e["total"] * e["steps"]
@@ -152,6 +156,92 @@ class Reporter:
         )
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
 
+    def _plan(self, e: Event) -> None:
+        rows = [
+            (
+                "model",
+                e["model"] + (f" + {e['lora']}" if e["lora"] else "") + (f" + {e['motion']}" if e["motion"] else ""),
+            ),
+            ("device", f"{e['device']}, {e['device_name']}, {e['dtype']}"),
+        ]
+        for i in e["inputs"]:
+            size = f"{i['working'][0]} x {i['working'][1]}"
+            clip = f"{_count(i['frames'], 'frame')}, {_count(i['shots'], 'shot')}, {_count(i['windows'], 'window')}, "
+            rows.append(
+                (
+                    i["input"],
+                    f"{clip if e['task'] == 'video' else ''}at {size}, {_count(i['evaluations'], 'evaluation')}",
+                )
+            )
+        if len(e["inputs"]) > 1:
+            rows.append(("all", f"{_count(e['frames'], 'frame')}, {_count(e['evaluations'], 'evaluation')}"))
+        m = e["memory"]
+        rows.append(("weights", ", ".join(f"{part} {_bytes(size)}" for part, size in m["weights"].items())))
+        rows.append(("at work", ", ".join(f"{part} {_bytes(size)}" for part, size in m["activations"].items())))
+        free = f"of {_bytes(m['free'])} free ({_bytes(m['total'])} in all)"
+        for mode, size in m["modes"].items():
+            rows.append((f"--offload {mode}" if len(m["modes"]) > 1 else "memory", f"{_bytes(size)} {free}"))
+        rows.append(("loading", f"{_bytes(m['loading'])} of {_bytes(m['main_free'])} of main memory free"))
+        needed = "unknown" if e["disk"]["needed"] is None else f"about {_bytes(e['disk']['needed'])}"
+        rows.append(("disk", f"{needed} of {_bytes(e['disk']['free'])} free in {e['disk']['where']}"))
+        if e["time"]:
+            t = e["time"]
+            parts = f"loading {t['load']:.1f} s; a window's step {t['evaluation']:.3f} s; "
+            parts += f"a frame's encoding {t['encode']:.3f} s, decoding {t['decode']:.3f} s"
+            rows.append(("time", f"{_duration(t['seconds'])} ({parts})"))
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
+        for name, what in rows:
+            table.add_row(Text(name, "bold"), Text(what))
+        self.bar.stop()
+        self.out.print(table, soft_wrap=False)
+        picks = e["picks"]
+        if picks is None:
+            verdict = Text("does not fit, in no mode and at no size: use --model tiny, or another device", "bold red")
+        elif picks["flags"]:
+            verdict = Text(f"does not fit as it is; this does: add {picks['flags']}", "yellow")
+        else:
+            shape = f"{picks['size'][0]} x {picks['size'][1]}"
+            verdict = Text(
+                f"fits: {picks['device']}, {picks['dtype']}, --offload {picks['offload']}, {shape}"
+                + (f", {_count(picks['batch'], 'window')} at once" if e["task"] == "video" else ""),
+                "green",
+            )
+        self.out.print(verdict)
+        for note in e["notes"]:
+            self.out.print(Text(f"note: {note}", "dim"))
+
+    def _doctor(self, e: Event) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
+        rows = [("versions", ", ".join(f"{name} {number or 'missing'}" for name, number in e["versions"].items()))]
+        for d in e["devices"]:
+            rows.append((d["device"], f"{d['name']}, {_bytes(d['free'])} of {_bytes(d['total'])} free"))
+        if e["driver"]:
+            rows.append(("driver", f"NVIDIA {e['driver']}"))
+        rows.append(("encoders", ", ".join(name for name, why in e["encoders"].items() if not why) or "none"))
+        if e["cache"]:
+            c, hub = e["cache"], e["hub"]
+            here = ", ".join(name for name, there in c["models"].items() if there)
+            rows.append(("cache", f"{c['path']}, {_bytes(c['free'])} free; models here: {here}"))
+            answer = "off-line" if hub["offline"] else hub["error"] or "answers"
+            rows.append(("hub", f"{hub['endpoint']}: {answer}"))
+            test = e["self_test"]
+            rows.append(("self-test", test["error"] or f"a picture stylized in {test['seconds']:.1f} s"))
+        for name, what in rows:
+            table.add_row(Text(name, "bold"), Text(what))
+        self.bar.stop()
+        self.out.print(table, soft_wrap=False)
+        for p in e["problems"]:
+            style = "bold red" if p["breaks"] else "yellow"
+            self.out.print(
+                Text.assemble(("problem: " if p["breaks"] else "note: ", style), f"{p['what']}: {p['remedy']}")
+            )
+        if not any(p["breaks"] for p in e["problems"]):
+            self.out.print(Text("all that a run needs is here", "green"))
+
     def _summary(self) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         table.add_column(overflow="fold")
@@ -172,6 +262,23 @@ def _bars(counts: list[int]) -> str:
     """A histogram in one line of text."""
     most = max([*counts, 1])
     return "".join(" ▁▂▃▄▅▆▇█"[round(8 * count / most)] for count in counts)
+
+
+def _count(number: int | None, of: str) -> str:
+    return f"unknown {of}s" if number is None else f"{number} {of}{'s'[: number != 1]}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"about {seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
 
 
 def _short(name: str, width: int = 24) -> str:

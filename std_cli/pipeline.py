@@ -31,6 +31,7 @@ from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.lora import check_lora, read_lora
 from std_cli.match import check_ip_adapter, check_motion
+from std_cli.savings import OUT_OF_MEMORY, Savings, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
 from std_cli.weights import LoraFile, ModelFiles, MotionFiles, read_header
 from std_cli.zoo import Method, MethodName, zoo
@@ -99,9 +100,10 @@ class Pipeline:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
         if offload != "none" and device.type == "cpu":
             raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
-        self.device, self.dtype, self.offloaded = device, dtype, offload != "none"
+        self.device, self.dtype = device, dtype
         self.method = zoo().methods[method]
         self.notices: list[str] = []
+        self.on_notice: Callable[[str], None] = self.notices.append
         try:
             self.pipe = self._load(files, lora, motion, dtype, allow_partial)
         except (OSError, ValueError, RuntimeError, KeyError) as e:
@@ -110,13 +112,10 @@ class Pipeline:
         if device.type == "cuda":
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
-        if offload == "model":
-            pipe.enable_model_cpu_offload(device=device)
-        elif offload == "sequential":
-            pipe.enable_sequential_cpu_offload(device=device)
-        else:
-            with oom_is_one_line():
-                pipe.to(device)
+        self.savings = Savings(pipe, device, offload, lambda message: self.on_notice(message))
+        enable_offload(pipe, offload, device)
+        if offload == "none":
+            self.savings.work(lambda: pipe.to(device) if self.savings.offload == "none" else None)
         if compile:
             pipe.unet = torch.compile(pipe.unet)
         pipe.set_progress_bar_config(disable=True)
@@ -188,9 +187,10 @@ class Pipeline:
         `weights` sum to 1. The mean is of what the IP-Adapter takes: hidden states (plus) or image embeddings (plain).
         """
         self.pipe.set_ip_adapter_scale(scale if blocks == "all" else scaled(STYLE_BLOCK, scale))
+        embed = self.pipe.prepare_ip_adapter_image_embeds
         with torch.inference_mode():
             each = [
-                self.pipe.prepare_ip_adapter_image_embeds(r, None, self.device, 1, do_classifier_free_guidance=True)[0]
+                self.savings.work(lambda r=r: embed(r, None, self.device, 1, do_classifier_free_guidance=True)[0])  # type: ignore[misc]
                 for r in references
             ]
             self._style = (
@@ -201,8 +201,10 @@ class Pipeline:
         key = (prompt, negative)
         if key not in self._prompts:
             with torch.inference_mode():
-                values = self.pipe.encode_prompt(
-                    prompt, device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
+                values = self.savings.work(
+                    lambda: self.pipe.encode_prompt(
+                        prompt, device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
+                    )
                 )
             names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
             self._prompts[key] = dict(zip(names, values, strict=True))
@@ -225,12 +227,23 @@ class ImagePipeline(Pipeline):
             on_step(index + 1)
             return {}
 
-        with oom_is_one_line(), warnings.catch_warnings():
-            # a picture of NaN is cast to bytes before anyone can look at it
-            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
-            warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)  # diffusers calls it itself
+        prompt = self._prompt(s.prompt, s.negative_prompt)
+        in_unet = False
+
+        def entered(*_: Any) -> None:
+            nonlocal in_unet
+            in_unet = True
+
+        def left(*_: Any) -> None:
+            nonlocal in_unet
+            in_unet = False
+
+        def run() -> Any:
+            left()
+            unet = self.pipe.unet  # another one, should a compiled one have been given up
+            hooks = [unet.register_forward_pre_hook(entered), unet.register_forward_hook(left)]
             try:
-                out = self.pipe(
+                return self.pipe(
                     image=image,
                     ip_adapter_image_embeds=[style],
                     guidance_scale=s.cfg,
@@ -239,8 +252,18 @@ class ImagePipeline(Pipeline):
                     timesteps=self._timesteps_of(s, schedule),
                     **self._gamma,
                     strength=1.0,  # img2img would cut the timesteps by it: they are the whole run already
-                    **self._prompt(s.prompt, s.negative_prompt),
+                    **prompt,
                 )
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+        with warnings.catch_warnings():
+            # a picture of NaN is cast to bytes before anyone can look at it
+            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+            warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)  # diffusers calls it itself
+            try:
+                out = self.savings.work(run, lambda: 0 if in_unet else max(image.size))
             except RuntimeWarning:
                 raise StdError(_not_a_number(self.dtype)) from None
         return out.images[0]  # type: ignore[no-any-return]
@@ -275,7 +298,9 @@ class VideoPipeline(Pipeline):
         self._tokens = self._style if guided else self._style.chunk(2)[1]  # (2 or 1, 1, tokens, C)
         if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)
-        if self.device.type == "cuda" and not self.offloaded:  # what they had to tell is known: room for the frames
+        if (
+            self.device.type == "cuda" and self.savings.offload == "none"
+        ):  # what they had to tell is known: room for the frames
             for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
                 encoder.to("cpu")
 
@@ -287,11 +312,10 @@ class VideoPipeline(Pipeline):
         if self.device.type != "cuda":
             return 1
         trial = torch.zeros(1, self._latent_shape[0], window, *self._latent_shape[1:]).to(self.device, self.dtype)
-        with oom_is_one_line():
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.predict(trial, [0])
-            each = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.predict(trial, [0])
+        each = torch.cuda.max_memory_allocated(self.device) - before
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(self.device)[0] * 0.7  # the VAE works at the same time
         return max(1, min(len(self._timesteps), int(free / each)))
@@ -299,8 +323,10 @@ class VideoPipeline(Pipeline):
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> torch.Tensor:
         """A frame of the working size -> its latent (4, h, w): the mode of the VAE's posterior, so that it repeats."""
-        pixels = self.pipe.image_processor.preprocess(image).to(self.device, self.pipe.vae.dtype)
-        latent = self.pipe.vae.encode(pixels).latent_dist.mode()[0] * self.pipe.vae.config.scaling_factor
+        vae = self.pipe.vae
+        pixels = self.pipe.image_processor.preprocess(image).to(self.device, vae.dtype)
+        mode = self.savings.work(lambda: vae.encode(pixels).latent_dist.mode()[0], lambda: max(image.size))
+        latent = mode * vae.config.scaling_factor
         return latent.to(self.dtype)  # type: ignore[no-any-return]
 
     def add_noise(self, latent: torch.Tensor) -> torch.Tensor:
@@ -308,9 +334,18 @@ class VideoPipeline(Pipeline):
         noise = seeded_noise(self._seed, self._latent_shape).to(latent)
         return self.pipe.scheduler.add_noise(latent, noise, self._timesteps[:1])  # type: ignore[no-any-return]
 
-    @torch.inference_mode()
     def predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
-        """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step."""
+        """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step.
+
+        Raises torch.OutOfMemoryError if the GPU cannot hold more than one of them; StdError if it cannot hold one.
+        """
+        if len(latents) > 1:
+            with self.savings.turn:
+                return self._predict(latents, steps)
+        return self.savings.work(lambda: self._predict(latents, steps))
+
+    @torch.inference_mode()
+    def _predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
         b, frames, guided = len(latents), latents.shape[2], len(self._tokens) == 2
         t = self._timesteps[steps].to(self.device)
         pairs = zip(latents, steps, strict=True)
@@ -352,8 +387,9 @@ class VideoPipeline(Pipeline):
     @torch.inference_mode()
     def decode(self, latent: torch.Tensor) -> NDArray[np.uint8]:
         """A finished latent (4, h, w) -> RGB pixels (H, W, 3). Raises StdError if it is not finite."""
-        vae = self.pipe.vae
-        pixels = vae.decode(latent[None].to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0][0].float()
+        vae, side = self.pipe.vae, max(latent.shape) * self.pipe.vae_scale_factor
+        scaled = latent[None].to(vae.dtype) / vae.config.scaling_factor
+        pixels = self.savings.work(lambda: vae.decode(scaled, return_dict=False)[0][0], lambda: side).float()
         if not torch.isfinite(pixels).all():
             raise StdError(_not_a_number(self.dtype))
         pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
@@ -381,9 +417,7 @@ class oom_is_one_line:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            raise StdError(
-                "the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential"
-            ) from error
+            raise StdError(OUT_OF_MEMORY) from error
 
 
 def _not_a_number(dtype: torch.dtype) -> str:

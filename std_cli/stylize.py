@@ -12,6 +12,7 @@ What happens is told through `on_event`, one dictionary at a time, JSON-ready, w
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,36 @@ from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, res
 from std_cli.zoo import cfg_range, zoo
 
 if TYPE_CHECKING:
+    import torch
+
+    from std_cli.pipeline import ImagePipeline
     from std_cli.schedule import Schedule
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 Source = Path | Image.Image
 Style = str | Path | Image.Image | tuple[str | Path | Image.Image, float]
+Find = Callable[..., Any]
+"""(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do without."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Pictures to stylize, checked before a weight is loaded."""
+
+    sources: list[Source]
+    targets: list[Path | None]
+    folder: Path | None
+    """Of the targets, where it was named; made if it is not there."""
+    styles: list[tuple[Source, float]]
+    references: list[Image.Image]
+    files: ModelFiles | None
+    """None in a plan for a model that is not downloaded."""
+    lora: LoraFile | None
+    s: ImageSettings
+    schedule: "Schedule"
+    sizes: list[tuple[int, int]]
+    """(width, height) that the network sees of each picture."""
 
 
 def stylize_image(
@@ -69,42 +94,23 @@ def stylize_images(
 
     Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
     """
-    given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
-    name = image_settings(given).model  # raises what is wrong whatever the model says
-    sources = _sources(inputs)
-    pictures = [
-        read_source(source).rgb.size for source in sources
-    ]  # decoded once here, so that a damaged one is known in time
-    styles = weigh_styles(style)
-    references = [read_source(source, "--style ").rgb for source, _ in styles]
-    targets, folder = _targets(sources, output)
-    if folder is None or folder.exists():
-        _check_writable(targets, overwrite)
-    files = resolve_model(name)
-    s = image_settings(given, files.pack, f"{files.base}/std.json")
-    pack = Pack(**files.pack)
-    sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
-    lora = resolve_lora(s.lora, model=files, task="i2i", eta=s.eta, method=s.method, steps=s.steps)
-    schedule = choose_schedule(s, lora)
-    if folder is not None and not folder.exists():  # made last, so that no other error leaves it behind
-        make_folder(folder)
-        _check_writable(targets, overwrite)
+    r = prepare_images(inputs, style, output, overwrite=overwrite, size=size, **settings)
+    sources, styles, files, lora, s, schedule = r.sources, r.styles, r.files, r.lora, r.s, r.schedule
+    assert files is not None
+    if r.folder is not None and not r.folder.exists():  # made last, so that no other error leaves it behind
+        make_folder(r.folder)
+        _check_writable(r.targets, overwrite)
 
     on_event({"event": "progress", "stage": "load", "model": files.name})
-    from std_cli.pipeline import ImagePipeline, choose_device, choose_dtype, name_dtype
+    from std_cli.pipeline import choose_device, choose_dtype, name_dtype
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
     facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
     on_event({"event": "start", "total": len(sources), **facts})
-    pipeline = ImagePipeline(
-        files, lora, device, dtype, s.offload, s.compile, method=s.method, allow_partial=s.allow_partial
-    )
-    for message in [*request_notices(s, lora), *pipeline.notices]:
-        on_event({"event": "notice", "message": message})
-    pipeline.set_style(references, [weight for _, weight in styles], s.style_scale, s.style_blocks)
+    pipeline = load_pipeline(r, device, dtype, lambda message: on_event({"event": "notice", "message": message}))
 
-    for i, (source, target, working) in enumerate(zip(sources, targets, sizes, strict=True), 1):
+    for i, (source, target, working) in enumerate(zip(sources, r.targets, r.sizes, strict=True), 1):
         begin, about = time.monotonic(), {"input": source_name(source), "index": i, "total": len(sources)}
 
         def on_step(step: int, about: Event = about) -> None:
@@ -129,6 +135,58 @@ def stylize_images(
             }
         )
         yield result
+
+
+def prepare_images(
+    inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    style: Style | Sequence[Style],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    size: str | int | tuple[int, int] | None = None,
+    find: Find = lambda resolve, *args, **options: resolve(*args, **options),
+    **settings: Any,
+) -> ImageRequest:
+    """What `stylize_images` does before a weight is loaded: check everything, leave nothing behind.
+
+    Parameters and errors as there.
+    """
+    given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
+    name = image_settings(given).model  # raises what is wrong whatever the model says
+    sources = _sources(inputs)
+    pictures = [
+        read_source(source).rgb.size for source in sources
+    ]  # decoded once here, so that a damaged one is known in time
+    styles = weigh_styles(style)
+    references = [read_source(source, "--style ").rgb for source, _ in styles]
+    targets, folder = _targets(sources, output)
+    if folder is None or folder.exists():
+        _check_writable(targets, overwrite)
+    files = find(resolve_model, name)
+    s = image_settings(given, files.pack, f"{files.base}/std.json") if files else image_settings(given)
+    pack = Pack(**files.pack if files else {})
+    sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
+    how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
+    lora = find(resolve_lora, s.lora, model=files, **how) if files else None
+    schedule = choose_schedule(s, lora)
+    return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes)
+
+
+def load_pipeline(
+    r: ImageRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
+) -> "ImagePipeline":
+    """Load what a request asks for, with its style."""
+    from std_cli.pipeline import ImagePipeline
+
+    assert r.files is not None
+    pipeline = ImagePipeline(
+        r.files, r.lora, device, dtype, r.s.offload, r.s.compile, method=r.s.method, allow_partial=r.s.allow_partial
+    )
+    for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
+        on_notice(message)
+    pipeline.on_notice = on_notice
+    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    return pipeline
 
 
 def _sources(inputs: Any) -> list[Source]:

@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, NotDownloaded, StdError
 from std_cli.match import family
 from std_cli.zoo import Entry, MethodName, find_entry, method_lora, names_of, std_lora
 
@@ -208,6 +209,20 @@ def _choose_weights(names: Collection[str], prefer_half: bool) -> tuple[list[str
     return [file for part in _WEIGHTS for file in plain[part]], None
 
 
+def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
+    """The weight files of the UNet, the VAE and the text encoders, and what the keys of each part start with there."""
+    if model.single_file:
+        starts = (
+            "model.diffusion_model.",
+            "first_stage_model.",
+            "conditioner.embedders.0.",
+            "conditioner.embedders.1.",
+        )
+        return {part: ([model.base], start) for part, start in zip(_WEIGHTS, starts, strict=True)}
+    chosen, _ = _choose_weights(_names(model.base, depth=2), prefer_half=model.variant == "fp16")
+    return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in _WEIGHTS}
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object."""
     try:
@@ -333,11 +348,24 @@ def _hub_id(text: str) -> tuple[str, str, str | None] | None:
     return match[1], match[2] or "main", match[3]
 
 
+_LOCAL = ContextVar("_LOCAL", default=False)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Inside, whatever would be downloaded raises NotDownloaded instead; nothing asks the Hub."""
+    token = _LOCAL.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL.reset(token)
+
+
 def _fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
     """The snapshot folder of each source: from the cache where it is whole, else downloaded."""
     cached = [_cached(source) for source in sources]
     missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
-    if missing and local_only:
+    if missing and (local_only or _LOCAL.get()):
         raise _unreachable(missing, "downloads are switched off")
     return [folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)]
 
@@ -372,6 +400,8 @@ def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
     """The files of a repository on the Hub."""
     from huggingface_hub import HfApi
 
+    if _LOCAL.get():
+        raise _unreachable(missing, "downloads are switched off")
     # One request without retries: off-line it fails at once, where a download would retry for 23 seconds.
     with _hub_errors(source, missing):
         return {file.rfilename for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()}
@@ -413,10 +443,34 @@ def _hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
         raise _unreachable(missing, why) from error
 
 
-def _unreachable(missing: list[HubRepo], why: str) -> InputError:
+def _unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
     repos = " and ".join(dict.fromkeys(source.repo for source in missing))
     commands = " && ".join(source.command for source in missing)
-    return InputError(f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none")
+    return NotDownloaded(
+        f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none"
+    )
+
+
+def hub_cache() -> Path:
+    """The folder that the Hub's files are kept in."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def ask_hub(offline: bool = False, timeout: float = 3.0) -> dict[str, Any]:
+    """endpoint, offline (by `offline` or HF_HUB_OFFLINE), error: "" if the Hub answers, None if it was not asked."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's
+
+    state: dict[str, Any] = {"endpoint": constants.ENDPOINT, "offline": offline or constants.HF_HUB_OFFLINE}
+    if state["offline"]:
+        return state | {"error": None}
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)  # any answer will do
+    except (HTTPError, OSError, ValueError) as error:
+        return state | {"error": " ".join(str(error).split()) or type(error).__name__}
+    return state | {"error": ""}
 
 
 def resolve_features(name: str) -> Path:

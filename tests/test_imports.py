@@ -14,10 +14,13 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("console",),
+    ("doctor",),
+    ("plan",),
     ("clips",),
     ("clip_run",),
     ("stylize", "distill"),
     ("pipeline",),
+    ("savings", "memory"),
     ("config", "lora"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("image", "match", "zoo"),
@@ -31,7 +34,7 @@ OWNERS = {
     "rich": {"console"},
     "huggingface_hub": {"weights"},
     "av": {"video", "tinypack"},
-    "diffusers": {"pipeline", "lora", "distill", "tinypack"},
+    "diffusers": {"pipeline", "lora", "memory", "distill", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 

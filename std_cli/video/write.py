@@ -120,8 +120,10 @@ def choose_target(
     size: tuple[int, int],
     sar: Fraction,
     rate: Fraction | None,
+    made: bool = False,
 ) -> Target:
-    """Decide how to write, trying the encoder. `rate`: of the result, if not the clip's own times.
+    """Decide how to write, trying the encoder. `rate`: of the result, if not the clip's own times. `made`: the folder
+    of `path` will be there when it is written.
 
     Raises InputError for what cannot be written so.
     """
@@ -157,7 +159,7 @@ def choose_target(
     pix_fmt = e.odd if width % 2 or height % 2 else e.pix_fmt
     if pix_fmt is None:
         raise InputError(f"{encoder} takes no odd sides, {width}x{height}; use --output-size with even ones, or h264")
-    if not path.parent.is_dir():
+    if not made and not path.parent.is_dir():
         raise InputError(f"-o {path}: its folder does not exist; make it, or choose another")
     color = clip.color
     if color.matrix == 2 and matrix_of(color, clip.width, clip.height) != matrix_of(color, width, height):

@@ -1,0 +1,86 @@
+"""What a run does when the GPU's memory runs out: it takes the next saving, says so, and does the same work again.
+
+In this order: fewer windows at once (the wavefront, `wavefront.Wavefront.batch`); the VAE in tiles; weights in main
+memory that come to the GPU a model, then a layer at a time. Slices of the VAE's batch, which others take in between,
+save nothing here: it never works on more than one frame. All but the tiles give the same result; a tile's
+normalisation sees the tile alone, so colours change a little.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from std_cli.config import Offload
+from std_cli.errors import StdError
+
+T = TypeVar("T")
+TILES = (512, 256)
+"""Sides of the VAE's tiles, pixels; SDXL's VAE takes 1/4 and 1/16 of the memory of 1024 x 1024 for them."""
+OUT_OF_MEMORY = "the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential"
+_OFFLOADED = {
+    "model": "going on with --offload model, slower: the models wait in main memory",
+    "sequential": "going on with --offload sequential, much slower: the layers wait in main memory",
+}
+
+
+@dataclass
+class Savings:
+    """Of one diffusers pipeline."""
+
+    pipe: Any
+    device: torch.device
+    offload: Offload
+    on_notice: Callable[[str], None]
+    tile: int | None = None
+    """Side of the VAE's tiles; None: it works on whole frames."""
+    turn: Any = field(init=False)
+    """Held at work: on a GPU the threads of a run take turns, so that weights can move between them."""
+
+    def __post_init__(self) -> None:
+        self.turn = nullcontext() if self.device.type == "cpu" else threading.RLock()
+
+    def work(self, do: Callable[[], T], side: Callable[[], int] = lambda: 0) -> T:
+        """Do it, with one more saving each time that memory runs out; StdError when there is none left.
+
+        side: asked after that happened: the longer side of the VAE's picture, pixels; 0 if the VAE was not at work.
+        """
+        with self.turn:
+            while True:
+                try:
+                    return do()
+                except torch.OutOfMemoryError as error:
+                    out_of_memory = error.with_traceback(None)  # it would hold the tensors of what failed
+                taken = self._take(side())
+                if taken is None:
+                    raise StdError(OUT_OF_MEMORY) from out_of_memory
+                self.on_notice(f"the GPU is out of memory: {taken}")
+
+    def _take(self, side: int) -> str | None:
+        """Take the next saving and name it; None if there is none."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller = [tile for tile in TILES if tile < min(side, self.tile or side)]
+        if smaller:
+            vae, self.tile = self.pipe.vae, smaller[0]
+            vae.enable_tiling()
+            vae.tile_sample_min_size = self.tile
+            vae.tile_latent_min_size = self.tile // self.pipe.vae_scale_factor
+            return f"going on with the VAE in tiles of {self.tile} pixels, which changes colours a little"
+        if self.offload == "sequential":
+            return None
+        self.offload = "model" if self.offload == "none" else "sequential"
+        self.pipe.unet = getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)  # a compiled one cannot be moved so
+        enable_offload(self.pipe, self.offload, self.device)
+        return _OFFLOADED[self.offload]
+
+
+def enable_offload(pipe: Any, offload: Offload, device: torch.device) -> None:
+    """Keep the weights in main memory: whole models, or layers, come to the device when it is their turn."""
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
