@@ -123,26 +123,27 @@ def activation_bytes(
         unet = UNet2DConditionModel.from_config(unet_config)
         if motion_config is not None:
             unet = UNetMotionModel.from_unet2d(unet, MotionAdapter.from_config(motion_config))
-        unet = _cast(unet, kind)
-        vae = _cast(AutoencoderKL.from_config(vae_config), vae_kind)
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        width, height, batch = size[0] // factor, size[1] // factor, 2 if guided else 1
-        count = frames if motion_config is not None else 1
-        ids = 6 * unet.config.addition_time_embed_dim
-        latents = torch.empty(
-            (batch, 4, frames, height, width) if motion_config is not None else (batch, 4, height, width), dtype=kind
-        )
-        states = torch.empty(batch * count, tokens, unet.config.cross_attention_dim, dtype=kind)
-        pooled = torch.empty(batch, unet.config.projection_class_embeddings_input_dim - ids, dtype=kind)
-        added = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6, dtype=kind)}
-        pixels = torch.empty(1, 3, size[1], size[0], dtype=vae_kind)
-        latent = torch.empty(1, 4, height, width, dtype=vae_kind)
-        times = torch.empty(batch, dtype=torch.int64)
-        return {
-            "unet": peak_bytes(lambda: unet(latents, times, states, added_cond_kwargs=added)[0], unet),
-            "vae_encode": peak_bytes(lambda: vae.encode(pixels).latent_dist.mode(), vae),
-            "vae_decode": peak_bytes(lambda: vae.decode(latent)[0], vae),
-        }
+        vae = AutoencoderKL.from_config(vae_config)
+    unet, vae = _cast(unet, kind), _cast(vae, vae_kind)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    width, height, batch = size[0] // factor, size[1] // factor, 2 if guided else 1
+    count = frames if motion_config is not None else 1
+    ids = 6 * unet.config.addition_time_embed_dim
+
+    def empty(*shape: int, dtype: Any = kind) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    latents = empty(batch, 4, *([frames] if motion_config is not None else []), height, width)
+    states = empty(batch * count, tokens, unet.config.cross_attention_dim)
+    pooled = empty(batch, unet.config.projection_class_embeddings_input_dim - ids)
+    added = {"text_embeds": pooled, "time_ids": empty(batch, 6)}
+    times = empty(batch, dtype=torch.int64)
+    pixels, latent = empty(1, 3, size[1], size[0], dtype=vae_kind), empty(1, 4, height, width, dtype=vae_kind)
+    return {
+        "unet": peak_bytes(lambda: unet(latents, times, states, added_cond_kwargs=added)[0], unet),
+        "vae_encode": peak_bytes(lambda: vae.encode(pixels).latent_dist.mode(), vae),
+        "vae_decode": peak_bytes(lambda: vae.decode(latent)[0], vae),
+    }
 
 
 def peak_bytes(work: Callable[[], object], module: Any) -> int:
