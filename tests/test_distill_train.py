@@ -15,9 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from std_cli import stylize_image
+from std_cli.cli import run
 from std_cli.distill import checkpoint
-from std_cli.distill.config import make_config
+from std_cli.distill.config import make_config, to_toml
 from std_cli.distill.network import TARGET, Roles, SpatialHead, Surroundings
+from std_cli.distill.start import dry_run
 from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
 from std_cli.pipeline import Pipeline
@@ -310,13 +312,36 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, tmp_path):
         assert checkpoint.read_state(checkpoint.folder_of(tmp_path / "run", step)) is not None
 
 
+def test_a_dry_run_measures_and_keeps_nothing(pictures, tmp_path):
+    told = dry_run(a_config(pictures, tmp_path / "run", adversarial={"features": "none"}, run={"max_steps": 500}))
+    assert (told["pictures"], told["clips"], told["updates"]) == (6, 0, 500)
+    assert told["seconds_per_update"] > 0 and told["peak_memory_gib"] > 0 and not told["cannot_be_read"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("std_cli.cli._hush", lambda: None)  # it changes the whole process
+    config = tmp_path / "run.toml"
+    config.write_text(to_toml(a_config(pictures, tmp_path / "run", adversarial={"features": "none"})))
+    assert run(["distill", "--config", str(config), "--max-steps", "1", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["event"] for e in events if e["event"] != "progress"] == ["start", "result"]
+    for arguments, code, problem in (
+        ([], 2, "--config is missing"),
+        (["--config", str(tmp_path / "no.toml")], 2, "cannot be read"),
+        (["--config", str(config), "--set", "distill.eta=2"], 2, "distill.eta 2: must be"),
+        (["--config", str(config), "--output", str(config / "x")], 2, "run.output"),
+    ):
+        assert run(["distill", *arguments]) == code
+        error = capsys.readouterr().err
+        assert problem in error.replace("\n", " ") and "Traceback" not in error
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
 def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_path):
     config = tmp_path / "run.toml"
-    from std_cli.distill.config import to_toml
-
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", optimizer={"accumulation": 1})))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "std_cli"]
     done = subprocess.run(
