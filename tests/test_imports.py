@@ -13,12 +13,14 @@ PACKAGE = Path(__file__).parents[1] / "std_cli"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("console",),
+    ("cli_models",),
+    ("console", "startup"),
+    ("models", "convert"),
     ("clips",),
     ("clip_run",),
     ("stylize",),
     ("pipeline",),
-    ("config", "lora"),
+    ("config", "lora", "hub", "identify"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("image", "match", "zoo"),
     ("errors",),
@@ -27,11 +29,11 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 
 # Who may import a library; tinypack trains the embedded model, apart from the tool.
 OWNERS = {
-    "typer": {"cli"},
+    "typer": {"cli", "cli_models"},
     "rich": {"console"},
-    "huggingface_hub": {"weights"},
+    "huggingface_hub": {"weights", "hub"},
     "av": {"video", "tinypack"},
-    "diffusers": {"pipeline", "lora", "tinypack"},
+    "diffusers": {"pipeline", "lora", "convert", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 
