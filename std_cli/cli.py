@@ -1,30 +1,29 @@
 """The command line: parses, calls one public function, and turns every error into one line and an exit code."""
 
 import json
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from std_cli import __version__
+from std_cli import __version__, cli_models
 from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, Task, VideoSettings
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
+from std_cli.startup import go_offline, hush
 from std_cli.zoo import MethodName
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
 )
 stylize = typer.Typer(no_args_is_help=True, help="Give pictures and videos the style of a reference.")
 app.add_typer(stylize, name="stylize")
+app.add_typer(cli_models.app, name="models")
 
 
 def _help(name: str, shown: bool = True) -> str:
@@ -63,6 +62,7 @@ DeviceFlag = Annotated[str | None, _option("device")]
 DtypeFlag = Annotated[Dtype | None, _option("dtype")]
 OffloadFlag = Annotated[Offload | None, _option("offload")]
 CompileFlag = Annotated[bool, _option("compile", shown=False)]
+OfflineFlag = cli_models.OfflineFlag
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
 ]
@@ -123,6 +123,7 @@ def image(
     compile: CompileFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
+    offline: OfflineFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -132,7 +133,7 @@ def image(
     Settings that are not given are the model's own defaults where its folder has a std.json, else those shown.
     """
     settings = {name: value for name, value in locals().items() if name in ImageSettings.model_fields}
-    styles = _ready(style, verbose)
+    styles = _ready(style, verbose, offline)
     from std_cli.stylize import stylize_images
 
     settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
@@ -204,6 +205,7 @@ def video(
     compile: CompileFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
+    offline: OfflineFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -213,7 +215,7 @@ def video(
     Sound, subtitles, chapters and frame times are kept. An interrupted command goes on when it is given again.
     """
     settings = {name: value for name, value in locals().items() if name in VideoSettings.model_fields}
-    styles = _ready(style, verbose)
+    styles = _ready(style, verbose, offline)
     from std_cli.clips import stylize_video
 
     settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
@@ -258,7 +260,7 @@ def doctor(
     The exit code is 1 if something would.
     """
     if not verbose:
-        _hush()
+        hush()
     from std_cli.doctor import examine
 
     with Reporter(as_json) as report:
@@ -298,7 +300,7 @@ def distill(
     An interrupted command goes on, bit for bit, when it is given again.
     """
     if not verbose:
-        _hush()
+        hush()
     with Reporter(as_json, quiet) as report:
         if init is not None:
             from std_cli.distill.start import write_template
@@ -323,23 +325,15 @@ def distill(
             train(settings, resume=resume, on_event=report)
 
 
-def _ready(style: list[str] | None, verbose: bool) -> list[str]:
+def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
     """What comes before the heavy imports."""
     if not style:
         raise InputError("--style is missing: give a reference picture, such as --style painting.png")
+    if offline:
+        go_offline()
     if not verbose:
-        _hush()
+        hush()
     return style
-
-
-def _hush() -> None:
-    """Keep the libraries' warnings and progress bars from the user's terminal; before they are imported."""
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
 
 
 def main() -> None:

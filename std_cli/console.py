@@ -46,6 +46,7 @@ class Reporter:
         self.task = self.bar.add_task("starting", total=None, count="")
         self.video = self.started = ""
         self.videos: list[tuple[str, str, str]] = []
+        self.models: list[Event] = []
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -57,6 +58,8 @@ class Reporter:
         self.bar.stop()
         if len(self.videos) > 1 and not self.as_json and not self.quiet:
             self._summary()
+        if self.models and not self.as_json:
+            self._table()
 
     def __call__(self, event: Event) -> None:
         if self.as_json:
@@ -91,6 +94,11 @@ class Reporter:
             return
         if e["stage"] == "distill":
             self._distill(e)
+            return
+        if e["stage"] == "pull":
+            done, total = e["done"], e["total"]
+            count = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB"
+            self.bar.update(self.task, description="downloading", completed=done, total=total, count=count)
             return
         if e["stage"] == "video":
             self._video(e)
@@ -241,6 +249,43 @@ class Reporter:
             )
         if not any(p["breaks"] for p in e["problems"]):
             self.out.print(Text("all that a run needs is here", "green"))
+
+    def _model(self, e: Event) -> None:
+        self.models.append(e)
+
+    def _pulled(self, e: Event) -> None:
+        self._say(f"{e['name']}  {e['path']}  {e['bytes'] / 1e9:.2f} GB" if e["bytes"] else f"{e['name']} is here")
+
+    def _verified(self, e: Event) -> None:
+        self._say(f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({e['files']} files)")
+
+    def _removed(self, e: Event) -> None:
+        self._say(f"{e['name']}  {e['bytes'] / 1e9:.2f} GB freed")
+
+    def _converted(self, e: Event) -> None:
+        for message in e["notices"]:
+            self._notice({"message": message})
+        self._say(e["output"])
+
+    def _inspected(self, e: Event) -> None:
+        for name, value in e.items():
+            if name != "event":
+                told = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+                told = ", ".join(told) if isinstance(told, list) else told
+                self._say(f"{name:<12}  {'-' if told in (None, '') else told}")
+
+    def _say(self, line: str) -> None:
+        (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(Text(line))
+
+    def _table(self) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for column in ("name", "here", "GB", "for", "what it is"):
+            table.add_column(column, justify="right" if column == "GB" else "left")
+        for e in self.models:
+            unsure = "" if e["checked"] else " (not checked)"
+            tasks = ", ".join(e["needed_by"])
+            table.add_row(e["name"], "yes" if e["here"] else "", f"{e['gb']:.2f}", tasks, e["title"] + unsure)
+        self.out.print(table)
 
     def _summary(self) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)

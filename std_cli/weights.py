@@ -64,7 +64,7 @@ _PARTS = {
     **dict.fromkeys(("tokenizer", "tokenizer_2"), ("vocab.json", "tokenizer.json")),
     "scheduler": ("scheduler_config.json",),
 }
-_SINGLE_FILE_KEYS = {  # start of a key -> the part that it proves
+SINGLE_FILE_KEYS = {  # start of a key -> the part that it proves
     "model.diffusion_model.input_blocks.0.0.weight": "UNet",
     "model.diffusion_model.label_emb.0.0.weight": "UNet of the SDXL kind",
     "conditioner.embedders.0.transformer.": "first text encoder",
@@ -107,7 +107,7 @@ def resolve_model(name: str, *, local_only: bool = False) -> ModelFiles:
     if name == "tiny":
         return _folder_model(name, TINY, False, local_only)
     if name in NAMES:
-        folder, _ = _fetch([source(name), source(IP_ADAPTER)], local_only)
+        folder, _ = fetch([source(name), source(IP_ADAPTER)], local_only)
         return _folder_model(name, folder, True, local_only)
     if name and os.path.isdir(path):
         return _folder_model(name, path, False, local_only)
@@ -119,12 +119,12 @@ def resolve_model(name: str, *, local_only: bool = False) -> ModelFiles:
             f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file that exists, "
             "or owner/name[@revision] on the Hub"
         )
-    return _folder_model(name, _fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only)
+    return _folder_model(name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only)
 
 
 def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool) -> ModelFiles:
     """Check a diffusers folder, its headers included, and find its IP-Adapter."""
-    names = _names(folder, depth=2)
+    names = file_names(folder, depth=2)
     if lacks := _lacks(names):
         raise InputError(f"the model {name} is not a whole SDXL folder ({folder}): {lacks}")
     unet = read_object(folder / "unet" / "config.json")
@@ -140,13 +140,18 @@ def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool) -> 
 
 
 def _single_file_model(name: str, path: Path, local_only: bool) -> ModelFiles:
-    """Check the keys of a checkpoint in one file, and fetch what it cannot hold."""
+    """Check a checkpoint in one file, and fetch what it cannot hold."""
+    check_checkpoint(name, path)
+    config, _ = fetch([source("sdxl-config"), source(IP_ADAPTER)], local_only)
+    return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only), {})
+
+
+def check_checkpoint(name: str, path: Path) -> None:
+    """Raises InputError unless a file holds every part of SDXL, by its keys."""
     shapes, _ = read_header(path)
-    lacks = [f"{part} ({key})" for key, part in _SINGLE_FILE_KEYS.items() if not any(k.startswith(key) for k in shapes)]
+    lacks = [f"{part} ({key})" for key, part in SINGLE_FILE_KEYS.items() if not any(k.startswith(key) for k in shapes)]
     if lacks:
         raise InputError(f"{name} is not an SDXL checkpoint: it lacks {', '.join(lacks)}: choose an SDXL base model")
-    config, _ = _fetch([source("sdxl-config"), source(IP_ADAPTER)], local_only)
-    return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only), {})
 
 
 def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> tuple[Path, Path]:
@@ -156,7 +161,7 @@ def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> t
     if len(own) > 1:
         raise InputError(f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use")
     published = source(IP_ADAPTER)
-    hub = folder if own and own_encoder else _fetch([published], local_only)[0]
+    hub = folder if own and own_encoder else fetch([published], local_only)[0]
     weights = own[0] if own else hub / published.files[0]
     encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent
     if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:
@@ -166,7 +171,7 @@ def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> t
     return weights, encoder
 
 
-def _names(folder: Path, depth: int) -> set[str]:
+def file_names(folder: Path, depth: int) -> set[str]:
     """The files of a folder, at most `depth` levels down: relative, with slashes."""
     levels = (folder.glob("/".join(["*"] * level)) for level in range(1, depth + 1))
     return {path.relative_to(folder).as_posix() for level in levels for path in level if path.is_file()}
@@ -219,7 +224,7 @@ def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
             "conditioner.embedders.1.",
         )
         return {part: ([model.base], start) for part, start in zip(_WEIGHTS, starts, strict=True)}
-    chosen, _ = _choose_weights(_names(model.base, depth=2), prefer_half=model.variant == "fp16")
+    chosen, _ = _choose_weights(file_names(model.base, depth=2), prefer_half=model.variant == "fp16")
     return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in _WEIGHTS}
 
 
@@ -294,7 +299,7 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
         folder, window, name = own, int(model.pack.get("motion_window", WINDOW)), "motion_adapter"
     elif spec in ("auto", *names_of("motion")):
         name = "hotshot" if spec == "auto" else spec
-        folder, window = _fetch([source(name)])[0], find_entry(name).window or WINDOW
+        folder, window = fetch([source(name)])[0], find_entry(name).window or WINDOW
     elif os.path.isdir(Path(spec).expanduser()):
         folder, window, name = Path(spec).expanduser(), WINDOW, spec
     else:
@@ -305,7 +310,7 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
                 "or owner/name"
             )
         files = HubRepo(hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors"))
-        folder, window, name = _fetch([files])[0], WINDOW, spec
+        folder, window, name = fetch([files])[0], WINDOW, spec
     if name == "hotshot":
         weights, config = folder / find_entry(name).files[0], HOTSHOT_CONFIG
     else:
@@ -361,16 +366,16 @@ def without_downloads() -> Iterator[None]:
         _LOCAL.reset(token)
 
 
-def _fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
+def fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
     """The snapshot folder of each source: from the cache where it is whole, else downloaded."""
-    cached = [_cached(source) for source in sources]
+    cached = [cached_folder(source) for source in sources]
     missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
     if missing and (local_only or _LOCAL.get()):
-        raise _unreachable(missing, "downloads are switched off")
+        raise unreachable(missing, "downloads are switched off")
     return [folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)]
 
 
-def _cached(source: HubRepo) -> Path | None:
+def cached_folder(source: HubRepo) -> Path | None:
     """The snapshot folder of a source that is whole in huggingface_hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -379,7 +384,7 @@ def _cached(source: HubRepo) -> Path | None:
     if not isinstance(path, str):
         return None
     folder = Path(path).parents[first.count("/")]
-    names = _names(folder, depth=3)
+    names = file_names(folder, depth=3)
     return folder if names.issuperset(source.files) and (source.files or not _lacks(names)) else None
 
 
@@ -391,8 +396,8 @@ def _download(source: HubRepo, missing: list[HubRepo]) -> Path:
     absent = ", ".join(file for file in source.files if file not in names)
     if lacks := f"it lacks {absent}" if absent else "" if source.files else _lacks(names):
         raise InputError(f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {lacks}")
-    files = list(source.files) or _wanted(names)
-    with _hub_errors(source, missing):
+    files = list(source.files) or wanted_files(names)
+    with hub_errors(source, missing):
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=files))
 
 
@@ -401,13 +406,13 @@ def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
     from huggingface_hub import HfApi
 
     if _LOCAL.get():
-        raise _unreachable(missing, "downloads are switched off")
+        raise unreachable(missing, "downloads are switched off")
     # One request without retries: off-line it fails at once, where a download would retry for 23 seconds.
-    with _hub_errors(source, missing):
+    with hub_errors(source, missing):
         return {file.rfilename for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()}
 
 
-def _wanted(names: set[str]) -> list[str]:
+def wanted_files(names: set[str]) -> list[str]:
     """What to download of a model: configs, one set of weights, its own IP-Adapter, all other folders of a pack."""
     wanted, _ = _choose_weights(names, prefer_half=True)
     for name in names:
@@ -419,11 +424,11 @@ def _wanted(names: set[str]) -> list[str]:
 
 
 @contextmanager
-def _hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
+def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
     """Say what an exception of huggingface_hub means for the user."""
     from huggingface_hub import constants, errors
 
-    unreachable = (ConnectionError, errors.LocalEntryNotFoundError)
+    unreached = (ConnectionError, errors.LocalEntryNotFoundError)
     try:
         yield
     except errors.GatedRepoError as error:
@@ -437,13 +442,13 @@ def _hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise StdError(f"the Hub answered {error.response.status_code} about {source.repo}: try again later") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's
-        if isinstance(error, OSError) and not isinstance(error, unreachable):
+        if isinstance(error, OSError) and not isinstance(error, unreached):
             raise StdError(f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}") from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        raise _unreachable(missing, why) from error
+        raise unreachable(missing, why) from error
 
 
-def _unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
+def unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
     repos = " and ".join(dict.fromkeys(source.repo for source in missing))
     commands = " && ".join(source.command for source in missing)
     return NotDownloaded(
@@ -477,7 +482,7 @@ def resolve_features(name: str) -> Path:
     """A DINOv2 on disk: "dinov2" (ViT-S/14, from the Hub), or a folder or .pth file that exists."""
     path = Path(name).expanduser()
     if name == "dinov2":
-        return _fetch([source("dinov2-small")])[0]
+        return fetch([source("dinov2-small")])[0]
     if not path.exists():
         raise InputError(f"adversarial.features {name!r}: give dinov2, random, none, or a folder or .pth that exists")
     return path
@@ -488,7 +493,7 @@ def push_lora(path: Path, repo: str) -> None:
     from huggingface_hub import HfApi
 
     source = HubRepo(repo, "main", files=(path.name,))
-    with _hub_errors(source, [source]):
+    with hub_errors(source, [source]):
         HfApi().create_repo(repo, exist_ok=True)
         HfApi().upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo)
 
@@ -573,7 +578,7 @@ def resolve_lora(
         return None
     if name == "auto" and method != "std":
         entry = _baseline(method, steps, model)
-        path, made_for = _fetch([source(entry.name)])[0] / entry.files[0], entry.steps
+        path, made_for = fetch([source(entry.name)])[0] / entry.files[0], entry.steps
         name, scale = entry.name, scale * entry.scale
     elif name == "auto":
         nearest = _nearest_lora(model, task, eta)
@@ -627,7 +632,7 @@ def _nearest_lora(model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) ->
     if not model.pack:
         entry = std_lora(task, eta)
         assert entry.eta is not None
-        return _fetch([source(entry.name)])[0] / entry.files[0], entry.eta
+        return fetch([source(entry.name)])[0] / entry.files[0], entry.eta
     choices = _pack_loras(model, task)
     if not choices:
         return None
@@ -672,7 +677,7 @@ def _hub_lora(name: str) -> Path:
         raise InputError(f"--lora {name} {what}: it can be FILE.safetensors, owner/name on the Hub, auto or none")
     repo, revision, file = hub
     file = file or _only_file(HubRepo(repo, revision, include=("*.safetensors",)))
-    return _fetch([HubRepo(repo, revision, files=(file,))])[0] / file
+    return fetch([HubRepo(repo, revision, files=(file,))])[0] / file
 
 
 def _only_file(source: HubRepo) -> str:
@@ -684,7 +689,7 @@ def _only_file(source: HubRepo) -> str:
         local = snapshot_download(
             source.repo, revision=source.revision, allow_patterns=list(source.include), local_files_only=True
         )
-        names = _names(Path(local), depth=3)
+        names = file_names(Path(local), depth=3)
     except LocalEntryNotFoundError:
         names = _hub_names(source, [source])
     files = sorted(name for name in names if name.endswith(".safetensors"))

@@ -13,6 +13,7 @@ from std_cli.errors import InputError
 MethodName = Literal["std", "lcm", "tcd", "pcm", "tdd", "hyper-sd", "lightning", "none"]
 Spacing = Literal["grid", "trailing", "leading"]
 Kind = Literal["base", "config", "vae", "lora", "ip-adapter", "motion", "backbone", "text-encoder", "metric"]
+LoraLayout = Literal["diffusers", "kohya", "peft"]
 TaskName = Literal["image", "video", "distill", "evaluate"]
 
 

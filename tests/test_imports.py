@@ -13,15 +13,16 @@ PACKAGE = Path(__file__).parents[1] / "std_cli"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("console",),
-    ("doctor",),
+    ("cli_models",),
+    ("console", "startup"),
+    ("doctor", "models", "convert"),
     ("plan",),
     ("clips",),
     ("clip_run",),
     ("stylize", "distill"),
     ("pipeline",),
     ("savings", "memory"),
-    ("config", "lora"),
+    ("config", "lora", "hub", "identify"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("image", "match", "zoo"),
     ("errors",),
@@ -30,11 +31,11 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 
 # Who may import a library; tinypack trains the embedded model, apart from the tool.
 OWNERS = {
-    "typer": {"cli"},
+    "typer": {"cli", "cli_models"},
     "rich": {"console"},
-    "huggingface_hub": {"weights"},
+    "huggingface_hub": {"weights", "hub"},
     "av": {"video", "tinypack"},
-    "diffusers": {"pipeline", "lora", "memory", "distill", "tinypack"},
+    "diffusers": {"pipeline", "lora", "memory", "distill", "convert", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, TCDScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,8 +30,10 @@ from transformers import (
 
 from std_cli import stylize_image, weights
 from std_cli.config import image_settings
+from std_cli.convert import convert
 from std_cli.image import read_metadata
 from std_cli.pipeline import ImagePipeline
+from tests.hub import Hub
 from tests.test_weights import cache, pairs
 
 State = dict[str, torch.Tensor]
@@ -473,6 +475,26 @@ def test_from_the_cache_without_a_network(
     assert read_metadata(tmp_path / "out.png")["settings"]["model"]["name"] == model
 
 
+def test_pulled_from_a_hub_and_run_without_it(
+    sdxl: Sdxl, hub: tuple[str, type[Hub]], tmp_path: Path, picture: Path, reference: Path
+) -> None:
+    url, handler = hub
+    (tmp_path / "std").mkdir()
+    link(sdxl.lora, tmp_path / "std" / sdxl.lora.name)
+    places = {"sdxl": sdxl.base, "ip-adapter-plus": sdxl.h94, "std-i2i-0.75": tmp_path / "std"}
+    handler.repos.update({weights.source(name).repo: folder for name, folder in places.items()})
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    env = kept | home | {"HF_ENDPOINT": url, "NO_PROXY": "*"}
+    image = ["stylize", "image", str(picture), "--style", str(reference), "--size", "64", "--steps", "2"]
+    for command in (["models", "pull", "--for", "image"], [*image, "--offline", "-o", "out.png", "--method", "std"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "std_cli", *command, "--json"], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert read_metadata(tmp_path / "out.png")["settings"]["lora"]["name"] == sdxl.lora.name
+
+
 # --- a checkpoint in one file, with the names of the original code ---------------------------------------------------
 
 
@@ -566,6 +588,14 @@ def test_a_checkpoint_in_one_file(
     for part in ("vae", "text_encoder", "text_encoder_2"):
         assert_holds(getattr(pipe, part), sdxl.states[part])
     assert pipe.vae.config.force_upcast and pipe.vae.config.scaling_factor == 0.13025
+
+    convert(home / "checkpoint.safetensors", home / "folder")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        [file] = (home / "folder" / part).glob("*.safetensors")
+        written = {key.removeprefix("text_model."): tensor for key, tensor in load_file(file).items()}
+        assert written.keys() == {key.removeprefix("text_model.") for key in sdxl.states[part]}
+        for key, tensor in sdxl.states[part].items():
+            assert torch.equal(written[key.removeprefix("text_model.")], tensor), key
     assert pipe.scheduler.config.beta_schedule == "scaled_linear" and pipe.tokenizer_2.pad_token == "!"
 
 

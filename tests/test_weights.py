@@ -6,12 +6,8 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -22,6 +18,7 @@ from std_cli import weights
 from std_cli.errors import InputError
 from std_cli.lora import LoraWeights, check_lora, read_lora
 from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora
+from tests.hub import Hub
 
 SDXL_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
 ADAPTER = {"image_proj.latents": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)}
@@ -30,7 +27,8 @@ ADAPTER = {"image_proj.latents": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": 
 def tensors(path: Path, content: dict[str, torch.Tensor] | None = None, metadata: dict[str, str] | None = None) -> Path:
     """Write a small safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(content or {"weight": torch.zeros(2)}, path, metadata)
+    own = torch.tensor(list(f"{path.parent.name}/{path.name}".encode()))  # the cache keeps equal files once
+    save_file(content or {"weight": own}, path, metadata)
     return path
 
 
@@ -167,7 +165,7 @@ def test_an_empty_folder_and_a_pickle_and_unknown_names(tmp_path: Path) -> None:
 
 def test_single_file(tmp_path: Path) -> None:
     one = torch.zeros(1, 4)
-    keys = {key + "x" * key.endswith("."): one.clone() for key in weights._SINGLE_FILE_KEYS}
+    keys = {key + "x" * key.endswith("."): one.clone() for key in weights.SINGLE_FILE_KEYS}
     path = tensors(tmp_path / "checkpoint.safetensors", keys)
     with pytest.raises(InputError, match="downloads are switched off"):  # the checkpoint itself is fine
         weights.resolve_model(str(path), local_only=True)
@@ -247,58 +245,6 @@ def test_cached_models_need_no_network(tmp_path: Path) -> None:
     assert own[1].endswith("ip_adapter/ip-adapter-plus_x.safetensors") and "models--me--mine" in own[2]
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The few answers of the Hub that huggingface_hub needs: a model's information, its tree, its files."""
-
-    repos: dict[str, Path]
-    sent: list[str]
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path.split("/")
-        api = path[1] == "api"
-        repo = "/".join(path[3:5] if api else path[1:3])
-        refused = {"who/gated": (403, "GatedRepo"), "who/unknown": (404, "RepoNotFound"), "who/broken": (500, "")}
-        if repo in refused:
-            return self.answer(b"", refused[repo][0], {"X-Error-Code": refused[repo][1]})
-        folder, revision = self.repos[repo], path[6 if api else 4]
-        files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
-        if revision not in ("main", "c" * 40):
-            return self.answer(b"", 404, {"X-Error-Code": "RevisionNotFound"})
-        if api and path[5] == "revision":
-            info = {"id": repo, "sha": "c" * 40, "siblings": [{"rfilename": file} for file in files]}
-            return self.answer(json.dumps(info).encode())
-        if api:
-            tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files]
-            return self.answer(json.dumps(tree).encode())
-        file = "/".join(path[5:])
-        self.sent.append(file)
-        etag = f'"{fingerprint(folder / file)}{len(file)}"'
-        return self.answer((folder / file).read_bytes(), 200, {"ETag": etag, "X-Repo-Commit": "c" * 40})
-
-    do_HEAD = do_GET
-
-    def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
-    handler = type("OneHub", (Hub,), {"repos": {}, "sent": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-    server.server_close()
-
-
 def test_download_takes_the_small_weights_and_no_pickle(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
     url, handler = hub
     source = handler.repos["who/model"] = sdxl_folder(sdxl_folder(tmp_path / "source"), ".fp16")
@@ -321,6 +267,7 @@ def test_download_takes_the_small_weights_and_no_pickle(tmp_path: Path, hub: tup
 def test_what_the_hub_refuses(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
     url, handler = hub
     handler.repos["who/partial"] = sdxl_folder(tmp_path / "source")
+    handler.refused |= {"who/gated": (403, "GatedRepo"), "who/unknown": (404, "RepoNotFound"), "who/broken": (500, "")}
     break_bin(tmp_path / "source")
     names = ("who/gated", "who/unknown", "who/broken", "who/partial", "who/partial@v9")
     code = f"""

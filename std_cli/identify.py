@@ -1,0 +1,93 @@
+"""What a weights file is, by its header and the few numbers that tell a LoRA's alpha: nothing else is read."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from std_cli.errors import InputError
+from std_cli.match import Shapes, family
+from std_cli.weights import SINGLE_FILE_KEYS, read_header
+
+# What a key begins with or holds -> the kind of file; the first that matches.
+KINDS = (
+    (r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.", "lora"),
+    (r"^ip_adapter\.", "ip-adapter"),
+    (r"\.temporal_attentions\.", "hotshot"),
+    (r"\.motion_modules\.", "motion"),
+    (r"^model\.diffusion_model\.", "checkpoint"),
+    (r"^(down_blocks|mid_block|up_blocks)\..*attentions.*attn2", "unet"),
+    (r"^(encoder|decoder)\.(mid|mid_block|down|up|conv_in)|^decoder\.layers\.", "vae"),
+    (r"^(text_model|vision_model)\.|^encoder\.layers\.\d+\.self_attn", "clip"),
+)
+LAYOUTS = (
+    (r"^lora_unet_", "kohya"),
+    (r"^unet\.base_model\.model\.", "diffusers, with peft's prefix"),
+    (r"^base_model\.model\.", "peft"),
+    (r"lora\.(down|up)\.", "diffusers, of old"),
+    (r"^unet\.", "diffusers"),
+)
+
+
+def inspect_file(file: str | Path) -> dict[str, Any]:
+    """{event: inspected, file, kind, tensors, parameters, metadata}; of a LoRA also layout, modules, ranks, alphas,
+    family and fits. Raises InputError for a file that is not there, or is no safetensors file.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"{file} is not a file: give a .safetensors file")
+    shapes, metadata = read_header(path)
+    kind = next((kind for pattern, kind in KINDS if any(re.search(pattern, key) for key in shapes)), "unknown")
+    facts: dict[str, Any] = {
+        "event": "inspected",
+        "file": str(path),
+        "kind": kind,
+        "tensors": len(shapes),
+        "parameters": sum(_count(shape) for shape in shapes.values()),
+        "metadata": metadata,
+    }
+    made = family(shapes)
+    if kind == "lora":
+        return facts | _lora(path, shapes) | {"family": made[0] if made else None, "fits": _fits(shapes)}
+    if kind == "checkpoint":
+        sdxl = all(any(key.startswith(k) for key in shapes) for k in SINGLE_FILE_KEYS)
+        return facts | {"family": "SDXL" if sdxl else None, "fits": ["--model"] if sdxl else []}
+    fits = {
+        "ip-adapter": "ip_adapter/ in a model's folder",
+        "hotshot": "--motion, once converted",
+        "motion": "--motion",
+    }
+    return facts | {"family": made[0] if made else None, "fits": [fits[kind]] if kind in fits else []}
+
+
+def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    downs = {k: s for k, s in shapes.items() if re.search(r"(lora_A|lora_down|lora\.down)\.", k)}
+    named = [key for key, shape in shapes.items() if key.endswith(".alpha") and _count(shape) == 1]
+    with safe_open(path, framework="pt") as file:
+        alphas = Counter(float(file.get_tensor(key).item()) for key in named)
+    layout = next((name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in downs)), "bare")
+    ranks = Counter(shape[0] for shape in downs.values() if shape)
+    return {
+        "layout": layout,
+        "modules": len(downs),
+        "ranks": {str(rank): n for rank, n in sorted(ranks.items())},
+        "alphas": {f"{alpha:g}": n for alpha, n in sorted(alphas.items())},  # none: alpha is the rank
+        "text_encoder": sum(key.startswith(("text_encoder", "lora_te")) for key in downs),
+    }
+
+
+def _fits(shapes: Shapes) -> list[str]:
+    made = family(shapes)
+    if made and made[0] != "SDXL":
+        return []
+    moving = any("motion_modules" in key for key in shapes)
+    return ["--lora, for videos with a motion adapter"] if moving else ["--lora, for pictures and videos"]
+
+
+def _count(shape: list[int]) -> int:
+    out = 1
+    for side in shape:
+        out *= side
+    return out

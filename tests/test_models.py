@@ -1,0 +1,336 @@
+"""`std models`, against a small Hub on this machine that also fails as a real one does; conversions and inspection."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import MotionAdapter, StableDiffusionXLImg2ImgPipeline
+from safetensors.torch import load_file, save_file
+
+from std_cli import hub as hub_module
+from std_cli.cli import run
+from std_cli.convert import convert
+from std_cli.errors import InputError, StdError
+from std_cli.identify import inspect_file
+from std_cli.lora import read_lora
+from std_cli.models import needed
+from std_cli.weights import HOTSHOT_CONFIG, TINY, LoraFile, read_header, resolve_model
+from std_cli.zoo import find_entry
+from tests.conftest import QUIET
+from tests.test_match import Harm, hotshot_names
+from tests.test_weights import SPELLINGS, pairs, small_unet, tensors
+
+ROOT = Path(__file__).parents[1]
+
+
+def std(*arguments, home, url="http://127.0.0.1:9", code=None, **more):
+    """As a user's shell starts it, against the Hub at `url`; `code` runs before."""
+    script = f"{code or ''}\nimport sys; from std_cli.cli import run; sys.exit(run(sys.argv[1:]))"
+    kept = {k: v for k, v in os.environ.items() if k not in QUIET and not k.startswith("HF_")}
+    env = {"HF_HOME": str(home), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "COLUMNS": "160"}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=kept | env | more, cwd=ROOT)
+
+
+def serve(handler, folder, *names):
+    """The models of these names, on the Hub: small files under their real names."""
+    for number, name in enumerate(names):
+        entry = find_entry(name)
+        place = handler.repos.setdefault(entry.repo, folder / entry.repo.replace("/", "--"))
+        for file in entry.files:
+            if file.endswith(".safetensors"):
+                torch.manual_seed(number)
+                tensors(place / file, {"x.lora_A.weight": torch.randn(4, 3000), "x.lora_B.weight": torch.zeros(8, 4)})
+            else:
+                (place / file).parent.mkdir(parents=True, exist_ok=True)
+                (place / file).write_text("{}")
+
+
+LCM = "pytorch_lora_weights.safetensors"
+
+
+def test_the_life_of_a_model(tmp_path, hub):
+    url, handler = hub
+    serve(handler, tmp_path, "lcm", "ip-adapter", "ip-adapter-plus")
+    at = {"home": tmp_path / "home", "url": url, "HF_TOKEN": "hf_mine"}
+    done = std("models", "pull", "lcm", "ip-adapter", "--json", **at)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-3]["stage"] == "pull" and events[-3]["done"] == events[-3]["total"] > 48_000
+    assert [(e["event"], e["name"]) for e in events[-2:]] == [("pulled", "lcm"), ("pulled", "ip-adapter")]
+    assert "Bearer hf_mine" in handler.tokens and len(handler.sent) == 4
+
+    handler.sent.clear()
+    again = std("models", "pull", "lcm", "-q", **at)
+    assert (again.returncode, again.stdout, handler.sent) == (0, "", [])
+    rows = [line.split() for line in std("models", "list", home=at["home"]).stdout.splitlines()]
+    assert [row[0] for row in rows if row[1] == "yes"] == ["ip-adapter", "lcm"]
+    path = std("models", "path", "lcm", home=at["home"]).stdout.strip()
+    assert Path(path).read_bytes() == (handler.repos["latent-consistency/lcm-lora-sdxl"] / LCM).read_bytes()
+    folder = Path(std("models", "path", "ip-adapter", home=at["home"]).stdout.strip())
+    assert (folder / "models" / "image_encoder" / "config.json").is_file()
+    assert std("models", "verify", home=at["home"]).stdout.splitlines() == [
+        "ip-adapter  right (3 files)",
+        "lcm  right (1 files)",
+    ]
+
+    blob = Path(path).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    wrong = std("models", "verify", "lcm", home=at["home"])
+    assert wrong.returncode == 1 and f"lcm  {LCM}: its hash is wrong" in wrong.stdout
+    assert "std models verify --repair lcm fetches it again" in wrong.stderr and wrong.stderr.count("\n") == 1
+    handler.sent.clear()
+    assert std("models", "verify", "--repair", **at).returncode == 0
+    assert handler.sent == [LCM] and std("models", "verify", "lcm", home=at["home"]).returncode == 0
+
+    # the encoder is another model's, too
+    assert std("models", "pull", "ip-adapter-plus", "-q", **at).returncode == 0
+    freed = std("models", "rm", "ip-adapter", "--json", home=at["home"])
+    assert 48_000 < json.loads(freed.stdout)["bytes"] < 60_000
+    assert std("models", "verify", "ip-adapter-plus", home=at["home"]).returncode == 0
+    assert std("models", "rm", "ip-adapter-plus", "lcm", "-q", home=at["home"]).returncode == 0
+    assert list((at["home"] / "hub").glob("models--*")) == []
+    gone = std("models", "path", "lcm", home=at["home"])
+    assert gone.returncode == 2 and gone.stderr == "error: lcm is not here: run std models pull lcm\n"
+
+
+def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
+    """A transfer that breaks off goes on where it was; 503 is asked again."""
+    url, handler = hub
+    serve(handler, tmp_path, "lcm", "tcd", "hotshot")
+    big = {"x.lora_A.weight": torch.randn(4, 3_000_000)}  # 48 MB: several blocks of what the client reads at once
+    tensors(handler.repos["hotshotco/Hotshot-XL"] / find_entry("hotshot").files[0], big)
+    handler.faults = {find_entry("hotshot").files[0]: ["cut", "cut"], LCM: ["503", "503"]}
+    done = std("models", "pull", "hotshot", "lcm", "--json", home=tmp_path / "home", url=url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any("@" in file for file in handler.sent) and handler.sent.count(LCM) == 1
+    assert std("models", "verify", home=tmp_path / "home").returncode == 0
+
+
+def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
+    url, handler = hub
+    serve(handler, tmp_path, "lcm", "tcd")
+    handler.faults = {LCM: ["wrong"]}
+    wrong = std("models", "pull", "lcm", home=tmp_path / "home", url=url)
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+    assert "arrived damaged (its hash is not the Hub's): run the command again" in wrong.stderr
+    assert std("models", "path", "lcm", home=tmp_path / "home").returncode == 2  # not kept
+    assert std("models", "pull", "lcm", "tcd", "-q", home=tmp_path / "home", url=url).returncode == 0
+    assert std("models", "verify", home=tmp_path / "home").stdout.count("right") == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told"),
+    [
+        (401, "RepoNotFound", "no such model on the Hub.*if it is private, set HF_TOKEN"),
+        (403, "GatedRepo", "is gated: accept its licence"),
+        (404, "RepoNotFound", "no such model on the Hub"),
+        (404, "RevisionNotFound", "has no revision a18548dd"),
+    ],
+)
+def test_what_the_hub_refuses(tmp_path, hub, status, code, told):
+    url, handler = hub
+    handler.refused["latent-consistency/lcm-lora-sdxl"] = (status, code)
+    done = std("models", "pull", "lcm", home=tmp_path / "home", url=url)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and re.search(told, done.stderr), done.stderr
+
+
+NO_SOCKETS = """
+import socket
+def refuse(*a, **k):
+    import os, sys
+    print("a socket was opened", flush=True)
+    os._exit(99)
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_offline_opens_no_socket(tmp_path, hub, how, picture, reference):
+    url, handler = hub
+    serve(handler, tmp_path, "lcm")
+    home = tmp_path / "home"
+    assert std("models", "pull", "lcm", "-q", home=home, url=url).returncode == 0
+    flag, variable = (["--offline"], {}) if how == "flag" else ([], {"HF_HUB_OFFLINE": "1"})
+    at = {"home": home, "url": url, "code": NO_SOCKETS} | variable
+    control = std("models", "pull", "tcd", home=home, url=url, code=NO_SOCKETS)
+    assert control.returncode == 99
+    here = std("models", "pull", "lcm", *flag, **at)
+    assert (here.returncode, here.stdout) == (0, "lcm is here\n")
+    missing = std("models", "pull", "tcd", *flag, **at)
+    assert (
+        missing.returncode == 2 and "h1t/TCD-SDXL-LoRA not downloaded yet, and HF_HUB_OFFLINE is set" in missing.stderr
+    )
+    image = ["stylize", "image", str(picture), "--style", str(reference)]
+    style = std(*image, *flag, **at)
+    assert style.returncode == 2 and "HF_HUB_OFFLINE is set" in style.stderr
+    assert std("models", "list", **at).returncode == std("models", "verify", *flag, **at).returncode == 0
+
+
+def test_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    with pytest.raises(StdError, match=r"takes 1000000.0 GB, and .* GB left: free some, or set HF_HOME"):
+        hub_module.check_room(10**15)
+    hub_module.check_room(1)
+
+
+def test_names_and_tasks(capsys):
+    assert needed("video", 0.8) == ["sdxl", "ip-adapter-plus", "hotshot", "std-v2v-0.75"]
+    assert needed("image", 0.95)[-1] == "std-i2i-0.95" and needed("distill") == ["sdxl", "dinov2-small"]
+    for arguments, told in [
+        (["pull"], "nothing to pull"),
+        (["pull", "lcn"], "did you mean lcm"),
+        (["pull", "dinov2-original"], "is not on the Hub: download https://"),
+        (["rm"], "nothing to remove"),
+        (["inspect", "gone.safetensors"], "is not a file"),
+        (["pull", "--for", "cooking"], "cooking"),
+    ]:
+        assert run(["models", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and told in err, arguments
+
+
+def test_completion_of_names(tmp_path):
+    env = {"_STD_COMPLETE": "complete_bash", "COMP_WORDS": "std models pull lightn", "COMP_CWORD": "3"}
+    done = std(home=tmp_path, **env)
+    assert done.stdout.split() == ["lightning-2", "lightning-4", "lightning-8"], done.stderr
+
+
+# --- inspect and convert ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def content():
+    """A LoRA of two ranks and two alphas, without a prefix."""
+    plain = dict(list(pairs(small_unet(), rank=4).items())[:40])
+    first = next(iter(plain)).split(".lora_")[0]
+    for half, side in (("A", 0), ("B", 1)):
+        plain[f"{first}.lora_{half}.weight"] = plain[f"{first}.lora_{half}.weight"].narrow(side, 0, 2).contiguous()
+    return plain, first
+
+
+def written(folder, content, spelling="kohya"):
+    """With an alpha of 1 for the first layer, and 8 for the others."""
+    plain, first = content
+    out = {SPELLINGS[spelling](key): tensor for key, tensor in plain.items()}
+    for module in {key.split(".lora_")[0] for key in plain}:
+        name = SPELLINGS[spelling](f"{module}.lora_A.weight").split(".lora")[0]
+        out[f"{name}.alpha"] = torch.tensor(1.0 if module == first else 8.0)
+    return tensors(folder / "in.safetensors", out, {"eta": "0.75", "schedule": "aligned"})
+
+
+def loaded(path):
+    return read_lora(LoraFile(path.name, path, 1.0, None, read_header(path)[1], None))
+
+
+@pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
+@pytest.mark.parametrize("spelling", ["kohya", "hook"])
+def test_a_lora_keeps_its_numbers_in_every_spelling(tmp_path, content, to, spelling):
+    source = written(tmp_path, content, spelling)
+    event = convert(source, tmp_path / "out", to=to)
+    out = tmp_path / "out" / "adapter_model.safetensors" if to == "peft" else tmp_path / "out"
+    assert event["kind"] == "lora" and event["notices"] == []
+    before, after = loaded(source), loaded(out)
+    assert before.state_dict.keys() == after.state_dict.keys()
+    assert all(torch.equal(tensor, after.state_dict[key]) for key, tensor in before.state_dict.items())
+    assert before.network_alphas == after.network_alphas
+    assert len({round(a, 6) for a in after.network_alphas.values()}) == 2
+    assert read_header(out)[1]["schedule"] == "aligned"
+    layout = {"diffusers": "diffusers", "kohya": "kohya", "peft": "peft"}[to]
+    assert inspect_file(out)["layout"] == layout
+    with pytest.raises(InputError, match="exists; pass --overwrite"):
+        convert(source, tmp_path / "out", to=to)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "out"]
+
+
+def test_other_libraries_load_what_is_converted(tmp_path, content):
+    """diffusers from its own spelling and from kohya's, peft from its own: the same scalings."""
+    from peft import PeftModel
+
+    plain, first = content
+    source = written(tmp_path, content)
+    wanted = {key.split(".lora_")[0]: 2.0 for key in plain} | {first: 0.5}
+    for to in ("diffusers", "kohya"):
+        convert(source, tmp_path / f"{to}.safetensors", to=to)
+        unet = small_unet()
+        state, alphas, *more = StableDiffusionXLImg2ImgPipeline.lora_state_dict(
+            tmp_path / f"{to}.safetensors", unet_config=unet.config, return_lora_metadata=True
+        )
+        StableDiffusionXLImg2ImgPipeline.load_lora_into_unet(state, alphas, unet, "mine", metadata=more[0])
+        scaling = {name: m.scaling["mine"] for name, m in unet.named_modules() if hasattr(m, "lora_A")}
+        assert scaling == wanted, to
+    convert(source, tmp_path / "peft", to="peft")
+    model = PeftModel.from_pretrained(small_unet(), tmp_path / "peft")
+    found = {
+        n.removeprefix("base_model.model."): m.scaling["default"]
+        for n, m in model.named_modules()
+        if hasattr(m, "lora_A")
+    }
+    assert found == wanted
+
+
+def test_hotshot_becomes_a_motion_adapter(tmp_path):
+    with torch.device("meta"):
+        names = hotshot_names(MotionAdapter.from_config(HOTSHOT_CONFIG))
+    assert len(names) == 420
+    save_file(
+        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()}, tmp_path / "h.safetensors"
+    )
+    assert inspect_file(tmp_path / "h.safetensors")["kind"] == "hotshot"
+    assert convert(tmp_path / "h.safetensors", tmp_path / "motion")["kind"] == "hotshot"
+    adapter = MotionAdapter.from_pretrained(tmp_path / "motion")
+    assert len(adapter.state_dict()) == 405 and adapter.config.motion_max_seq_length == 24
+    names.pop(next(iter(names)))
+    save_file(
+        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()}, tmp_path / "h.safetensors"
+    )
+    with pytest.raises(InputError, match="404 of 405 tensors fit: 1 lacks"):
+        convert(tmp_path / "h.safetensors", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_cannot_be_converted(tmp_path, content):
+    import pickle
+
+    source = written(tmp_path, content)
+    with pytest.raises(InputError, match="say --to diffusers, kohya or peft"):
+        convert(source, tmp_path / "out")
+    vae = TINY / "vae" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(InputError, match="is no LoRA .vae.: leave out --to kohya"):
+        convert(vae, tmp_path / "out", to="kohya")
+    with pytest.raises(InputError, match="cannot be converted .vae."):
+        convert(vae, tmp_path / "out")
+    (tmp_path / "dino.pth").write_bytes(pickle.dumps(Harm(tmp_path / "ran")))
+    with pytest.raises(InputError, match="pickle"):
+        convert(tmp_path / "dino.pth", tmp_path / "out")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_inspect(tmp_path, content, capsys):
+    source = written(tmp_path, content)
+    facts = inspect_file(source)
+    assert [facts[k] for k in ("kind", "layout", "modules", "ranks", "alphas")] == [
+        *("lora", "kohya", 20, {"2": 1, "4": 19}, {"1": 1, "8": 19})
+    ]
+    assert facts["metadata"]["eta"] == "0.75" and facts["fits"] == ["--lora, for pictures and videos"]
+    tiny = resolve_model("tiny")
+    kinds = {
+        "ip-adapter": tiny.ip_adapter,
+        "motion": TINY / "motion_adapter" / "diffusion_pytorch_model.safetensors",
+        "unet": TINY / "unet" / "diffusion_pytorch_model.safetensors",
+        "vae": TINY / "vae" / "diffusion_pytorch_model.safetensors",
+        "clip": TINY / "text_encoder" / "model.safetensors",
+    }
+    assert {kind: inspect_file(path)["kind"] for kind, path in kinds.items()} == {kind: kind for kind in kinds}
+    sd15 = {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": torch.zeros(4, 768)}
+    facts = inspect_file(tensors(tmp_path / "old.safetensors", sd15))
+    assert (facts["family"], facts["fits"]) == ("Stable Diffusion 1.5", [])
+    assert run(["models", "inspect", str(source)]) == 0
+    shown = capsys.readouterr().out
+    assert "ranks         2: 1, 4: 19\n" in shown and "layout        kohya\n" in shown
+    assert load_file(source)
