@@ -269,9 +269,13 @@ def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
         ({"model": str(tmp_path)}, "not a whole SDXL folder"),
         ({"lora": "gone.safetensors"}, "gone.safetensors"),
         ({"eta": 3.0}, "--eta"),
+        *([] if torch.cuda.is_available() else [({"device": "auto", "offload": "model"}, "leave it out")]),
     ]:
         with pytest.raises(InputError, match=told):
             plan_images(picture, str(reference), **FAST | options)
+    clip = make_clip(tmp_path / "in.mp4", frames=8)
+    with pytest.raises(InputError, match="no frames between"):
+        plan_video(clip, str(reference), start="0.301", end="0.302", **FAST)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
