@@ -161,24 +161,6 @@ def stylize_video(
     return results
 
 
-def load_pipeline(
-    r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
-) -> "VideoPipeline":
-    """Load what a request asks for, with its style."""
-    from std_cli.pipeline import VideoPipeline
-
-    assert r.files is not None
-    pipeline = VideoPipeline(r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion)
-    for message in [*([r.lora.notice] if r.lora and r.lora.notice else []), *pipeline.notices]:
-        on_notice(message)
-    pipeline.on_notice = on_notice
-    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
-    return pipeline
-
-
-# --- the request -----------------------------------------------------------------------------------------------------
-
-
 def prepare_video(
     inputs: str | Path | Sequence[str | Path],
     style: Style | Sequence[Style],
@@ -226,6 +208,24 @@ def prepare_video(
                 raise
             failed.append({"event": "error", "message": str(e), "input": source.name, "code": e.exit_code})
     return VideoRequest(jobs, failed, made, styles, references, files, motion, lora, s, schedule, window, overlap)
+
+
+# --- the request -----------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(
+    r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
+) -> "VideoPipeline":
+    """Load what a request asks for, with its style."""
+    from std_cli.pipeline import VideoPipeline
+
+    assert r.files is not None
+    pipeline = VideoPipeline(r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion)
+    for message in [*([r.lora.notice] if r.lora and r.lora.notice else []), *pipeline.notices]:
+        on_notice(message)
+    pipeline.on_notice = on_notice
+    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    return pipeline
 
 
 def _sources(inputs: Sequence[str | Path]) -> list[Path]:
