@@ -31,7 +31,7 @@ from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.lora import check_lora, read_lora
 from std_cli.match import check_ip_adapter, check_motion
-from std_cli.savings import OUT_OF_MEMORY, Savings, enable_offload
+from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
 from std_cli.weights import LoraFile, ModelFiles, MotionFiles, read_header
 from std_cli.zoo import Method, MethodName, zoo
@@ -98,8 +98,7 @@ class Pipeline:
         allow_partial: bool = False,
     ) -> None:
         """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
-        if offload != "none" and device.type == "cpu":
-            raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
+        check_offload(offload, device)
         self.device, self.dtype = device, dtype
         self.method = zoo().methods[method]
         self.notices: list[str] = []
@@ -298,9 +297,8 @@ class VideoPipeline(Pipeline):
         self._tokens = self._style if guided else self._style.chunk(2)[1]  # (2 or 1, 1, tokens, C)
         if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)
-        if (
-            self.device.type == "cuda" and self.savings.offload == "none"
-        ):  # what they had to tell is known: room for the frames
+        if self.device.type == "cuda" and self.savings.offload == "none":
+            # what they had to tell is known: room for the frames
             for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
                 encoder.to("cpu")
 

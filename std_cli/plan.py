@@ -128,6 +128,8 @@ def _count(job: Job, r: VideoRequest, on_event: OnEvent) -> Event:
         on_event({"event": "progress", "stage": "count", "input": job.source.name})
         run = Run(job, {}, r.s, r.window, r.window - r.overlap, on_event)
         cuts = [item.cut for item in islice(run.read(), COUNTED + 1)]
+        if not cuts:
+            raise InputError(f"{job.source.name}: no frames between --start and --end: widen them")
         if len(cuts) <= COUNTED:
             frames, shots = len(cuts), sum(cuts)
     windows = None
@@ -189,9 +191,11 @@ class _Planner:
         self, video: VideoRequest | None, output: Path | None, measure: Callable[[Any, Any], dict[str, float]]
     ) -> Event:
         from std_cli.pipeline import choose_device, choose_dtype, name_dtype
+        from std_cli.savings import check_offload
 
         r, s = self.r, self.r.s
         device = choose_device(s.device)
+        check_offload(s.offload, device)
         dtype = choose_dtype(s.dtype, device)
         self.on_event({"event": "progress", "stage": "load", "model": s.model})
         memory, needs = self._memory(video, device, name_dtype(dtype))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from std_cli.config import Offload
-from std_cli.errors import StdError
+from std_cli.errors import InputError, StdError
 
 T = TypeVar("T")
 TILES = (512, 256)
@@ -74,8 +74,15 @@ class Savings:
             return None
         self.offload = "model" if self.offload == "none" else "sequential"
         self.pipe.unet = getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)  # a compiled one cannot be moved so
-        enable_offload(self.pipe, self.offload, self.device)
+        with torch.inference_mode(False):  # the weights stay ordinary tensors
+            enable_offload(self.pipe, self.offload, self.device)
         return _OFFLOADED[self.offload]
+
+
+def check_offload(offload: Offload, device: torch.device) -> None:
+    """Raises InputError for a CPU, which has nothing to offload to."""
+    if offload != "none" and device.type == "cpu":
+        raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
 
 
 def enable_offload(pipe: Any, offload: Offload, device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """What a plan says: work counted by hand, memory against SDXL's own shapes and the resident memory of real runs."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -203,14 +204,21 @@ def test_a_plan_of_pictures(tmp_path, photo, picture, reference):
     assert plan["fits"] and plan["picks"]["flags"] == "" and plan["picks"]["offload"] == "none"
 
 
-@pytest.mark.parametrize(("cuts", "windows"), [("auto", 4 + 2), ("off", 7)])
-def test_a_plan_of_a_video(tmp_path, reference, cuts, windows):
-    """Windows of 8 frames, 4 apart: a shot of 20 frames has 4, one of 12 has 2, one of 32 has 7."""
+def windows_of(plan, *shots):
+    """One for a shot that fits, else one more for every stride, or part of it, that it is longer."""
+    length, stride = plan["window"], plan["window"] - plan["overlap"]
+    assert length > 1
+    return sum(1 + max(0, math.ceil((frames - length) / stride)) for frames in shots)
+
+
+@pytest.mark.parametrize(("cuts", "shots"), [("auto", (20, 12)), ("off", (32,))])
+def test_a_plan_of_a_video(tmp_path, reference, cuts, shots):
     clip = make_clip(tmp_path / "in.mp4", frames=32, cut_at=20)
     before = sorted(tmp_path.rglob("*"))
     plan = plan_video(clip, str(reference), tmp_path / "new" / ".." / "out", cuts=cuts, steps=3, cfg=1.0, **FAST)
     assert sorted(tmp_path.rglob("*")) == before
-    assert (plan["frames"], plan["shots"], plan["windows"]) == (32, 1 + (cuts == "auto"), windows)
+    windows = windows_of(plan, *shots)
+    assert (plan["frames"], plan["shots"], plan["windows"]) == (32, len(shots), windows)
     assert plan["evaluations"] == windows * 3 and not plan["guided"]
     t = plan["time"]
     total = t["load"] + 32 * (t["encode"] + t["decode"]) + windows * 3 * t["evaluation"]
@@ -231,7 +239,7 @@ def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     clip = make_clip(tmp_path / "in.mp4", frames=24, cut_at=20)
     monkeypatch.setattr("std_cli.plan.COUNTED", 10)
     plan = plan_video(clip, str(reference), probe=False, **FAST)
-    assert plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == 5
+    assert plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
     assert any("are not counted" in note for note in plan["notes"])
 
 
@@ -269,9 +277,13 @@ def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
         ({"model": str(tmp_path)}, "not a whole SDXL folder"),
         ({"lora": "gone.safetensors"}, "gone.safetensors"),
         ({"eta": 3.0}, "--eta"),
+        *([] if torch.cuda.is_available() else [({"device": "auto", "offload": "model"}, "leave it out")]),
     ]:
         with pytest.raises(InputError, match=told):
             plan_images(picture, str(reference), **FAST | options)
+    clip = make_clip(tmp_path / "in.mp4", frames=8)
+    with pytest.raises(InputError, match="no frames between"):
+        plan_video(clip, str(reference), start="0.301", end="0.302", **FAST)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

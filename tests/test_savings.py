@@ -107,9 +107,10 @@ def test_the_vae_goes_on_in_tiles_first():
         "256",
     ]
     assert tiled.shape == whole.shape and 0 < np.abs(tiled.astype(float) - whole).mean() < 8
-    part.short = lambda z: pipeline.savings.offload == "none"
+    part.short = lambda z: pipeline.savings.offload != "sequential"
     assert np.array_equal(pipeline.decode(latent), tiled)
-    assert pipeline.savings.offload == "model"
+    assert pipeline.savings.offload == "sequential"
+    assert pipeline.encode(picture).shape == latent.shape
 
 
 def test_a_picture_starts_again_and_is_the_same():

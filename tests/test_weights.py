@@ -221,7 +221,7 @@ def cached_adapter(home: Path) -> None:
 def test_without_a_network_one_line_says_what_to_run(tmp_path: Path) -> None:
     sdxl = f'hf download stabilityai/stable-diffusion-xl-base-1.0 --revision {SDXL_COMMIT} --include "*.json"'
     lines = client('weights.resolve_model("sdxl")', tmp_path, HF_ENDPOINT="http://no-such-host.invalid").splitlines()
-    assert len(lines) == 1 and lines[0].startswith("InputError") and "the Hub cannot be reached" in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("NotDownloaded") and "the Hub cannot be reached" in lines[0]
     assert sdxl in lines[0] and "hf download h94/IP-Adapter" in lines[0] and "--model tiny" in lines[0]
     offline = client('weights.resolve_model("a/b@v1")', tmp_path, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in offline and "hf download a/b --revision v1 " in offline
