@@ -296,6 +296,8 @@ def test_a_run_that_differs_is_refused(whole, pictures, tmp_path, sections, how,
         ({"adversarial": {"features": "nowhere"}}, "adversarial.features 'nowhere'"),
         ({"style": {"folder": "nowhere"}}, "no such folder of style references"),
         ({"model": {"name": "nowhere"}}, "no model 'nowhere'"),
+        ({"run": {"track": "wandb"}}, "run.track wandb: is not installed"),
+        ({"optimizer": {"name": "adamw8bit"}}, "needs bitsandbytes: pip install"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(pictures, tmp_path, sections, problem):

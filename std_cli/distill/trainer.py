@@ -1,0 +1,499 @@
+"""Networks, optimizers and lanes of one process of a training run: one micro-batch, one update, validation, state."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from std_cli import __version__
+from std_cli.distill import checkpoint
+from std_cli.distill.augment import augment, prepare
+from std_cli.distill.bank import Bank, Conditions, Entry, stack
+from std_cli.distill.config import DistillConfig, config_hash
+from std_cli.distill.data import Batch
+from std_cli.distill.dino import Dino, load_dino, tiny_dino
+from std_cli.distill.discriminator import (
+    Discriminator,
+    PenaltyWeight,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
+from std_cli.distill.embeddings import Captions
+from std_cli.distill.export import diffusers_bytes
+from std_cli.distill.monitor import sample, sheet
+from std_cli.distill.network import STUDENT, TARGET, Roles, SpatialHead, Surroundings
+from std_cli.distill.samples import Data
+from std_cli.distill.solver import Solver, draw_target
+from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
+from std_cli.distill.text_condition import load_text_condition
+from std_cli.errors import InputError, StdError
+from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
+from std_cli.schedule import timesteps
+from std_cli.weights import fingerprint, resolve_features, resolve_model, resolve_motion
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+VALIDATION = 10**9  # in place of the step, for random numbers that no step has
+
+
+@dataclass
+class Lane:
+    number: int
+    bank: Bank
+
+
+class Trainer:
+    """Networks, optimizers and lanes of one process."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        entries: list[Any],
+        found: Any,
+        references: list[Path],
+        folder: Path,
+        state: PartialState,
+        steps: int,
+        lane_count: int,
+        on_event: OnEvent,
+    ) -> None:
+        self.config, self.folder, self.world, self.steps, self.lane_count = config, folder, state, steps, lane_count
+        m, d, a, o = config.model, config.distill, config.adversarial, config.optimizer
+        files = resolve_model(m.name)
+        motion = resolve_motion(m.motion, files) if config.run.task == "v2v" else None
+        features = None if a.features == "none" or not a.weight else self._features(a.features)
+        self.device = choose_device(m.device) if state.num_processes == 1 else state.device
+        dtype = choose_dtype(m.dtype, self.device)
+        on_event({"event": "progress", "stage": "load", "model": files.name})
+        pipeline = Pipeline(files, None, self.device, dtype, compile=m.compile, motion=motion)
+        if references:
+            blocks = config.style.scale if config.style.blocks == "all" else scaled(STYLE_BLOCK, config.style.scale)
+            pipeline.pipe.set_ip_adapter_scale(blocks)
+        self.base = fingerprint(files.base)
+        self.around = Surroundings(pipeline, unconditional_pooled=d.unconditional_pooled, style=bool(references))
+        self.size = config.data.size
+        self.data = Data(
+            replace(found, entries=entries),
+            self.size,
+            frames=config.data.frames,
+            stride=config.data.stride,
+            flip=config.data.flip,
+            references=references,
+        )
+        self.captions = Captions(
+            [e.caption for e in found.entries],
+            self.around.encode_text,
+            folder,
+            self.base,
+            config.data.text_cache * 2**30,
+        )
+        if self.captions.cached:
+            for encoder in (pipeline.pipe.text_encoder, pipeline.pipe.text_encoder_2):
+                encoder.to("cpu")
+        torch.manual_seed(config.run.seed)  # the adapters' first values
+        lora = config.lora
+        self.roles = Roles(
+            pipeline.pipe.unet,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            motion=lora.motion,
+            ema=d.ema,
+        )
+        if m.gradient_checkpointing:
+            self.roles.checkpoint_activations()
+        self.solver = Solver(
+            pipeline.pipe.scheduler.alphas_cumprod, d.points, pipeline.pipe.scheduler.config.prediction_type
+        )
+        self.n_eta, self.reach = self.solver.start(d.eta), self.solver.reach(d.eta, d.range_rate)
+        self.head = self.head_average = None
+        if d.head != "raw":
+            self.head, self.head_average = (SpatialHead(d.head == "hlearn").to(self.device) for _ in range(2))
+            self.head_average.load_state_dict(self.head.state_dict())
+            self.head_average.requires_grad_(False)
+        learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
+        self.scale = lane_count * o.batch / 128 if o.scale_lr else 1.0
+        self.optimizer = _optimizer(config, learning, o.lr * self.scale, self.device)
+        self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16 and self.device.type == "cuda")
+        self.features = features.to(self.device) if features is not None else None
+        self.discriminator: Discriminator | None = None
+        self.penalty = PenaltyWeight(a.gradient_penalty)
+        if self.features is not None:
+            self.text = load_text_condition(Path(a.text).expanduser()) if a.text != "pooled" else None
+            width = self.captions.shapes["pooled"].numel() if self.text is None else self.text([""]).shape[1]
+            channels, heads = self.features.channels, len(self.features.blocks)
+            self.discriminator = Discriminator(channels, width, heads).to(self.device).eval()
+            self.d_optimizer = _optimizer(config, list(self.discriminator.parameters()), a.lr * self.scale, self.device)
+        mine = range(state.process_index * o.accumulation, (state.process_index + 1) * o.accumulation)
+        self.lanes = [Lane(i, Bank(config.bank.length * o.batch, config.bank.retire_at)) for i in mine]
+        self.ends: dict[int, Tensor] = {}
+        self.facts = {
+            "version": __version__,
+            "model": files.name,
+            "lora": None,
+            "device": str(self.device),
+            "dtype": name_dtype(dtype),
+            "trainable": sum(p.numel() for p in learning),
+            "samples": len(entries),
+        }
+
+    @staticmethod
+    def _features(name: str) -> Dino:
+        return tiny_dino() if name == "random" else load_dino(resolve_features(name))
+
+    # --- one micro-batch ---
+
+    def train_lane(self, step: int, lane: Lane, batch: Batch) -> dict[str, float]:
+        """Gradients of one micro-batch, added to those of the update's others; its figures."""
+        c, d, a = self.config, self.config.distill, self.config.adversarial
+        random = self._generator(step, lane.number)
+        slots = lane.bank.draw(len(batch.captions), c.bank.rate, random)
+        rows = [
+            self._fresh(batch, i, random) if slot is None else _held(lane.bank, slot) for i, slot in enumerate(slots)
+        ]
+        x0, x, cond, n = stack(rows, self.device)
+        s = draw_target(d.mode, n, self.n_eta, self.reach, d.phases, random)
+        w = d.w_min + (d.w_max - d.w_min) * torch.rand(len(n), generator=random)
+        x_prev = teacher_step(self.roles.teacher, self.solver, x, n, cond, self.around.unconditional(cond), w)
+        for i, slot in enumerate(slots):
+            lane.bank.put(slot, Entry(x0[i], x_prev[i], {k: v[i] for k, v in cond.items()}, int(n[i]) - 1))
+
+        # student against target
+        x_s, x0_hat = jump(self.roles.student, self.solver, x, n, cond, s)
+        with torch.no_grad():
+            goal, _ = jump(self.roles.target, self.solver, x_prev, n - 1, cond, s)
+            goal = self.head_average(goal) if self.head_average else goal
+        loss = consistency_loss(self.head(x_s) if self.head else x_s, goal, d.loss, d.huber_c)
+        figures = {"loss": loss.item(), "n": n.float().mean().item()}
+
+        # student against discriminator; each network's gradients come from the same pictures
+        total = loss
+        if self.discriminator is not None:
+            noise = torch.randn(x.shape, generator=random).to(x)
+            fake_z, real_z = noisy_pair(a.mode, self.solver, x_s, x0_hat, x0, s, noise, random)
+            fake_z, real_z, repeat = self._some_frames(fake_z, real_z, random)
+            text = self.text(batch.captions).to(self.device) if self.text else cond["pooled"]
+            text = text.float().repeat_interleave(repeat, 0)
+            fake = self._features_of(self.around.decode(fake_z), random)
+            with torch.no_grad():
+                real = self._features_of(self.around.decode(real_z), random)
+            self.discriminator.requires_grad_(False)
+            adversarial = generator_loss(self.discriminator(fake, text), a.loss)
+            total = loss + a.weight * adversarial
+            figures["adversarial"] = adversarial.item()
+        self._check(step, lane, figures)
+        self.scaler.scale(total / self.lane_count).backward()
+        if self.discriminator is not None:
+            figures |= self._train_discriminator(step, [f.detach() for f in fake], real, text, random)
+            self._check(step, lane, figures)
+        return figures
+
+    def _train_discriminator(
+        self, step: int, fake: list[Tensor], real: list[Tensor], text: Tensor, random: torch.Generator
+    ) -> dict[str, float]:
+        assert self.discriminator is not None
+        self.discriminator.requires_grad_(True)
+        loss = discriminator_loss(
+            self.discriminator(real, text), self.discriminator(fake, text), self.config.adversarial.loss
+        )
+        u = torch.rand(len(text), generator=random).to(self.device)
+        penalty = gradient_penalty(self.discriminator, real, fake, text, u)
+        ((loss + self.penalty.weight * penalty) / self.lane_count).backward()
+        return {"discriminator": loss.item(), "penalty": penalty.item()}
+
+    def _fresh(self, batch: Batch, i: int, random: torch.Generator) -> Entry:
+        x0 = self.around.encode(batch.pixels[i])
+        noise = torch.randn(x0.shape, generator=random).to(x0)
+        reference = batch.references[i] if batch.references else None
+        c = self._conditions(batch.captions[i], batch.original_size[i].tolist(), batch.crop[i].tolist(), reference)
+        return Entry(x0, self.solver.begin(x0[None], noise[None], self.n_eta)[0], c, self.n_eta)
+
+    def _conditions(
+        self, caption: str, original: list[int], crop: list[int], reference: Image.Image | None
+    ) -> Conditions:
+        c = {k: v.to(self.device) for k, v in self.captions[caption].items()}
+        c["time_ids"] = self.around.time_ids(original, crop, self.size).to(self.device)
+        if reference is not None:
+            c["style"] = self.around.encode_style(reference)[1]
+        return {k: v.float() if self.device.type == "cpu" else v for k, v in c.items()}
+
+    def _some_frames(self, fake: Tensor, real: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """Latents of pictures (B', 4, h, w): of clips some frames, the same of both; and how many of each sample."""
+        if fake.ndim == 4:
+            return fake, real, 1
+        count = min(self.config.adversarial.frames, fake.shape[2])
+        chosen = torch.stack([torch.randperm(fake.shape[2], generator=random)[:count] for _ in fake]).to(fake.device)
+        picked = [
+            torch.cat([z[i, :, chosen[i]].transpose(0, 1) for i in range(len(z))]) for z in (fake, real)
+        ]  # (B, 4, F, h, w) -> (B count, 4, h, w)
+        return picked[0], picked[1], count
+
+    def _features_of(self, pixels: Tensor, random: torch.Generator) -> list[Tensor]:
+        assert self.features is not None
+        return self.features(prepare(augment(pixels, random), self.features.size, random))  # type: ignore[no-any-return]
+
+    def _generator(self, step: int, lane: int) -> torch.Generator:
+        seed = int(np.random.SeedSequence((self.config.run.seed, step, lane)).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)  # dropout
+        return torch.Generator("cpu").manual_seed(seed)
+
+    def _check(self, step: int, lane: Lane, figures: dict[str, float]) -> None:
+        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+        if wrong:
+            facts = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+            raise StdError(
+                f"{wrong[0]} is not finite in update {step + 1}, lane {lane.number} ({facts}): no weight was changed; "
+                "lower the learning rate or use --set model.dtype=bf16, and resume from the last checkpoint"
+            )
+
+    # --- one update ---
+
+    def update(self, step: int, figures: list[dict[str, float]]) -> dict[str, Any]:
+        """Average the gradients over processes, move every network; the update's figures."""
+        o, a = self.config.optimizer, self.config.adversarial
+        mean = self._mean(figures)
+        self.scaler.unscale_(self.optimizer)
+        facts: dict[str, Any] = dict(mean)
+        pairs = [("norm", self.optimizer, o.lr)]
+        if self.discriminator is not None:
+            pairs.append(("d_norm", self.d_optimizer, a.lr))
+        for name, optimizer, lr in pairs:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self._reduce(parameters)
+            facts[name] = torch.nn.utils.clip_grad_norm_(parameters, o.clip).item()
+            if not math.isfinite(facts[name]) and not (self.scaler.is_enabled() and name == "norm"):
+                raise StdError(
+                    f"the gradient is not finite in update {step + 1} ({name} {facts[name]}): no weight was changed; "
+                    "lower the learning rate, and resume from the last checkpoint"
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = lr * self.scale * self._rate(step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.discriminator is not None:
+            self.d_optimizer.step()
+            self.d_optimizer.zero_grad(set_to_none=True)
+            self.discriminator.iterate()
+            self.penalty.update(mean["penalty"], step)
+        self.roles.average()
+        if self.head is not None and self.head_average is not None:
+            with torch.no_grad():
+                for average, p in zip(self.head_average.parameters(), self.head.parameters(), strict=True):
+                    average.lerp_(p, 0.05)  # decay 0.95, as in MCM
+        held = [n for lane in self.lanes for n in lane.bank.indices]
+        histogram = np.histogram(held, bins=8, range=(0, self.n_eta + 1))[0].tolist()
+        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _peak_rss()
+        return facts | {
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "bank": len(held),
+            "bank_histogram": histogram,
+            "memory": memory,
+        }
+
+    def _rate(self, step: int) -> float:
+        """The learning rate's factor at a step: linear warm-up, then half a cosine, or 1."""
+        o = self.config.optimizer
+        if step < o.warmup_steps:
+            return (step + 1) / o.warmup_steps
+        if o.schedule == "constant":
+            return 1.0
+        progress = (step - o.warmup_steps) / max(1, self.steps - o.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def _reduce(self, parameters: list[Tensor]) -> None:
+        """Sum the gradients over processes; each lane's is divided by the count of lanes already."""
+        if self.world.num_processes == 1:
+            return
+        flat = torch.cat(
+            [p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in parameters]
+        )
+        dist.all_reduce(flat)
+        for p in parameters:
+            p.grad, flat = flat[: p.numel()].view_as(p).clone(), flat[p.numel() :]
+
+    def _mean(self, figures: list[dict[str, float]]) -> dict[str, float]:
+        names = list(figures[0])
+        total = torch.tensor([sum(f[n] for f in figures) for n in names], dtype=torch.float64)
+        if self.world.num_processes > 1:
+            total = total.float().to(self.device)
+            dist.all_reduce(total)
+        return {n: v / self.lane_count for n, v in zip(names, total.tolist(), strict=True)}
+
+    def agree(self, stop: bool) -> bool:
+        """Whether any process was asked to stop."""
+        if self.world.num_processes == 1:
+            return stop
+        flag = torch.tensor([float(stop)], device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag.item())
+
+    # --- validation ---
+
+    def validate(self, held_out: list[Any], found: Any, step: int) -> dict[str, float]:
+        """Mean distance of the student's last latents to the teacher's, over that of the teacher's to the input's.
+
+        Both start from the same x_eta of held-out samples: the student runs `distill.steps` steps without guidance, the
+        teacher all its points under the middle w. A sheet of pictures goes to monitor/.
+        """
+        if not self.world.is_main_process:
+            self.world.wait_for_everyone()
+            return {}
+        d = self.config.distill
+        data = replace_entries(self.data, found, held_out)
+        w = torch.tensor([(d.w_min + d.w_max) / 2])
+        distances, rows = [], []
+        for i in range(len(held_out)):
+            random = self._generator(VALIDATION, i)
+            picture = data.read(i, np.random.default_rng((self.config.run.seed, VALIDATION, i)))
+            x0 = self.around.encode(torch.from_numpy(picture.pixels))[None]
+            c = self._conditions(picture.caption, list(picture.original_size), list(picture.crop), picture.reference)
+            c = {k: v[None] for k, v in c.items()}
+            noise = torch.randn(x0.shape, generator=random).to(x0)
+            x = self.solver.begin(x0, noise, self.n_eta)
+            if i not in self.ends:
+                end = x
+                for k in range(self.n_eta, 0, -1):
+                    index = torch.tensor([k])
+                    end = teacher_step(self.roles.teacher, self.solver, end, index, c, self.around.unconditional(c), w)
+                self.ends[i] = end.cpu()
+            end = self.ends[i].to(x)
+            made = sample(self.roles.student, self.solver, x, timesteps(d.steps, d.eta, "aligned"), c)
+            distances.append(((made - end).square().mean() / (end - x0).square().mean()).sqrt().item())
+            if i < 4:
+                n, s = torch.tensor([self.n_eta]), torch.tensor([max(0, self.n_eta - self.reach)])
+                x_prev = teacher_step(self.roles.teacher, self.solver, x, n, c, self.around.unconditional(c), w)
+                with torch.no_grad():
+                    x_s, x0_hat = jump(self.roles.student, self.solver, x, n, c, s)
+                    goal, _ = jump(self.roles.target, self.solver, x_prev, n - 1, c, s)
+                _, real = noisy_pair(self.config.adversarial.mode, self.solver, x_s, x0_hat, x0, s, noise, random)
+                rows.append([x0, x, x0_hat, x_s, goal, real, made, end])
+        folder = self.folder / "monitor"
+        folder.mkdir(exist_ok=True)
+        sheet(rows, self.around.decode, folder / f"step-{step:06d}.png")
+        if self.world.num_processes > 1:
+            self.world.wait_for_everyone()
+        return {"validation": float(np.mean(distances))}
+
+    # --- checkpoints ---
+
+    def save(self, step: int) -> Path:
+        draft = checkpoint.draft_of(self.folder, step)
+        for lane in self.lanes:
+            checkpoint.write_part(draft, f"lane-{lane.number:05d}.pt", lane.bank.state_dict())
+        if self.world.num_processes > 1:
+            self.world.wait_for_everyone()
+        if self.world.is_main_process:
+            adapter = self.roles.state_dict()
+            text = {k: str(v) for k, v in self.metadata(step).items()}
+            checkpoint.write_part(draft, "adapter.safetensors", diffusers_bytes(adapter, self.config.lora.alpha, text))
+            checkpoint.write_part(draft, "training.pt", self._training_state())
+            state = {"version": __version__, "config": self.config.model_dump(mode="json"), "lanes": self.lane_count}
+            checkpoint.finish(self.folder, step, state)
+            checkpoint.prune(self.folder, self.config.run.keep_last, self.config.run.keep_every)
+        if self.world.num_processes > 1:
+            self.world.wait_for_everyone()
+        return checkpoint.folder_of(self.folder, step)
+
+    def _training_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        state["steps"] = self.steps
+        if self.config.distill.ema:
+            state["average"] = self.roles.state_dict(TARGET)
+        if self.head is not None and self.head_average is not None:
+            state |= {"head": self.head.state_dict(), "head_average": self.head_average.state_dict()}
+        if self.discriminator is not None:
+            state |= {"discriminator": self.discriminator.state_dict(), "d_optimizer": self.d_optimizer.state_dict()}
+            state["penalty"] = self.penalty.state_dict()
+        return state
+
+    def load(self, folder: Path) -> int:
+        """Go on from a checkpoint; returns its step."""
+        state = checkpoint.read_state(folder)
+        if state is None:
+            raise InputError(f"--resume {folder}: is damaged or no checkpoint: name another, or auto")
+        if state["lanes"] != self.lane_count:
+            raise InputError(
+                f"{folder} has {state['lanes']} lanes, now {self.lane_count}: keep processes x optimizer.accumulation"
+            )
+        training = checkpoint.load_part(folder, "training.pt")
+        adapter = load_file(folder / "adapter.safetensors")
+        self.roles.load_state_dict({k.removeprefix("unet."): v for k, v in adapter.items()}, STUDENT)
+        if self.config.distill.ema:
+            self.roles.load_state_dict(training["average"], TARGET)
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        if self.head is not None and self.head_average is not None:
+            self.head.load_state_dict(training["head"])
+            self.head_average.load_state_dict(training["head_average"])
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(training["discriminator"])
+            self.d_optimizer.load_state_dict(training["d_optimizer"])
+            self.penalty.load_state_dict(training["penalty"])
+        for lane in self.lanes:
+            lane.bank.load_state_dict(checkpoint.load_part(folder, f"lane-{lane.number:05d}.pt"))
+        return int(state["step"])
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What the LoRA's file says of itself."""
+        c = self.config
+        return {
+            "task": c.run.task,
+            "eta": c.distill.eta,
+            "steps": c.distill.steps,
+            "schedule": "aligned",
+            "mode": c.distill.mode,
+            "guidance": f"w {c.distill.w_min:g}-{c.distill.w_max:g}",
+            "base_model": c.model.name,
+            "base_sha256": self.base,
+            "config_sha256": config_hash(c),
+            "trained_steps": step,
+            "std_version": __version__,
+        }
+
+
+def replace_entries(data: Data, found: Any, entries: list[Any]) -> Data:
+    """The same preparation of other samples, never mirrored."""
+    return Data(
+        replace(found, entries=entries), data.size, frames=data.frames, stride=data.stride, flip=0.0,
+        references=data.references,
+    )  # fmt: skip
+
+
+def _held(bank: Bank, slot: int) -> Entry:
+    entry = bank.slots[slot]
+    assert entry is not None
+    return entry
+
+
+def _optimizer(config: DistillConfig, parameters: list[Any], lr: float, device: torch.device) -> torch.optim.Optimizer:
+    o = config.optimizer
+    how: dict[str, Any] = {"lr": lr, "betas": o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
+    if o.name == "adamw":
+        return torch.optim.AdamW(parameters, fused=device.type == "cuda", **how)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise InputError(
+            "optimizer.name adamw8bit: needs bitsandbytes: pip install 'std-cli[8bit]', or use adamw"
+        ) from None
+    return AdamW8bit(parameters, **how)  # type: ignore[no-any-return]
+
+
+def _peak_rss() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
