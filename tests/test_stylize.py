@@ -75,7 +75,7 @@ def test_stock_diffusers_loads_the_pack_in_half_precision(photo, reference):
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float16)
     assert pipe.unet.config.down_block_types == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 25e6
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 30e6  # with its motion adapter
 
 
 @pytest.mark.parametrize(
