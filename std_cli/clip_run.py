@@ -137,7 +137,7 @@ class Run:
             "output": {"size": [t.width, t.height], "encoder": t.encoder, "pix_fmt": t.pix_fmt, "options": t.options},
         }
 
-    def go(self, pipeline: "VideoPipeline", work: WorkFolder, overwrite: bool) -> Event:
+    def go(self, pipeline: "VideoPipeline", work: WorkFolder, overwrite: bool, keep_work: bool) -> Event:
         begin = time.monotonic()
         wave = self._wavefront(pipeline)
         quality, segments, emitted, pushed = Quality(), 0, 0, 0
@@ -196,7 +196,7 @@ class Run:
             pictures.close()
         if not done:
             raise InputError(f"{self.job.source.name}: no frames between --start and --end: widen them")
-        return self._finish(work, segments, done, resumed, quality, begin, thumbnail, overwrite)
+        return self._finish(work, segments, done, resumed, quality, begin, thumbnail, overwrite, keep_work)
 
     def _wavefront(self, pipeline: "VideoPipeline") -> "Wavefront":
         from std_cli.wavefront import Wavefront
@@ -336,6 +336,7 @@ class Run:
         begin: float,
         thumbnail: str | None,
         overwrite: bool,
+        keep_work: bool,
     ) -> Event:
         target, clip, s = self.job.target, self.job.clip, self.s
         figures = quality.figures
@@ -359,6 +360,8 @@ class Run:
                     comment=comment,
                 )
                 move(temporary, target.path, overwrite)
+                if not keep_work:  # at once: killed in between, the same command would find its output in the way
+                    work.remove()
             finally:
                 _remove(temporary)
         for message in self.notices:

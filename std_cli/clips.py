@@ -144,9 +144,7 @@ def stylize_video(
                     pipeline = load_pipeline(r, device, dtype, run.notice)
                 pipeline.on_notice = run.notice
                 pipeline.prepare(s, r.schedule, job.working)
-                results.append(run.go(pipeline, work, overwrite))
-                if not keep_work:
-                    work.remove()
+                results.append(run.go(pipeline, work, overwrite, keep_work))
         except (InputError, StdError) as e:
             if total == 1:
                 raise
