@@ -274,18 +274,18 @@ def main() -> None:
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--output", type=Path)
     a = p.parse_args()
-    began, text = time.monotonic(), ""
+    began, parts = time.monotonic(), []
     with multiprocessing.get_context("spawn").Pool(a.jobs) as pool:
         for eta in a.eta:
             jobs = [(arm, seed, eta) for arm in [None, *ARMS] for seed in range(a.seeds)]
             found = pool.map(partial(measure, updates=a.steps), jobs, chunksize=1)
-            text += f"eta {eta}:\n\n{table(found)}\n\n"
-    text += (
-        f"{a.seeds} seeds, {a.steps} updates, {(time.monotonic() - began) / 60:.0f} minutes with {a.jobs} processes.\n"
-    )
-    print(text, end="")
+            parts.append(f"eta {eta}:\n\n{table(found)}\n")
+            print(parts[-1], flush=True)
+    minutes = (time.monotonic() - began) / 60
+    parts.append(f"{a.seeds} seeds, {a.steps} updates, {minutes:.0f} minutes with {a.jobs} processes.\n")
+    print(parts[-1], end="")
     if a.output:
-        a.output.write_text(text, encoding="utf-8")
+        a.output.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":
