@@ -250,6 +250,20 @@ def test_checkpointed_activations_change_nothing():
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
 
 
+def test_dropout_is_the_students_alone():
+    pipeline = Pipeline(resolve_model("tiny"), None, torch.device("cpu"), torch.float32)
+    around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
+    roles = Roles(pipeline.pipe.unet, rank=2, alpha=2, dropout=0.5, targets=["to_q"], motion=True, ema=0)
+    for p in roles.parameters.values():
+        p.data.normal_(generator=torch.Generator().manual_seed(0))
+    c = {k: v[None] for k, v in around.encode_text(["a"])[0].items()}
+    c["time_ids"] = around.time_ids((32, 32), (0, 0), (32, 32))[None]
+    x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
+    assert not torch.equal(roles.student(x, t, c), roles.student(x, t, c))
+    with torch.no_grad():
+        assert torch.equal(roles.student(x, t, c), roles.student(x, t, c))
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +302,32 @@ def test_a_run_that_differs_is_refused(whole, pictures, tmp_path, sections, how,
     assert sorted(p.name for p in folder.rglob("*")) == before
 
 
+def test_other_data_are_refused(whole, pictures, tmp_path):
+    folder = copy_of(whole[0], tmp_path / "run")
+    more = copy_of(pictures, tmp_path / "data")
+    (more / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "another"}\n')
+    with pytest.raises(InputError, match="was made with another data.sources"):
+        distill(a_config(more, folder))
+    both = (pictures / "metadata.jsonl").read_text()
+    try:
+        (pictures / "metadata.jsonl").write_text(both.replace("number 3", "number three"))
+        with pytest.raises(InputError, match="was made with other data"):
+            distill(a_config(pictures, folder))
+    finally:
+        (pictures / "metadata.jsonl").write_text(both)
+
+
+def test_a_half_written_line_of_metrics_is_cut_off(whole, pictures, tmp_path):
+    import shutil
+
+    folder = copy_of(whole[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint-000004")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    distill(a_config(pictures, folder))
+    assert lines(folder) == lines(whole[0])
+
+
 @pytest.mark.parametrize(
     ("sections", "problem"),
     [
@@ -322,7 +362,7 @@ def test_a_dry_run_measures_and_keeps_nothing(pictures, tmp_path):
 
 
 def test_the_command(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("std_cli.cli._hush", lambda: None)  # it changes the whole process
+    monkeypatch.setattr("std_cli.cli.hush", lambda: None)  # it changes the whole process
     config = tmp_path / "run.toml"
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", adversarial={"features": "none"})))
     assert run(["distill", "--config", str(config), "--max-steps", "1", "--json"]) == 0

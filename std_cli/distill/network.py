@@ -4,7 +4,6 @@ The teacher is the frozen UNet with its adapter off, the student has the adapter
 an average of the student's. So training holds the big weights once.
 """
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,8 +36,8 @@ class Roles:
         self, unet: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str], motion: bool, ema: float
     ) -> None:
         """The adapters start as the identity; the student's first factors come from torch's global random state."""
-        self.unet, self.ema = unet, ema
-        unet.requires_grad_(False)
+        self.unet, self.ema, self.dtype = unet, ema, unet.dtype
+        unet.requires_grad_(False).eval()
         left_out = _NOT_THE_UNETS_OWN if motion else rf"{_NOT_THE_UNETS_OWN}|.*motion_modules.*"
         self.config = LoraConfig(
             r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=left_out
@@ -62,9 +61,12 @@ class Roles:
             if isinstance(module, AnimateDiffTransformer3D):  # diffusers passes `input` by name, peft's layers take x
                 for layer in (module.proj_in, module.proj_out):
                     layer.register_forward_pre_hook(_input_first, with_kwargs=True)
+        self._dropouts = [m for n, m in unet.named_modules() if n.endswith(f".lora_dropout.{STUDENT}")]
         self._as(STUDENT)
 
     def student(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
+        for dropout in self._dropouts:  # active where it learns, not where it is looked at
+            dropout.train(torch.is_grad_enabled())
         return self._forward(x, t, c)
 
     @torch.no_grad()
@@ -95,23 +97,19 @@ class Roles:
 
     def checkpoint_activations(self) -> None:
         """Compute activations anew in the backward pass. diffusers leaves out the motion layers."""
-        self.unet.train()  # it looks at this flag
         self.unet.enable_gradient_checkpointing()
         for module in self.unet.modules():
             if isinstance(module, AnimateDiffTransformer3D):
                 module.forward = _checkpointed(module)
-            elif isinstance(module, nn.Dropout) and module.p and "lora_dropout" not in type(module).__name__:
-                module.eval()
 
     def _forward(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
-        weight = next(p for p in self.unet.parameters() if not p.requires_grad)
         added: dict[str, Any] = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]}
         if "style" in c:
             added["image_embeds"] = [c["style"]]
         states = c["states"] if x.ndim == 4 else c["states"].repeat_interleave(x.shape[2], 0)  # per frame
-        half = weight.dtype != torch.float32
-        with torch.autocast(x.device.type, weight.dtype) if half else nullcontext():
-            out = self.unet(x.to(weight.dtype), t, states, added_cond_kwargs=added, return_dict=False)[0]
+        half = self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype) if half else nullcontext():
+            out = self.unet(x.to(self.dtype), t, states, added_cond_kwargs=added, return_dict=False)[0]
         return out.float()  # type: ignore[no-any-return]
 
     @contextmanager
@@ -236,8 +234,3 @@ class SpatialHead(nn.Module):
         if z.ndim == 5:
             out = out.unflatten(0, (z.shape[0], z.shape[2])).transpose(1, 2)
         return z + out  # type: ignore[no-any-return]
-
-
-def module_of(key: str) -> str:
-    """The layer that a LoRA key belongs to."""
-    return re.sub(r"\.lora_[AB]\.weight$", "", key)

@@ -30,7 +30,7 @@ def dry_run(config: DistillConfig, updates: int = 2, sampled: int = 32) -> dict[
     from std_cli.distill.captions import find_samples
     from std_cli.distill.data import check
     from std_cli.distill.samples import Data
-    from std_cli.distill.train import distill
+    from std_cli.distill.train import count_updates, distill
 
     found = find_samples([Path(s).expanduser() for s in config.data.sources])
     d = config.data
@@ -42,10 +42,7 @@ def dry_run(config: DistillConfig, updates: int = 2, sampled: int = 32) -> dict[
         distill(short, on_event=lambda e: seen.append((time.monotonic(), e)))
     [start] = [e for _, e in seen if e["event"] == "start"]
     progress = [(t, e) for t, e in seen if e.get("stage") == "distill"]
-    lanes = config.optimizer.accumulation
-    steps = config.run.max_steps or max(
-        1, round(config.run.epochs * start["samples"] / (lanes * config.optimizer.batch))
-    )
+    steps = count_updates(config, start["samples"], config.optimizer.accumulation)
     seconds = progress[-1][0] - progress[-2][0]
     return {
         "event": "check",

@@ -9,6 +9,7 @@ samples_per_second, eta, memory), "result" (output, steps, seconds, loss, valida
 """
 
 import json
+import math
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from accelerate import PartialState
 
 from std_cli.distill import checkpoint
 from std_cli.distill.captions import find_samples
-from std_cli.distill.config import DistillConfig, differing_keys, to_toml
+from std_cli.distill.config import DistillConfig, differing_keys, make_config, to_toml
 from std_cli.distill.data import Loader
 from std_cli.distill.export import export
 from std_cli.distill.samples import find_pictures
@@ -50,14 +52,15 @@ def distill(
     if r.track != "none" and find_spec(r.track) is None:
         raise InputError(f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none")
     found = find_samples([Path(s).expanduser() for s in config.data.sources])
-    entries, held_out = _held_out(found.entries, config.data.held_out, r.seed)
+    usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
+    entries, held_out = _held_out(usable, config.data.held_out, r.seed)
     references = find_pictures(Path(config.style.folder).expanduser()) if config.style.folder else []
     state = PartialState(cpu=config.model.device == "cpu")
     on_event = on_event if state.is_main_process else lambda event: None
     start = _choose_start(folder, resume, config, on_event)
     o = config.optimizer
     lane_count = state.num_processes * o.accumulation
-    steps = r.max_steps or max(1, round(r.epochs * len(entries) / (lane_count * o.batch)))
+    steps = count_updates(config, len(entries), lane_count)
     _make_folder(folder)
     trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
     first = trainer.load(start) if start is not None else 0
@@ -90,8 +93,9 @@ def distill(
             done = step + 1
             if held_out and (done % r.validate_every == 0 or done == steps):
                 validation = trainer.validate(held_out, found, done)
+                facts |= validation
             rate = (done - first) * lane_count * o.batch / (time.monotonic() - begin)
-            facts |= {"samples_per_second": round(rate, 3)} | (validation if done % r.validate_every == 0 else {})
+            facts["samples_per_second"] = round(rate, 3)
             log.write(done, facts)
             left = (steps - done) * lane_count * o.batch / rate
             on_event({"event": "progress", "stage": "distill", "step": done, "steps": steps, "eta": left, **facts})
@@ -123,6 +127,12 @@ def distill(
         }
     )
     return path
+
+
+def count_updates(config: DistillConfig, samples: int, lane_count: int) -> int:
+    """Updates of a run: run.max_steps, or what run.epochs makes of so many samples."""
+    epochs = config.run.epochs * samples / (lane_count * config.optimizer.batch)
+    return config.run.max_steps or max(1, round(epochs))
 
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
@@ -158,7 +168,7 @@ def _choose_start(folder: Path, resume: str, config: DistillConfig, on_event: On
         if found is None:
             return None
         start, state = found
-    before = DistillConfig(**state["config"])
+    before = make_config(state["config"], str(start))
     if keys := differing_keys(before, config):
         old, new = ((getattr(getattr(c, keys[0].split(".")[0]), keys[0].split(".")[1])) for c in (before, config))
         raise InputError(
@@ -171,8 +181,8 @@ def _choose_start(folder: Path, resume: str, config: DistillConfig, on_event: On
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".write").touch()
-        (folder / ".write").unlink()
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as e:
         raise InputError(f"run.output {folder}: cannot be written ({e.strerror}): name another folder") from None
 
@@ -201,6 +211,13 @@ def _signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # what a kill left half written
+        return math.inf
+
+
 class _Log:
     """metrics.jsonl, one line for each update; what an interrupted run wrote after its last checkpoint is cut off."""
 
@@ -210,7 +227,7 @@ class _Log:
             return
         path = folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if first and json.loads(line)["step"] <= first]
+        kept = [line for line in lines if first and _step_of(line) <= first]
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8")
         self.tracker: Any = None

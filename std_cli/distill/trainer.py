@@ -68,6 +68,7 @@ class Trainer:
         on_event: OnEvent,
     ) -> None:
         self.config, self.folder, self.world, self.steps, self.lane_count = config, folder, state, steps, lane_count
+        self.on_event = on_event
         m, d, a, o = config.model, config.distill, config.adversarial, config.optimizer
         files = resolve_model(m.name)
         motion = resolve_motion(m.motion, files) if config.run.task == "v2v" else None
@@ -128,9 +129,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16 and self.device.type == "cuda")
         self.features = features.to(self.device) if features is not None else None
         self.discriminator: Discriminator | None = None
+        self.text = None
         self.penalty = PenaltyWeight(a.gradient_penalty)
         if self.features is not None:
-            self.text = load_text_condition(Path(a.text).expanduser()) if a.text != "pooled" else None
+            if a.text != "pooled":
+                self.text = load_text_condition(Path(a.text).expanduser())
             width = self.captions.shapes["pooled"].numel() if self.text is None else self.text([""]).shape[1]
             channels, heads = self.features.channels, len(self.features.blocks)
             self.discriminator = Discriminator(channels, width, heads).to(self.device).eval()
@@ -183,8 +186,7 @@ class Trainer:
             noise = torch.randn(x.shape, generator=random).to(x)
             fake_z, real_z = noisy_pair(a.mode, self.solver, x_s, x0_hat, x0, s, noise, random)
             fake_z, real_z, repeat = self._some_frames(fake_z, real_z, random)
-            text = self.text(batch.captions).to(self.device) if self.text else cond["pooled"]
-            text = text.float().repeat_interleave(repeat, 0)
+            text = cond.get("text", cond["pooled"]).float().repeat_interleave(repeat, 0)
             fake = self._features_of(self.around.decode(fake_z), random)
             with torch.no_grad():
                 real = self._features_of(self.around.decode(real_z), random)
@@ -223,6 +225,8 @@ class Trainer:
         self, caption: str, original: list[int], crop: list[int], reference: Image.Image | None
     ) -> Conditions:
         c = {k: v.to(self.device) for k, v in self.captions[caption].items()}
+        if self.text is not None:  # it goes with its sample into the bank
+            c["text"] = self.text([caption])[0].to(self.device)
         c["time_ids"] = self.around.time_ids(original, crop, self.size).to(self.device)
         if reference is not None:
             c["style"] = self.around.encode_style(reference)[1]
@@ -354,9 +358,14 @@ class Trainer:
         data = replace_entries(self.data, found, held_out)
         w = torch.tensor([(d.w_min + d.w_max) / 2])
         distances, rows = [], []
-        for i in range(len(held_out)):
+        for i in range(len(data.entries)):
             random = self._generator(VALIDATION, i)
-            picture = data.read(i, np.random.default_rng((self.config.run.seed, VALIDATION, i)))
+            try:
+                picture = data.read(i, np.random.default_rng((self.config.run.seed, VALIDATION, i)))
+            except StdError as e:
+                if step == 0:
+                    self.on_event({"event": "notice", "message": f"left out of the validation: {e}"})
+                continue
             x0 = self.around.encode(torch.from_numpy(picture.pixels))[None]
             c = self._conditions(picture.caption, list(picture.original_size), list(picture.crop), picture.reference)
             c = {k: v[None] for k, v in c.items()}
@@ -381,10 +390,11 @@ class Trainer:
                 rows.append([x0, x, x0_hat, x_s, goal, real, made, end])
         folder = self.folder / "monitor"
         folder.mkdir(exist_ok=True)
-        sheet(rows, self.around.decode, folder / f"step-{step:06d}.png")
+        if rows:
+            sheet(rows, self.around.decode, folder / f"step-{step:06d}.png")
         if self.world.num_processes > 1:
             self.world.wait_for_everyone()
-        return {"validation": float(np.mean(distances))}
+        return {"validation": float(np.mean(distances))} if distances else {}
 
     # --- checkpoints ---
 
@@ -400,6 +410,7 @@ class Trainer:
             checkpoint.write_part(draft, "adapter.safetensors", diffusers_bytes(adapter, self.config.lora.alpha, text))
             checkpoint.write_part(draft, "training.pt", self._training_state())
             state = {"version": __version__, "config": self.config.model_dump(mode="json"), "lanes": self.lane_count}
+            state |= {"data": self.data.fingerprint, "steps": self.steps}
             checkpoint.finish(self.folder, step, state)
             checkpoint.prune(self.folder, self.config.run.keep_last, self.config.run.keep_every)
         if self.world.num_processes > 1:
@@ -408,7 +419,6 @@ class Trainer:
 
     def _training_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        state["steps"] = self.steps
         if self.config.distill.ema:
             state["average"] = self.roles.state_dict(TARGET)
         if self.head is not None and self.head_average is not None:
@@ -427,6 +437,11 @@ class Trainer:
             raise InputError(
                 f"{folder} has {state['lanes']} lanes, now {self.lane_count}: keep processes x optimizer.accumulation"
             )
+        if state["data"] != self.data.fingerprint:
+            raise InputError(f"{folder} was made with other data: give the same files, or name another run.output")
+        if state["steps"] != self.steps and self.config.optimizer.schedule == "cosine":
+            told = f"the learning rate now falls to 0 at update {self.steps}, not {state['steps']}"
+            self.on_event({"event": "notice", "message": told})
         training = checkpoint.load_part(folder, "training.pt")
         adapter = load_file(folder / "adapter.safetensors")
         self.roles.load_state_dict({k.removeprefix("unet."): v for k, v in adapter.items()}, STUDENT)
