@@ -33,6 +33,7 @@ from std_cli.stylize import (
     Source,
     Style,
     choose_schedule,
+    follow_lora,
     make_folder,
     read_source,
     request_facts,
@@ -188,19 +189,9 @@ def prepare_video(
     own = files is not None and bool(files.pack) and s.motion == "auto"  # a pack has one of its own, or none
     missing = motion is None and s.motion != "none" and not own  # of a plan: as the usual one
     window, overlap = _window(s, motion.window if motion else WINDOW if missing else 1)
-    lora = (
-        find(
-            resolve_lora,
-            s.lora,
-            model=files,
-            task="v2v" if motion else "i2i",
-            eta=s.eta,
-            method=s.method,
-            steps=s.steps,
-        )
-        if files
-        else None
-    )
+    how = {"task": "v2v" if motion else "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
+    lora = find(resolve_lora, s.lora, model=files, **how) if files else None
+    s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     pack = Pack(**files.pack if files else {})
     cuts = None if s.cuts in ("auto", "off") else read_cuts(Path(s.cuts).expanduser())

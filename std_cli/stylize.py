@@ -12,14 +12,14 @@ What happens is told through `on_event`, one dictionary at a time, JSON-ready, w
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from std_cli import __version__
-from std_cli.config import ImageSettings, Pack, image_settings, parse_size, parse_style
+from std_cli.config import ImageSettings, Pack, S, image_settings, parse_size, parse_style
 from std_cli.errors import InputError
 from std_cli.image import (
     OUTPUT_SUFFIXES,
@@ -32,6 +32,7 @@ from std_cli.image import (
     save_picture,
     working_size,
 )
+from std_cli.schedule import MAX_STEPS
 from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, resolve_model
 from std_cli.zoo import cfg_range, zoo
 
@@ -168,6 +169,7 @@ def prepare_images(
     sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
     how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
+    s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes)
 
@@ -255,6 +257,19 @@ def read_source(source: Source, flag: str = "") -> Picture:
             raise InputError(f"{flag}{e}") from None
     alpha = source.getchannel("A") if source.mode == "RGBA" else None
     return Picture(source.convert("RGB"), alpha, Path("picture"))
+
+
+def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
+    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made for."""
+    if lora is None or s.lora == "auto":
+        return s, lora
+    made_for: dict[str, Any] = {}
+    if given.get("eta") is None and lora.eta is not None:
+        made_for["eta"], lora = lora.eta, replace(lora, notice=None)
+    told = lora.metadata.get("steps", "")
+    if given.get("steps") is None and told.isdecimal() and 1 <= int(told) <= MAX_STEPS:
+        made_for["steps"] = int(told)
+    return s.model_copy(update=made_for), lora
 
 
 def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":

@@ -123,8 +123,8 @@ def test_stylize_takes_the_lora(whole):
     )  # fmt: skip
     assert max(v.abs().max() for k, v in load_file(path).items() if "lora_B" in k) > 0
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    how = {"model": "tiny", "size": 64, "steps": 2, "device": "cpu"}
-    [plain] = stylize_image(photo, photo, lora="none", schedule="aligned", **how)
+    how = {"model": "tiny", "size": 64, "device": "cpu"}
+    [plain] = stylize_image(photo, photo, lora="none", schedule="aligned", steps=2, **how)
     notices = []
     results = [
         np.asarray(stylize_image(photo, photo, lora=str(folder / name), on_event=notices.append, **how)[0], np.float32)
@@ -132,6 +132,10 @@ def test_stylize_takes_the_lora(whole):
     ]
     assert not [e for e in notices if e["event"] == "notice"], "every tensor has its layer"
     assert np.abs(results[0] - results[1]).max() <= 1
+    started = [e["settings"] for e in notices if e["event"] == "start"]
+    assert [(s["eta"], s["steps"], s["schedule"]) for s in started] == [(0.75, 2, "aligned")] * 2, "what it is made for"
+    [other] = stylize_image(photo, photo, lora=str(folder / "lora_kohya.safetensors"), eta=0.5, steps=1, **how)
+    assert np.abs(results[1] - np.asarray(other, np.float32)).max() > 0, "what the user asks for goes first"
     assert np.abs(results[0] - np.asarray(plain, np.float32)).max() > 0
 
 

@@ -197,12 +197,12 @@ class Trainer:
         self._check(step, lane, figures)
         self.scaler.scale(total / self.lane_count).backward()
         if self.discriminator is not None:
-            figures |= self._train_discriminator(step, [f.detach() for f in fake], real, text, random)
+            figures |= self._train_discriminator([f.detach() for f in fake], real, text, random)
             self._check(step, lane, figures)
         return figures
 
     def _train_discriminator(
-        self, step: int, fake: list[Tensor], real: list[Tensor], text: Tensor, random: torch.Generator
+        self, fake: list[Tensor], real: list[Tensor], text: Tensor, random: torch.Generator
     ) -> dict[str, float]:
         assert self.discriminator is not None
         self.discriminator.requires_grad_(True)
