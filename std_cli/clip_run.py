@@ -34,9 +34,10 @@ from std_cli.stylize import (
 )
 from std_cli.video.clip import Clip, Pixels
 from std_cli.video.cuts import CutDetector, GivenCuts
+from std_cli.video.join import join
 from std_cli.video.quality import Quality
 from std_cli.video.read import read_frames
-from std_cli.video.write import SegmentWriter, Target, join
+from std_cli.video.write import SegmentWriter, Target
 from std_cli.weights import fingerprint
 from std_cli.work import WorkFolder
 

@@ -26,6 +26,7 @@ from std_cli.image import (
     fit_to,
     working_size,
 )
+from std_cli.lora import LoraFile, resolve_lora
 from std_cli.stylize import (
     Event,
     Find,
@@ -46,11 +47,9 @@ from std_cli.video.read import open_clip
 from std_cli.video.write import choose_target
 from std_cli.weights import (
     WINDOW,
-    LoraFile,
     ModelFiles,
     MotionFiles,
     fingerprint,
-    resolve_lora,
     resolve_model,
     resolve_motion,
 )

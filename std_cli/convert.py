@@ -8,8 +8,8 @@ from typing import Any
 from std_cli.errors import InputError
 from std_cli.identify import inspect_file
 from std_cli.image import hidden_beside, move, writing
-from std_cli.lora import LoraWeights, read_lora
-from std_cli.weights import HOTSHOT_CONFIG, LoraFile, check_checkpoint, fetch, read_header, source
+from std_cli.lora import LoraFile, LoraWeights, read_lora
+from std_cli.weights import HOTSHOT_CONFIG, check_checkpoint, fetch, read_header, source
 from std_cli.zoo import LoraLayout
 
 

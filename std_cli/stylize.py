@@ -32,8 +32,9 @@ from std_cli.image import (
     save_picture,
     working_size,
 )
+from std_cli.lora import LoraFile, resolve_lora
 from std_cli.schedule import MAX_STEPS
-from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora, resolve_model
+from std_cli.weights import ModelFiles, fingerprint, resolve_model
 from std_cli.zoo import cfg_range, zoo
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Names to files: models and LoRAs from the table, from disk or from the Hub, checked before a weight is loaded.
+"""Names to files: models from the table, from disk or from the Hub, checked before a weight is loaded.
 
 Only this module speaks to the Hub; HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what huggingface_hub says. What is in its
 cache is used as it is, without a look at the Hub: `hf download` refreshes it. Only safetensors are read, never pickles.
@@ -6,7 +6,6 @@ cache is used as it is, without a look at the Hub: `hf download` refreshes it. O
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -14,12 +13,11 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from std_cli.errors import InputError, NotDownloaded, StdError
-from std_cli.match import family
-from std_cli.zoo import Entry, MethodName, find_entry, method_lora, names_of, std_lora
+from std_cli.zoo import find_entry, names_of
 
 TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
 
@@ -113,7 +111,7 @@ def resolve_model(name: str, *, local_only: bool = False) -> ModelFiles:
         return _folder_model(name, path, False, local_only)
     if os.path.isfile(path):
         return _single_file_model(name, path, local_only)
-    hub = _hub_id(name)
+    hub = hub_id(name)
     if not hub or hub[2]:
         raise InputError(
             f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file that exists, "
@@ -303,7 +301,7 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
     elif os.path.isdir(Path(spec).expanduser()):
         folder, window, name = Path(spec).expanduser(), WINDOW, spec
     else:
-        hub = _hub_id(spec)
+        hub = hub_id(spec)
         if not hub or hub[2]:
             raise InputError(
                 f"no motion adapter {spec!r}: give auto, none, {', '.join(names_of('motion'))}, a diffusers folder, "
@@ -338,7 +336,7 @@ def _check_motion(name: str, config: dict[str, Any], model: ModelFiles) -> None:
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
-def _hub_id(text: str) -> tuple[str, str, str | None] | None:
+def hub_id(text: str) -> tuple[str, str, str | None] | None:
     """(repository, revision, file) of `owner/name[@revision][/file.safetensors]`; None if that is not its form."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -498,6 +496,25 @@ def push_lora(path: Path, repo: str) -> None:
         HfApi().upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo)
 
 
+def only_file(source: HubRepo) -> str:
+    """The only safetensors file of a repository: by its cached snapshot if that is whole, or by the Hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        local = snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=list(source.include), local_files_only=True
+        )
+        names = file_names(Path(local), depth=3)
+    except LocalEntryNotFoundError:
+        names = _hub_names(source, [source])
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(files) != 1:
+        listed = f"{len(files)} safetensors files ({', '.join(files[:8])})" if files else "no safetensors file"
+        raise InputError(f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors")
+    return files[0]
+
+
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
@@ -535,165 +552,3 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
             draft.write_text(json.dumps(known | {key: digest}, indent=0))
             draft.replace(store)
     return digest
-
-
-# --- LoRA ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """A LoRA file on disk, by its header."""
-
-    name: str
-    path: Path
-    scale: float
-    """Strength that the user asked for, 1 if not."""
-    eta: float | None
-    """The eta that it was trained for, if anything tells."""
-    metadata: dict[str, str]
-    """Of the safetensors header."""
-    notice: str | None
-    """What the user should know about the choice."""
-
-
-def resolve_lora(
-    spec: str,
-    *,
-    model: ModelFiles,
-    task: Literal["i2i", "v2v"],
-    eta: float,
-    method: MethodName = "std",
-    steps: int = 8,
-) -> LoraFile | None:
-    """The LoRA file that `spec` names: "none", "auto", FILE[:SCALE], owner/name[@revision][/file.safetensors][:SCALE].
-
-    "auto" is, by `method`: STD's for `task` trained nearest to `eta`, of the pack's own list or the published one, None
-    if the pack lists none; a baseline's made for the number nearest to `steps`, None if it has none. Raises InputError
-    for a file that is no LoRA, or cannot be had.
-    """
-    name, scale = _split_scale(spec)
-    trained = made_for = None
-    path = Path(name).expanduser()
-    if name == "none" or (name == "auto" and method == "none"):
-        return None
-    if name == "auto" and method != "std":
-        entry = _baseline(method, steps, model)
-        path, made_for = fetch([source(entry.name)])[0] / entry.files[0], entry.steps
-        name, scale = entry.name, scale * entry.scale
-    elif name == "auto":
-        nearest = _nearest_lora(model, task, eta)
-        if nearest is None:
-            return None
-        path, trained = nearest
-        name = path.name
-    elif not os.path.isfile(path):
-        path = _hub_lora(name)
-    shapes, metadata = read_header(path)
-    if not any("lora_" in key or ".lora." in key for key in shapes):
-        raise InputError(f"--lora {name}: no tensor of its {len(shapes)} is a LoRA's: is it a whole model?")
-    made = family(shapes)
-    if made and made[0] != "SDXL":
-        width = read_object((model.config or model.base) / "unet" / "config.json").get("cross_attention_dim")
-        if made[1] != width:
-            raise InputError(
-                f"--lora {name}: it is for {made[0]} (by its shapes, {made[1]} wide), and {model.name} is SDXL: choose "
-                "one made for SDXL"
-            )
-    published = re.search(r"_eta(0\.\d+)\.safetensors$", path.name)
-    for text in (metadata.get("eta"), published and published[1]):
-        with suppress(ValueError):
-            trained = trained or (float(text) if text and 0 < float(text) <= 1 else None)
-    notice = None
-    if trained is not None and abs(trained - eta) > 1e-6:
-        notice = f"no LoRA for eta {eta:g}: {name}, trained for {trained:g}, is used"
-    if made_for is not None and made_for != steps:
-        notice = f"no LoRA of {method} for {steps} steps: {name}, made for {made_for}, is used"
-    return LoraFile(name, path, scale, trained, metadata, notice)
-
-
-def _split_scale(spec: str) -> tuple[str, float]:
-    """("file", 0.8) of "file:0.8". A file that is really named so wins, and C:\\file has no scale."""
-    name, _, text = spec.rpartition(":")
-    if not name or os.path.isfile(Path(spec).expanduser()):
-        return spec, 1.0
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = math.nan
-        if len(name) == 1:
-            return spec, 1.0
-    if not math.isfinite(scale):
-        raise InputError(f"--lora {spec}: the scale {text!r} is not a number: write it as FILE:0.8")
-    return name, scale
-
-
-def _nearest_lora(model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) -> tuple[Path, float] | None:
-    """(file, eta) of the LoRA trained nearest to `eta`, the lower one of two equally near."""
-    if not model.pack:
-        entry = std_lora(task, eta)
-        assert entry.eta is not None
-        return fetch([source(entry.name)])[0] / entry.files[0], entry.eta
-    choices = _pack_loras(model, task)
-    if not choices:
-        return None
-    nearest = min(choices, key=lambda e: (round(abs(e - eta), 6), e))
-    return model.base / choices[nearest], nearest
-
-
-def _baseline(method: MethodName, steps: int, model: ModelFiles) -> Entry:
-    """The LoRA of a baseline. Raises InputError for a pack, which the published LoRAs are not made for."""
-    entry = method_lora(method, steps)
-    assert entry is not None  # every method but none has one
-    if model.pack:
-        raise InputError(
-            f"--method {method}: its LoRA is made for SDXL, not for --model {model.name}: give one with --lora FILE, "
-            "or --lora none for its steps alone"
-        )
-    return entry
-
-
-def _pack_loras(model: ModelFiles, task: str) -> dict[float, str]:
-    """{eta: file inside the pack} of the LoRAs for a task that a pack's std.json lists."""
-    loras = model.pack.get("loras", [])
-    found = {}
-    for lora in loras if isinstance(loras, list) else [loras]:
-        match lora:
-            case {"file": str(file), "task": "i2i" | "v2v", "eta": float() | int() as eta} if 0 < eta <= 1:
-                inside = PurePosixPath(file)
-            case _:
-                raise InputError(f"std.json of the model {model.name}: a LoRA needs file, task and eta, not {lora!r}")
-        if inside.is_absolute() or ".." in inside.parts or re.search(r"[\\:]", file):
-            raise InputError(f"std.json of the model {model.name}: the LoRA {file!r} is outside of its folder")
-        if lora["task"] == task:
-            found[float(eta)] = file
-    return found
-
-
-def _hub_lora(name: str) -> Path:
-    """A LoRA file of a Hub repository; the only safetensors file in it if none is named."""
-    hub = _hub_id(name)
-    if not hub:
-        what = "is a folder: name the file in it" if os.path.isdir(name) else "is not there"
-        raise InputError(f"--lora {name} {what}: it can be FILE.safetensors, owner/name on the Hub, auto or none")
-    repo, revision, file = hub
-    file = file or _only_file(HubRepo(repo, revision, include=("*.safetensors",)))
-    return fetch([HubRepo(repo, revision, files=(file,))])[0] / file
-
-
-def _only_file(source: HubRepo) -> str:
-    """The only safetensors file of a repository: by its cached snapshot if that is whole, or by the Hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        local = snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=list(source.include), local_files_only=True
-        )
-        names = file_names(Path(local), depth=3)
-    except LocalEntryNotFoundError:
-        names = _hub_names(source, [source])
-    files = sorted(name for name in names if name.endswith(".safetensors"))
-    if len(files) != 1:
-        listed = f"{len(files)} safetensors files ({', '.join(files[:8])})" if files else "no safetensors file"
-        raise InputError(f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors")
-    return files[0]

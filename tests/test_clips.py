@@ -18,8 +18,8 @@ from PIL import Image
 
 from std_cli import InputError, StdError, clip_run, stylize_video
 from std_cli.cli import run
+from std_cli.video.join import read_comment
 from std_cli.video.read import open_clip, read_frames
-from std_cli.video.write import read_comment
 
 FAST = {"model": "tiny", "steps": 2, "size": 64, "motion": "none", "style_blocks": "all"}
 

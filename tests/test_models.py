@@ -17,9 +17,9 @@ from std_cli.cli import run
 from std_cli.convert import convert
 from std_cli.errors import InputError, StdError
 from std_cli.identify import inspect_file
-from std_cli.lora import read_lora
+from std_cli.lora import LoraFile, read_lora
 from std_cli.models import needed
-from std_cli.weights import HOTSHOT_CONFIG, TINY, LoraFile, read_header, resolve_model
+from std_cli.weights import HOTSHOT_CONFIG, TINY, read_header, resolve_model
 from std_cli.zoo import find_entry
 from tests.conftest import QUIET
 from tests.test_match import Harm, hotshot_names

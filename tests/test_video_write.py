@@ -11,8 +11,9 @@ from PIL import Image
 
 from std_cli.errors import InputError, StdError
 from std_cli.video.clip import Clip, Color
+from std_cli.video.join import join, read_comment
 from std_cli.video.read import open_clip, read_frames
-from std_cli.video.write import CONTAINERS, SegmentWriter, choose_target, common_time_base, join, read_comment
+from std_cli.video.write import CONTAINERS, SegmentWriter, choose_target, common_time_base
 from tests.test_video_read import bars, write
 
 BASE = Fraction(1, 600)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from std_cli import weights
 from std_cli.errors import InputError
-from std_cli.lora import LoraWeights, check_lora, read_lora
-from std_cli.weights import LoraFile, ModelFiles, fingerprint, resolve_lora
+from std_cli.lora import LoraFile, LoraWeights, check_lora, read_lora, resolve_lora
+from std_cli.weights import ModelFiles, fingerprint
 from tests.hub import Hub
 
 SDXL_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
@@ -294,10 +294,11 @@ def test_lora_from_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
     tensors(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
     code = """
     from pathlib import Path
+    from std_cli.lora import resolve_lora
     model = weights.ModelFiles("sdxl", Path("x"), False, None, None, Path("x"), Path("x"), {})
     for spec in ("who/one:0.5", "who/two/sub/c.safetensors", "auto", "who/two", "who/two/d.safetensors"):
         try:
-            lora = weights.resolve_lora(spec, model=model, task="v2v", eta=0.8)
+            lora = resolve_lora(spec, model=model, task="v2v", eta=0.8)
             print(lora.name, lora.path.name, lora.scale, lora.eta, lora.notice)
         except errors.StdError as error: print(error)
 """

@@ -4,12 +4,9 @@ A part (segment) is mp4 or mov, whose clock is as fine as asked for; ffv1, which
 step copies packets, so that nothing is encoded twice; gif and webp alone are made from lossless parts.
 """
 
-import heapq
-import json
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import av
-import numpy as np
-from av.subtitles.subtitle import SubtitleSet
 
 from std_cli.errors import InputError, StdError
 from std_cli.video.clip import Clip, Color, Pixels
@@ -211,23 +206,23 @@ def _set_up(context: Any, target: Target) -> None:
     context.thread_count = _THREADS
 
 
-def _delay(target: Target) -> int:
+def decoding_delay(target: Target) -> int:
     """By how many frames decoding runs ahead of showing, at most."""
     if target.codec not in ("h264", "hevc"):
         return 0
     return 2 if target.encoder.startswith("lib") else 4  # hardware may nest its B frames deeper
 
 
-def _early(target: Target, first: int, step: int) -> list[int]:
+def early_times(target: Target, first: int, step: int) -> list[int]:
     """Times (ticks) before the first frame's, at which the packets that run ahead are decoded.
 
     `step`: at most the time to the second frame, else mp4's edit list begins where that one would, and FFmpeg reads all
     times as earlier.
     """
-    return [first - n * step for n in range(_delay(target), 0, -1)]
+    return [first - n * step for n in range(decoding_delay(target), 0, -1)]
 
 
-def _clock(target: Target, *rates: int) -> dict[str, str]:
+def exact_clock(target: Target, *rates: int) -> dict[str, str]:
     """Options of mp4 and mov for exact times: their edit lists, else in milliseconds, hold where each stream begins."""
     ticks = target.time_base.denominator
     all_ticks = math.lcm(ticks, *rates)
@@ -249,8 +244,8 @@ class SegmentWriter:
         # frames than it looks ahead.
         self.times: list[int] = []
         self.muxed = 0
-        with _told(path):
-            self.container = _create(self.part, format, {} if format == "nut" else _clock(target))
+        with told(path):
+            self.container = create_container(self.part, format, {} if format == "nut" else exact_clock(target))
             self.stream = self.container.add_stream(target.encoder, rate=target.frame_rate)
             _set_up(self.stream.codec_context, target)
             self.stream.time_base = target.time_base
@@ -261,10 +256,10 @@ class SegmentWriter:
     def write(self, rgb: Pixels, pts: Fraction) -> None:
         """A frame (H, W, 3) at `pts` seconds."""
         ticks = round(pts / self.target.time_base)
-        self.times += [ticks] if self.times else [*_early(self.target, ticks, 1), ticks]
+        self.times += [ticks] if self.times else [*early_times(self.target, ticks, 1), ticks]
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
         frame.pts, frame.time_base = ticks, self.target.time_base
-        with _told(self.path):
+        with told(self.path):
             self._mux(self.stream.encode(frame))
 
     def _mux(self, packets: list[Any]) -> None:
@@ -275,10 +270,10 @@ class SegmentWriter:
 
     def close(self) -> None:
         try:
-            with _told(self.path):
+            with told(self.path):
                 self._mux(self.stream.encode())
                 self.container.close()
-                _sync(self.part)
+                sync_file(self.part)
                 os.replace(self.part, self.path)
         except BaseException:
             self._give_up()
@@ -301,17 +296,17 @@ class SegmentWriter:
             self._give_up()
 
 
-def _create(path: Path, format: str, options: dict[str, str]) -> Any:
+def create_container(path: Path, format: str, options: dict[str, str]) -> Any:
     """PyAV's container of a file that is written; its types do not know which stream is which."""
     return av.open(f"file:{path}", "w", format=format, options=options)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-class _told:
+class told:
     """The system's errors while `path` is written, as one line."""
 
     def __init__(self, path: Path) -> None:
@@ -325,378 +320,3 @@ class _told:
             raise StdError(
                 f"cannot write {self.path} ({reason}); check the disk and run the same command again"
             ) from error
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
-def join(
-    segments: Sequence[Path],
-    target: Target,
-    source: Clip,
-    *,
-    out: Path,
-    begin: Fraction | None = None,
-    until: Fraction | None = None,
-    shift: Fraction = Fraction(0),
-    audio: bool = True,
-    comment: str = "",
-) -> list[str]:
-    """Put the segments into one file `out` and copy the source's other streams, chapters and tags; what could not be
-    kept is told in the returned notices.
-
-    Packets of the other streams from `begin` up to `until` (seconds on the source's clock; None: no limit) are kept;
-    `shift` is taken off all times. Raises StdError if writing fails; then `out` may be there in part.
-    """
-    with _told(target.path):
-        if target.container == "folder":
-            _folder(segments, out, comment, shift)
-            return []
-        if target.container in ("gif", "webp"):
-            _animate(segments, target, out)
-            return [f"{target.container} has no sound: it is left out"] if source.audio and audio else []
-        notices: list[str] = []
-        with ExitStack() as stack:
-            before: Any = None
-            if source.kind == "video":
-                before = stack.enter_context(av.open(f"file:{source.path}", metadata_errors="replace"))
-            options = {}
-            if target.container in ("mp4", "mov"):
-                rates = [s.sample_rate for s in before.streams.audio if s.codec_context] if before else []
-                options = {"movflags": "+faststart"} | _clock(target, *filter(None, rates))
-            file = stack.enter_context(_create(out, target.container, options))
-            first: Any = stack.enter_context(av.open(f"file:{segments[0]}"))
-            template: Any = first.streams.video[0]
-            video = file.add_stream_from_template(template, opaque=target.codec == "av1")
-            video.time_base = target.time_base
-            video.codec_context.framerate = target.frame_rate
-            if target.codec != "av1":
-                video.sample_aspect_ratio = target.sample_aspect_ratio
-                if target.codec == "hevc" and target.container != "matroska":
-                    video.codec_context.codec_tag = "hvc1"
-            flows = [_video_packets(segments, video, target, shift)]
-            if before:
-                others = _other_streams(before, file, video, audio, notices)
-                if others:
-                    flows.append(_other_packets(before, others, source.path.name, notices, begin, until, shift))
-                _copy_tags(before, file, bool(comment), begin, until, shift)
-            if comment:
-                file.metadata["comment"] = comment
-            for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
-                file.mux(packet)
-        _sync(out)
-        return notices
-
-
-_Flow = Iterator[tuple[float, int, Any]]  # (seconds, of equal ones the first, packet)
-
-
-def _video_packets(segments: Sequence[Path], stream: Any, target: Target, shift: Fraction) -> _Flow:
-    base = target.time_base
-    times: list[int] = []  # of all frames of a part, in order; ahead of them of the last ones before it
-    delay = _delay(target)
-    for path in segments:
-        if delay:
-            shown = sorted(round((packet.pts * packet.time_base - shift) / base) for packet in _packets(path))
-            if not times:
-                step = shown[1] - shown[0] if len(shown) > 1 else 1
-                times = _early(target, shown[0], step)
-            times = times[-delay:] + shown
-        for number, packet in enumerate(_packets(path)):
-            packet.pts = round((packet.pts * packet.time_base - shift) / base)
-            packet.dts = times[number] if delay else packet.pts
-            packet.time_base, packet.stream = base, stream
-            packet.duration = round(1 / target.frame_rate / base)
-            yield float(packet.dts * base), 0, packet
-
-
-def _packets(path: Path) -> Generator[Any, None, None]:
-    """The packets of a segment, as they are decoded."""
-    with av.open(f"file:{path}") as part:
-        for packet in part.demux(part.streams.video[0]):
-            if packet.size and packet.pts is not None:
-                yield packet
-
-
-_Convert = Callable[[Any], Iterator[Any]]  # packets of the source, or None at the end -> packets of the result
-
-
-def _other_streams(
-    before: Any, file: Any, video: Any, audio: bool, notices: list[str]
-) -> list[tuple[Any, Any, _Convert | None]]:
-    """(stream of the source, stream of the result, how its packets are made anew or None); the tags of video's, too."""
-    found: list[tuple[Any, Any, _Convert | None]] = []
-    into = file.format.name
-    covers = av.stream.Disposition.attached_pic
-    main: Any = next((s for s in before.streams.video if not s.disposition & covers), None)
-    for stream in before.streams:
-        if stream is main:
-            video.metadata.update(_stream_tags(stream))
-            video.disposition = stream.disposition
-            continue
-        if stream.type == "audio" and not audio:
-            continue
-        codec = stream.codec_context.codec.canonical_name if getattr(stream, "codec_context", None) else None
-        if stream.type == "data" and stream.name == "bin_data" and before.chapters():
-            continue  # how mp4 holds the names of its chapters, which are copied as such
-        kind = {"audio": "sound", "subtitle": "subtitle", "video": "second video"}.get(stream.type, stream.type)
-        what = f"{kind} stream ({codec or 'of an unknown kind'})"
-        copied = _copied(file, stream) if stream.type in ("audio", "subtitle") and codec else None
-        if copied is not None:
-            found.append((stream, copied, None))
-        elif stream.type == "audio" and codec:
-            name = "libopus" if into == "webm" else "aac"
-            found.append((stream, *_encoded_sound(stream, file, name)))
-            notices.append(f"{what} does not go into {into}: it was encoded anew as {name}")
-        elif codec in _TEXT and into in _TEXT_IN:
-            found.append((stream, *_converted_text(stream, file, _TEXT_IN[into])))
-            notices.append(f"{what} does not go into {into}: it was converted to {_TEXT_IN[into]}, without its styles")
-        elif stream.type == "video":
-            notices.append(f"{what}: left out")
-        else:
-            notices.append(f"{what} does not go into {into}: left out")
-    return found
-
-
-def _stream_tags(stream: Any) -> dict[str, str]:
-    """Without those that count what the stream was before, as mkvmerge writes them, or describe its encoding."""
-    stale = ("duration", "number_of_frames", "number_of_bytes", "bps", "encoder", "timecode", "rotate")
-    return {
-        key: value
-        for key, value in stream.metadata.items()
-        if key.lower().split("-")[0] not in stale and not key.lower().startswith("_statistics")
-    }
-
-
-def _copied(file: Any, stream: Any) -> Any:
-    """A stream of the result that takes this one's packets as they are; None if the container has no place for it."""
-    name = stream.codec_context.codec.canonical_name
-    if name not in _held(file):
-        return None
-    try:
-        new = file.add_stream_from_template(stream, opaque=True)
-    except (ValueError, av.FFmpegError):
-        return None
-    new.time_base = stream.time_base
-    new.metadata.update(_stream_tags(stream))
-    new.disposition = stream.disposition
-    return new
-
-
-def _held(file: Any) -> set[str]:
-    if file.format.name == "webm":
-        return {"opus", "vorbis", "webvtt"}
-    if file.format.name in ("mp4", "mov"):
-        return {"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus", "mov_text", "dvd_subtitle"} | (
-            {"pcm_s16le", "pcm_s24le", "pcm_s16be", "pcm_s24be", "pcm_f32le"} if file.format.name == "mov" else set()
-        )
-    return set(file.supported_codecs) - {"mov_text", "bin_data"}
-
-
-def _other_packets(
-    before: Any,
-    others: list[tuple[Any, Any, _Convert | None]],
-    name: str,
-    notices: list[str],
-    begin: Fraction | None,
-    until: Fraction | None,
-    shift: Fraction,
-) -> _Flow:
-    if begin is not None and begin > 1:
-        with suppress(av.FFmpegError):
-            before.seek(int((begin - 1) * av.time_base))
-    by_index = {old.index: (new, convert) for old, new, convert in others}
-    ended: set[int] = set()
-    packets = before.demux([old for old, _, _ in others])
-    while len(ended) < len(others):
-        try:
-            packet = next(packets)
-        except StopIteration:
-            break
-        except av.FFmpegError as e:
-            notices.append(f"{name} breaks off ({e.strerror}): what goes with its video ends there")
-            break
-        if not packet.size or packet.pts is None:
-            continue
-        time = packet.pts * packet.time_base
-        if until is not None and time >= until:
-            ended.add(packet.stream.index)
-            continue
-        if begin is not None and time < begin:
-            continue
-        ticks = round(shift / packet.time_base)
-        packet.pts -= ticks
-        packet.dts = packet.dts - ticks if packet.dts is not None else packet.pts
-        new, convert = by_index[packet.stream.index]
-        for made in convert(packet) if convert else [packet]:
-            made.stream = new
-            yield float(made.dts * made.time_base), 1, made
-    for new, convert in by_index.values():
-        for made in convert(None) if convert else []:
-            made.stream = new
-            yield float(made.dts * made.time_base), 1, made
-
-
-_LAYOUTS = {1: "mono", 3: "3.0", 5: "5.0", 6: "5.1"}  # that both encoders know, by count of channels; else stereo
-_BIT_RATE = {"libopus": 64_000, "aac": 96_000}  # a channel's
-
-
-def _encoded_sound(stream: Any, file: Any, name: str) -> tuple[Any, _Convert]:
-    channels = stream.codec_context.layout.nb_channels
-    layout = _LAYOUTS.get(channels, "stereo")
-    new = file.add_stream(name, rate=48000, layout=layout)
-    new.codec_context.bit_rate = _BIT_RATE[name] * new.codec_context.layout.nb_channels
-    new.metadata.update(_stream_tags(stream))
-    new.disposition = stream.disposition
-    resampler = av.AudioResampler(new.codec_context.format, layout, 48000)
-
-    def convert(packet: Any) -> Iterator[Any]:
-        decoded: list[Any] = [None]
-        if packet is not None:
-            try:
-                decoded = stream.codec_context.decode(packet)
-            except av.FFmpegError:  # a damaged packet: silence, as a player has it
-                return
-        for frame in decoded:
-            for piece in resampler.resample(frame):
-                yield from new.encode(piece)
-        if packet is None:
-            yield from new.encode(None)
-
-    return new, convert
-
-
-_TEXT = ("subrip", "ass", "webvtt", "mov_text", "text")
-_TEXT_IN = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
-_MS = Fraction(1, 1000)
-
-
-def _converted_text(stream: Any, file: Any, name: str) -> tuple[Any, _Convert]:
-    """Subtitles of text in another format."""
-    new = file.add_stream(name)
-    new.codec_context.subtitle_header = stream.codec_context.subtitle_header
-    new.time_base = new.codec_context.time_base = _MS
-    new.metadata.update(_stream_tags(stream))
-    new.disposition = stream.disposition
-
-    def convert(packet: Any) -> Iterator[Any]:
-        if packet is None:
-            return
-        try:
-            shown = stream.codec_context.decode2(packet)
-        except av.FFmpegError:
-            return
-        lines = [rect.ass for rect in shown or () if rect.type in (b"ass", b"text") and rect.ass]
-        if not lines:  # mov_text has empty ones for the time between
-            return
-        start, length = (
-            round(packet.pts * packet.time_base / _MS),
-            round((packet.duration or 0) * packet.time_base / _MS),
-        )
-        made = new.codec_context.encode_subtitle(SubtitleSet.create(lines[0], 0, length, start))
-        made.pts = made.dts = start
-        made.time_base, made.duration = _MS, length
-        yield made
-
-    return new, convert
-
-
-def _copy_tags(
-    before: Any, file: Any, commented: bool, begin: Fraction | None, until: Fraction | None, shift: Fraction
-) -> None:
-    technical = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode")
-    tags = {k: v for k, v in before.metadata.items() if k.lower() not in technical}
-    if commented:  # ours takes its place
-        old = next((v for k, v in tags.items() if k.lower() == "comment"), None)
-        tags = {k: v for k, v in tags.items() if k.lower() != "comment"}
-        if old and _request(old) is None and "description" not in map(str.lower, tags):
-            tags["description"] = old
-    file.metadata.update(tags)
-    chapters = []
-    for chapter in before.chapters():
-        base = chapter["time_base"]
-        start, end = chapter["start"] * base, chapter["end"] * base
-        start, end = max(start, begin or start), min(end, until or end)
-        if start < end:
-            ticks = {"start": round((start - shift) / base), "end": round((end - shift) / base)}
-            chapters.append(chapter | ticks)
-    if chapters:
-        file.set_chapters(chapters)
-
-
-def _frames(segments: Sequence[Path]) -> Generator[tuple[Fraction, Any], None, None]:
-    for path in segments:
-        with av.open(f"file:{path}") as part:
-            stream: Any = part.streams.video[0]
-            for frame in part.decode(stream):
-                yield (frame.pts or 0) * stream.time_base, frame
-
-
-def _animate(segments: Sequence[Path], target: Target, out: Path) -> None:
-    """An endless gif, with a palette for each frame, or webp."""
-    webp = target.container == "webp"
-    base = Fraction(1, 1000 if webp else 100)
-    with _create(out, target.container, {"loop": "0"}) as file:
-        stream = file.add_stream("libwebp_anim" if webp else "gif", rate=target.frame_rate)
-        stream.width, stream.height = target.width, target.height
-        stream.pix_fmt = "yuva420p" if webp else "pal8"
-        stream.codec_context.time_base = stream.time_base = base
-        if webp:
-            stream.codec_context.options = {"quality": "90"}
-        start: Fraction | None = None
-        last = -1
-        for pts, frame in _frames(segments):
-            start = pts if start is None else start
-            last = max(last + 1, round((pts - start) / base))  # two frames may fall on one tick
-            rgb = frame.to_ndarray(format="rgb24")
-            new = from_rgb(rgb, "yuva420p", Color(6, LIMITED, 2, 2)) if webp else _with_palette(rgb)
-            new.pts, new.time_base = last, base
-            file.mux(stream.encode(new))
-        file.mux(stream.encode())
-    _sync(out)
-
-
-def _with_palette(rgb: Pixels) -> av.VideoFrame:
-    """The frame in 256 colours of its own."""
-    from PIL import Image
-
-    image = Image.fromarray(rgb).quantize(256)
-    palette = np.zeros((256, 4), np.uint8)
-    colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[:, 0], palette[: len(colours), 1:] = 255, colours  # ARGB
-    return av.VideoFrame.from_ndarray((np.asarray(image), palette), "pal8")  # type: ignore[arg-type]
-
-
-def _folder(segments: Sequence[Path], out: Path, comment: str, shift: Fraction) -> None:
-    """000001.png and on, with frames.csv (file, seconds, the same as an exact fraction) and the request as std.json."""
-    out.mkdir()
-    lines, number = ["file,seconds,exact"], 0
-    for path in segments:
-        for packet in _packets(path):
-            number += 1
-            name, time = f"{number:06d}.png", packet.pts * packet.time_base - shift
-            (out / name).write_bytes(bytes(packet))
-            lines.append(f"{name},{float(time):.6f},{time}")
-    (out / "frames.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if comment:
-        (out / "std.json").write_text(comment + "\n", encoding="utf-8")
-    for file in out.iterdir():
-        _sync(file)
-
-
-def read_comment(path: Path) -> dict[str, Any] | None:
-    """The request that `join` stored in a video; None in one of other origin. InputError for what is no video."""
-    try:
-        with av.open(f"file:{path}", metadata_errors="replace") as file:
-            tags = {key.lower(): value for key, value in file.metadata.items()}
-    except (av.FFmpegError, OSError) as e:
-        raise InputError(f"{str(path)!r} cannot be read as a video ({e.strerror}); check the path") from None
-    return _request(tags.get("comment", ""))
-
-
-def _request(comment: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(comment)["std"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, dict) else None
