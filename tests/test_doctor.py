@@ -57,6 +57,7 @@ def test_the_hub_answers_or_does_not(monkeypatch, capsys):
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the environment says
     assert examine(offline=True)["hub"] == {"endpoint": endpoint, "offline": True, "error": None} and not asked
     found = examine()
     assert found["hub"]["error"] == "" and len(asked) == 1 and breaking(found) == []
