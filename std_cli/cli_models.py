@@ -91,7 +91,9 @@ def rm(names: NamesArgument = None, as_json: JsonFlag = False, quiet: QuietFlag 
 
 
 @app.command("inspect")
-def inspect(file: Annotated[str, typer.Argument(help="A .safetensors file.")], as_json: JsonFlag = False) -> None:
+def inspect(
+    file: Annotated[str, typer.Argument(help="A .safetensors file, or DINOv2's .pth.")], as_json: JsonFlag = False
+) -> None:
     """Say what a weights file is and what it fits."""
     _ready()
     from std_cli.identify import inspect_file
@@ -102,7 +104,7 @@ def inspect(file: Annotated[str, typer.Argument(help="A .safetensors file.")], a
 
 @app.command("convert")
 def convert(
-    file: Annotated[str, typer.Argument(help="A LoRA, HotShot-XL's layers, or an SDXL checkpoint in one file.")],
+    file: Annotated[str, typer.Argument(help="A LoRA, HotShot-XL's layers, an SDXL checkpoint, or DINOv2's .pth.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The file, or folder, to write.")],
     to: Annotated[LoraLayout | None, typer.Option("--to", help="The spelling, of a LoRA.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
@@ -110,7 +112,7 @@ def convert(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write a LoRA in another spelling, or weights as a diffusers folder."""
+    """Write a LoRA in another spelling, or weights as a folder that diffusers or transformers reads."""
     _ready(offline)
     from std_cli.convert import convert as run
 

@@ -1,4 +1,6 @@
-"""Weights into another form: LoRAs between the spellings in use, HotShot-XL and checkpoints into diffusers' folders."""
+"""Weights into another form: LoRAs between the spellings in use; HotShot-XL and checkpoints into diffusers' folders,
+an original DINOv2 into transformers'.
+"""
 
 import json
 import shutil
@@ -20,7 +22,8 @@ def convert(
 
     A LoRA becomes the file `output` in the spelling `to` (peft: a folder with adapter_model.safetensors and
     adapter_config.json), its alphas kept; HotShot-XL's layers a MotionAdapter's folder; an SDXL checkpoint a diffusers
-    folder. Raises InputError for another kind of file, or if the output exists.
+    folder; an original DINOv2 (.pth) a transformers folder. Raises InputError for another kind of file, or if the
+    output exists.
     """
     facts = inspect_file(file)
     origin, target, kind = Path(facts["file"]), Path(output).expanduser(), facts["kind"]
@@ -43,8 +46,13 @@ def convert(
                 _write_motion(origin, draft)
             elif kind == "checkpoint":
                 _write_folder(origin, draft)
+            elif kind == "dinov2-original":
+                from std_cli.distill.dino import convert_dino
+
+                convert_dino(origin, draft)
             else:
-                raise InputError(f"{file} cannot be converted ({kind}): give a LoRA, HotShot-XL or an SDXL checkpoint")
+                known = "a LoRA, HotShot-XL, an SDXL checkpoint or DINOv2's .pth"
+                raise InputError(f"{file} cannot be converted ({kind}): give {known}")
             move(draft, target, overwrite)
         finally:
             if draft.is_dir():

@@ -1,4 +1,7 @@
-"""What a weights file is, by its header and the few numbers that tell a LoRA's alpha: nothing else is read."""
+"""What a weights file is, by its header and the few numbers that tell a LoRA's alpha: nothing else is read.
+
+A .pth has no header: it is read whole, but never run.
+"""
 
 import re
 from collections import Counter
@@ -7,6 +10,7 @@ from typing import Any
 
 from std_cli.errors import InputError
 from std_cli.match import Shapes, family
+from std_cli.pickles import read_pickle
 from std_cli.weights import SINGLE_FILE_KEYS, read_header
 
 # What a key begins with or holds -> the kind of file; the first that matches.
@@ -18,6 +22,8 @@ KINDS = (
     (r"^model\.diffusion_model\.", "checkpoint"),
     (r"^(down_blocks|mid_block|up_blocks)\..*attentions.*attn2", "unet"),
     (r"^(encoder|decoder)\.(mid|mid_block|down|up|conv_in)|^decoder\.layers\.", "vae"),
+    (r"^blocks\.\d+\.ls1\.gamma$", "dinov2-original"),
+    (r"^(dinov2\.)?encoder\.layer\.\d+\.layer_scale1\.lambda1$", "dinov2"),
     (r"^(text_model|vision_model)\.|^encoder\.layers\.\d+\.self_attn", "clip"),
 )
 LAYOUTS = (
@@ -31,12 +37,13 @@ LAYOUTS = (
 
 def inspect_file(file: str | Path) -> dict[str, Any]:
     """{event: inspected, file, kind, tensors, parameters, metadata}; of a LoRA also layout, modules, ranks, alphas,
-    family and fits. Raises InputError for a file that is not there, or is no safetensors file.
+    family and fits. Raises InputError for a file that is not there, or is neither a safetensors file nor a .pth of
+    tensors.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise InputError(f"{file} is not a file: give a .safetensors file")
-    shapes, metadata = read_header(path)
+        raise InputError(f"{file} is not a file: give a .safetensors file, or DINOv2's .pth")
+    shapes, metadata = _pickled(path) if path.suffix == ".pth" else read_header(path)
     kind = next((kind for pattern, kind in KINDS if any(re.search(pattern, key) for key in shapes)), "unknown")
     facts: dict[str, Any] = {
         "event": "inspected",
@@ -56,8 +63,14 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "ip-adapter": "ip_adapter/ in a model's folder",
         "hotshot": "--motion, once converted",
         "motion": "--motion",
+        "dinov2-original": "adversarial.features of std distill, as it is or converted",
+        "dinov2": "adversarial.features of std distill, in a folder with its config.json",
     }
     return facts | {"family": made[0] if made else None, "fits": [fits[kind]] if kind in fits else []}
+
+
+def _pickled(path: Path) -> tuple[Shapes, dict[str, str]]:
+    return {key: list(tensor.shape) for key, tensor in read_pickle(path).items()}, {}
 
 
 def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:

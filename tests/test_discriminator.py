@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from std_cli.convert import convert
 from std_cli.distill import dino as dino_module
 from std_cli.distill.augment import augment, cut_out, jitter_color, prepare, translate
-from std_cli.distill.dino import convert_dino, load_dino, tiny_dino
+from std_cli.distill.dino import load_dino, tiny_dino
 from std_cli.distill.discriminator import (
     Discriminator,
     PenaltyWeight,
@@ -24,7 +25,7 @@ from std_cli.distill.discriminator import (
     gradient_penalty,
 )
 from std_cli.distill.text_condition import load_text_condition
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
 from std_cli.weights import TINY
 
 WIDTH, HEADS, DEPTH, PATCH, GRID = 128, 2, 4, 4, 5  # a DINOv2 in small; heads of 64 as in every DINOv2
@@ -151,7 +152,7 @@ def test_gradients_reach_the_picture_and_never_the_weights(pth):
 
 def test_converted_folder_gives_the_same_features(pth, tmp_path, weights):
     folder = tmp_path / "dino"
-    convert_dino(pth, folder)
+    convert(pth, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dino", "dino.pth"]  # nothing left beside
     images = normal(1, 3, 32, 20)
@@ -161,9 +162,6 @@ def test_converted_folder_gives_the_same_features(pth, tmp_path, weights):
     assert not any(info.values())
     whole = model(normal(1, 3, 20, 20)).last_hidden_state[:, 1:]  # at this size it needs no interpolation
     torch.testing.assert_close(whole, original_features(weights, normal(1, 3, 20, 20), (3,))[0], rtol=1e-5, atol=1e-5)
-
-    with pytest.raises(InputError, match="exists; name another folder"):
-        convert_dino(pth, folder)
 
 
 def test_a_folder_that_transformers_saved_loads_too(tmp_path):
@@ -180,8 +178,8 @@ def test_an_interrupted_conversion_leaves_nothing(pth, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dino_module, "replace_file", full)
-    with pytest.raises(Exception, match="disk full while writing"):
-        convert_dino(pth, tmp_path / "dino")
+    with pytest.raises(StdError, match="disk full while writing .*dino'"):
+        convert(pth, tmp_path / "dino")
     assert [p.name for p in tmp_path.iterdir()] == ["dino.pth"]
 
 

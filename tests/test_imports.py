@@ -24,7 +24,7 @@ LAYERS = (
     ("savings", "memory"),
     ("config", "lora", "hub", "identify"),
     ("weights", "schedule", "wavefront", "video", "work"),
-    ("image", "match", "zoo"),
+    ("image", "pickles", "match", "zoo"),
     ("errors",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import MotionAdapter, StableDiffusionXLImg2ImgPipeline
 from safetensors.torch import load_file, save_file
+from transformers import Dinov2Model
 
 from std_cli import hub as hub_module
 from std_cli.cli import run
@@ -22,6 +23,7 @@ from std_cli.models import needed
 from std_cli.weights import HOTSHOT_CONFIG, TINY, read_header, resolve_model
 from std_cli.zoo import find_entry
 from tests.conftest import QUIET
+from tests.test_discriminator import original_weights
 from tests.test_match import Harm, hotshot_names
 from tests.test_weights import SPELLINGS, pairs, small_unet, tensors
 
@@ -305,10 +307,34 @@ def test_what_cannot_be_converted(tmp_path, content):
         convert(vae, tmp_path / "out", to="kohya")
     with pytest.raises(InputError, match="cannot be converted .vae."):
         convert(vae, tmp_path / "out")
-    (tmp_path / "dino.pth").write_bytes(pickle.dumps(Harm(tmp_path / "ran")))
-    with pytest.raises(InputError, match="pickle"):
-        convert(tmp_path / "dino.pth", tmp_path / "out")
+    for name, kind in (("dino.pth", "would run code when read"), ("dino.pt", "is a pickle")):
+        (tmp_path / name).write_bytes(pickle.dumps(Harm(tmp_path / "ran")))
+        for ask in (inspect_file, lambda path: convert(path, tmp_path / "out")):
+            with pytest.raises(InputError, match=kind) as error:
+                ask(tmp_path / name)
+            assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_the_original_dinov2(tmp_path, capsys):
+    """Named, and converted to what transformers reads as it is (its features: test_discriminator)."""
+    torch.save(original_weights(), tmp_path / "dinov2_vits14_pretrain.pth")
+    file, folder = str(tmp_path / "dinov2_vits14_pretrain.pth"), str(tmp_path / "dino")
+    assert run(["models", "inspect", file, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    count = sum(t.numel() for t in original_weights().values())
+    assert (facts["kind"], facts["tensors"], facts["parameters"]) == ("dinov2-original", 63, count)
+    assert run(["models", "convert", file, "-o", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "dinov2-original"
+    assert inspect_file(Path(folder) / "model.safetensors")["kind"] == "dinov2"
+    with pytest.raises(InputError, match="exists; pass --overwrite"):
+        convert(file, folder)
+    model, info = Dinov2Model.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()) and sum(p.numel() for p in model.parameters()) == count
+    torch.save({"linear.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    assert inspect_file(tmp_path / "other.pth")["kind"] == "unknown"
+    with pytest.raises(InputError, match="cannot be converted .unknown."):
+        convert(tmp_path / "other.pth", tmp_path / "out")
 
 
 def test_inspect(tmp_path, content, capsys):

@@ -6,10 +6,7 @@ have, which transformers maps to those it has in memory (other ones since versio
 """
 
 import math
-import os
 import re
-import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,11 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from std_cli.errors import InputError
-from std_cli.image import hidden_beside, move, replace_file, writing
+from std_cli.image import replace_file
+from std_cli.pickles import check_size, read_pickle
 from std_cli.weights import read_header, read_object
 
 SIZE = 224  # side of the pictures that the pre-trained nets see here (StyleGAN-T, and the reference of STD)
-MAX_BYTES = 2 * 2**30  # ViT-L/14, the largest net that fits this code, has 1.2 GB
 _HEAD_WIDTH = 64  # of every DINOv2 net; the original files do not tell
 
 # The original's names -> those of the files on the Hub. "attn.qkv" is three layers there.
@@ -97,56 +94,24 @@ def load_dino(path: Path, blocks: tuple[int, ...] | None = None) -> Dino:
             raise InputError(f"{path} is no DINOv2: model_type in config.json is {config.get('model_type')!r}")
         weights = path / "model.safetensors"
         read_header(weights)
-        _check_size(weights, weights.stat().st_size)
+        check_size(weights, weights.stat().st_size)
         return Dino(_build(path, load_file(weights), config.get("num_attention_heads")), blocks)
     return Dino(_build(path, _read_original(path)), blocks)
 
 
 def convert_dino(pth: Path, folder: Path) -> None:
-    """Write the original .pth as a new transformers folder (config.json, model.safetensors), whole or not at all."""
-    if folder.exists():
-        raise InputError(f"output {str(folder)!r} exists; name another folder")
+    """Write the original .pth as a transformers folder (config.json, model.safetensors), which must not exist."""
     tensors = _read_original(pth)
     config = _build(pth, tensors).config
-    temporary = hidden_beside(folder)
-    with writing(folder):
-        try:
-            os.mkdir(temporary)
-            replace_file(temporary / "config.json", config.to_json_string(use_diff=False).encode())
-            replace_file(temporary / "model.safetensors", save(tensors, {"format": "pt"}))
-            move(temporary, folder, overwrite=False)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # gone if it was moved
-
-
-def _check_size(path: Path, size: int) -> None:
-    if size > MAX_BYTES:
-        most = f"the {MAX_BYTES >> 30} that a DINOv2 may have here"
-        raise InputError(f"{path} holds {size / 2**30:.1f} GiB, more than {most}: choose ViT-S, B or L")
+    folder.mkdir()
+    replace_file(folder / "config.json", config.to_json_string(use_diff=False).encode())
+    replace_file(folder / "model.safetensors", save(tensors, {"format": "pt"}))
 
 
 def _read_original(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of an original .pth under the names of the Hub's files: float32, each with memory of its own."""
-    damaged = f"{path} is missing or damaged, or would run code when read: download dinov2_vits14_pretrain.pth again"
-    try:
-        # What the archive says it unpacks to: a small file can hold a huge one.
-        packed = zipfile.is_zipfile(path)
-        size = sum(i.file_size for i in zipfile.ZipFile(path).infolist()) if packed else path.stat().st_size
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(damaged) from error
-    _check_size(path, size)
-    try:
-        original = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # there is no end to what a broken pickle can raise
-        raise InputError(damaged) from error
-    if not isinstance(original, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
-        for key, value in original.items()
-    ):
-        raise InputError(f"{path} is no DINOv2: it must hold named tensors only: download it again")
-    _check_size(path, sum(tensor.numel() * 4 for tensor in original.values()))  # a view can be larger than its memory
     tensors: dict[str, torch.Tensor] = {}
-    for key, tensor in original.items():
+    for key, tensor in read_pickle(path).items():
         for pattern, name in _NAMES:
             key = re.sub(pattern, name, key)
         if ".attn.qkv." in key and tensor.ndim and len(tensor) % 3 == 0:
