@@ -72,6 +72,7 @@ def test_every_key_of_the_real_video_weights_matches(real, config):
         v2v = {f"unet.{key}": tensor for key, tensor in pairs(unet, rank=64, device="meta").items()}
         i2i = {f"unet.{key}": tensor for key, tensor in pairs(real, rank=64, device="meta").items()}
         weights = ip_adapter("plus", UNET, VISION, heads=20)
+    assert family(shapes(v2v)) == family(dict(sorted(shapes(v2v).items()))) == ("SDXL", 2048)
     assert check_lora(LoraWeights("v2v", v2v, {}, 0), unet) == (1936, 1936)
     assert check_lora(LoraWeights("i2i", i2i, {}, 0), unet) == (1576, 1576)  # its own keys are all it has
     assert check_lora(LoraWeights("i2i", i2i, {}, 0), real) == (1576, 1576)
