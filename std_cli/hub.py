@@ -1,10 +1,12 @@
 """Fetching from the Hub with what a person wants to see: sizes beforehand, progress, retries, and hashes checked.
 
-huggingface_hub downloads (it goes on where a transfer broke off, and knows HF_TOKEN, HF_ENDPOINT and proxies); its
-cache is where models are kept. What it does not check is here: room on the disk, and that a file is what it should be.
+huggingface_hub asks the Hub (it knows HF_TOKEN, HF_ENDPOINT and proxies); its cache is where models are kept. What it
+does not do is here: room on the disk is checked first, a file must be what the Hub says, and a large file goes on where
+an earlier process was stopped (version 2 begins anew), so it comes by HTTP, not by Xet.
 """
 
 import hashlib
+import os
 import shutil
 import threading
 import time
@@ -60,10 +62,13 @@ def download(files: list[HubFile], on_bytes: Callable[[int, int], None]) -> None
     Raises StdError if there is no room, if the Hub fails again and again, or if a file is not what the Hub says.
     """
     total, done, lock = sum(f.size for f in files), 0, threading.Lock()
-    check_room(total)
+    check_room(total - sum(_part_of(f).stat().st_size for f in files if _part_of(f).is_file()))
+    stopped = threading.Event()
 
     def count(more: int) -> None:
         nonlocal done
+        if stopped.is_set():
+            raise KeyboardInterrupt  # ends the thread: it would download on otherwise
         with lock:
             done = min(done + more, total)
             on_bytes(done, total)
@@ -74,6 +79,7 @@ def download(files: list[HubFile], on_bytes: Callable[[int, int], None]) -> None
             for each in running:
                 each.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -109,10 +115,66 @@ def _download(file: HubFile, count: Callable[[int], None]) -> None:
 
     s = file.source
     with hub_errors(s, [s]):
+        if len(file.digest) == 64:
+            _bring(file, count, Count)
         path = Path(_patiently(lambda: hf_hub_download(s.repo, file.name, revision=s.revision, tqdm_class=Count)))
-    if file.digest and not _is(path, file.digest):
+    if len(file.digest) == 40 and not _is(path, file.digest):
         discard(path)
-        raise StdError(f"{s.repo}: {file.name} arrived damaged (its hash is not the Hub's): run the command again")
+        raise _damaged(file)
+
+
+def _bring(file: HubFile, count: Callable[[int], None], bar: Any) -> None:
+    """Put what a large file links to into the cache, where huggingface_hub finds it; only what is missing is asked for.
+
+    Raises StdError if it is not what the Hub says; then nothing of it is kept.
+    """
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+
+    part = _part_of(file)
+    blob, lock = part.with_name(file.digest), Path(constants.HF_HUB_CACHE) / ".locks" / part.parts[-3]
+    for folder in (part.parent, lock):
+        folder.mkdir(parents=True, exist_ok=True)
+    url = hf_hub_url(file.source.repo, file.name, revision=file.source.revision)
+
+    def get() -> None:
+        with part.open("ab") as target:
+            if target.tell() > file.size:
+                target.truncate(0)
+            http_get(
+                url,
+                target,
+                resume_size=target.tell(),
+                headers=build_hf_headers() | {"Accept-Encoding": "identity"},
+                expected_size=file.size,
+                tqdm_class=bar,
+            )
+            target.flush()
+            os.fsync(target.fileno())
+
+    with WeakFileLock(lock / f"{file.digest}.lock"):
+        if blob.exists():
+            return
+        count(part.stat().st_size if part.exists() else 0)
+        _patiently(get)
+        if not _is(part, file.digest):
+            part.unlink()
+            raise _damaged(file)
+        part.rename(blob)
+
+
+def _part_of(file: HubFile) -> Path:
+    """Where the cache keeps what is here of a large file."""
+    from huggingface_hub import constants
+
+    repo = f"models--{file.source.repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / repo / "blobs" / f"{file.digest}.incomplete"
+
+
+def _damaged(file: HubFile) -> StdError:
+    told = f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run the command again"
+    return StdError(told)
 
 
 def _patiently(ask: Callable[[], T]) -> T:

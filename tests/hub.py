@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -28,7 +29,8 @@ class Hub(BaseHTTPRequestHandler):
     """Files whose content was asked for, with "@N" where it was asked for from byte N on."""
     tokens: list[str | None]
     faults: dict[str, list[str]]
-    """{file: what the next GETs of it do}: "503", "cut" (half of it, then nothing), "wrong" (other bytes)."""
+    """{file: what the next GETs of it do}: "503", "cut" (half of it, then nothing), "wrong" (other bytes), "slow" (half
+    of it, and nothing more while the reader waits)."""
     refused: dict[str, tuple[int, str]]
     """{repository: (status, X-Error-Code)}"""
 
@@ -87,7 +89,11 @@ class Hub(BaseHTTPRequestHandler):
         status = 206 if begin else 200
         if begin:
             headers = headers | {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
-        self.answer(data[begin:], status, headers, len(data[begin:]) // 2 if fault == "cut" else None)
+        cut = len(data[begin:]) // 2 if fault in ("cut", "slow") else None
+        self.answer(data[begin:], status, headers, cut)
+        if fault == "slow":
+            self.wfile.flush()
+            self.connection.recv(1)  # until the reader goes
 
     def answer(
         self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, cut: int | None = None
@@ -105,8 +111,8 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub():
+@contextmanager
+def serving():
     """(its address, its handler)"""
     empty = {"repos": {}, "sent": [], "tokens": [], "faults": {}, "refused": {}}
     handler = type("OneHub", (Hub,), empty)
@@ -118,3 +124,9 @@ def hub():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def hub():
+    with serving() as both:
+        yield both

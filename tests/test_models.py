@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,13 +32,18 @@ from tests.test_weights import SPELLINGS, pairs, small_unet, tensors
 ROOT = Path(__file__).parents[1]
 
 
-def std(*arguments, home, url="http://127.0.0.1:9", code=None, **more):
-    """As a user's shell starts it, against the Hub at `url`; `code` runs before."""
+def command_of(*arguments, home, url="http://127.0.0.1:9", code=None, **more):
+    """(command, how to run it) as a user's shell starts it, against the Hub at `url`; `code` runs before."""
     script = f"{code or ''}\nimport sys; from std_cli.cli import run; sys.exit(run(sys.argv[1:]))"
     kept = {k: v for k, v in os.environ.items() if k not in QUIET and not k.startswith("HF_")}
     env = {"HF_HOME": str(home), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "COLUMNS": "160"}
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=kept | env | more, cwd=ROOT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [sys.executable, "-c", script, *arguments], {"env": kept | env | more, "cwd": ROOT, **pipes}
+
+
+def std(*arguments, **how):
+    command, how_to_run = command_of(*arguments, **how)
+    return subprocess.run(command, timeout=120, **how_to_run)
 
 
 def serve(handler, folder, *names):
@@ -112,6 +119,63 @@ def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
     assert done.returncode == 0, done.stdout + done.stderr
     assert any("@" in file for file in handler.sent) and handler.sent.count(LCM) == 1
     assert std("models", "verify", home=tmp_path / "home").returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_another_process_goes_on_where_one_was_stopped(tmp_path, hub, how):
+    url, handler = hub
+    serve(handler, tmp_path, "hotshot")
+    [file] = find_entry("hotshot").files
+    size = tensors(handler.repos["hotshotco/Hotshot-XL"] / file, {"x": torch.randn(8_000_000)}).stat().st_size
+    handler.faults = {file: ["slow"]}
+    patience = {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds that a hub may be silent
+    command, how_to_run = command_of("models", "pull", "hotshot", home=tmp_path / "home", url=url, **patience)
+    with subprocess.Popen(command, **how_to_run) as child:
+        deadline = time.monotonic() + 60
+        while not (here := sum(f.stat().st_size for f in (tmp_path / "home").rglob("*.incomplete"))):
+            assert time.monotonic() < deadline and child.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        child.send_signal(how)
+        _, told = child.communicate(timeout=30)
+    if how == signal.SIGINT:
+        assert (child.returncode, told) == (130, "error: interrupted\n")
+    here = sum(f.stat().st_size for f in (tmp_path / "home").rglob("*.incomplete"))
+    assert 0 < here < size
+    done = std("models", "pull", "hotshot", home=tmp_path / "home", url=url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert handler.sent[0] == file and handler.sent[-1] == f"{file}@{here}"
+    assert std("models", "verify", home=tmp_path / "home").returncode == 0
+
+
+@pytest.mark.parametrize("where", ["the list of files", "a file"])
+def test_a_hub_that_stays_unavailable_is_one_line(tmp_path, hub, where):
+    url, handler = hub
+    serve(handler, tmp_path, "lcm")
+    if where == "a file":
+        handler.faults = {LCM: ["503"] * 999}
+    else:
+        handler.refused["latent-consistency/lcm-lora-sdxl"] = (503, "")
+    quick = "import std_cli.hub, time; std_cli.hub.PAUSES = (0, 0, 0); time.sleep = lambda seconds: None"
+    done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=quick)
+    told = "error: the Hub answered 503 about latent-consistency/lcm-lora-sdxl: try again later\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
+    assert std("models", "path", "lcm", home=tmp_path / "home").returncode == 2 and handler.sent == []
+
+
+def test_no_room_is_known_before_and_told_when_it_runs_out(tmp_path, hub):
+    url, handler = hub
+    serve(handler, tmp_path, "lcm")
+    little = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000)"
+    done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=little)
+    assert done.returncode == 1 and "the download takes 0.0 GB, and" in done.stderr and done.stderr.count("\n") == 1
+    assert handler.sent == [] and not list((tmp_path / "home").rglob("*.safetensors"))
+    if sys.platform == "linux":
+        full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+        done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=full)
+        assert done.returncode == 1 and "cannot be stored under HF_HOME" in done.stderr and done.stderr.count("\n") == 1
+    assert std("models", "pull", "lcm", "-q", home=tmp_path / "home", url=url).returncode == 0
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
