@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from std_cli import __version__, cli_models
-from std_cli.config import Audio, Dtype, ImageSettings, Offload, ScheduleChoice, StyleBlocks, Task, VideoSettings
+from std_cli.config import (
+    Audio,
+    Dtype,
+    ImageSettings,
+    IpAdapter,
+    Offload,
+    ScheduleChoice,
+    StyleBlocks,
+    Task,
+    VideoSettings,
+)
 from std_cli.console import Reporter
 from std_cli.errors import InputError, StdError
 from std_cli.startup import go_offline, hush
@@ -56,6 +66,7 @@ SeedFlag = Annotated[int | None, _option("seed")]
 ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule")]
 MethodFlag = Annotated[MethodName | None, _option("method")]
 ModelFlag = Annotated[str | None, _option("model")]
+IpAdapterFlag = Annotated[IpAdapter | None, _option("ip_adapter")]
 LoraFlag = Annotated[str | None, _option("lora", metavar="auto|none|FILE|HUB_ID[:SCALE]")]
 AllowPartialFlag = Annotated[bool, _option("allow_partial", shown=False)]
 DeviceFlag = Annotated[str | None, _option("device")]
@@ -114,6 +125,7 @@ def image(
     seed: SeedFlag = None,
     schedule: ScheduleFlag = None,
     model: ModelFlag = None,
+    ip_adapter: IpAdapterFlag = None,
     method: MethodFlag = None,
     lora: LoraFlag = None,
     allow_partial: AllowPartialFlag = False,
@@ -196,6 +208,7 @@ def video(
     seed: SeedFlag = None,
     schedule: ScheduleFlag = None,
     model: ModelFlag = None,
+    ip_adapter: IpAdapterFlag = None,
     method: MethodFlag = None,
     lora: LoraFlag = None,
     allow_partial: AllowPartialFlag = False,

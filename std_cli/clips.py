@@ -177,11 +177,11 @@ def prepare_video(
     for flag in ("start", "end", "preview"):
         if isinstance(given.get(flag), str):
             given[flag] = parse_time(given[flag], f"--{flag}")
-    name = video_settings(given).model  # raises what is wrong whatever the model says
+    asked = video_settings(given)  # raises what is wrong whatever the model says
     sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs)
     styles = weigh_styles(style)
     references = [read_source(source, "--style ").rgb for source, _ in styles]
-    files = find(resolve_model, name)
+    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
     s = video_settings(given, files.pack, f"{files.base}/std.json") if files else video_settings(given)
     targets, folder = _targets(sources, Path(output).expanduser(), s.codec)
     motion = find(resolve_motion, s.motion, files) if files else None

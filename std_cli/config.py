@@ -21,6 +21,7 @@ Offload = Literal["none", "model", "sequential"]
 Audio = Literal["copy", "none"]
 Task = Literal["i2i", "v2v"]
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
+IpAdapter = Literal["plus", "plain"]
 
 
 class Frozen(BaseModel):
@@ -64,6 +65,8 @@ class ImageSettings(ImageDefaults):
     """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says (auto)."""
     model: str = "sdxl"
     """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
+    ip_adapter: IpAdapter = "plus"
+    """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a whole (plain)."""
     method: MethodName = "std"
     """std, or a baseline to compare with: its LoRA, scheduler, --steps and --cfg; none is SDXL without a LoRA."""
     lora: str = "auto"

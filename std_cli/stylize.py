@@ -154,7 +154,7 @@ def prepare_images(
     Parameters and errors as there.
     """
     given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
-    name = image_settings(given).model  # raises what is wrong whatever the model says
+    asked = image_settings(given)  # raises what is wrong whatever the model says
     sources = _sources(inputs)
     pictures = [
         read_source(source).rgb.size for source in sources
@@ -164,7 +164,7 @@ def prepare_images(
     targets, folder = _targets(sources, output)
     if folder is None or folder.exists():
         _check_writable(targets, overwrite)
-    files = find(resolve_model, name)
+    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
     s = image_settings(given, files.pack, f"{files.base}/std.json") if files else image_settings(given)
     pack = Pack(**files.pack if files else {})
     sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]

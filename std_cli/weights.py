@@ -39,7 +39,7 @@ class HubRepo:
 
 
 NAMES = ("tiny", *names_of("base"))
-IP_ADAPTER = "ip-adapter-plus"  # of models that have none of their own
+IP_ADAPTERS = {"plus": "ip-adapter-plus", "plain": "ip-adapter"}  # of models that have none of their own
 
 
 def source(name: str) -> HubRepo:
@@ -96,31 +96,32 @@ class ModelFiles:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def resolve_model(name: str, *, local_only: bool = False) -> ModelFiles:
+def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plus") -> ModelFiles:
     """The files of a model: a name of the table, a diffusers folder, a FILE.safetensors, or `owner/name[@revision]`.
 
-    What is missing is downloaded, unless `local_only`. Raises InputError for what cannot be had or is no SDXL model.
+    ip_adapter: "plus" or "plain", of a model that has none of its own. What is missing is downloaded, unless
+    `local_only`. Raises InputError for what cannot be had or is no SDXL model.
     """
     path = Path(name).expanduser()
     if name == "tiny":
-        return _folder_model(name, TINY, False, local_only)
+        return _folder_model(name, TINY, False, local_only, ip_adapter)
     if name in NAMES:
-        folder, _ = fetch([source(name), source(IP_ADAPTER)], local_only)
-        return _folder_model(name, folder, True, local_only)
+        folder, _ = fetch([source(name), source(IP_ADAPTERS[ip_adapter])], local_only)
+        return _folder_model(name, folder, True, local_only, ip_adapter)
     if name and os.path.isdir(path):
-        return _folder_model(name, path, False, local_only)
+        return _folder_model(name, path, False, local_only, ip_adapter)
     if os.path.isfile(path):
-        return _single_file_model(name, path, local_only)
+        return _single_file_model(name, path, local_only, ip_adapter)
     hub = hub_id(name)
     if not hub or hub[2]:
         raise InputError(
             f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file that exists, "
             "or owner/name[@revision] on the Hub"
         )
-    return _folder_model(name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only)
+    return _folder_model(name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only, ip_adapter)
 
 
-def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool) -> ModelFiles:
+def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool, kind: str) -> ModelFiles:
     """Check a diffusers folder, its headers included, and find its IP-Adapter."""
     names = file_names(folder, depth=2)
     if lacks := _lacks(names):
@@ -134,14 +135,14 @@ def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool) -> 
     for weight in weights:
         read_header(folder / weight)
     pack = read_object(folder / "std.json") if "std.json" in names else {}
-    return ModelFiles(name, folder, False, None, variant, *_ip_adapter(name, folder, names, local_only), pack)
+    return ModelFiles(name, folder, False, None, variant, *_ip_adapter(name, folder, names, local_only, kind), pack)
 
 
-def _single_file_model(name: str, path: Path, local_only: bool) -> ModelFiles:
+def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> ModelFiles:
     """Check a checkpoint in one file, and fetch what it cannot hold."""
     check_checkpoint(name, path)
-    config, _ = fetch([source("sdxl-config"), source(IP_ADAPTER)], local_only)
-    return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only), {})
+    config, _ = fetch([source("sdxl-config"), source(IP_ADAPTERS[kind])], local_only)
+    return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only, kind), {})
 
 
 def check_checkpoint(name: str, path: Path) -> None:
@@ -152,13 +153,15 @@ def check_checkpoint(name: str, path: Path) -> None:
         raise InputError(f"{name} is not an SDXL checkpoint: it lacks {', '.join(lacks)}: choose an SDXL base model")
 
 
-def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool) -> tuple[Path, Path]:
+def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool, kind: str) -> tuple[Path, Path]:
     """(weights, image encoder folder): each the model's own if `names` tells that it has one, else the Hub's."""
     own = [folder / n for n in sorted(names) if n.startswith("ip_adapter/") and n.endswith(".safetensors")]
     own_encoder = any(n.startswith("image_encoder/") for n in names)
     if len(own) > 1:
         raise InputError(f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use")
-    published = source(IP_ADAPTER)
+    if own and kind != "plus":
+        raise InputError(f"--ip-adapter {kind}: the model {name} has an IP-Adapter of its own: leave it out")
+    published = source(IP_ADAPTERS[kind])
     hub = folder if own and own_encoder else fetch([published], local_only)[0]
     weights = own[0] if own else hub / published.files[0]
     encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent

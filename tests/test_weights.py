@@ -245,6 +245,18 @@ def test_cached_models_need_no_network(tmp_path: Path) -> None:
     assert own[1].endswith("ip_adapter/ip-adapter-plus_x.safetensors") and "models--me--mine" in own[2]
 
 
+def test_the_plain_ip_adapter_where_it_is_asked_for(tmp_path: Path) -> None:
+    sdxl_folder(cache(tmp_path, "stabilityai/stable-diffusion-xl-base-1.0", SDXL_COMMIT), ".fp16", adapter=False)
+    cached_adapter(tmp_path)
+    plain = 'print(weights.resolve_model("sdxl", ip_adapter="plain").ip_adapter.name)'
+    assert "NotDownloaded h94/IP-Adapter" in client(plain, tmp_path, HF_HUB_OFFLINE="1")
+    folder = next(tmp_path.glob("hub/models--h94*/snapshots/*"))
+    tensors(folder / weights.source("ip-adapter").files[0], ADAPTER)
+    assert client(plain, tmp_path, HF_HUB_OFFLINE="1") == "ip-adapter_sdxl_vit-h.safetensors"
+    with pytest.raises(InputError, match="--ip-adapter plain: the model tiny has an IP-Adapter of its own"):
+        weights.resolve_model("tiny", ip_adapter="plain")
+
+
 def test_download_takes_the_small_weights_and_no_pickle(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
     url, handler = hub
     source = handler.repos["who/model"] = sdxl_folder(sdxl_folder(tmp_path / "source"), ".fp16")
