@@ -148,6 +148,7 @@ class Run:
             self.first_pts, self.last_pts = Fraction(kept["first_pts"]), Fraction(kept["last_pts"])
             waves = {k.removeprefix("wave."): v for k, v in work.tensors.items() if k.startswith("wave.")}
             wave.load_state({k: v.to(pipeline.device) for k, v in waves.items()}, kept["wave"])
+            pipeline.savings.take_again(kept["savings"])
             quality = Quality.from_state(
                 {k.removeprefix("quality."): v.numpy() for k, v in work.tensors.items() if k.startswith("quality.")}
             )
@@ -171,6 +172,7 @@ class Run:
 
                     times = {"first_pts": str(self.first_pts), "last_pts": str(self.last_pts)}
                     kept = {"segments": segments, "emitted": done, "shot": shot, **times}
+                    kept["savings"] = pipeline.savings.taken
                     tensors = {f"quality.{k}": torch.from_numpy(np.array(v)) for k, v in quality.state().items()}
                     work.save(item.state | kept, item.tensors | tensors)
                     saved = done

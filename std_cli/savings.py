@@ -65,18 +65,38 @@ class Savings:
             torch.cuda.empty_cache()
         smaller = [tile for tile in TILES if tile < min(side, self.tile or side)]
         if smaller:
-            vae, self.tile = self.pipe.vae, smaller[0]
-            vae.enable_tiling()
-            vae.tile_sample_min_size = self.tile
-            vae.tile_latent_min_size = self.tile // self.pipe.vae_scale_factor
+            self._work_in_tiles(smaller[0])
             return f"going on with the VAE in tiles of {self.tile} pixels, which changes colours a little"
         if self.offload == "sequential":
             return None
-        self.offload = "model" if self.offload == "none" else "sequential"
+        self._offload("model" if self.offload == "none" else "sequential")
+        return _OFFLOADED[self.offload]
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """What is in force, for `take_again`; JSON-ready."""
+        return {"tile": self.tile, "offload": self.offload}
+
+    def take_again(self, taken: dict[str, Any]) -> None:
+        """Take what an interrupted run had taken, so that it goes on with the frames that it would have made."""
+        with self.turn:
+            if taken["tile"] is not None and (self.tile is None or taken["tile"] < self.tile):
+                self._work_in_tiles(taken["tile"])
+            modes = ["none", *_OFFLOADED]
+            if modes.index(taken["offload"]) > modes.index(self.offload):
+                self._offload(taken["offload"])
+
+    def _work_in_tiles(self, side: int) -> None:
+        vae, self.tile = self.pipe.vae, side
+        vae.enable_tiling()
+        vae.tile_sample_min_size = side
+        vae.tile_latent_min_size = side // self.pipe.vae_scale_factor
+
+    def _offload(self, mode: Offload) -> None:
+        self.offload = mode
         self.pipe.unet = getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)  # a compiled one cannot be moved so
         with torch.inference_mode(False):  # the weights stay ordinary tensors
-            enable_offload(self.pipe, self.offload, self.device)
-        return _OFFLOADED[self.offload]
+            enable_offload(self.pipe, mode, self.device)
 
 
 def check_offload(offload: Offload, device: torch.device) -> None:

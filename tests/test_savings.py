@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from std_cli import clip_run, stylize_video
 from std_cli.config import image_settings
 from std_cli.errors import StdError
 from std_cli.pipeline import ImagePipeline, VideoPipeline
 from std_cli.savings import OUT_OF_MEMORY
 from std_cli.wavefront import Wavefront
 from std_cli.weights import resolve_model, resolve_motion
+from tests.test_clips import frames_of, make_clip
 
 CPU = torch.device("cpu")
 S = image_settings({"model": "tiny", "steps": 2, "cfg": 4.0, "style_blocks": "all"})
@@ -141,3 +143,46 @@ def test_nothing_left_to_save_is_one_line(kind):
             pipeline.predict(latents(1).transpose(0, 1)[None], [0])
     assert str(raised.value) == OUT_OF_MEMORY
     assert len(pipeline.notices) == 2
+
+
+def test_a_resumed_video_goes_on_in_tiles(tmp_path, monkeypatch):
+    """What the first run took when memory ran out, the second has from the start: the same frames."""
+    source = make_clip(tmp_path / "in.mp4", 6, (320, 64), sound=False)
+    style = Image.linear_gradient("L").convert("RGB")
+    request = {"model": "tiny", "steps": 1, "size": 320, "motion": "none", "codec": "ffv1", "device": "cpu"}
+    prepare, pipelines = VideoPipeline.prepare, []
+
+    def stylized(name, short, on_event=lambda event: None):
+        def prepared(pipeline, *arguments):
+            prepare(pipeline, *arguments)
+            pipelines.append(pipeline)
+            if short:
+                Small(pipeline.pipe.vae.encoder, lambda x: max(x.shape) > 256)  # at the first frame
+
+        monkeypatch.setattr(VideoPipeline, "prepare", prepared)
+        stylize_video(source, style, tmp_path / f"{name}.mkv", on_event=on_event, **request)
+        return [pixels for _, pixels in frames_of(tmp_path / f"{name}.mkv")]
+
+    def stop(event):
+        if event.get("stage") == "video" and event["frame"] >= 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(clip_run, "SEGMENT", 2)
+    whole, roomy = stylized("whole", True), stylized("roomy", False)
+    with pytest.raises(KeyboardInterrupt):
+        stylized("stopped", True, stop)
+    resumed = stylized("stopped", False)
+    assert [p.savings.tile for p in pipelines] == [256, None, 256, 256]
+    assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert not np.array_equal(whole[-1], roomy[-1])
+
+
+def test_savings_are_taken_again():
+    first, second = video_pipeline(), video_pipeline()
+    first.savings.take_again({"tile": 256, "offload": "model"})
+    assert first.savings.taken == {"tile": 256, "offload": "model"}
+    first.savings.take_again({"tile": None, "offload": "none"})  # what is in force stays so
+    first.savings.take_again({"tile": 512, "offload": "sequential"})
+    assert first.savings.taken == {"tile": 256, "offload": "sequential"}
+    latent = latents(1)[0]
+    assert np.array_equal(first.decode(latent), second.decode(latent))  # a frame that is smaller than a tile
