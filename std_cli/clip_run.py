@@ -23,7 +23,6 @@ from std_cli.config import VideoSettings
 from std_cli.errors import InputError
 from std_cli.image import (
     fit_to,
-    hidden_beside,
     move,
     save_picture,
     writing,
@@ -348,39 +347,41 @@ class Run:
         begin_at = self.first_pts if s.start is not None else None
         if s.preview is not None and clip.audio and s.audio == "copy":
             self.notice("a preview has no sound")
-        temporary = hidden_beside(target.path)
         with writing(target.path):
             try:
+                _remove(work.draft)  # of a run that was killed
                 self.notices += join(
                     work.segments(segments),
                     target,
                     clip,
-                    out=temporary,
+                    out=work.draft,
                     begin=begin_at,
                     until=self.last_pts + self._frame_time() if s.end is not None or s.max_frames is not None else None,
                     shift=self.first_pts - clip.start if s.start is not None else Fraction(0),
                     audio=s.audio == "copy" and s.preview is None,
                     comment=comment,
                 )
-                move(temporary, target.path, overwrite)
-                if not keep_work:  # at once: killed in between, the same command would find its output in the way
-                    work.remove()
+                seconds = time.monotonic() - begin
+                told = {
+                    "frames": done,
+                    "resumed": resumed,
+                    "seconds": round(seconds, 3),
+                    "fps": round((done - resumed) / seconds, 3),
+                    **figures,
+                    **({"thumbnail": thumbnail} if thumbnail else {}),
+                }
+                work.finish(told)
+                move(work.draft, target.path, overwrite)
+                work.remove(keep_work)
             finally:
-                _remove(temporary)
+                _remove(work.draft)
         for message in self.notices:
             self.notice(message)
-        seconds = time.monotonic() - begin
-        result = {
-            "event": "result",
-            **self.about,
-            **self.job.facts,
-            "frames": done,
-            "resumed": resumed,
-            "seconds": round(seconds, 3),
-            "fps": round((done - resumed) / seconds, 3),
-            **figures,
-            **({"thumbnail": thumbnail} if thumbnail else {}),
-        }
+        return self.tell(told)
+
+    def tell(self, told: Event) -> Event:
+        """The result event."""
+        result = {"event": "result", **self.about, **self.job.facts, **told}
         self.on_event(result)
         return result
 

@@ -53,7 +53,7 @@ from std_cli.weights import (
     resolve_model,
     resolve_motion,
 )
-from std_cli.work import WorkFolder
+from std_cli.work import WorkFolder, finished
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +139,12 @@ def stylize_video(
         run = Run(job, facts, s, window, window - overlap, on_event)
         try:
             with WorkFolder(job.target.path, run.record(), resume) as work:
+                if told := finished(job.target.path):  # killed after the result was moved into its place
+                    results.append(run.tell(told))
+                    work.remove(keep_work)
+                    continue
+                if job.target.path.exists() and not overwrite:
+                    raise _exists(job.target.path)
                 on_event({"event": "start", **facts, **run.about, **job.facts})
                 if pipeline is None:
                     pipeline = load_pipeline(r, device, dtype, run.notice)
@@ -226,6 +232,10 @@ def load_pipeline(
     return pipeline
 
 
+def _exists(target: Path) -> InputError:
+    return InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file")
+
+
 def _sources(inputs: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for item in inputs:
@@ -243,7 +253,8 @@ def _sources(inputs: Sequence[str | Path]) -> list[Path]:
 def _targets(sources: list[Path], output: Path, codec: str | None) -> tuple[list[Path], Path | None]:
     """Where each result goes, the named file or NAME_stylized in the named folder; and that folder."""
     one_file = bool(output.suffix) and not output.is_dir()
-    if one_file or (len(sources) == 1 and codec == "png" and not output.is_dir()):
+    its_own = len(sources) == 1 and codec == "png" and (not output.is_dir() or finished(output) is not None)
+    if one_file or its_own:
         if len(sources) > 1:
             raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
         return [output], None
@@ -282,8 +293,8 @@ def _plan(
     cuts: list[Fraction] | None,
     made: bool,
 ) -> Job:
-    if target.exists() and not overwrite:
-        raise InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file")
+    if target.exists() and not overwrite and finished(target) is None:
+        raise _exists(target)
     if target.exists() and target.resolve() == source.resolve():
         raise InputError(f"output {str(target)!r} is the input: name another file")
     clip = open_clip(source)

@@ -4,6 +4,8 @@
     run.json            what the result follows from: settings, weights, input
     segment-00000...    finished parts of the result, each a media file of its own
     state.safetensors   after the last of them: everything in flight, and how many segments there are
+    result.tmp          the result on its way to its place
+    result.json         before it is moved there: how to know it again, and what is told of it
 
 Each file is written beside its name, flushed to the disk and renamed, so that it is whole or not there.
 """
@@ -21,7 +23,7 @@ from std_cli.image import replace_file
 if TYPE_CHECKING:
     import torch
 
-_STATE = "state.safetensors"
+_STATE, _RESULT = "state.safetensors", "result.json"
 
 
 class WorkFolder:
@@ -29,7 +31,7 @@ class WorkFolder:
 
     def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
         """Raises InputError if the folder is in use, or is of a run that differs from `run`."""
-        self.path = output.with_name(f".{output.name}.std")
+        self.path = _folder_of(output)
         self.output, self.run, self.resume = output, run, resume
         self.state: dict[str, Any] | None = None
         self.tensors: dict[str, torch.Tensor] = {}
@@ -110,20 +112,48 @@ class WorkFolder:
         contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         replace_file(self.path / _STATE, save(contiguous, {"std": json.dumps(state)}))
 
+    @property
+    def draft(self) -> Path:
+        """Where the result is made."""
+        return self.path / "result.tmp"
+
+    def finish(self, told: dict[str, Any]) -> None:
+        """Note that the draft is the whole result, before it is moved; `told`: what a repeated command tells of it."""
+        replace_file(self.path / _RESULT, json.dumps({"is": _identity(self.draft), "told": told}).encode())
+
     def segment(self, number: int) -> Path:
         return self.path / f"segment-{number:05d}"
 
     def segments(self, count: int) -> list[Path]:
         return [self.segment(i) for i in range(count)]
 
-    def remove(self) -> None:
-        """The result is in its place: nothing of this is needed any more."""
-        (self.path / _STATE).unlink(missing_ok=True)
+    def remove(self, keep: bool = False) -> None:
+        """The result is in its place: nothing of this is needed any more; `keep`: but for who wants to look at it."""
+        (self.path / (_RESULT if keep else _STATE)).unlink(missing_ok=True)
 
     def _empty(self) -> None:
-        for file in self.path.iterdir():
+        for file in sorted(self.path.iterdir(), key=lambda f: f.name == _RESULT):  # that last
             if file.name != "lock":
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def finished(output: Path) -> dict[str, Any] | None:
+    """What is told of an output that is the finished result of the run whose work folder is still beside it."""
+    try:
+        kept = json.loads((_folder_of(output) / _RESULT).read_text(encoding="utf-8"))
+        return dict(kept["told"]) if kept["is"] == _identity(output) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _identity(path: Path) -> list[int]:
+    """Of a file or folder, and no other: it stays when it is renamed, and changes when it is written to."""
+    at = path.stat()
+    return [at.st_ino, at.st_size, at.st_mtime_ns]
+
+
+def _folder_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.std")
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

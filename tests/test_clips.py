@@ -190,7 +190,7 @@ def test_the_command_tells_events(tmp_path, monkeypatch, source, reference, caps
 LONG = FAST | {"motion": "auto", "steps": 2}
 
 
-def work_in_child(source, reference, output, largest=None):
+def work_in_child(source, reference, output, largest=None, killed_after_move=False, **more):
     """One run with short segments, on the model that the server has loaded; `largest`: bytes that a file may have."""
     from std_cli import pipeline
     from tests.loaded import PIPELINE
@@ -201,8 +201,11 @@ def work_in_child(source, reference, output, largest=None):
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    if killed_after_move:
+        move = clip_run.move
+        clip_run.move = lambda *a: (move(*a), os.kill(os.getpid(), signal.SIGKILL))
     try:
-        stylize_video(source, reference, output, **LONG)
+        stylize_video(source, reference, output, **LONG | more)
     except StdError as error:
         (output.parent / "error.txt").write_text(str(error))
         raise SystemExit(error.exit_code) from None
@@ -253,6 +256,40 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
         assert same_frames(end, tmp_path / "whole0.mp4")
         assert packets_of(end) == packets_of(source)
     assert not list(tmp_path.glob(".*"))  # no work folder, no temporary file
+
+
+@pytest.mark.parametrize("more", [{}, {"codec": "png"}], ids=["a file", "a folder"])
+def test_killed_between_the_results_move_and_the_tidying_up(tmp_path, reference, more):
+    """The same command finds its own result, says so, and tidies up; another one is told that there is an output."""
+    source, out = make_clip(tmp_path / "in.mp4", 10), tmp_path / ("out" if more else "out.mp4")
+    how = {"args": (source, reference, out), "kwargs": {"killed_after_move": True} | more}
+    child = server().Process(target=work_in_child, **how)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and out.exists()
+    before = out.stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"begun with another settings\.seed"):
+        stylize_video(source, reference, out, **LONG | more | {"seed": 5})
+    events = []
+    [result] = stylize_video(source, reference, out, on_event=events.append, **LONG | more)
+    assert [e["event"] for e in events if e.get("stage") != "load"] == ["result"] and events[-1] == result
+    assert (result["output"], result["frames"], result["resumed"]) == (str(out), 10, 0)
+    assert out.stat().st_mtime_ns == before and not list(tmp_path.glob(".*"))
+    if not more:  # a folder that is there is one to write into
+        with pytest.raises(InputError, match="exists; pass --overwrite"):
+            stylize_video(source, reference, out, **LONG)
+
+
+def test_an_output_that_another_put_there_is_not_taken_for_ones_own(tmp_path, reference):
+    source, out = make_clip(tmp_path / "in.mp4", 10), tmp_path / "out.mp4"
+    how = {"args": (source, reference, out), "kwargs": {"killed_after_move": True}}
+    child = server().Process(target=work_in_child, **how)
+    child.start()
+    child.join()
+    out.write_bytes(b"another")
+    with pytest.raises(InputError, match="exists; pass --overwrite"):
+        stylize_video(source, reference, out, **LONG)
+    assert out.read_bytes() == b"another"
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, reference):
