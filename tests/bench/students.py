@@ -233,7 +233,7 @@ def make_samples(teacher: Model, count: int, size: int) -> Samples:
     """Conditions as `std stylize` gives them to the pack at its defaults: no words, the sizes of the whole picture."""
     pictures, looks = held_out(count, size)
     around = teacher.around
-    pixels = [torch.from_numpy(np.asarray(p)).permute(2, 0, 1).float() / 127.5 - 1 for p in pictures]
+    pixels = [torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 127.5 - 1 for p in pictures]
     x0 = torch.stack([around.encode(p[None]) for p in pixels])
     style_of = [i % len(looks) for i in range(count)]
     text = around.encode_text([""])[0]
@@ -304,7 +304,7 @@ def find_truth(teacher: Model, samples: Samples, cfg: float, path: Path) -> Trut
         path.with_suffix(".part").replace(path)
     end = load_file(path)["end"]
     end_pixels = to_pixels(teacher, end)
-    inputs = torch.stack([torch.from_numpy(np.asarray(p)).permute(2, 0, 1) / 255 for p in samples.pictures])
+    inputs = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in samples.pictures])
     size = samples.pictures[0].size
     seen = [(colour_quantiles(look), texture_energies(look.resize(size))) for look in samples.styles]
     colours, textures = ([seen[k][i] for k in samples.style_of] for i in (0, 1))
