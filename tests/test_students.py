@@ -10,9 +10,12 @@ from diffusers import DDIMScheduler
 from scipy import stats
 
 from std_cli.distill import train as distill_train
+from std_cli.distill.config import load_config
+from std_cli.distill.trainer import Trainer
 from std_cli.schedule import timesteps
-from tests.bench.students import CONFIG, MixedUp, Model, NoisedData, Trainer, load_config, make_samples, predict
+from tests.bench.students import CONFIG, MixedUp, NoisedData
 from tests.bench.students_report import CFGS, STEPS, Found, Line, interval, tables
+from tests.bench.students_walk import Model, make_samples, predict
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_tables():
     assert found.values("std", "latent", 2, 1) == pytest.approx(values + 2 + 2)  # the mean of two seeds
     assert found.values("tcd", "latent", 2, 1) is None
     end = Line("the teacher's end point", 0, 0, 6.0, {m: [1.0] * 4 for m in ("pixel", "colour")})
-    text = tables(found, [end])
+    text = tables(found, "4 samples.", [end])
     assert "| std | 2 | 6.000 ± 2.905 |" in text  # 3 + 1 + 2; Student's t with 3 degrees of freedom
     assert "| lcm | 3.000 ± 0.000 |" in text  # less std's
     assert "| std, seed 1 | 7.000 ± 2.905 |" in text

@@ -12,6 +12,7 @@ The data: python -m std_cli.tinypack.pictures DRAWN --scenes 400 --clips 0 --sty
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,32 +23,21 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from skimage import data as photographs
 from torch import Tensor
 
 from std_cli.distill import train as distill_train
-from std_cli.distill.bank import Conditions, Entry
+from std_cli.distill.bank import Entry
 from std_cli.distill.config import DistillConfig, config_hash, load_config
 from std_cli.distill.export import DIFFUSERS
-from std_cli.distill.monitor import sample
-from std_cli.distill.network import Surroundings
-from std_cli.distill.solver import Solver
-from std_cli.distill.step import Network
 from std_cli.distill.trainer import Trainer
+from std_cli.errors import StdError
 from std_cli.image import replace_file
-from std_cli.lora import resolve_lora
-from std_cli.pipeline import Pipeline
-from std_cli.schedule import timesteps
-from std_cli.tinypack import styles
-from std_cli.tinypack.scenes import scene, vary
 from std_cli.weights import fingerprint, resolve_model
 from tests.bench.students_report import CFGS, STEPS, Line, report
+from tests.bench.students_walk import Model, Samples, make_samples, relative, to_picture
 from tests.measures import colour_quantiles, edge_correlation, sharpness, texture_energies
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "examples" / "distill-compare.toml"
-HELD_OUT = 99  # seed of the drawn scenes and styles; training's is 7
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "hubble_deep_field", "motorcycle")
+CONFIG = Path(__file__).parents[2] / "examples" / "distill-compare.toml"
 SHOWN = 8  # samples whose pictures are kept
 
 
@@ -82,13 +72,14 @@ class Student:
     changes: tuple[str, ...] = ()
     """Of the configuration, as --set takes them."""
     trainer: type[Trainer] = Trainer
+    seeds: tuple[int, ...] = (0,)
 
 
 STUDENTS = [
-    Student("lcm", ("distill.mode=lcm",)),
+    Student("lcm", ("distill.mode=lcm",), seeds=(0, 1, 2)),
     Student("tcd", ("distill.mode=tcd",)),
     Student("pcm", ("distill.mode=pcm",)),
-    Student("std"),
+    Student("std", seeds=(0, 1, 2)),
     Student("std-adversarial", ("adversarial.features=random",)),
     Student("std-no-bank", ("bank.length=0",)),
     Student("std-noised-data", ("bank.length=0",), NoisedData),
@@ -127,126 +118,12 @@ def train(student: Student, seed: int, output: Path, drawn: Path | None, steps: 
         distill_train.distill(read_config(own, drawn, steps), on_event=told)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------
-
-
-def predict(unet, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
-    added = {"text_embeds": c["pooled"], "time_ids": c["time_ids"], "image_embeds": [c["style"]]}
-    return unet(x, t, c["states"], added_cond_kwargs=added, return_dict=False)[0]
-
-
-def predict_both(unet, x: Tensor, t: Tensor, c: Conditions, u: Conditions) -> list[Tensor]:
-    """The conditional and unconditional predictions, from one batch; `u` has what differs from `c`."""
-    both = {k: torch.cat([v, u.get(k, v)]) for k, v in c.items()}
-    return list(predict(unet, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2))
-
-
-def guided(unet, u: Conditions, cfg: float, start: int = -1, first: list[Tensor] | None = None) -> Network:
-    """A UNet under guidance. `first`: `predict_both` at timestep `start`, which runs of any cfg and length share."""
-
-    def network(x: Tensor, t: Tensor, c: Conditions) -> Tensor:
-        if cfg == 1 and t[0] != start:
-            return predict(unet, x, t, c)
-        conditional, unconditional = first if t[0] == start else predict_both(unet, x, t, c, u)
-        return unconditional + cfg * (conditional - unconditional)
-
-    return network
-
-
-class Model:
-    """The pack as users load it, with a LoRA or without: its pipeline, solver, and what goes around."""
-
-    def __init__(self, lora: Path | None, config: DistillConfig) -> None:
-        files = resolve_model(config.model.name)
-        eta = config.distill.eta
-        found = None if lora is None else resolve_lora(str(lora), model=files, task="i2i", eta=eta)
-        pipeline = Pipeline(files, found, torch.device("cpu"), torch.float32)
-        pipeline.pipe.set_ip_adapter_scale(config.style.scale)
-        self.unet = pipeline.pipe.unet
-        self.around = Surroundings(pipeline, unconditional_pooled="empty", style=True)
-        self.solver = Solver(pipeline.pipe.scheduler.alphas_cumprod, config.distill.points)
-        self.eta, self.n_eta = eta, self.solver.start(eta)
-
-    def walk(self, x: Tensor, c: Conditions, cfg: float, steps: int, first: list[Tensor] | None = None) -> Tensor:
-        """`steps` steps of the tool's `aligned` schedule from x_eta; n_eta + 1 are all points of the grid."""
-        times = timesteps(steps, self.eta, "aligned")
-        network = guided(self.unet, self.around.unconditional(c), cfg, times[0] if first else -1, first)
-        return sample(network, self.solver, x, times, c)
-
-    def first(self, x: Tensor, c: Conditions) -> list[Tensor]:
-        """Both predictions at x_eta."""
-        t = torch.full((len(x),), int(self.solver.timestep(torch.tensor(self.n_eta))))
-        with torch.no_grad():
-            return predict_both(self.unet, x, t, c, self.around.unconditional(c))
-
-
-# --- samples ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Samples:
-    """Held-out pictures, half of them drawn and then photographs, each with a style; where the teacher takes them."""
-
-    pictures: list[Image.Image]
-    styles: list[Image.Image]
-    style_of: list[int]
-    """Of each picture, which of the styles."""
-    c: Conditions
-    x0: Tensor  # (B, 4, h, w)
-    x: Tensor  # x_eta
-
-    def batches(self, size: int = 16) -> Iterator[tuple[slice, Tensor, Conditions]]:
-        for i in range(0, len(self.x), size):
-            part = slice(i, i + size)
-            yield part, self.x[part], {k: v[part] for k, v in self.c.items()}
-
-
-def _picture(x: np.ndarray) -> Image.Image:
-    return Image.fromarray((x * 255).round().astype(np.uint8))
-
-
-def photograph(i: int, size: int) -> Image.Image:
-    """Each photograph in turn: first its middle, then parts anywhere, of a half to all of the shorter side."""
-    name, r = PHOTOGRAPHS[i % len(PHOTOGRAPHS)], np.random.default_rng((HELD_OUT, i))
-    whole = photographs.stereo_motorcycle()[0] if name == "motorcycle" else getattr(photographs, name)()
-    picture = Image.fromarray(whole).convert("RGB")
-    side = min(picture.size) * (r.uniform(0.5, 1) if i >= len(PHOTOGRAPHS) else 1)
-    at = [(length - side) * (r.random() if i >= len(PHOTOGRAPHS) else 0.5) for length in picture.size]
-    box = (at[0], at[1], at[0] + side, at[1] + side)
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
-
-
-def held_out(count: int, size: int) -> tuple[list[Image.Image], list[Image.Image]]:
-    """`count` pictures, half drawn, half photographs; and styles: the examples' and as many drawn ones."""
-    drawn = []
-    for i in range(count - count // 2):
-        r = np.random.default_rng((HELD_OUT, 1, i))
-        drawn.append(_picture(vary(scene(r), r)).resize((size, size), Image.Resampling.LANCZOS))
-    looks = [Image.open(path).convert("RGB") for path in sorted((ROOT / "examples").glob("style-*.png"))]
-    for i in range(len(looks)):
-        r = np.random.default_rng((HELD_OUT, 2, i))
-        looks.append(_picture(styles.stylize(vary(scene(r), r), styles.random_style(r), r)))
-    return drawn + [photograph(i, size) for i in range(count // 2)], looks
-
-
-def make_samples(teacher: Model, count: int, size: int) -> Samples:
-    """Conditions as `std stylize` gives them to the pack at its defaults: no words, the sizes of the whole picture."""
-    pictures, looks = held_out(count, size)
-    around = teacher.around
-    pixels = [torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 127.5 - 1 for p in pictures]
-    x0 = torch.stack([around.encode(p[None]) for p in pixels])
-    style_of = [i % len(looks) for i in range(count)]
-    text = around.encode_text([""])[0]
-    c = {k: v.expand(count, *v.shape) for k, v in text.items()}
-    c["time_ids"] = around.time_ids((size, size), (0, 0), (size, size)).expand(count, -1)
-    c["style"] = torch.stack([around.encode_style(look)[1] for look in looks])[style_of]
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(HELD_OUT))
-    return Samples(pictures, looks, style_of, c, x0, teacher.solver.begin(x0, noise, teacher.n_eta))
-
-
-def relative(made: Tensor, end: Tensor, x0: Tensor) -> list[float]:
-    """Each sample's distance to the end point over how far that is from the input."""
-    return ((made - end).flatten(1).norm(dim=1) / (end - x0).flatten(1).norm(dim=1)).tolist()
+def train_all(output: Path, drawn: Path | None, steps: int | None, names: list[str], seeds: list[int] | None) -> None:
+    """Seed after seed, so that every student is there early."""
+    for seed in seeds or (0, 1, 2):
+        for student in STUDENTS:
+            if student.name in names and (seeds or seed in student.seeds):
+                train(student, seed, output, drawn, steps)
 
 
 # --- gap -------------------------------------------------------------------------------------------------------------
@@ -254,6 +131,7 @@ def relative(made: Tensor, end: Tensor, x0: Tensor) -> list[float]:
 
 def gap(teacher: Model, samples: Samples) -> Iterator[str]:
     """Lines of a table: for each CFG, how far the end point is from the input, and few steps from the end point."""
+    yield f"{len(samples.x)} samples. Distance to the end point, over its norm (over how far it is from the input).\n"
     yield "| CFG | the end point moves the input, over its norm | " + " | ".join(f"{k} steps" for k in STEPS) + " |"
     yield "|---|---|" + "---|" * len(STEPS)
     for cfg in CFGS:
@@ -293,7 +171,7 @@ def to_pixels(model: Model, latents: Tensor) -> Tensor:
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
-    return [_picture(p.permute(1, 2, 0).numpy()) for p in pixels]
+    return [to_picture(p.permute(1, 2, 0).numpy()) for p in pixels]
 
 
 def find_truth(teacher: Model, samples: Samples, cfg: float, path: Path) -> Truth:
@@ -347,7 +225,7 @@ def evaluate(name: str, seed: int, model: Model, samples: Samples, truth: Truth,
     replace_file(folder / "evaluation.jsonl", "".join(line.to_json() for line in lines).encode())
 
 
-def evaluate_all(output: Path, config: DistillConfig, count: int, grid_steps: int) -> None:
+def evaluate_all(output: Path, config: DistillConfig, updates: int, count: int, grid_steps: int) -> None:
     """Every student that is trained and not yet measured; then the report of all."""
     teacher = Model(None, config)
     samples = make_samples(teacher, count, config.data.size[0])
@@ -371,7 +249,14 @@ def evaluate_all(output: Path, config: DistillConfig, count: int, grid_steps: in
         "style": [samples.styles[samples.style_of[i]] for i in chosen],
         f"teacher, {teacher.n_eta + 1} steps": to_pictures(truth.end_pixels[chosen]),
     }
-    report(output, folders, ends, columns, grid_steps)
+    d, size = config.distill, config.data.size
+    facts = (
+        f"{count} held-out samples of {size[0]} x {size[1]}, half drawn, half photographs. "
+        f"Teacher: `{config.model.name}`, {teacher.n_eta + 1} steps from x_eta (eta {d.eta:g}) at CFG {cfg:g}. "
+        f"Students: {updates} updates of {config.optimizer.batch} samples, "
+        f"CFG {d.w_min + 1:g} to {d.w_max + 1:g} distilled."
+    )
+    report(output, facts, folders, ends, columns, grid_steps)
 
 
 def _seeds(folder: Path) -> list[int]:
@@ -390,8 +275,8 @@ def _measured(path: Path, count: int) -> bool:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def claim(output: Path, now: dict[str, str | int | None]) -> None:
-    """Everything in a folder is made with the same weights and settings."""
+def claim(output: Path, now: dict[str, str | int | None]) -> dict[str, str | int | None]:
+    """Everything in a folder is made with the same weights and settings; returns them."""
     config = read_config([], None, None)
     now |= {"weights": fingerprint(resolve_model(config.model.name).base), "configuration": config_hash(config)}
     output.mkdir(parents=True, exist_ok=True)
@@ -400,6 +285,7 @@ def claim(output: Path, now: dict[str, str | int | None]) -> None:
     if differing := [k for k in now if k in before and before[k] != now[k]]:
         raise SystemExit(f"{output} was made with other {', '.join(differing)}: name another folder")
     replace_file(path, json.dumps(before | now).encode())
+    return before | now
 
 
 def main() -> None:
@@ -409,7 +295,7 @@ def main() -> None:
     p.add_argument("output", type=Path, help="folder of the comparison")
     p.add_argument("--data", type=Path, help="train: the folder with drawn scenes/ and styles/")
     p.add_argument("--students", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    p.add_argument("--seeds", nargs="+", type=int, default=[0], help="train: a run of each student for each")
+    p.add_argument("--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of lcm and std")
     p.add_argument("--steps", type=int, help="updates of each student, in place of the configuration's")
     p.add_argument("--samples", type=int, help="64 (gap: 16)")
     p.add_argument("--grid-steps", type=int, choices=STEPS, default=2, help="evaluate: steps of the grid's pictures")
@@ -417,20 +303,23 @@ def main() -> None:
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     config = read_config([], a.data, a.steps)
-    if a.command == "gap":
-        teacher = Model(None, config)
-        for line in gap(teacher, make_samples(teacher, a.samples or 16, config.data.size[0])):
-            print(line, flush=True)
-        return
+    if a.command == "train":
+        claim(a.output, {"updates": config.run.max_steps, "data": str(a.data)})
+        return train_all(a.output, a.data, a.steps, a.students, a.seeds)
+    made_with = claim(a.output, {})
     if a.command == "evaluate":
-        claim(a.output, {})
-        return evaluate_all(a.output, config, a.samples or 64, a.grid_steps)
-    claim(a.output, {"updates": config.run.max_steps, "data": str(a.data)})
-    for seed in a.seeds:
-        for student in STUDENTS:
-            if student.name in a.students:
-                train(student, seed, a.output, a.data, a.steps)
+        return evaluate_all(a.output, config, made_with.get("updates", 0), a.samples or 64, a.grid_steps)
+    teacher, lines = Model(None, config), []
+    for line in gap(teacher, make_samples(teacher, a.samples or 16, config.data.size[0])):
+        print(line, flush=True)
+        lines.append(line)
+    replace_file(a.output / "gap.md", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except StdError as e:
+        sys.exit(str(e))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -114,10 +114,12 @@ def by_seed(found: Found) -> str:
     return table([f"{k} steps" for k in STEPS], rows)
 
 
-def tables(found: Found, ends: list[Line]) -> str:
-    """All tables. `ends`: measures of the inputs and of the teacher's end points, whose cfg is the teacher's."""
+def tables(found: Found, facts: str, ends: list[Line]) -> str:
+    """All tables, after the `facts` of the comparison. `ends`: measures of the inputs and of the teacher's end points,
+    whose cfg is the teacher's.
+    """
     cfg, half = ends[0].cfg, len(ends[0].values["pixel"]) // 2
-    parts = [f"Means over {2 * half} samples with 95% intervals. CFG of the teacher: {cfg:g}.\n"]
+    parts = [f"{facts} Means over samples with 95% intervals.\n"]
     for measure, title in MEASURES.items():
         fixed = [f"{e.student} {cell(np.array(e.values[measure]))}" for e in ends if measure in e.values]
         parts += [f"## {title[0].upper()}{title[1:]}\n", *([f"{'; '.join(fixed)}.\n"] if fixed else [])]
@@ -144,7 +146,12 @@ def grid(columns: dict[str, list[Image.Image]]) -> Image.Image:
 
 
 def report(
-    output: Path, folders: list[Path], ends: list[Line], columns: dict[str, list[Image.Image]], grid_steps: int
+    output: Path,
+    facts: str,
+    folders: list[Path],
+    ends: list[Line],
+    columns: dict[str, list[Image.Image]],
+    grid_steps: int,
 ) -> None:
     """Write results.jsonl, results.md and grid.png from each folder's evaluation.jsonl and pictures.npz.
 
@@ -153,7 +160,7 @@ def report(
     texts = [(folder / "evaluation.jsonl").read_text(encoding="utf-8") for folder in folders]
     replace_file(output / "results.jsonl", ("".join(line.to_json() for line in ends) + "".join(texts)).encode())
     lines = [Line.of_json(line) for text in texts for line in text.splitlines()]
-    replace_file(output / "results.md", tables(Found(lines), ends).encode())
+    replace_file(output / "results.md", tables(Found(lines), facts, ends).encode())
     columns = dict(columns)
     for folder in folders:
         name = folder.parent.name
