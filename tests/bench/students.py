@@ -132,7 +132,8 @@ def train_all(output: Path, drawn: Path | None, steps: int | None, names: list[s
 def gap(teacher: Model, samples: Samples) -> Iterator[str]:
     """Lines of a table: for each CFG, how far the end point is from the input, and few steps from the end point."""
     yield f"{len(samples.x)} samples. Distance to the end point, over its norm (over how far it is from the input).\n"
-    yield "| CFG | the end point moves the input, over its norm | " + " | ".join(f"{k} steps" for k in STEPS) + " |"
+    heads = [f"{k} step{'s'[: k != 1]}" for k in STEPS]
+    yield "| CFG | the end point moves the input, over its norm | " + " | ".join(heads) + " |"
     yield "|---|---|" + "---|" * len(STEPS)
     for cfg in CFGS:
         norms, moved = [], []
@@ -202,9 +203,10 @@ def look_at(pixels: Tensor, samples: Samples, truth: Truth) -> dict[str, list[fl
     }
 
 
-def shown_of(count: int) -> np.ndarray:
-    """The samples that the grid shows."""
-    return np.linspace(0, count - 1, SHOWN).astype(int)
+def shown_of(count: int) -> list[int]:
+    """The samples that the grid shows: the first of the drawn ones and of the photographs, each with another style."""
+    half = count - count // 2
+    return [*range(min(SHOWN // 2, half)), *range(half, min(half + SHOWN // 2, count))]
 
 
 def evaluate(name: str, seed: int, model: Model, samples: Samples, truth: Truth, folder: Path) -> None:

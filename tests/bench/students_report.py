@@ -85,7 +85,7 @@ def over_steps(found: Found, measure: str, teacher_cfg: float, part: slice = sli
     ]:
         values = [found.values(student, measure, k, cfg) for k in STEPS]
         rows[name] = [str(len(found.seeds(student))), *(cell(v if v is None else v[part]) for v in values)]
-    return table(["seeds", *(f"{k} steps" for k in STEPS)], rows)
+    return table(["seeds", *(f"{k} step{'s'[: k != 1]}" for k in STEPS)], rows)
 
 
 def over_cfg(found: Found, measure: str) -> str:
@@ -100,7 +100,7 @@ def against(found: Found, base: str) -> str:
         pairs = [(found.values(s, "latent", k, 1), found.values(base, "latent", k, 1)) for k in STEPS]
         rows[s] = [cell(None if a is None or b is None else a - b) for a, b in pairs]
     del rows[base]
-    return table([f"{k} steps" for k in STEPS], rows)
+    return table([f"{k} step{'s'[: k != 1]}" for k in STEPS], rows)
 
 
 def by_seed(found: Found) -> str:
@@ -111,7 +111,7 @@ def by_seed(found: Found) -> str:
         for seed in found.seeds(s)
         if len(found.seeds(s)) > 1
     }
-    return table([f"{k} steps" for k in STEPS], rows)
+    return table([f"{k} step{'s'[: k != 1]}" for k in STEPS], rows)
 
 
 def tables(found: Found, facts: str, ends: list[Line]) -> str:
