@@ -56,6 +56,11 @@ def edge_correlation(a, b):
     return float(np.corrcoef(ga, gb)[0, 1])
 
 
+def sharpness(picture):
+    """RMS of the Laplacian (sigma 1 px) of the luminance."""
+    return float(np.sqrt(np.mean(ndimage.gaussian_laplace(_lab(picture)[..., 0], 1.0) ** 2)))
+
+
 def flicker(sources, results):
     """Mean difference, in levels of 255, between successive results moved as the sources move: DIS optical flow.
 
