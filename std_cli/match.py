@@ -23,7 +23,7 @@ def family(shapes: Shapes) -> tuple[str, int] | None:
     for key, shape in shapes.items():
         if _CROSS.search(key) and len(shape) == 2 and shape[1] in _UNETS:
             return _UNETS[shape[1]], shape[1]
-        inside = "attentions" in key  # of a UNet: its blocks are named alike
+        inside = "attentions" in key or "motion_modules" in key  # of a UNet: its blocks are named alike
         if not inside and _JOINT.search(key) and re.search(r"lora[._](A|down)\b", key) and len(shape) == 2:
             return _TRANSFORMERS.get(shape[1], "a transformer such as Flux or Stable Diffusion 3"), shape[1]
     return None
