@@ -21,6 +21,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from std_cli.distill import checkpoint
@@ -32,7 +33,7 @@ from std_cli.distill.resume import load, metadata, save
 from std_cli.distill.samples import find_pictures
 from std_cli.distill.trainer import OnEvent, Trainer
 from std_cli.distill.validation import Validation
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
 from std_cli.image import replace_file
 
 
@@ -41,10 +42,12 @@ def distill(
     *,
     resume: str = "auto",
     on_event: OnEvent = lambda event: None,
+    on_ready: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Path:
     """Train, and return the path of the exported LoRA (diffusers' layout).
 
     resume: "auto" (the newest good checkpoint in the run's folder, if any), "none", or a checkpoint's folder.
+    on_ready: called when all is loaded, before the first update.
     Ctrl-C and SIGTERM save a checkpoint after the update at work, then raise KeyboardInterrupt.
     Raises InputError, before a weight is loaded, for problems of configuration or data; StdError if the work fails.
     """
@@ -65,6 +68,7 @@ def distill(
     steps = count_updates(config, len(entries), lane_count)
     _make_folder(folder)
     trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
+    on_ready(trainer)
     first = load(trainer, start) if start is not None else 0
     if state.is_main_process:
         replace_file(folder / "config.toml", to_toml(config).encode())
@@ -76,6 +80,7 @@ def distill(
     # --- the loop ---
     with (
         _signals() as stopped,
+        _memory_suffices(),
         Loader(
             trainer.data,
             lanes=[lane.number for lane in trainer.lanes],
@@ -212,6 +217,17 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _memory_suffices() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise StdError(
+            "the GPU's memory does not suffice: lower optimizer.batch (and raise optimizer.accumulation), data.size or "
+            "data.frames, or set model.gradient_checkpointing = true; --dry-run tells what takes how much"
+        ) from e
 
 
 def _step_of(line: str) -> float:

@@ -117,9 +117,9 @@ class Trainer:
             self.head, self.head_average = (SpatialHead(d.head == "hlearn").to(self.device) for _ in range(2))
             self.head_average.load_state_dict(self.head.state_dict())
             self.head_average.requires_grad_(False)
-        learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
+        self.learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
         self.scale = lane_count * o.batch / 128 if o.scale_lr else 1.0
-        self.optimizer = _optimizer(config, learning, o.lr * self.scale, self.device)
+        self.optimizer = _optimizer(config, self.learning, o.lr * self.scale, self.device)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16 and self.device.type == "cuda")
         self.features = features.to(self.device) if features is not None else None
         self.discriminator: Discriminator | None = None
@@ -140,7 +140,7 @@ class Trainer:
             "lora": None,
             "device": str(self.device),
             "dtype": name_dtype(dtype),
-            "trainable": sum(p.numel() for p in learning),
+            "trainable": sum(p.numel() for p in self.learning),
             "samples": len(entries),
         }
 
