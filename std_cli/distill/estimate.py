@@ -5,8 +5,9 @@ networks' own code, run on fake tensors, which have shapes, a device and no numb
 at once are added up. So it costs no memory, also where the run itself would not fit.
 
 What comes on top is what kernels take for themselves while they work and, more so, what an allocator holds and cannot
-use again. On a CPU that is the C library's: of runs on the embedded pack the resident memory was 1.57 and 1.59 times
-what lives; with a mapping for each larger tensor (MALLOC_MMAP_THRESHOLD_) it was 1.1, and steps took much longer.
+use again. On a CPU that is the C library's: in six runs on the embedded pack the resident memory was 1.4 to 2.7 times
+what lives, more where little does. With a mapping for each larger tensor (MALLOC_MMAP_THRESHOLD_) another came down
+to 1.1, and steps took longer.
 """
 
 from collections.abc import Iterable
@@ -21,8 +22,8 @@ from std_cli.distill.discriminator import discriminator_loss, generator_loss, gr
 from std_cli.distill.trainer import Trainer
 from std_cli.memory import MARGIN, counting
 
-ON_CPU = 1.55
-"""Resident memory over that of the tensors; empirical."""
+ON_CPU = 1.7
+"""Resident memory over that of the tensors: near the middle of those runs."""
 
 
 def estimate_bytes(t: Trainer) -> dict[str, int]:
