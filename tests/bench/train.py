@@ -8,7 +8,7 @@ reference. Printed: seconds per update, wall and CPU time, and peak memory: of t
 the imports. Side by side in turns, so that what else the machine does falls on all.
 
     python -m tests.bench.train                                        # the embedded pack, on a CPU
-    python -m tests.bench.train --device cuda --sdxl --size 512 --batch 1 4    # SDXL's sizes, random weights, on a GPU
+    python -m tests.bench.train --device cuda --sdxl --size 512 --batch 1 4  # a GPU; never run
 """
 
 import argparse
@@ -66,13 +66,18 @@ def make_sdxl(folder):
 
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import save_file
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     from std_cli.memory import SDXL_UNET, SDXL_VAE
-    from std_cli.weights import TINY
+    from std_cli.weights import TINY, read_object
+    from tests.test_real_layout import ip_adapter
 
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("std.json", "motion_adapter"))
     torch.manual_seed(0)
+    vision = read_object(TINY / "image_encoder" / "config.json")
+    [adapter] = (folder / "ip_adapter").glob("*.safetensors")
+    save_file(ip_adapter("plain", SDXL_UNET, vision, heads=2), adapter)  # both sides leave it out, but it must fit
     with torch.device("cuda"):
         UNet2DConditionModel.from_config(SDXL_UNET).half().save_pretrained(folder / "unet")
         AutoencoderKL.from_config(SDXL_VAE).half().save_pretrained(folder / "vae")
