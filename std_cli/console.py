@@ -146,7 +146,8 @@ class Reporter:
     def _check(self, e: Event) -> None:
         for name, value in e.items():
             if name != "event":
-                self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), str(value)))
+                told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+                self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), told))
 
     def _result(self, e: Event) -> None:
         if "steps" in e and "width" not in e:

@@ -11,7 +11,9 @@ encoder, 15% for the decoder. For SDXL and on GPUs it is an estimate.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,26 +155,6 @@ def peak_bytes(work: Callable[[], object], module: Any) -> int:
     """
     import torch
     from torch.overrides import TorchFunctionMode
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
-    live: dict[int, object] = {}
-    now = peak = 0
-
-    class Living(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal now, peak
-            out = func(*args, **(kwargs or {}))
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, torch.Tensor):
-                    storage = tensor.untyped_storage()
-                    key, size = storage._cdata, storage.nbytes()
-                    if key not in own and key not in live:
-                        now += size
-                        peak = max(peak, now)
-                        live[key] = weakref.finalize(storage, gone, key, size)
-            return out
 
     class Fused(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -181,14 +163,49 @@ def peak_bytes(work: Callable[[], object], module: Any) -> int:
                 return query.new_empty(*query.shape[:-1], value.shape[-1])
             return func(*args, **(kwargs or {}))
 
-    def gone(key: int, size: int) -> None:
-        nonlocal now
-        now -= size
-        del live[key]
-
-    with torch.no_grad(), Living(), Fused():  # type: ignore[no-untyped-call]
+    with torch.no_grad(), counting((*module.parameters(), *module.buffers())) as live, Fused():
         work()
-    return peak
+    return live.peak
+
+
+@dataclass
+class Live:
+    """Bytes of the tensors that are alive, now and at the most."""
+
+    now: int = 0
+    peak: int = 0
+
+
+@contextmanager
+def counting(own: Iterable[Any]) -> Iterator[Live]:
+    """Inside, every tensor that an operation makes counts as long as it lives, unless it shares memory with `own`."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    left_out = {t.untyped_storage()._cdata for t in own}
+    alive: dict[int, object] = {}
+    live = Live()
+
+    def gone(key: int, size: int) -> None:
+        live.now -= size
+        del alive[key]
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    key, size = storage._cdata, storage.nbytes()
+                    if key not in left_out and key not in alive:
+                        live.now += size
+                        live.peak = max(live.peak, live.now)
+                        alive[key] = weakref.finalize(storage, gone, key, size)
+            return out
+
+    with Counting():  # type: ignore[no-untyped-call]
+        yield live
 
 
 # --- what fits -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from std_cli import stylize_image
 from std_cli.cli import run
 from std_cli.distill import checkpoint
 from std_cli.distill.config import make_config, to_toml
+from std_cli.distill.estimate import estimate_bytes
 from std_cli.distill.network import TARGET, Roles, SpatialHead, Surroundings
 from std_cli.distill.start import dry_run
 from std_cli.distill.train import distill
@@ -362,7 +363,67 @@ def test_a_dry_run_measures_and_keeps_nothing(pictures, tmp_path):
     told = dry_run(a_config(pictures, tmp_path / "run", adversarial={"features": "none"}, run={"max_steps": 500}))
     assert (told["pictures"], told["clips"], told["updates"]) == (6, 0, 500)
     assert told["seconds_per_update"] > 0 and told["peak_memory_gib"] > 0 and not told["cannot_be_read"]
+    *parts, total = told["memory_estimate_gib"].values()
+    assert total == pytest.approx(sum(parts), abs=0.01) and told["memory_estimate_gib"]["vae_decode"] == 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_counts_what_the_networks_keep(pictures, tmp_path, checkpointing):
+    found = []
+
+    def look(t):
+        estimate = estimate_bytes(t)
+        assert estimate["lora"] == 2 * 4 * t.facts["trainable"], "student and average"
+        judges = sum(p.numel() for p in t.discriminator.parameters())
+        assert estimate["optimizer"] == 3 * 4 * (t.facts["trainable"] + judges), "gradient and two moments"
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+            return tensor
+
+        [c] = t.around.encode_text(["a"])
+        c = {k: torch.stack([v, v]) for k, v in c.items()} | {"time_ids": torch.full((2, 6), 64.0)}
+        x = torch.randn(2, 4, 16, 16)
+        own = {p.untyped_storage()._cdata for p in t.around.pipe.unet.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = t.roles.student(x, torch.tensor([779, 339]), c)
+        del out
+        real = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+        found.append((estimate, real))
+        assert not [p for p in t.learning if p.grad is not None], "no trace of it"
+
+    config = a_config(
+        pictures,
+        tmp_path / "run",
+        run={"max_steps": 1},
+        data={"held_out": 0},
+        model={"gradient_checkpointing": checkpointing},
+        optimizer={"batch": 2, "accumulation": 1},
+    )
+    distill(config, on_ready=look)
+    [(estimate, real)] = found
+    assert estimate["activations"] == pytest.approx(real, rel=0.1)
+    assert (estimate["activations"] < 4 * 2**20) == checkpointing
+    assert estimate["backward"] > 0 and estimate["vae_decode"] > 10 * 2**20, "one picture's, decoded with gradients"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is the C library's affair")
+def test_the_estimate_is_near_what_a_process_takes(pictures, tmp_path):
+    config = tmp_path / "run.toml"
+    sections = {"model": {"gradient_checkpointing": False}, "adversarial": {"features": "none"}}
+    sections |= {"data": {"size": [192, 192]}, "optimizer": {"batch": 4, "accumulation": 1}}
+    config.write_text(to_toml(a_config(pictures, tmp_path / "run", **sections)))
+    done = subprocess.run(
+        [sys.executable, "-m", "std_cli", "distill", "--config", str(config), "--dry-run", "--json"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["memory_estimate_gib"]["total"] == pytest.approx(told["peak_memory_gib"], rel=0.25)
 
 
 def test_the_command(pictures, tmp_path, capsys, monkeypatch):
@@ -386,12 +447,20 @@ def test_the_command(pictures, tmp_path, capsys, monkeypatch):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_path):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        # --multi_gpu is accelerate's word for one process each, gloo where the device is a CPU; --cpu starts but one
+        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_path, launcher):
     config = tmp_path / "run.toml"
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", optimizer={"accumulation": 1})))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "std_cli"]
     done = subprocess.run(
-        [sys.executable, *command, "distill", "--config", str(config), "-q"],
+        [sys.executable, "-m", *launcher, "-m", "std_cli", "distill", "--config", str(config), "-q"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -113,6 +113,10 @@ def test_weights_of_other_families_are_named(real, tmp_path):
         with pytest.raises(InputError, match=f"it is for {name} .by its shapes.* wide.*choose one made for SDXL"):
             resolve_lora(str(tmp_path / "x.safetensors"), model=model, task="i2i", eta=0.75)
     assert family({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight": [4, 640]}) is None
+    temporal = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
+    spatial = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
+    assert family({temporal: [4, 320]}) is None
+    assert family({temporal: [4, 320], spatial: [4, 2048]}) == ("SDXL", 2048), "a LoRA for videos comes so sorted"
 
 
 def test_a_motion_adapter_that_does_not_fit(tmp_path):

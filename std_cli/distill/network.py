@@ -52,10 +52,10 @@ class Roles:
             raise InputError(f"lora.targets {list(targets)}: none of them is a layer of this UNet: correct it") from e
         self.layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
         self.parameters = {n: p for n, p in unet.named_parameters() if f".{STUDENT}." in n}
-        self._averages = {n: p for n, p in unet.named_parameters() if f".{TARGET}." in n}
-        for p in [*self.parameters.values(), *self._averages.values()]:
+        self.averages = {n: p for n, p in unet.named_parameters() if f".{TARGET}." in n}
+        for p in [*self.parameters.values(), *self.averages.values()]:
             p.data = p.data.float()  # half-size base weights bring half-size adapters
-        for name, p in self._averages.items():
+        for name, p in self.averages.items():
             p.data.copy_(self.parameters[name.replace(f".{TARGET}.", f".{STUDENT}.")].data)
         for module in unet.modules():
             if isinstance(module, AnimateDiffTransformer3D):  # diffusers passes `input` by name, peft's layers take x
@@ -82,16 +82,16 @@ class Roles:
     @torch.no_grad()
     def average(self) -> None:
         """Move the target's adapter towards the student's."""
-        for name, p in self._averages.items():
+        for name, p in self.averages.items():
             p.lerp_(self.parameters[name.replace(f".{TARGET}.", f".{STUDENT}.")], 1 - self.ema)
 
     def state_dict(self, role: str = STUDENT) -> dict[str, Tensor]:
         """An adapter under diffusers' keys: "<module>.lora_A.weight" (r, in[, kh, kw]), "<module>.lora_B.weight"."""
-        chosen = self.parameters if role == STUDENT else self._averages
+        chosen = self.parameters if role == STUDENT else self.averages
         return {n.replace(f".{role}.", "."): p.detach().cpu().contiguous() for n, p in chosen.items()}
 
     def load_state_dict(self, state: dict[str, Tensor], role: str = STUDENT) -> None:
-        chosen = self.parameters if role == STUDENT else self._averages
+        chosen = self.parameters if role == STUDENT else self.averages
         for name, p in chosen.items():
             p.data.copy_(state[name.replace(f".{role}.", ".")])
 
@@ -150,8 +150,9 @@ class Surroundings:
         self.pipe.vae.requires_grad_(False)
         if pipeline.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
             self.pipe.vae.float()
+        self.no_style: Tensor | None = None
         if style:
-            self._no_style = self.encode_style(Image.new("RGB", (64, 64)))[0]
+            self.no_style = self.encode_style(Image.new("RGB", (64, 64)))[0]
         else:
             self.pipe.unload_ip_adapter()
         empty = self.encode_text([""])
@@ -179,8 +180,8 @@ class Surroundings:
     def unconditional(self, c: Conditions) -> Conditions:
         """What differs in the teacher's unconditional pass from conditions (B, ...)."""
         out = {k: v.to(c[k]).expand_as(c[k]) for k, v in self._empty.items()}
-        if "style" in c:
-            out["style"] = self._no_style.to(c["style"]).expand_as(c["style"])
+        if self.no_style is not None:
+            out["style"] = self.no_style.to(c["style"]).expand_as(c["style"])
         return out
 
     @torch.no_grad()
@@ -194,7 +195,8 @@ class Surroundings:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1]; one after the other, with gradients where they are asked
-        for, whose activations are computed anew.
+        for. Only the last one's activations are kept for them, as the backward pass begins there; the others' are
+        computed anew, so that no more than one picture's are ever held.
         """
         vae = self.pipe.vae
 
@@ -203,7 +205,7 @@ class Surroundings:
 
         parts = latents.to(vae.dtype).split(1)
         if latents.requires_grad and torch.is_grad_enabled():
-            return torch.cat([checkpoint(one, z, use_reentrant=False) for z in parts])
+            return torch.cat([*(checkpoint(one, z, use_reentrant=False) for z in parts[:-1]), one(parts[-1])])
         with torch.no_grad():
             return torch.cat([one(z) for z in parts])
 

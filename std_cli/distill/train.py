@@ -21,6 +21,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from std_cli.distill import checkpoint
@@ -28,9 +29,11 @@ from std_cli.distill.captions import find_samples
 from std_cli.distill.config import DistillConfig, differing_keys, make_config, to_toml
 from std_cli.distill.data import Loader
 from std_cli.distill.export import export
+from std_cli.distill.resume import load, metadata, save
 from std_cli.distill.samples import find_pictures
 from std_cli.distill.trainer import OnEvent, Trainer
-from std_cli.errors import InputError
+from std_cli.distill.validation import Validation
+from std_cli.errors import InputError, StdError
 from std_cli.image import replace_file
 
 
@@ -39,10 +42,12 @@ def distill(
     *,
     resume: str = "auto",
     on_event: OnEvent = lambda event: None,
+    on_ready: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Path:
     """Train, and return the path of the exported LoRA (diffusers' layout).
 
     resume: "auto" (the newest good checkpoint in the run's folder, if any), "none", or a checkpoint's folder.
+    on_ready: called when all is loaded, before the first update.
     Ctrl-C and SIGTERM save a checkpoint after the update at work, then raise KeyboardInterrupt.
     Raises InputError, before a weight is loaded, for problems of configuration or data; StdError if the work fails.
     """
@@ -63,16 +68,19 @@ def distill(
     steps = count_updates(config, len(entries), lane_count)
     _make_folder(folder)
     trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
-    first = trainer.load(start) if start is not None else 0
+    on_ready(trainer)
+    first = load(trainer, start) if start is not None else 0
     if state.is_main_process:
         replace_file(folder / "config.toml", to_toml(config).encode())
     on_event({"event": "start", "settings": config.model_dump(mode="json"), "steps": steps, **trainer.facts})
     begin = time.monotonic()
+    validating = Validation(trainer, held_out, found) if held_out else None
     validation: dict[str, float] = {}
 
     # --- the loop ---
     with (
         _signals() as stopped,
+        _memory_suffices(),
         Loader(
             trainer.data,
             lanes=[lane.number for lane in trainer.lanes],
@@ -85,14 +93,14 @@ def distill(
         ) as loader,
         _Log(folder, first, r.track, config, state.is_main_process) as log,
     ):
-        if first == 0 and held_out:  # what there is to gain
-            log.write(0, trainer.validate(held_out, found, 0))
+        if first == 0 and validating:  # what there is to gain
+            log.write(0, validating.measure(0))
         for step in range(first, steps):
             figures = [trainer.train_lane(step, lane, next(loader)) for lane in trainer.lanes]
             facts = trainer.update(step, figures)
             done = step + 1
-            if held_out and (done % r.validate_every == 0 or done == steps):
-                validation = trainer.validate(held_out, found, done)
+            if validating and (done % r.validate_every == 0 or done == steps):
+                validation = validating.measure(done)
                 facts |= validation
             rate = (done - first) * lane_count * o.batch / (time.monotonic() - begin)
             facts["samples_per_second"] = round(rate, 3)
@@ -101,7 +109,7 @@ def distill(
             on_event({"event": "progress", "stage": "distill", "step": done, "steps": steps, "eta": left, **facts})
             stop = trainer.agree(stopped())
             if stop or done % r.save_every == 0 or done == steps:
-                saved = trainer.save(done)
+                saved = save(trainer, done)
             if stop and done < steps:
                 on_event({"event": "notice", "message": f"stopped after {done} updates; the same command goes on"})
                 raise KeyboardInterrupt
@@ -111,7 +119,7 @@ def distill(
         saved = checkpoint.folder_of(folder, first)
     path = folder / "pytorch_lora_weights.safetensors"
     if state.is_main_process:
-        path = export(folder, trainer.roles.state_dict(), config.lora.alpha, trainer.metadata(steps))
+        path = export(folder, trainer.roles.state_dict(), config.lora.alpha, metadata(trainer, steps))
         if r.push:
             from std_cli.weights import push_lora
 
@@ -209,6 +217,17 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _memory_suffices() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise StdError(
+            "the GPU's memory does not suffice: lower optimizer.batch (and raise optimizer.accumulation), data.size or "
+            "data.frames, or set model.gradient_checkpointing = true; --dry-run tells what takes how much"
+        ) from e
 
 
 def _step_of(line: str) -> float:

@@ -1,4 +1,4 @@
-"""Networks, optimizers and lanes of one process of a training run: one micro-batch, one update, validation, state."""
+"""Networks, optimizers and lanes of one process of a training run: one micro-batch, one update."""
 
 import math
 from collections.abc import Callable
@@ -11,14 +11,12 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from std_cli import __version__
-from std_cli.distill import checkpoint
 from std_cli.distill.augment import augment, prepare
 from std_cli.distill.bank import Bank, Conditions, Entry, stack
-from std_cli.distill.config import DistillConfig, config_hash
+from std_cli.distill.config import DistillConfig
 from std_cli.distill.data import Batch
 from std_cli.distill.dino import Dino, load_dino, tiny_dino
 from std_cli.distill.discriminator import (
@@ -29,21 +27,17 @@ from std_cli.distill.discriminator import (
     gradient_penalty,
 )
 from std_cli.distill.embeddings import Captions
-from std_cli.distill.export import diffusers_bytes
-from std_cli.distill.monitor import sample, sheet
-from std_cli.distill.network import STUDENT, TARGET, Roles, SpatialHead, Surroundings
+from std_cli.distill.network import Roles, SpatialHead, Surroundings
 from std_cli.distill.samples import Data
 from std_cli.distill.solver import Solver, draw_target
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.distill.text_condition import load_text_condition
 from std_cli.errors import InputError, StdError
 from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
-from std_cli.schedule import timesteps
 from std_cli.weights import fingerprint, resolve_features, resolve_model, resolve_motion
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
-VALIDATION = 10**9  # in place of the step, for random numbers that no step has
 
 
 @dataclass
@@ -123,9 +117,9 @@ class Trainer:
             self.head, self.head_average = (SpatialHead(d.head == "hlearn").to(self.device) for _ in range(2))
             self.head_average.load_state_dict(self.head.state_dict())
             self.head_average.requires_grad_(False)
-        learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
+        self.learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
         self.scale = lane_count * o.batch / 128 if o.scale_lr else 1.0
-        self.optimizer = _optimizer(config, learning, o.lr * self.scale, self.device)
+        self.optimizer = _optimizer(config, self.learning, o.lr * self.scale, self.device)
         self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16 and self.device.type == "cuda")
         self.features = features.to(self.device) if features is not None else None
         self.discriminator: Discriminator | None = None
@@ -140,14 +134,13 @@ class Trainer:
             self.d_optimizer = _optimizer(config, list(self.discriminator.parameters()), a.lr * self.scale, self.device)
         mine = range(state.process_index * o.accumulation, (state.process_index + 1) * o.accumulation)
         self.lanes = [Lane(i, Bank(config.bank.length * o.batch, config.bank.retire_at)) for i in mine]
-        self.ends: dict[int, Tensor] = {}
         self.facts = {
             "version": __version__,
             "model": files.name,
             "lora": None,
             "device": str(self.device),
             "dtype": name_dtype(dtype),
-            "trainable": sum(p.numel() for p in learning),
+            "trainable": sum(p.numel() for p in self.learning),
             "samples": len(entries),
         }
 
@@ -160,7 +153,7 @@ class Trainer:
     def train_lane(self, step: int, lane: Lane, batch: Batch) -> dict[str, float]:
         """Gradients of one micro-batch, added to those of the update's others; its figures."""
         c, d, a = self.config, self.config.distill, self.config.adversarial
-        random = self._generator(step, lane.number)
+        random = self.generator(step, lane.number)
         slots = lane.bank.draw(len(batch.captions), c.bank.rate, random)
         rows = [
             self._fresh(batch, i, random) if slot is None else _held(lane.bank, slot) for i, slot in enumerate(slots)
@@ -218,10 +211,10 @@ class Trainer:
         x0 = self.around.encode(batch.pixels[i])
         noise = torch.randn(x0.shape, generator=random).to(x0)
         reference = batch.references[i] if batch.references else None
-        c = self._conditions(batch.captions[i], batch.original_size[i].tolist(), batch.crop[i].tolist(), reference)
+        c = self.conditions(batch.captions[i], batch.original_size[i].tolist(), batch.crop[i].tolist(), reference)
         return Entry(x0, self.solver.begin(x0[None], noise[None], self.n_eta)[0], c, self.n_eta)
 
-    def _conditions(
+    def conditions(
         self, caption: str, original: list[int], crop: list[int], reference: Image.Image | None
     ) -> Conditions:
         c = {k: v.to(self.device) for k, v in self.captions[caption].items()}
@@ -247,7 +240,7 @@ class Trainer:
         assert self.features is not None
         return self.features(prepare(augment(pixels, random), self.features.size, random))  # type: ignore[no-any-return]
 
-    def _generator(self, step: int, lane: int) -> torch.Generator:
+    def generator(self, step: int, lane: int) -> torch.Generator:
         seed = int(np.random.SeedSequence((self.config.run.seed, step, lane)).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)  # dropout
         return torch.Generator("cpu").manual_seed(seed)
@@ -342,148 +335,6 @@ class Trainer:
         flag = torch.tensor([float(stop)], device=self.device)
         dist.all_reduce(flag)
         return bool(flag.item())
-
-    # --- validation ---
-
-    def validate(self, held_out: list[Any], found: Any, step: int) -> dict[str, float]:
-        """Mean distance of the student's last latents to the teacher's, over that of the teacher's to the input's.
-
-        Both start from the same x_eta of held-out samples: the student runs `distill.steps` steps without guidance, the
-        teacher all its points under the middle w. A sheet of pictures goes to monitor/.
-        """
-        if not self.world.is_main_process:
-            self.world.wait_for_everyone()
-            return {}
-        d = self.config.distill
-        data = replace_entries(self.data, found, held_out)
-        w = torch.tensor([(d.w_min + d.w_max) / 2])
-        distances, rows = [], []
-        for i in range(len(data.entries)):
-            random = self._generator(VALIDATION, i)
-            try:
-                picture = data.read(i, np.random.default_rng((self.config.run.seed, VALIDATION, i)))
-            except StdError as e:
-                if step == 0:
-                    self.on_event({"event": "notice", "message": f"left out of the validation: {e}"})
-                continue
-            x0 = self.around.encode(torch.from_numpy(picture.pixels))[None]
-            c = self._conditions(picture.caption, list(picture.original_size), list(picture.crop), picture.reference)
-            c = {k: v[None] for k, v in c.items()}
-            noise = torch.randn(x0.shape, generator=random).to(x0)
-            x = self.solver.begin(x0, noise, self.n_eta)
-            if i not in self.ends:
-                end = x
-                for k in range(self.n_eta, 0, -1):
-                    index = torch.tensor([k])
-                    end = teacher_step(self.roles.teacher, self.solver, end, index, c, self.around.unconditional(c), w)
-                self.ends[i] = end.cpu()
-            end = self.ends[i].to(x)
-            made = sample(self.roles.student, self.solver, x, timesteps(d.steps, d.eta, "aligned"), c)
-            distances.append(((made - end).square().mean() / (end - x0).square().mean()).sqrt().item())
-            if i < 4:
-                n, s = torch.tensor([self.n_eta]), torch.tensor([max(0, self.n_eta - self.reach)])
-                x_prev = teacher_step(self.roles.teacher, self.solver, x, n, c, self.around.unconditional(c), w)
-                with torch.no_grad():
-                    x_s, x0_hat = jump(self.roles.student, self.solver, x, n, c, s)
-                    goal, _ = jump(self.roles.target, self.solver, x_prev, n - 1, c, s)
-                _, real = noisy_pair(self.config.adversarial.mode, self.solver, x_s, x0_hat, x0, s, noise, random)
-                rows.append([x0, x, x0_hat, x_s, goal, real, made, end])
-        folder = self.folder / "monitor"
-        folder.mkdir(exist_ok=True)
-        if rows:
-            sheet(rows, self.around.decode, folder / f"step-{step:06d}.png")
-        if self.world.num_processes > 1:
-            self.world.wait_for_everyone()
-        return {"validation": float(np.mean(distances))} if distances else {}
-
-    # --- checkpoints ---
-
-    def save(self, step: int) -> Path:
-        draft = checkpoint.draft_of(self.folder, step)
-        for lane in self.lanes:
-            checkpoint.write_part(draft, f"lane-{lane.number:05d}.pt", lane.bank.state_dict())
-        if self.world.num_processes > 1:
-            self.world.wait_for_everyone()
-        if self.world.is_main_process:
-            adapter = self.roles.state_dict()
-            text = {k: str(v) for k, v in self.metadata(step).items()}
-            checkpoint.write_part(draft, "adapter.safetensors", diffusers_bytes(adapter, self.config.lora.alpha, text))
-            checkpoint.write_part(draft, "training.pt", self._training_state())
-            state = {"version": __version__, "config": self.config.model_dump(mode="json"), "lanes": self.lane_count}
-            state |= {"data": self.data.fingerprint, "steps": self.steps}
-            checkpoint.finish(self.folder, step, state)
-            checkpoint.prune(self.folder, self.config.run.keep_last, self.config.run.keep_every)
-        if self.world.num_processes > 1:
-            self.world.wait_for_everyone()
-        return checkpoint.folder_of(self.folder, step)
-
-    def _training_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-        if self.config.distill.ema:
-            state["average"] = self.roles.state_dict(TARGET)
-        if self.head is not None and self.head_average is not None:
-            state |= {"head": self.head.state_dict(), "head_average": self.head_average.state_dict()}
-        if self.discriminator is not None:
-            state |= {"discriminator": self.discriminator.state_dict(), "d_optimizer": self.d_optimizer.state_dict()}
-            state["penalty"] = self.penalty.state_dict()
-        return state
-
-    def load(self, folder: Path) -> int:
-        """Go on from a checkpoint; returns its step."""
-        state = checkpoint.read_state(folder)
-        if state is None:
-            raise InputError(f"--resume {folder}: is damaged or no checkpoint: name another, or auto")
-        if state["lanes"] != self.lane_count:
-            raise InputError(
-                f"{folder} has {state['lanes']} lanes, now {self.lane_count}: keep processes x optimizer.accumulation"
-            )
-        if state["data"] != self.data.fingerprint:
-            raise InputError(f"{folder} was made with other data: give the same files, or name another run.output")
-        if state["steps"] != self.steps and self.config.optimizer.schedule == "cosine":
-            told = f"the learning rate now falls to 0 at update {self.steps}, not {state['steps']}"
-            self.on_event({"event": "notice", "message": told})
-        training = checkpoint.load_part(folder, "training.pt")
-        adapter = load_file(folder / "adapter.safetensors")
-        self.roles.load_state_dict({k.removeprefix("unet."): v for k, v in adapter.items()}, STUDENT)
-        if self.config.distill.ema:
-            self.roles.load_state_dict(training["average"], TARGET)
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.scaler.load_state_dict(training["scaler"])
-        if self.head is not None and self.head_average is not None:
-            self.head.load_state_dict(training["head"])
-            self.head_average.load_state_dict(training["head_average"])
-        if self.discriminator is not None:
-            self.discriminator.load_state_dict(training["discriminator"])
-            self.d_optimizer.load_state_dict(training["d_optimizer"])
-            self.penalty.load_state_dict(training["penalty"])
-        for lane in self.lanes:
-            lane.bank.load_state_dict(checkpoint.load_part(folder, f"lane-{lane.number:05d}.pt"))
-        return int(state["step"])
-
-    def metadata(self, step: int) -> dict[str, Any]:
-        """What the LoRA's file says of itself."""
-        c = self.config
-        return {
-            "task": c.run.task,
-            "eta": c.distill.eta,
-            "steps": c.distill.steps,
-            "schedule": "aligned",
-            "mode": c.distill.mode,
-            "guidance": f"w {c.distill.w_min:g}-{c.distill.w_max:g}",
-            "base_model": c.model.name,
-            "base_sha256": self.base,
-            "config_sha256": config_hash(c),
-            "trained_steps": step,
-            "std_version": __version__,
-        }
-
-
-def replace_entries(data: Data, found: Any, entries: list[Any]) -> Data:
-    """The same preparation of other samples, never mirrored."""
-    return Data(
-        replace(found, entries=entries), data.size, frames=data.frames, stride=data.stride, flip=0.0,
-        references=data.references,
-    )  # fmt: skip
 
 
 def _held(bank: Bank, slot: int) -> Entry:

@@ -20,6 +20,7 @@ STD_JSON = {
     "motion_window": 16,
     "loras": [],
     "distill": {  # for `std distill --init`
+        "model": {"gradient_checkpointing": False},
         "data": {"size": [128, 128]},
         "style": {"blocks": "all"},
         "lora": {"rank": 16, "alpha": 16},
