@@ -322,6 +322,12 @@ def test_other_data_are_refused(whole, pictures, tmp_path):
         (pictures / "metadata.jsonl").write_text(both)
 
 
+def test_other_weights_of_the_same_name_are_refused(whole, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("std_cli.distill.trainer.fingerprint", lambda base: "0" * 64)
+    with pytest.raises(InputError, match="was made on other weights of tiny: name another run.output"):
+        distill(a_config(pictures, copy_of(whole[0], tmp_path / "run")))
+
+
 def test_a_half_written_line_of_metrics_is_cut_off(whole, pictures, tmp_path):
     import shutil
 

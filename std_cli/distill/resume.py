@@ -26,7 +26,7 @@ def save(trainer: Trainer, step: int) -> Path:
         checkpoint.write_part(draft, "adapter.safetensors", diffusers_bytes(adapter, trainer.config.lora.alpha, text))
         checkpoint.write_part(draft, "training.pt", _training_state(trainer))
         state = {"version": __version__, "config": trainer.config.model_dump(mode="json"), "lanes": trainer.lane_count}
-        state |= {"data": trainer.data.fingerprint, "steps": trainer.steps}
+        state |= {"data": trainer.data.fingerprint, "steps": trainer.steps, "base": trainer.base}
         checkpoint.finish(trainer.folder, step, state)
         checkpoint.prune(trainer.folder, trainer.config.run.keep_last, trainer.config.run.keep_every)
     if trainer.world.num_processes > 1:
@@ -57,6 +57,8 @@ def load(trainer: Trainer, folder: Path) -> int:
         )
     if state["data"] != trainer.data.fingerprint:
         raise InputError(f"{folder} was made with other data: give the same files, or name another run.output")
+    if state["base"] != trainer.base:
+        raise InputError(f"{folder} was made on other weights of {trainer.config.model.name}: name another run.output")
     if state["steps"] != trainer.steps and trainer.config.optimizer.schedule == "cosine":
         told = f"the learning rate now falls to 0 at update {trainer.steps}, not {state['steps']}"
         trainer.on_event({"event": "notice", "message": told})

@@ -72,7 +72,7 @@ class Validation:
         x, w = solver.begin(x0, noise, t.n_eta), torch.tensor([(d.w_min + d.w_max) / 2])
         if i not in self.ends:
             end = x
-            for k in range(t.n_eta, 0, -1):
+            for k in range(t.n_eta, -1, -1):
                 end = teacher_step(roles.teacher, solver, end, torch.tensor([k]), c, around.unconditional(c), w)
             self.ends[i] = end.cpu()
         end = self.ends[i].to(x)
