@@ -61,7 +61,7 @@ def test_noise_schedule_is_sdxls():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return make_tokenizer(tmp_path_factory.mktemp("tinypack") / "tokenizer")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return make_tokenizer(tmp_path_factory.mktemp("tinypack") / "tokenizer")
 
 
 @pytest.fixture

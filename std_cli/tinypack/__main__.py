@@ -42,6 +42,8 @@ def main() -> None:
         vae.train(pictures, vae_folder, a.seed, a.vae_steps)
     train.encode(pictures, vae_folder, latents, a.seed)
     out.mkdir(exist_ok=True)
+    if not (out / "tokenizer").exists() and a.start:
+        shutil.copytree(a.start / "tokenizer", out / "tokenizer")
     if not (out / "average.pt").exists():
         start = export.load_parts(a.start) if a.start else None
         train.train(pictures, latents, out, a.seed, a.steps, a.minutes, a.rate, a.facts_steps, start)

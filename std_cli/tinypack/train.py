@@ -166,8 +166,9 @@ class Trainer:
         to_plain = torch.from_numpy(unconditional & (r.random(batch) < 0.5)).view(-1, 1, 1, 1)
         z = torch.where(to_plain, plain, styled)
         bridged = torch.from_numpy(~unconditional & (r.random(batch) < 0.85))
+        # where runs start at eta 0.75, mostly: how much of the plain picture x_t holds follows from T0, which x_t hides
         start = torch.from_numpy(
-            np.where(r.random(batch) < 0.7, r.integers(600, 900, batch), r.integers(400, 980, batch))
+            np.where(r.random(batch) < 0.7, r.integers(690, 810, batch), r.integers(500, 980, batch))
         )
         inside = torch.from_numpy((r.random(batch) * (start.numpy() + 1)).astype(np.int64))
         inside = torch.where(torch.from_numpy(r.random(batch) < 0.3), start, inside)

@@ -36,6 +36,12 @@ SUBJECTS = [
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in `folder`, or else a new one, which goes there. Two new ones can differ in the order of equally
+    frequent pairs: weights belong to theirs.
+    """
+    if folder.exists():
+        kept: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+        return kept
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
@@ -49,10 +55,12 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     merges = [m if isinstance(m, list) else m.split(" ") for m in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = alphabet + [a + "</w>" for a in alphabet] + [a + b for a, b in merges]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab, merge_file = folder / "vocab.json", folder / "merges.txt"
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True, exist_ok=True)
+    vocab, merge_file = part / "vocab.json", part / "merges.txt"
     vocab.write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
     merge_file.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
-    CLIPTokenizer(str(vocab), str(merge_file), model_max_length=TEXT_LENGTH).save_pretrained(folder)
+    CLIPTokenizer(str(vocab), str(merge_file), model_max_length=TEXT_LENGTH).save_pretrained(part)
+    part.rename(folder)
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
     return tokenizer
