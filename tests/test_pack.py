@@ -29,7 +29,7 @@ def test_colours_move_to_the_reference_and_the_subject_stays(styled):
     source, outputs = styled
     moved = [colour_distance(out, ref) / colour_distance(source, ref) for ref, out in outputs.values()]
     kept = [edge_correlation(out, source) for _, out in outputs.values()]
-    assert np.mean(moved) < 0.65, moved  # 0.59 at 256 px over all pairs: the aim is 0.6
+    assert np.mean(moved) < 0.6, moved  # 0.53 at 256 px over all pairs
     assert np.mean(kept) > 0.5, kept
 
 
@@ -40,7 +40,7 @@ def test_another_reference_gives_another_picture(styled):
 
 
 def test_the_motion_adapter_steadies_a_clip(tmp_path):
-    """Against the same frames one by one; -18% on a real clip at 192 px (packs/tiny/README.md)."""
+    """Against the same frames one by one; figures on a real clip are in packs/tiny/README.md."""
     style, found = EXAMPLES / "style-watercolour.png", {}
     for motion in ("none", "auto"):
         out = tmp_path / f"{motion}.mkv"
