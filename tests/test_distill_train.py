@@ -416,22 +416,6 @@ def test_the_estimate_counts_what_the_networks_keep(pictures, tmp_path, checkpoi
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is the C library's affair")
-def test_the_estimate_is_near_what_a_process_takes(pictures, tmp_path):
-    config = tmp_path / "run.toml"
-    sections = {"model": {"gradient_checkpointing": False}, "adversarial": {"features": "none"}}
-    sections |= {"data": {"size": [192, 192]}, "optimizer": {"batch": 4, "accumulation": 1}}
-    config.write_text(to_toml(a_config(pictures, tmp_path / "run", **sections)))
-    done = subprocess.run(
-        [sys.executable, "-m", "std_cli", "distill", "--config", str(config), "--dry-run", "--json"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["memory_estimate_gib"]["total"] == pytest.approx(told["peak_memory_gib"], rel=0.25)
-
-
 def test_the_command(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("std_cli.cli.hush", lambda: None)  # it changes the whole process
     config = tmp_path / "run.toml"
