@@ -167,11 +167,20 @@ def test_new_temporal_layers_see_what_deviates_along_time():
     assert np.corrcoef(something.flatten(), wanted.flatten())[0, 1] > 0.95
 
 
+def test_fine_bands_and_their_strength():
+    x = torch.randn(1, 2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+    ramp = torch.arange(40.0).expand_as(x)
+    assert motion.fine(ramp)[..., 2:-2, 2:-2].abs().max() < 1e-5  # the filter keeps planes
+    assert motion.fine(x + ramp)[..., 2:-2, 2:-2].allclose(motion.fine(x)[..., 2:-2, 2:-2], atol=1e-4)
+    assert motion.strength(3 * x).shape == x.shape and motion.strength(3 * x).mean() == pytest.approx(3, rel=0.05)
+    assert motion.strength(2 * x).allclose(2 * motion.strength(x), rtol=1e-3)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 
 def go(clips, net, tokenizer, out, steps=4, rate=1e-3):
-    return motion.train(clips, net, tokenizer, out, seed=1, steps=steps, minutes=1e6, rate=rate)
+    return motion.train(clips, net, tokenizer, None, out, seed=1, steps=steps, minutes=1e6, rate=rate)
 
 
 def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net, tokenizer, tmp_path, monkeypatch):
@@ -181,8 +190,8 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net
     adapter = go(clips, net, tokenizer, tmp_path, steps=60, rate=3e-4)
     [unet], plain = unets, make(net, motion.make_adapter())
     trainer = motion.Trainer(clips, net, tokenizer, np.random.default_rng(0))
-    (after, alone), (same, _) = motion.validate(unet, trainer), motion.validate(plain, trainer)
-    assert after < 0.99 * alone and same == pytest.approx(alone, rel=1e-3)
+    (after, _, alone), (same, soft, _) = motion.validate(unet, trainer), motion.validate(plain, trainer)
+    assert after < 0.99 * alone and same == pytest.approx(alone, rel=1e-3) and soft < 1e-3 * alone
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     old = plain.state_dict()
     moved = {k for k, v in unet.state_dict().items() if not torch.equal(v, old[k])}
@@ -193,16 +202,16 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net
 def test_resumed_is_uninterrupted(clips, net, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(motion, "SAVE_EVERY", 2)
     whole = go(clips, net, tokenizer, tmp_path / "whole").state_dict()
-    loss, calls = motion.Trainer.loss, []
+    losses, calls = motion.Trainer.losses, []
 
     def dies(self, unet, chosen, size):
         calls.append(unet.training or torch.is_grad_enabled())
         if sum(calls) == 4:
             raise KeyboardInterrupt
-        return loss(self, unet, chosen, size)
+        return losses(self, unet, chosen, size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(motion.Trainer, "loss", dies)
+        patch.setattr(motion.Trainer, "losses", dies)
         go(clips, net, tokenizer, tmp_path / "cut")
     resumed = go(clips, net, tokenizer, tmp_path / "cut").state_dict()
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())

@@ -49,7 +49,7 @@ def main() -> None:
         train.train(pictures, latents, out, a.seed, a.steps, a.minutes, a.rate, a.facts_steps, start)
     export.export(vae_folder, out, a.work / "pack")
     if a.motion_minutes:
-        motion.run(a.work, a.work / "pack", a.seed, a.clips, a.motion_minutes)
+        motion.run(a.work, a.work / "pack", seed=a.seed, clips=a.clips, minutes=a.motion_minutes)
         export.add_motion(a.work / "motion_adapter", a.work / "pack")
 
 

@@ -19,7 +19,7 @@ from std_cli.tinypack import styles
 from std_cli.tinypack.scenes import Array, Canvas, Rng, Shape, blur, cup, fractal, hsv, scene, tree
 
 SCENE = 16
-STYLES = {"halftone": 1, "woodcut": 5, "painted": 10, "watercolour": 6, "stained": 7, "oil": 3}  # kind -> seed
+STYLES = {"halftone": 1, "woodcut": 5, "hatching": 4, "watercolour": 6, "stained": 7, "oil": 3}  # kind -> seed
 
 WIDTH, HEIGHT, RATE, SHOT = 384, 216, 24, 42  # px, px, frames per second, frames of each of the two shots
 SOUND_RATE = 48_000

@@ -3,7 +3,9 @@
 The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving scenes, to give the
 denoiser's own predictions without their unrest: the target is the x0 that the denoiser predicts frame by frame, each
 averaged with its neighbours moved onto it by the scene's known motion. Such a target has no noise of its own, so that a
-few hundred steps tell. The frames' noise is mixed from one field that they share and one of each frame's own.
+few hundred steps tell. An average is soft; the target's fine band is brought back to the strength that it had, and a
+second loss holds the prediction to that. The frames' noise is mixed from one field that they share and one of each
+frame's own.
 """
 
 import argparse
@@ -37,6 +39,8 @@ SHARD = 20  # clips
 HELD_OUT = 12  # clips that only validation sees
 SAVE_EVERY = 50  # steps
 LOWEST = 40  # timestep: below, nothing is left to steady
+FIGURES = "unrest %.4f softness %.4f (alone %.4f)"
+SHARPEN, TEXTURE = 2.0, 2.0  # how much the target's fine band may grow; weight of the prediction's fine strength
 CONSTANT, ALIKE = 4.0, 0.6  # see make_adapter; ALIKE: how much the first attention prefers frames that are alike
 
 
@@ -209,6 +213,21 @@ def steadied(x: Tensor, flow: Tensor, seen: Tensor) -> Tensor:
     return total / weight
 
 
+def fine(x: Tensor) -> Tensor:
+    """What a 5 x 5 binomial filter takes off each frame; x (B, C, N, h, w)."""
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    each = F.pad(x.transpose(1, 2).reshape(-1, 1, *x.shape[-2:]), (2, 2, 2, 2), mode="reflect")
+    low: Tensor = F.conv2d(F.conv2d(each, row.view(1, 1, 1, 5)), row.view(1, 1, 5, 1))
+    return x - low.view(x.shape[0], x.shape[2], x.shape[1], *x.shape[-2:]).transpose(1, 2)
+
+
+def strength(x: Tensor) -> Tensor:
+    """Root mean square over 8 x 8 places and their neighbourhood; x (B, C, N, h, w), alike."""
+    each = F.pad(x.transpose(1, 2).flatten(0, 1) ** 2, (4, 3, 4, 3), mode="reflect")
+    means: Tensor = F.avg_pool2d(each, 8, 1).unflatten(0, (x.shape[0], x.shape[2]))
+    return (means.transpose(1, 2) + 1e-6).sqrt()
+
+
 class Trainer:
     """Draws batches and computes the losses; every draw comes from `r`, so that a run repeats."""
 
@@ -234,10 +253,11 @@ class Trainer:
         hidden = self.net.vision(pixels, output_hidden_states=True).hidden_states[-2]
         return states * silent[..., None], pooled * silent, hidden[:, None]
 
-    def loss(self, unet: UNetMotionModel, chosen: Array, size: int) -> tuple[Tensor, Tensor]:
-        """(loss, the same of the denoiser alone) for some clips, on a crop of size x size latents.
+    def losses(self, unet: UNetMotionModel, chosen: Array, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(unrest, softness, the unrest of the denoiser alone) for some clips, on a crop of size x size latents.
 
-        Both are distances from the steadied x0 of the denoiser, so that their quotient is the unrest that is left.
+        Unrest is the distance from the steadied x0 of the denoiser, so that the quotient is what is left of it;
+        softness the distance of the fine band's strength from the denoiser's.
         """
         r, d, n = self.r, self.clips, len(chosen)
         y, x = r.integers(0, d.plain.shape[-1] - size + 1, 2)
@@ -252,7 +272,7 @@ class Trainer:
             return torch.from_numpy(np.asarray(values, np.float32)).view(-1, 1, 1, 1, 1)
 
         z = torch.where(column(unconditional) > 0, clean, styled)
-        start = np.where(r.random(n) < 0.7, r.integers(650, 850, n), r.integers(400, 980, n))
+        start = np.where(r.random(n) < 0.7, r.integers(500, 800, n), r.integers(400, 980, n))
         t = (LOWEST + r.random(n) * (start + 1 - LOWEST)).astype(np.int64)
         m = np.where(r.random(n) < 0.7, 1, r.random(n))  # all shared is what flickers least, by far
         shared, own = (r.standard_normal((n, 4, f, size, size), np.float32) for f in (1, FRAMES))
@@ -272,36 +292,48 @@ class Trainer:
             alone = self.net(each, rows[0], rows[1], rows[3], tokens, rows[4])
             before = x0(alone.unflatten(0, (n, FRAMES)).transpose(1, 2))
             target = steadied(steadied(before, flow, seen), flow, seen)
+            sharp, soft = strength(fine(before)), fine(target)
+            target = target + soft * ((sharp / strength(soft)).clamp(1, SHARPEN) - 1)
         more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden]}
         states = states.repeat_interleave(FRAMES, 0)
         after = x0(unet(x_t, torch.from_numpy(t), states, added_cond_kwargs=more).sample)
         weight = (abar / (1 - abar)).sqrt().clamp(max=5)
-        return ((after - target) ** 2 * weight).mean(), ((before - target) ** 2 * weight).mean()
+        softness = ((strength(fine(after)) - sharp) ** 2 * weight).mean()
+        unrest, alone = (((x - target) ** 2 * weight).mean() for x in (after, before))
+        return unrest, softness, alone
 
 
 @torch.no_grad()
-def validate(unet: UNetMotionModel, trainer: Trainer) -> tuple[float, float]:
-    """(distance from the steadied x0, that of the denoiser alone) on the held-out clips, the same draws every time."""
+def validate(unet: UNetMotionModel, trainer: Trainer) -> list[float]:
+    """The three figures of `Trainer.losses` on the held-out clips, the same draws every time."""
     fixed = Trainer(trainer.clips, trainer.net, trainer.tokenizer, np.random.default_rng(77))
     size = trainer.clips.plain.shape[-1]
-    both = [torch.stack(fixed.loss(unet, np.arange(i, i + 2), size)) for i in range(0, HELD_OUT - 1, 2)]
-    mean = torch.stack(both).mean(0)
-    return float(mean[0]), float(mean[1])
+    figures = [torch.stack(fixed.losses(unet, np.arange(i, i + 2), size)) for i in range(0, HELD_OUT - 1, 2)]
+    return torch.stack(figures).mean(0).tolist()
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
 def train(
-    clips: Clips, net: Denoiser, tokenizer: CLIPTokenizer, out: Path, seed: int, steps: int, minutes: float, rate: float
+    clips: Clips,
+    net: Denoiser,
+    tokenizer: CLIPTokenizer,
+    start: MotionAdapter | None,
+    out: Path,
+    seed: int,
+    steps: int,
+    minutes: float,
+    rate: float,
 ) -> MotionAdapter:
     """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to nothing.
 
-    Resumes from out/state.pt. Gives the adapter with its averaged weights, fp32.
+    Begins with `start`, or what `make_adapter` gives; resumes from out/state.pt. Gives the adapter with its averaged
+    weights, fp32.
     """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    adapter, state_path, begin_step, spent = make_adapter(), out / "state.pt", 0, 0.0
+    adapter, state_path, begin_step, spent = start or make_adapter(), out / "state.pt", 0, 0.0
     unet = make_motion_unet(net, adapter)
     trainer = Trainer(clips, net, tokenizer, np.random.default_rng(seed))
     learnt = {n: p for n, p in unet.named_parameters() if p.requires_grad}
@@ -319,7 +351,7 @@ def train(
         trainer.r.bit_generator.state = state["random"]
         begin_step, spent = state["step"], state["seconds"]
     else:
-        log.info("%d clips, validation: unrest %.4f of %.4f", len(clips.plain), *validate(unet, trainer))
+        log.info(f"%d clips, validation: {FIGURES}", len(clips.plain), *validate(unet, trainer))
     begin, losses = time.monotonic() - spent, []
     step, side = begin_step, clips.plain.shape[-1]
     while (done := max(step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:
@@ -328,17 +360,17 @@ def train(
             group["lr"] = times * rate * min(1, (step + 1) / 20, (1 - done) / 0.4 + 0.01)
         few = trainer.r.random() < 0.25
         chosen = trainer.r.integers(HELD_OUT, len(clips.plain), 1 if few else 2)
-        loss, alone = trainer.loss(unet, chosen, side if few else side * 3 // 4)
+        unrest, softness, alone = trainer.losses(unet, chosen, side if few else side * 3 // 4)
         optimizer.zero_grad()
-        loss.backward()
+        (unrest + TEXTURE * softness).backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         step += 1
         with torch.no_grad():
             torch._foreach_lerp_(average, params, 1 - min(0.99, step / (step + 20)))
-        losses.append((float(loss.detach()), float(alone)))
+        losses.append((float(unrest.detach()), float(softness.detach()), float(alone)))
         if step % SAVE_EVERY == 0:
-            log.info("motion step %d unrest %.4f of %.4f (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin)
+            log.info(f"motion step %d {FIGURES} (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin)
             losses = []
             part = state_path.with_suffix(".part")
             torch.save(
@@ -355,7 +387,7 @@ def train(
             part.rename(state_path)
     for p, v in zip(params, average, strict=True):
         p.data.copy_(v)
-    log.info("motion end, %d steps, validation: unrest %.4f of %.4f", step, *validate(unet, trainer))
+    log.info(f"motion end, %d steps, validation: {FIGURES}", step, *validate(unet, trainer))
     adapter.load_state_dict({k: v for k, v in unet.state_dict().items() if "motion_modules" in k})
     return adapter
 
@@ -373,6 +405,7 @@ def save(adapter: MotionAdapter, folder: Path) -> None:
 def run(
     work: Path,
     pack: Path,
+    start: Path | None = None,
     seed: int = 1,
     clips: int = 400,
     minutes: float = 20,
@@ -384,14 +417,16 @@ def run(
         return
     make_clips(work / "motion" / "clips", pack / "vae", seed, clips)
     net, tokenizer = load_denoiser(pack)
-    adapter = train(load_clips(work / "motion" / "clips"), net, tokenizer, work / "motion", seed, steps, minutes, rate)
-    save(adapter, work / "motion_adapter")
+    adapter = MotionAdapter.from_pretrained(start, dtype=torch.float32) if start else None
+    data, out = load_clips(work / "motion" / "clips"), work / "motion"
+    save(train(data, net, tokenizer, adapter, out, seed, steps, minutes, rate), work / "motion_adapter")
 
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m std_cli.tinypack.motion", description="Train the temporal layers.")
     p.add_argument("work", type=Path, help="folder for what the training makes")
     p.add_argument("--pack", type=Path, required=True, help="the pack folder that they are for; it is only read")
+    p.add_argument("--start", type=Path, help="folder of an adapter to go on from")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--clips", type=int, default=400)
     p.add_argument("--minutes", type=float, default=20, help="of training, at most")
@@ -400,7 +435,7 @@ def main() -> None:
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_flush_denormal(True)
-    run(a.work, a.pack, a.seed, a.clips, a.minutes, a.steps, a.rate)
+    run(a.work, a.pack, a.start, a.seed, a.clips, a.minutes, a.steps, a.rate)
 
 
 if __name__ == "__main__":
