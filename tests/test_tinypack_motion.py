@@ -190,7 +190,7 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net
     adapter = go(clips, net, tokenizer, tmp_path, steps=60, rate=3e-4)
     [unet], plain = unets, make(net, motion.make_adapter())
     trainer = motion.Trainer(clips, net, tokenizer, np.random.default_rng(0))
-    (after, _, alone), (same, soft, _) = motion.validate(unet, trainer), motion.validate(plain, trainer)
+    (after, _, _, alone, _), (same, _, soft, _, _) = (motion.validate(x, trainer) for x in (unet, plain))
     assert after < 0.99 * alone and same == pytest.approx(alone, rel=1e-3) and soft < 1e-3 * alone
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     old = plain.state_dict()

@@ -17,7 +17,7 @@ STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
     "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 3.0, "style_blocks": "all"},
-    "v2v": {"cfg": 2.5},  # steadier and more like the clip than pictures need
+    "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
     "motion_window": 16,
     "loras": [],
     "distill": {  # for `std distill --init`

@@ -3,9 +3,10 @@
 The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving scenes, to give the
 denoiser's own predictions without their unrest: the target is the x0 that the denoiser predicts frame by frame, each
 averaged with its neighbours moved onto it by the scene's known motion. Such a target has no noise of its own, so that a
-few hundred steps tell. An average is soft; the target's fine band is brought back to the strength that it had, and a
-second loss holds the prediction to that. The frames' noise is mixed from one field that they share and one of each
-frame's own.
+few hundred steps tell. An average is soft, so the target's fine band is brought back to the strength that it had. Where
+the motion cannot be guessed, distance from a target asks for a blur all the same: two more losses ask for what the
+prediction should be like instead, steady along the motion and as strong in its fine band as the denoiser's. The frames'
+noise is mixed from one field that they share and one of each frame's own.
 """
 
 import argparse
@@ -39,8 +40,9 @@ SHARD = 20  # clips
 HELD_OUT = 12  # clips that only validation sees
 SAVE_EVERY = 50  # steps
 LOWEST = 40  # timestep: below, nothing is left to steady
-FIGURES = "unrest %.4f softness %.4f (alone %.4f)"
-SHARPEN, TEXTURE = 2.0, 2.0  # how much the target's fine band may grow; weight of the prediction's fine strength
+FIGURES = "unrest %.4f flicker %.4f softness %.4f (alone %.4f and %.4f)"
+SHARPEN = 2.0  # how much the target's fine band may grow
+FLICKER, SOFTNESS = 2.0, 2.0  # weights of these losses
 CONSTANT, ALIKE = 4.0, 0.6  # see make_adapter; ALIKE: how much the first attention prefers frames that are alike
 
 
@@ -253,11 +255,11 @@ class Trainer:
         hidden = self.net.vision(pixels, output_hidden_states=True).hidden_states[-2]
         return states * silent[..., None], pooled * silent, hidden[:, None]
 
-    def losses(self, unet: UNetMotionModel, chosen: Array, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(unrest, softness, the unrest of the denoiser alone) for some clips, on a crop of size x size latents.
+    def losses(self, unet: UNetMotionModel, chosen: Array, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(unrest, flicker, softness, the denoiser's unrest and flicker) for some clips, on size x size latents.
 
-        Unrest is the distance from the steadied x0 of the denoiser, so that the quotient is what is left of it;
-        softness the distance of the fine band's strength from the denoiser's.
+        Of the x0 that is predicted: unrest is the distance from the steadied x0 of the denoiser; flicker that of each
+        frame from the next along the motion; softness that of the fine band's strength from the denoiser's.
         """
         r, d, n = self.r, self.clips, len(chosen)
         y, x = r.integers(0, d.plain.shape[-1] - size + 1, 2)
@@ -300,12 +302,13 @@ class Trainer:
         weight = (abar / (1 - abar)).sqrt().clamp(max=5)
         softness = ((strength(fine(after)) - sharp) ** 2 * weight).mean()
         unrest, alone = (((x - target) ** 2 * weight).mean() for x in (after, before))
-        return unrest, softness, alone
+        flicker, its = (((along(x, flow) - x[:, :, :-1]) ** 2 * seen[:, None] * weight).mean() for x in (after, before))
+        return unrest, flicker, softness, alone, its
 
 
 @torch.no_grad()
 def validate(unet: UNetMotionModel, trainer: Trainer) -> list[float]:
-    """The three figures of `Trainer.losses` on the held-out clips, the same draws every time."""
+    """The figures of `Trainer.losses` on the held-out clips, the same draws every time."""
     fixed = Trainer(trainer.clips, trainer.net, trainer.tokenizer, np.random.default_rng(77))
     size = trainer.clips.plain.shape[-1]
     figures = [torch.stack(fixed.losses(unet, np.arange(i, i + 2), size)) for i in range(0, HELD_OUT - 1, 2)]
@@ -360,15 +363,16 @@ def train(
             group["lr"] = times * rate * min(1, (step + 1) / 20, (1 - done) / 0.4 + 0.01)
         few = trainer.r.random() < 0.25
         chosen = trainer.r.integers(HELD_OUT, len(clips.plain), 1 if few else 2)
-        unrest, softness, alone = trainer.losses(unet, chosen, side if few else side * 3 // 4)
+        figures = trainer.losses(unet, chosen, side if few else side * 3 // 4)
+        unrest, flicker, softness, *_ = figures
         optimizer.zero_grad()
-        (unrest + TEXTURE * softness).backward()
+        (unrest + FLICKER * flicker + SOFTNESS * softness).backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         step += 1
         with torch.no_grad():
             torch._foreach_lerp_(average, params, 1 - min(0.99, step / (step + 20)))
-        losses.append((float(unrest.detach()), float(softness.detach()), float(alone)))
+        losses.append(torch.stack(figures).tolist())
         if step % SAVE_EVERY == 0:
             log.info(f"motion step %d {FIGURES} (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin)
             losses = []
