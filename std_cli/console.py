@@ -256,8 +256,11 @@ class Reporter:
                 Text.assemble(("problem: " if p["breaks"] else "note: ", style), f"{p['what']}: {p['remedy']}")
             )
         if not any(p["breaks"] for p in e["problems"]):
-            comes = "; what is not downloaded would not" if e["hub"]["offline"] else ", or comes from the Hub"
-            self.out.print(Text(f"all that a run needs is here{comes if e['cache']['missing'] else ''}", "green"))
+            verdict = "all that a run needs is here"
+            if e["cache"]["missing"]:
+                offline = e["hub"]["offline"]
+                verdict = "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
+            self.out.print(Text(verdict, "green"))
 
     def _model(self, e: Event) -> None:
         self.models.append(e)
