@@ -63,15 +63,15 @@ StyleScaleFlag = Annotated[float | None, _option("style_scale")]
 StyleBlocksFlag = Annotated[StyleBlocks | None, _option("style_blocks")]
 SizeFlag = Annotated[str | None, _option("size", metavar="WxH|N")]
 SeedFlag = Annotated[int | None, _option("seed")]
-ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule")]
-MethodFlag = Annotated[MethodName | None, _option("method")]
+ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule", metavar="SCHEDULE")]
+MethodFlag = Annotated[MethodName | None, _option("method", metavar="METHOD")]
 ModelFlag = Annotated[str | None, _option("model")]
 IpAdapterFlag = Annotated[IpAdapter | None, _option("ip_adapter")]
-LoraFlag = Annotated[str | None, _option("lora", metavar="auto|none|FILE|HUB_ID[:SCALE]")]
+LoraFlag = Annotated[str | None, _option("lora", metavar="NAME[:SCALE]")]
 AllowPartialFlag = Annotated[bool, _option("allow_partial", shown=False)]
 DeviceFlag = Annotated[str | None, _option("device")]
-DtypeFlag = Annotated[Dtype | None, _option("dtype")]
-OffloadFlag = Annotated[Offload | None, _option("offload")]
+DtypeFlag = Annotated[Dtype | None, _option("dtype", metavar="DTYPE")]
+OffloadFlag = Annotated[Offload | None, _option("offload", metavar="MODE")]
 CompileFlag = Annotated[bool, _option("compile", shown=False)]
 OfflineFlag = cli_models.OfflineFlag
 JsonFlag = Annotated[
@@ -180,14 +180,14 @@ def video(
     end: Annotated[str | None, _option("end", metavar="T")] = None,
     max_frames: Annotated[int | None, _option("max_frames")] = None,
     fps: Annotated[str | None, _option("fps", metavar="N")] = None,
-    motion: Annotated[str | None, _option("motion", metavar="NAME|FOLDER|HUB_ID")] = None,
+    motion: Annotated[str | None, _option("motion", metavar="NAME|FOLDER")] = None,
     overlap: Annotated[int | None, _option("overlap")] = None,
     batch: Annotated[int | None, _option("batch")] = None,
     cuts: Annotated[str | None, _option("cuts", metavar="auto|off|FILE")] = None,
     codec: Annotated[str | None, _option("codec")] = None,
     crf: Annotated[int | None, _option("crf")] = None,
     preset: Annotated[str | None, _option("preset")] = None,
-    output_size: Annotated[str | None, _option("output_size", metavar="source|model|WxH")] = None,
+    output_size: Annotated[str | None, _option("output_size", metavar="SIZE")] = None,
     audio: Annotated[Audio | None, _option("audio")] = None,
     side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
     preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,
@@ -252,8 +252,9 @@ def plan(
 ) -> None:
     """Tell what a command would take, before it runs: std plan video in.mp4 --style ref.png ...
 
-    Takes the arguments of std stylize image or video: shots, network evaluations, memory, disk, time, and the settings
-    that fit. Nothing is downloaded or written. --no-probe leaves the time out, for which the model is loaded.
+    Takes the arguments of std stylize image or video; tells shots, evaluations,
+    memory, disk, time, and the settings that fit. Downloads and writes nothing.
+    --no-probe leaves the time out, for which the model is loaded.
     """
     if what not in ("image", "video"):
         raise InputError(f"plan {what}: give image or video, and what std stylize takes after it")
@@ -265,7 +266,7 @@ def plan(
 @app.command("doctor")
 def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Leave the Hub alone.")] = False,
-    as_json: JsonFlag = False,
+    as_json: cli_models.JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
     """Look for what would break a run: versions, devices, encoders, cache, the Hub, and a small stylization.

@@ -1,6 +1,6 @@
 """`std models`: parses and calls one function of `models`, `identify` or `convert` each."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -36,7 +36,10 @@ def list_(as_json: JsonFlag = False) -> None:
 @app.command("pull")
 def pull(
     names: NamesArgument = None,
-    task: Annotated[TaskName | None, typer.Option("--for", help="What this task needs.")] = None,
+    task: Annotated[
+        TaskName | None,
+        typer.Option("--for", metavar="TASK", help=f"What a task needs: {', '.join(get_args(TaskName))}."),
+    ] = None,
     eta: Annotated[float, typer.Option(help="With --for: the STD LoRA nearest to it.", min=0.01, max=1)] = 0.75,
     offline: OfflineFlag = False,
     as_json: JsonFlag = False,
@@ -106,7 +109,9 @@ def inspect(
 def convert(
     file: Annotated[str, typer.Argument(help="A LoRA, HotShot-XL's layers, an SDXL checkpoint, or DINOv2's .pth.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The file, or folder, to write.")],
-    to: Annotated[LoraLayout | None, typer.Option("--to", help="The spelling, of a LoRA.")] = None,
+    to: Annotated[
+        LoraLayout | None, typer.Option("--to", help="Spelling of a LoRA; ComfyUI reads kohya's and diffusers'.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     offline: OfflineFlag = False,
     as_json: JsonFlag = False,

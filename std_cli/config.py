@@ -68,7 +68,8 @@ class ImageSettings(ImageDefaults):
     ip_adapter: IpAdapter = "plus"
     """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a whole (plain)."""
     method: MethodName = "std"
-    """std, or a baseline to compare with: its LoRA, scheduler, --steps and --cfg; none is SDXL without a LoRA."""
+    """std, or a baseline to compare with: lcm, tcd, pcm, tdd, hyper-sd or lightning, each with its LoRA, scheduler,
+    --steps and --cfg; or none, SDXL without a LoRA."""
     lora: str = "auto"
     """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an optional :SCALE."""
     allow_partial: bool = False
@@ -76,7 +77,7 @@ class ImageSettings(ImageDefaults):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Dtype = "auto"
-    """Precision of the network: auto is fp16 on a GPU and fp32 on a CPU."""
+    """Precision of the network: fp16, bf16, fp32, or auto: fp16 on a GPU and fp32 on a CPU."""
     offload: Offload = "none"
     """Keep the weights in main memory and move to the GPU whole models (model) or layers (sequential)."""
     compile: bool = False

@@ -19,6 +19,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from std_cli.zoo import TABLE
+
 Event = dict[str, Any]
 
 
@@ -189,14 +191,18 @@ class Reporter:
         rows.append(("at work", ", ".join(f"{part} {_bytes(size)}" for part, size in m["activations"].items())))
         free = f"of {_bytes(m['free'])} free ({_bytes(m['total'])} in all)"
         for mode, size in m["modes"].items():
-            rows.append((f"--offload {mode}" if len(m["modes"]) > 1 else "memory", f"{_bytes(size)} {free}"))
+            several = len(m["modes"]) > 1
+            parts = ", ".join(f"{part.replace('_', ' ')} {_bytes(n)}" for part, n in m["parts"][mode].items())
+            told = f"{_bytes(size)} {free}{f': {parts}' if several else ''}"
+            rows.append((f"--offload {mode}" if several else "memory", told))
         rows.append(("loading", f"{_bytes(m['loading'])} of {_bytes(m['main_free'])} of main memory free"))
         needed = "unknown" if e["disk"]["needed"] is None else f"about {_bytes(e['disk']['needed'])}"
         rows.append(("disk", f"{needed} of {_bytes(e['disk']['free'])} free in {e['disk']['where']}"))
         if e["time"]:
             t = e["time"]
-            parts = f"loading {t['load']:.1f} s; a window's step {t['evaluation']:.3f} s; "
-            parts += f"a frame's encoding {t['encode']:.3f} s, decoding {t['decode']:.3f} s"
+            window, frame = ("a window's", "a frame's") if e["task"] == "video" else ("a", "a picture's")
+            parts = f"loading {t['load']:.1f} s; {window} step {t['evaluation']:.3f} s; "
+            parts += f"{frame} encoding {t['encode']:.3f} s, decoding {t['decode']:.3f} s"
             rows.append(("time", f"{_duration(t['seconds'])} ({parts})"))
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         table.add_column(overflow="fold")
@@ -230,7 +236,8 @@ class Reporter:
             rows.append((d["device"], f"{d['name']}, {_bytes(d['free'])} of {_bytes(d['total'])} free"))
         if e["driver"]:
             rows.append(("driver", f"NVIDIA {e['driver']}"))
-        rows.append(("encoders", ", ".join(name for name, why in e["encoders"].items() if not why) or "none"))
+        for told, works in (("encoders", True), ("not usable", False)):
+            rows.append((told, ", ".join(name for name, why in e["encoders"].items() if (not why) is works) or "none"))
         if e["cache"]:
             c, hub = e["cache"], e["hub"]
             here = ", ".join(name for name, there in c["models"].items() if there)
@@ -249,19 +256,24 @@ class Reporter:
                 Text.assemble(("problem: " if p["breaks"] else "note: ", style), f"{p['what']}: {p['remedy']}")
             )
         if not any(p["breaks"] for p in e["problems"]):
-            self.out.print(Text("all that a run needs is here", "green"))
+            verdict = "all that a run needs is here"
+            if e["cache"]["missing"]:
+                offline = e["hub"]["offline"]
+                verdict = "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
+            self.out.print(Text(verdict, "green"))
 
     def _model(self, e: Event) -> None:
         self.models.append(e)
 
     def _pulled(self, e: Event) -> None:
-        self._say(f"{e['name']}  {e['path']}  {e['bytes'] / 1e9:.2f} GB" if e["bytes"] else f"{e['name']} is here")
+        self._say(f"{e['name']}  {e['path']}  {_gb(e['bytes'])}" if e["bytes"] else f"{e['name']} is here")
 
     def _verified(self, e: Event) -> None:
-        self._say(f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({e['files']} files)")
+        self._say(f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({_count(e['files'], 'file')})")
 
     def _removed(self, e: Event) -> None:
-        self._say(f"{e['name']}  {e['bytes'] / 1e9:.2f} GB freed")
+        others = "nothing freed: other models that are here need its files"
+        self._say(f"{e['name']}  {_gb(e['bytes'])} freed" if e["bytes"] else f"{e['name']}  {others}")
 
     def _converted(self, e: Event) -> None:
         for message in e["notices"]:
@@ -273,6 +285,7 @@ class Reporter:
             if name != "event":
                 told = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
                 told = ", ".join(told) if isinstance(told, list) else told
+                told = told or ("as the ranks" if name == "alphas" else told)
                 self._say(f"{name:<12}  {'-' if told in (None, '') else told}")
 
     def _say(self, line: str) -> None:
@@ -285,8 +298,10 @@ class Reporter:
         for e in self.models:
             unsure = "" if e["checked"] else " (not checked)"
             tasks = ", ".join(e["needed_by"])
-            table.add_row(e["name"], "yes" if e["here"] else "", f"{e['gb']:.2f}", tasks, e["title"] + unsure)
+            size = f"{e['gb']:.2f}" if e["gb"] >= 0.01 else "<0.01"
+            table.add_row(e["name"], "yes" if e["here"] else "", size, tasks, e["title"] + unsure)
         self.out.print(table)
+        self.out.print(f"not checked: repository, file or commit could not be verified; correct them in {TABLE}")
 
     def _summary(self) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -315,7 +330,14 @@ def _count(number: int | None, of: str) -> str:
 
 
 def _bytes(size: int) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"
+
+
+def _gb(size: int) -> str:
+    """As the Hub tells sizes."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
 
 
 def _duration(seconds: float | None) -> str:

@@ -3,6 +3,8 @@ an original DINOv2 into transformers'.
 """
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ def convert(
     origin, target, kind = Path(facts["file"]), Path(output).expanduser(), facts["kind"]
     if target.exists() and not overwrite:
         raise InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another")
+    if not target.absolute().parent.is_dir():
+        raise InputError(f"no folder {str(target.parent)!r} for the output: make it, or name another")
+    from safetensors import SafetensorError
+
     notices: list[str] = []
     draft = hidden_beside(target)
     with writing(target):
@@ -54,6 +60,9 @@ def convert(
                 known = "a LoRA, HotShot-XL, an SDXL checkpoint or DINOv2's .pth"
                 raise InputError(f"{file} cannot be converted ({kind}): give {known}")
             move(draft, target, overwrite)
+        except SafetensorError as error:  # so it tells the operating system's errors, such as a full disk
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
         finally:
             if draft.is_dir():
                 shutil.rmtree(draft)

@@ -4,7 +4,8 @@ versions    {package: version, null if it is not there}
 devices     [{device, name, free, total}], bytes; the first is what --device auto takes
 driver      of NVIDIA, or null
 encoders    {FFmpeg's name: "" if it works, else why not}
-cache       path, free (bytes), writable, models ({name: whether it is downloaded})
+cache       path, free (bytes), writable, models ({name: whether it is downloaded}), missing (names of what pictures and
+            videos need by default and is not downloaded)
 hub         endpoint, offline, error ("" if it answers, null if it was not asked)
 self_test   seconds, error ("" if a picture was stylized)
 problems    [{what, remedy, breaks}]; breaks: a run of the default kind would fail
@@ -20,12 +21,13 @@ from typing import Any
 
 from std_cli import __version__
 from std_cli.errors import InputError, NotDownloaded, StdError
+from std_cli.hub import files_here
+from std_cli.models import needed
 from std_cli.stylize import Event, OnEvent, stylize_images
-from std_cli.weights import NAMES, ask_hub, hub_cache, resolve_model, without_downloads
+from std_cli.weights import NAMES, ask_hub, hub_cache, resolve_model, source, without_downloads
+from std_cli.zoo import find_entry
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub", "av")
-SDXL_DOWNLOAD = 12 * 10**9
-"""Bytes of SDXL, its IP-Adapter and a LoRA, in fp16."""
 SMALL_GPU = 6 * 2**30
 """Less than this is little even for --offload model."""
 
@@ -54,7 +56,7 @@ def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) ->
     check("encoders")
     found["encoders"] = _encoders(problem)
     check("the cache and the Hub")
-    found["cache"], found["hub"] = _cache(), ask_hub(offline)
+    found["cache"], found["hub"] = _cache(problem), ask_hub(offline)
     _judge_downloads(found, problem)
     check("a small stylization")
     found["self_test"] = self_test()
@@ -153,7 +155,7 @@ def _encoders(problem: Any) -> dict[str, str]:
     return found
 
 
-def _cache() -> dict[str, Any]:
+def _cache(problem: Any) -> dict[str, Any]:
     folder = hub_cache()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     models = {}
@@ -164,29 +166,39 @@ def _cache() -> dict[str, Any]:
                 models[name] = True
             except NotDownloaded:
                 models[name] = False
-            except InputError:  # damaged
+            except InputError as e:
                 models[name] = False
-    free = shutil.disk_usage(there).free
-    return {"path": str(folder), "free": free, "writable": os.access(there, os.W_OK | os.X_OK), "models": models}
+                problem(f"--model {name}: {e}", "run std models verify --repair")
+    wanted = dict.fromkeys([*needed("image"), *needed("video")])
+    return {
+        "path": str(folder),
+        "free": shutil.disk_usage(there).free,
+        "writable": os.access(there, os.W_OK | os.X_OK),
+        "models": models,
+        "missing": [name for name in wanted if not files_here(source(name))],
+    }
 
 
 def _judge_downloads(found: Event, problem: Any) -> None:
     cache, hub = found["cache"], found["hub"]
-    if cache["models"]["sdxl"]:
+    if not cache["missing"]:
         return
+    what = f"not downloaded: {', '.join(cache['missing'])}"
+    size = sum(find_entry(name).gb for name in cache["missing"])
     only_tiny = "or use --model tiny, which needs no download"
     if not cache["writable"]:
         problem(f"the cache {cache['path']} cannot be written", f"set HF_HOME to a folder of yours, {only_tiny}")
-    if cache["free"] < SDXL_DOWNLOAD:
+    if cache["free"] < size * 1e9:
         gb = f"{cache['free'] / 1e9:.1f} GB"
         problem(
-            f"{gb} are free for the cache {cache['path']}, SDXL takes 12", f"set HF_HOME to a larger disk, {only_tiny}"
+            f"{gb} are free for the cache {cache['path']}, and {size:.1f} are {what}",
+            f"set HF_HOME to a larger disk, {only_tiny}",
         )
     if hub["offline"]:
-        problem("SDXL is not downloaded, and this is off-line", f"download it once, {only_tiny}", breaks=False)
+        problem(f"{what}; this is off-line", f"run std models pull once on-line, {only_tiny}", breaks=False)
     elif hub["error"]:
         remedy = f"check network, proxy (HTTPS_PROXY) or mirror (HF_ENDPOINT), {only_tiny}"
-        problem(f"SDXL is not downloaded, and {hub['endpoint']} cannot be reached ({hub['error']})", remedy)
+        problem(f"{what}; {hub['endpoint']} cannot be reached ({hub['error']})", remedy)
 
 
 def self_test() -> dict[str, Any]:

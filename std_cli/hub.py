@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from std_cli.errors import InputError, StdError
-from std_cli.weights import HubRepo, cached_folder, file_names, hub_errors, read_header, unreachable, wanted_files
+from std_cli.weights import (
+    HubRepo,
+    cached_folder,
+    file_names,
+    hub_errors,
+    if_moved,
+    read_header,
+    unreachable,
+    wanted_files,
+)
 
 T = TypeVar("T")
 PARALLEL = 4  # files at once
@@ -47,7 +56,9 @@ def list_files(source: HubRepo) -> list[HubFile]:
         info = _patiently(lambda: HfApi().model_info(source.repo, revision=source.revision, files_metadata=True))
     found = {f.rfilename: f for f in info.siblings or ()}
     if absent := [name for name in source.files if name not in found]:
-        raise InputError(f"{source.repo} on the Hub (revision {source.revision}) lacks {', '.join(absent)}")
+        raise InputError(
+            f"{source.repo} on the Hub (revision {source.revision}) lacks {', '.join(absent)}{if_moved(source)}"
+        )
     names = source.files or wanted_files(set(found))
     return [
         HubFile(source, n, f.size or 0, (f.lfs.sha256 if f.lfs else f.blob_id) or "")
@@ -234,7 +245,7 @@ def tidy(folder: Path) -> None:
             inside.rmdir()
     with suppress(OSError):
         folder.rmdir()
-    if repo.name.startswith("models--") and not any((repo / "snapshots").iterdir()):
+    if repo.name.startswith("models--") and repo.is_dir() and not any((repo / "snapshots").iterdir()):
         shutil.rmtree(repo)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError
+from std_cli.lora import PREFIX, LoraFile, configured_alphas
 from std_cli.match import Shapes, family
 from std_cli.pickles import read_pickle
 from std_cli.weights import SINGLE_FILE_KEYS, read_header
@@ -53,33 +54,47 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "parameters": sum(_count(shape) for shape in shapes.values()),
         "metadata": metadata,
     }
-    made = family(shapes)
+    made = _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
     if kind == "lora":
-        return facts | _lora(path, shapes) | {"family": made[0] if made else None, "fits": _fits(shapes)}
+        return facts | _lora(path, shapes, metadata) | {"family": made, "fits": _fits(shapes)}
     if kind == "checkpoint":
         sdxl = all(any(key.startswith(k) for key in shapes) for k in SINGLE_FILE_KEYS)
-        return facts | {"family": "SDXL" if sdxl else None, "fits": ["--model"] if sdxl else []}
+        return facts | {"family": "SDXL" if sdxl else made, "fits": ["--model"] if sdxl else []}
     fits = {
         "ip-adapter": "ip_adapter/ in a model's folder",
+        "unet": "unet/ in a model's folder",
+        "vae": "vae/ in a model's folder",
         "hotshot": "--motion, once converted",
         "motion": "--motion",
         "dinov2-original": "adversarial.features of std distill, as it is or converted",
         "dinov2": "adversarial.features of std distill, in a folder with its config.json",
     }
-    return facts | {"family": made[0] if made else None, "fits": [fits[kind]] if kind in fits else []}
+    return facts | {"family": made, "fits": [fits[kind]] if kind in fits and made in (None, "SDXL") else []}
 
 
 def _pickled(path: Path) -> tuple[Shapes, dict[str, str]]:
     return {key: list(tensor.shape) for key, tensor in read_pickle(path).items()}, {}
 
 
-def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
+def _motion_family(shapes: Shapes) -> str | None:
+    """What a motion adapter is made for, by its widths: Stable Diffusion 1.5 has a block of the last one more."""
+    widths = {shape[1] for key, shape in shapes.items() if key.endswith(".proj_in.weight") and len(shape) == 2}
+    if widths != {320, 640, 1280}:
+        return None
+    return "Stable Diffusion 1.5" if any(key.startswith("down_blocks.3.") for key in shapes) else "SDXL"
+
+
+def _lora(path: Path, shapes: Shapes, metadata: dict[str, str]) -> dict[str, Any]:
     from safetensors import safe_open
 
     downs = {k: s for k, s in shapes.items() if re.search(r"(lora_A|lora_down|lora\.down)\.", k)}
     named = [key for key, shape in shapes.items() if key.endswith(".alpha") and _count(shape) == 1]
     with safe_open(path, framework="pt") as file:
         alphas = Counter(float(file.get_tensor(key).item()) for key in named)
+    if not named:  # then a config tells it, or it is the rank
+        rank_of = {re.sub(PREFIX, "", key.split(".lora")[0]): shape[0] for key, shape in downs.items() if shape}
+        configured = configured_alphas(LoraFile(str(path), path, 1.0, None, metadata, None), rank_of)
+        alphas = Counter(configured.values() if configured != rank_of else ())
     layout = next((name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in downs)), "bare")
     ranks = Counter(shape[0] for shape in downs.values() if shape)
     return {

@@ -18,7 +18,7 @@ from std_cli.zoo import Entry, MethodName, method_lora, std_lora
 if TYPE_CHECKING:
     import torch
 
-_PREFIX = r"^(unet\.)?(base_model\.model\.)?"
+PREFIX = r"^(unet\.)?(base_model\.model\.)?"
 
 
 # --- find ------------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def read_lora(file: LoraFile) -> LoraWeights:
     tensors = load_file(file.path)
     unet = {key: tensor for key, tensor in tensors.items() if not key.startswith(("text_encoder", "lora_te"))}
     halves = {key: tensor for key, tensor in unet.items() if not key.endswith(".alpha")}
-    plain = {re.sub(_PREFIX, "", key): tensor for key, tensor in halves.items() if not key.startswith("lora_unet_")}
+    plain = {re.sub(PREFIX, "", key): tensor for key, tensor in halves.items() if not key.startswith("lora_unet_")}
     plain |= _from_kohya(file.name, {key: tensor for key, tensor in halves.items() if key.startswith("lora_unet_")})
     plain = convert_unet_state_dict_to_peft(plain)
     if len(plain) != len(halves):
@@ -203,7 +203,7 @@ def read_lora(file: LoraFile) -> LoraWeights:
     # Renaming keeps the tensors themselves, which tells what an alpha of the old name belongs to now.
     new_key = {id(tensor): key for key, tensor in plain.items()}
     module_of = {key.split(".lora")[0]: new_key[id(t)].split(".lora_")[0] for key, t in halves.items()}
-    configured = _configured_alphas(file, {module: down.shape[0] for module, (down, _) in pairs.items()})
+    configured = configured_alphas(file, {module: down.shape[0] for module, (down, _) in pairs.items()})
     alphas = {f"unet.{module}.alpha": alpha for module, alpha in configured.items()}
     for key, tensor in unet.items():
         if key.endswith(".alpha"):
@@ -245,7 +245,7 @@ def _pairs(name: str, state_dict: "dict[str, torch.Tensor]") -> "dict[str, tuple
     return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
 
 
-def _configured_alphas(file: LoraFile, ranks: dict[str, int]) -> dict[str, float]:
+def configured_alphas(file: LoraFile, ranks: dict[str, int]) -> dict[str, float]:
     """{module: alpha} by peft's config, in the file's metadata or beside it (peft's way); without one, the rank."""
     try:
         config = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))

@@ -14,12 +14,12 @@ Shapes = dict[str, list[int]]
 # Width of what cross attention reads, and of the tokens of the models that are transformers throughout.
 _UNETS = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 _TRANSFORMERS = {3072: "Flux", 1536: "Stable Diffusion 3", 2432: "Stable Diffusion 3.5"}
-_CROSS = re.compile(r"attn2[._](processor[._])?to_k[._]lora[._](A|down)\b|to_k_ip\.weight$")
+_CROSS = re.compile(r"attn2[._](processor[._])?to_k([._]lora[._](A|down)\b|\.weight$)|to_k_ip\.weight$")
 _JOINT = re.compile(r"(double|single|joint)_blocks[._]\d|(single_)?transformer_blocks[._]\d+[._](attn|norm1|ff)[._]")
 
 
 def family(shapes: Shapes) -> tuple[str, int] | None:
-    """(name, width) of the kind of model that a LoRA or an IP-Adapter is for; None if it holds nothing telling."""
+    """(name, width) of the kind of model that a LoRA or an IP-Adapter is for, or a UNet is; None if nothing tells."""
     for key, shape in shapes.items():
         if _CROSS.search(key) and len(shape) == 2 and shape[1] in _UNETS:
             return _UNETS[shape[1]], shape[1]

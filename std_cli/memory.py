@@ -211,29 +211,37 @@ def counting(own: Iterable[Any]) -> Iterator[Live]:
 # --- what fits -------------------------------------------------------------------------------------------------------
 
 
-def offload_bytes(
+def offload_parts(
     weights: Mapping[str, int],
     activations: Mapping[str, int],
     *,
     batch: int = 1,
     encoders_leave: bool = False,
     together: bool = False,
-) -> dict[str, int]:
-    """The most memory of the device that a run takes at once, by --offload mode: none, model, sequential.
+) -> dict[str, dict[str, int]]:
+    """{--offload mode: {part: bytes}}: what is on the device when a run takes the most of it, in the modes none, model
+    and sequential. The parts are those of the weights, and at_work.
 
     encoders_leave: in a video on a GPU the text and image encoders go to main memory when they have told what they had
     to. together: in a video on a CPU the UNet and the VAE work at the same time. What the encoders need at work is
     small beside all else and left out, as are the layers that are on the GPU in sequential.
     """
-    encoders = [weights[part] for part in ("text_encoder", "text_encoder_2", "image_encoder")]
-    whole = sum(weights.values()) - sum(encoders)
+    encoders = {part: weights[part] for part in ("text_encoder", "text_encoder_2", "image_encoder")}
+    whole = {part: size for part, size in weights.items() if part not in encoders}
     unet, coder = activations["unet"] * batch, [activations["vae_encode"], activations["vae_decode"]]
-    at_work = unet + sum(coder) if together else max(unet, *coder)
-    none = max(whole + sum(encoders), whole + at_work) if encoders_leave else whole + sum(encoders) + at_work
+    work = {"at_work": unet + sum(coder) if together else max(unet, *coder)}
+
+    def most(*moments: dict[str, int]) -> dict[str, int]:
+        return max(moments, key=lambda parts: sum(parts.values()))
+
     return {
-        "none": none,
-        "model": max(whole + unet, weights["vae"] + max(coder), *encoders),  # the VAE stays while the UNet works
-        "sequential": at_work,
+        "none": most(dict(weights), whole | work) if encoders_leave else {**weights, **work},
+        "model": most(
+            whole | {"at_work": unet},  # the VAE stays while the UNet works
+            {"vae": weights["vae"], "at_work": max(coder)},
+            *({part: size} for part, size in encoders.items()),
+        ),
+        "sequential": work,
     }
 
 

@@ -2,7 +2,8 @@
 
 What happens is told through `on_event`, with "event" one of
 
-    model      of list: name, title, kind, gb, licence, checked, note, here, path (null if not here), needed_by
+    model      of list: name, title, kind, repo, revision, gb, licence, checked, note, here, path (null if not here),
+               needed_by
     progress   stage "pull": name, done, total (bytes)
     pulled     name, path, bytes (0 if it was here)
     verified   name, files, problems (a list of "file: what is wrong")
@@ -11,6 +12,7 @@ What happens is told through `on_event`, with "event" one of
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from std_cli import hub
@@ -29,12 +31,11 @@ def list_models() -> list[Event]:
 
 def _describe(entry: Entry) -> Event:
     here = {} if entry.url else hub.files_here(source(entry.name))
-    facts = entry.model_dump(include={"name", "title", "kind", "gb", "licence", "checked", "note"})
+    facts = entry.model_dump(include={"name", "title", "kind", "repo", "revision", "gb", "licence", "checked", "note"})
     tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
     if entry.method == "std":
         tasks.append("image" if entry.task == "i2i" else "video")
-    path = str(next(iter(here.values()))) if here else None
-    return {"event": "model", **facts, "here": bool(here), "path": path, "needed_by": tasks}
+    return {"event": "model", **facts, "here": bool(here), "path": _place(here) if here else None, "needed_by": tasks}
 
 
 def needed(task: TaskName, eta: float = 0.75) -> list[str]:
@@ -70,18 +71,14 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
         if not here:
             raise StdError(f"{name} is not whole in the cache although it was downloaded: run std models verify {name}")
         size = sum(f.size for f in missing.get(name, ()))
-        results.append({"event": "pulled", "name": name, "path": str(next(iter(here.values()))), "bytes": size})
+        results.append({"event": "pulled", "name": name, "path": _place(here), "bytes": size})
         on_event(results[-1])
     return results
 
 
 def path_of(name: str) -> str:
     """Where a model is: its file, or the folder of several. Raises InputError if it is not here."""
-    here = _here(name)
-    first = next(iter(here.values()))
-    if len(here) == 1:
-        return str(first)
-    return str(first.parents[next(iter(here)).count("/")])
+    return _place(_here(name))
 
 
 def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent = lambda event: None) -> list[Event]:
@@ -90,7 +87,8 @@ def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent
     `repair` fetches again what is damaged. Raises StdError if something is damaged and stays so.
     """
     wanted = list(names) or [e.name for e in zoo().models.values() if e.repo and hub.files_here(source(e.name))]
-    results, damaged = [], []
+    results: list[Event] = []
+    damaged: dict[str, list[Path]] = {}
     for name in wanted:
         here = _here(name)
         wrong = dict(hub.problems(here))
@@ -99,12 +97,13 @@ def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent
         )
         on_event(results[-1])
         if wrong:
-            damaged.append(name)
-        if repair:
-            for file in wrong:
-                hub.discard(here[file])
+            damaged[name] = [here[file] for file in wrong]
     if damaged and repair:
-        pull(damaged, on_event=on_event)
+        for name in damaged:
+            hub.list_files(source(name))  # the Hub must have them, before anything is deleted
+        for path in {path for paths in damaged.values() for path in paths}:
+            hub.discard(path)
+        pull(list(damaged), on_event=on_event)
     elif damaged:
         raise StdError(
             f"{', '.join(damaged)}: damaged: std models verify --repair {' '.join(damaged)} fetches it again"
@@ -113,23 +112,36 @@ def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent
 
 
 def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
-    """Delete models from the cache, but for files that another one that is here needs, too; the `removed` events."""
+    """Delete models from the cache, but for files that another one that is here needs, too; the `removed` events.
+
+    Raises InputError if one of them is not here; then none is deleted.
+    """
+    found = {name: _here(name) for name in names}
     results = []
-    for name in dict.fromkeys(names):
-        here = _here(name)
+    for name, here in found.items():
         others = [e for e in zoo().models.values() if e.repo == find_entry(name).repo and e.name not in names]
-        kept = {path for e in others if e.files for path in hub.files_here(source(e.name)).values()}
+        kept = {path for e in others for path in hub.files_here(source(e.name)).values()}
         freed = sum(hub.discard(path) for path in here.values() if path not in kept)
-        first = next(iter(here))
-        hub.tidy(here[first].parents[first.count("/")])
+        hub.tidy(_folder(here))
         results.append({"event": "removed", "name": name, "bytes": freed})
         on_event(results[-1])
     return results
 
 
-def _here(name: str) -> dict[str, Any]:
+def _here(name: str) -> dict[str, Path]:
     """{file name: path} of a model that is here."""
     here = hub.files_here(source(name))
     if not here:
         raise InputError(f"{name} is not here: run std models pull {name}")
     return here
+
+
+def _folder(here: dict[str, Path]) -> Path:
+    """The snapshot that the files of a model are in."""
+    first = next(iter(here))
+    return here[first].parents[first.count("/")]
+
+
+def _place(here: dict[str, Path]) -> str:
+    """A model's only file, or the folder of several."""
+    return str(next(iter(here.values())) if len(here) == 1 else _folder(here))

@@ -7,7 +7,8 @@ The request is checked as for a run and nothing is downloaded. An estimate is on
                 seconds (null without a probe), disk (bytes of the result)
     frames, shots, windows, evaluations    of all inputs; null where one is not known
     memory      free, total (bytes of the device), main_free (of main memory), weights and activations (bytes by part),
-                modes ({offload: bytes at most}, those that the device has), loading (main memory at most)
+                modes ({offload: bytes at most}, those that the device has), parts (of each of them: {part: bytes} at
+                that moment), loading (main memory at most)
     disk        free, needed (work folder and result at most), where
     time        null, or seconds, load, encode, evaluation, decode: the last three of one frame, window, frame
     fits        whether the request as it is fits into the free memory
@@ -36,7 +37,7 @@ from std_cli.memory import (
     loading_bytes,
     model_parameters,
     network_configs,
-    offload_bytes,
+    offload_parts,
     weight_bytes,
 )
 from std_cli.stylize import Event, ImageRequest, OnEvent, prepare_images, read_source, source_name
@@ -271,12 +272,17 @@ class _Planner:
                 )
             return known[kind]
 
-        def needs(kind: str, offload: str, batch: int, share: float) -> int:
+        cpu = device.type == "cpu"
+
+        def held(kind: str, batch: int, share: float) -> dict[str, dict[str, int]]:
             weights, activations = of(kind)
             smaller = {part: int(size * share) for part, size in activations.items()}  # linear in the area
-            cpu = device.type == "cpu"
-            on = offload_bytes(weights, smaller, batch=batch, encoders_leave=leave, together=cpu and video is not None)
-            return max(on[offload], loading_bytes(parameters, kind)) if cpu else on[offload]
+            together = cpu and video is not None
+            return offload_parts(weights, smaller, batch=batch, encoders_leave=leave, together=together)
+
+        def needs(kind: str, offload: str, batch: int, share: float) -> int:
+            on = sum(held(kind, batch, share)[offload].values())
+            return max(on, loading_bytes(parameters, kind)) if cpu else on
 
         weights, activations = of(dtype)
         return {
@@ -286,6 +292,7 @@ class _Planner:
             "weights": weights,
             "activations": activations,
             "modes": {mode: needs(dtype, mode, self._batch, 1.0) for mode in modes},
+            "parts": {mode: held(dtype, self._batch, 1.0)[mode] for mode in modes},
             "loading": loading_bytes(parameters, dtype),
         }, needs
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError, NotDownloaded, StdError
-from std_cli.zoo import find_entry, names_of
+from std_cli.zoo import TABLE, find_entry, names_of, zoo
 
 TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
 
@@ -396,7 +396,8 @@ def _download(source: HubRepo, missing: list[HubRepo]) -> Path:
     names = _hub_names(source, missing)
     absent = ", ".join(file for file in source.files if file not in names)
     if lacks := f"it lacks {absent}" if absent else "" if source.files else _lacks(names):
-        raise InputError(f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {lacks}")
+        told = f"{lacks}{if_moved(source)}"
+        raise InputError(f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {told}")
     files = list(source.files) or wanted_files(names)
     with hub_errors(source, missing):
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=files))
@@ -424,6 +425,12 @@ def wanted_files(names: set[str]) -> list[str]:
     return wanted
 
 
+def if_moved(source: HubRepo) -> str:
+    """What else to do about a repository that is not as the table says, if it is from there."""
+    listed = any(entry.repo == source.repo for entry in zoo().models.values())
+    return f"; if it has moved, correct it in {TABLE}" if listed else ""
+
+
 @contextmanager
 def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
     """Say what an exception of huggingface_hub means for the user."""
@@ -436,12 +443,16 @@ def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
         page = f"https://huggingface.co/{source.repo}"
         raise InputError(f"{source.repo} is gated: accept its licence at {page} and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
-        remedy = "check its spelling; if it is private, set HF_TOKEN"
+        remedy = f"check its spelling; if it is private, set HF_TOKEN{if_moved(source)}"
         raise InputError(f"no such model on the Hub, and no such file here: {source.repo}: {remedy}") from error
     except errors.RevisionNotFoundError as error:
-        raise InputError(f"{source.repo} has no revision {source.revision} on the Hub: name another") from error
+        other = f"name another{if_moved(source)}"
+        raise InputError(f"{source.repo} has no revision {source.revision} on the Hub: {other}") from error
     except errors.HfHubHTTPError as error:
-        raise StdError(f"the Hub answered {error.response.status_code} about {source.repo}: try again later") from error
+        answer = f"the Hub answered {error.response.status_code} about {source.repo}"
+        if error.response.status_code in (401, 403):
+            raise InputError(f"{answer}: check HF_TOKEN, or what hf auth login has stored") from error
+        raise StdError(f"{answer}: try again later") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's
         if isinstance(error, OSError) and not isinstance(error, unreached):
             raise StdError(f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}") from error

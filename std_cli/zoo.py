@@ -17,6 +17,9 @@ LoraLayout = Literal["diffusers", "kohya", "peft"]
 TaskName = Literal["image", "video", "distill", "evaluate"]
 
 
+TABLE = Path(__file__).parent / "zoo.toml"
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -113,7 +116,7 @@ class Zoo(Frozen):
 @cache
 def zoo() -> Zoo:
     """The table."""
-    with (Path(__file__).parent / "zoo.toml").open("rb") as file:
+    with TABLE.open("rb") as file:
         table = tomllib.load(file)
     table["models"] = {name: {"name": name, **entry} for name, entry in table["models"].items()}
     return Zoo(**table)

@@ -12,6 +12,7 @@ import pytest
 from std_cli import doctor, weights
 from std_cli.cli import run
 from std_cli.doctor import examine, self_test, unmet_requirements
+from std_cli.models import needed
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,16 @@ def test_the_hub_answers_or_does_not(monkeypatch, capsys):
     out = capsys.readouterr().out
     [line] = [line for line in out.splitlines() if line.startswith("problem: ")]
     assert endpoint in line and "--model tiny" in line and "HF_ENDPOINT" in line
+
+
+def test_what_a_run_needs_beside_the_model(home, monkeypatch):
+    """A base model alone is not all: its adapter, LoRAs and motion layers are needed, too, and named."""
+    found = examine(offline=True)
+    assert found["cache"]["missing"] == [*needed("image"), *needed("video")[2:]]
+    [told] = [p for p in found["problems"] if "not downloaded" in p["what"]]
+    assert "sdxl" in told["what"] and "std-i2i-0.75" in told["what"] and not told["breaks"]
+    monkeypatch.setattr(doctor, "files_here", lambda source: {} if "hotshot" in source.repo else {"x": home})
+    assert examine(offline=True)["cache"]["missing"] == ["hotshot"]
 
 
 def test_a_full_disk_and_a_cache_that_cannot_be_written(monkeypatch):

@@ -23,11 +23,11 @@ from std_cli.identify import inspect_file
 from std_cli.lora import LoraFile, read_lora
 from std_cli.models import needed
 from std_cli.weights import HOTSHOT_CONFIG, TINY, read_header, resolve_model
-from std_cli.zoo import find_entry
+from std_cli.zoo import find_entry, zoo
 from tests.conftest import QUIET
 from tests.test_discriminator import original_weights
 from tests.test_match import Harm, hotshot_names
-from tests.test_weights import SPELLINGS, pairs, small_unet, tensors
+from tests.test_weights import SPELLINGS, pairs, sdxl_folder, small_unet, tensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +85,7 @@ def test_the_life_of_a_model(tmp_path, hub):
     assert (folder / "models" / "image_encoder" / "config.json").is_file()
     assert std("models", "verify", home=at["home"]).stdout.splitlines() == [
         "ip-adapter  right (3 files)",
-        "lcm  right (1 files)",
+        "lcm  right (1 file)",
     ]
 
     blob = Path(path).resolve()
@@ -97,8 +97,16 @@ def test_the_life_of_a_model(tmp_path, hub):
     assert std("models", "verify", "--repair", **at).returncode == 0
     assert handler.sent == [LCM] and std("models", "verify", "lcm", home=at["home"]).returncode == 0
 
+    blob.write_bytes(b"x")
+    kept = std("models", "verify", "--repair", "lcm", "--offline", home=at["home"])
+    assert kept.returncode == 2 and "HF_HUB_OFFLINE" in kept.stderr and blob.exists(), "what cannot be replaced stays"
+    assert std("models", "verify", "--repair", "-q", **at).returncode == 0
+
     # the encoder is another model's, too
     assert std("models", "pull", "ip-adapter-plus", "-q", **at).returncode == 0
+    refused = std("models", "rm", "ip-adapter", "tcd", home=at["home"])
+    assert refused.returncode == 2 and "tcd is not here" in refused.stderr
+    assert std("models", "path", "ip-adapter", home=at["home"]).returncode == 0
     freed = std("models", "rm", "ip-adapter", "--json", home=at["home"])
     assert 48_000 < json.loads(freed.stdout)["bytes"] < 60_000
     assert std("models", "verify", "ip-adapter-plus", home=at["home"]).returncode == 0
@@ -106,6 +114,27 @@ def test_the_life_of_a_model(tmp_path, hub):
     assert list((at["home"] / "hub").glob("models--*")) == []
     gone = std("models", "path", "lcm", home=at["home"])
     assert gone.returncode == 2 and gone.stderr == "error: lcm is not here: run std models pull lcm\n"
+
+
+def test_models_that_share_files(tmp_path, hub):
+    """The configs of a single file are SDXL's own, and both IP-Adapters have one encoder."""
+    url, handler = hub
+    sdxl_folder(tmp_path / "sdxl")
+    handler.repos["stabilityai/stable-diffusion-xl-base-1.0"] = tmp_path / "sdxl"
+    for file in find_entry("sdxl-config").files:
+        (tmp_path / "sdxl" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "sdxl" / file).touch()
+    serve(handler, tmp_path, "ip-adapter", "ip-adapter-plus")
+    at = {"home": tmp_path / "home", "url": url}
+    done = std("models", "pull", "sdxl", "sdxl-config", "ip-adapter", "ip-adapter-plus", "--json", **at)
+    assert done.returncode == 0, done.stdout
+    places = {e["name"]: e["path"] for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "pulled"}
+    assert places["sdxl"] == std("models", "path", "sdxl", **at).stdout.strip() and Path(places["sdxl"]).is_dir()
+    none = std("models", "rm", "sdxl-config", **at)
+    assert none.stdout == "sdxl-config  nothing freed: other models that are here need its files\n"
+    assert std("models", "verify", "sdxl", **at).returncode == 0
+    assert std("models", "rm", "ip-adapter", "ip-adapter-plus", "sdxl", "sdxl-config", **at).returncode == 0
+    assert list((tmp_path / "home" / "hub").glob("models--*")) == []
 
 
 def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
@@ -119,6 +148,15 @@ def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
     assert done.returncode == 0, done.stdout + done.stderr
     assert any("@" in file for file in handler.sent) and handler.sent.count(LCM) == 1
     assert std("models", "verify", home=tmp_path / "home").returncode == 0
+
+
+def test_a_proxy_is_used(tmp_path, hub):
+    """The Hub's address cannot be found; whatever is asked of it goes to the proxy, which is our small Hub."""
+    url, handler = hub
+    serve(handler, tmp_path, "lcm")
+    proxy = {"HTTP_PROXY": url, "http_proxy": url, "NO_PROXY": "", "no_proxy": ""}
+    done = std("models", "pull", "lcm", home=tmp_path / "home", url="http://hub.invalid", **proxy)
+    assert done.returncode == 0 and handler.sent == [LCM], done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -196,7 +234,8 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
         (401, "RepoNotFound", "no such model on the Hub.*if it is private, set HF_TOKEN"),
         (403, "GatedRepo", "is gated: accept its licence"),
         (404, "RepoNotFound", "no such model on the Hub"),
-        (404, "RevisionNotFound", "has no revision a18548dd"),
+        (404, "RevisionNotFound", "has no revision a18548dd.*if it has moved, correct it in .*zoo.toml"),
+        (401, "", "the Hub answered 401 about latent-consistency/lcm-lora-sdxl: check HF_TOKEN"),
     ],
 )
 def test_what_the_hub_refuses(tmp_path, hub, status, code, told):
@@ -261,6 +300,15 @@ def test_names_and_tasks(capsys):
         assert out == "" and err.count("\n") == 1 and told in err, arguments
 
 
+def test_what_is_not_checked_is_marked_with_the_place_to_correct(capsys):
+    assert run(["models", "list"]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    names = [entry.name for entry in zoo().models.values() if not entry.checked]
+    assert "(not checked)" in " ".join(rows) and last.startswith("not checked: ") and last.endswith("zoo.toml")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "std_cli/zoo.toml" in readme and all(f"`{re.sub(r'0[.][0-9]+', '*', name)}`" in readme for name in names)
+
+
 def test_completion_of_names(tmp_path):
     env = {"_STD_COMPLETE": "complete_bash", "COMP_WORDS": "std models pull lightn", "COMP_CWORD": "3"}
     done = std(home=tmp_path, **env)
@@ -311,7 +359,21 @@ def test_a_lora_keeps_its_numbers_in_every_spelling(tmp_path, content, to, spell
     assert inspect_file(out)["layout"] == layout
     with pytest.raises(InputError, match="exists; pass --overwrite"):
         convert(source, tmp_path / "out", to=to)
+    with pytest.raises(InputError, match="no folder .*gone.* for the output"):
+        convert(source, tmp_path / "gone" / "out", to=to)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "out"]
+    # whatever the spelling, inspect tells the alphas
+    assert inspect_file(out)["alphas"] == inspect_file(source)["alphas"] == {"1": 1, "8": 19}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+@pytest.mark.parametrize("to", ["kohya", "peft"])
+def test_a_disk_that_is_full_while_converting(tmp_path, content, to):
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    command = ["models", "convert", str(written(tmp_path, content)), "-o", str(tmp_path / "out"), "--to", to]
+    done = std(*command, home=tmp_path, code=full)
+    assert done.returncode == 1 and done.stderr.startswith("error: disk full while writing"), done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.safetensors"]
 
 
 def test_other_libraries_load_what_is_converted(tmp_path, content):
@@ -420,6 +482,17 @@ def test_inspect(tmp_path, content, capsys):
     sd15 = {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": torch.zeros(4, 768)}
     facts = inspect_file(tensors(tmp_path / "old.safetensors", sd15))
     assert (facts["family"], facts["fits"]) == ("Stable Diffusion 1.5", [])
+    wide = {"down_blocks.0": 320, "down_blocks.1": 640, "down_blocks.2": 1280}
+    shapes = {f"{block}.motion_modules.0.proj_in.weight": torch.zeros(8, width) for block, width in wide.items()}
+    facts = inspect_file(tensors(tmp_path / "motion.safetensors", shapes))
+    assert (facts["kind"], facts["family"], facts["fits"]) == ("motion", "SDXL", ["--motion"])
+    shapes["down_blocks.3.motion_modules.0.proj_in.weight"] = torch.zeros(8, 1280)
+    facts = inspect_file(tensors(tmp_path / "motion.safetensors", shapes))
+    assert (facts["family"], facts["fits"]) == ("Stable Diffusion 1.5", [])
+    block = "attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    for width, name, fits in ((2048, "SDXL", ["unet/ in a model's folder"]), (768, "Stable Diffusion 1.5", [])):
+        facts = inspect_file(tensors(tmp_path / "unet.safetensors", {f"mid_block.{block}": torch.zeros(8, width)}))
+        assert (facts["kind"], facts["family"], facts["fits"]) == ("unet", name, fits)
     assert run(["models", "inspect", str(source)]) == 0
     shown = capsys.readouterr().out
     assert "ranks         2: 1, 4: 19\n" in shown and "layout        kohya\n" in shown

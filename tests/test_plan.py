@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -25,13 +26,14 @@ from transformers import (
 from std_cli import memory
 from std_cli.cli import run
 from std_cli.errors import InputError
-from std_cli.memory import activation_bytes, loading_bytes, model_parameters, offload_bytes, weight_bytes
+from std_cli.memory import activation_bytes, loading_bytes, model_parameters, offload_parts, weight_bytes
 from std_cli.plan import plan_images, plan_video
 from std_cli.weights import HOTSHOT_CONFIG, ModelFiles, resolve_model, resolve_motion, weight_files
 from tests.test_clips import make_clip
 from tests.test_real_layout import TEXT, TEXT_2, UNET, VAE, VISION
 
 GIB = 2**30
+ROOT = Path(__file__).parents[1]
 FAST = {"model": "tiny", "size": 64, "device": "cpu"}
 
 
@@ -174,10 +176,19 @@ def test_what_each_offload_mode_holds():
     weights = {"unet": 50, "motion": 5, "ip_adapter": 8, "vae": 3, "text_encoder": 2, "text_encoder_2": 13}
     weights["image_encoder"] = 12
     activations = {"unet": 10, "vae_encode": 25, "vae_decode": 30}
-    assert offload_bytes(weights, activations) == {"none": 66 + 27 + 30, "model": 76, "sequential": 30}
-    video = offload_bytes(weights, activations, batch=4, encoders_leave=True)
-    assert video == {"none": 66 + 40, "model": 106, "sequential": 40}
-    assert offload_bytes(weights, activations, together=True)["none"] == 66 + 27 + 65
+
+    def total(**how):
+        return {mode: sum(parts.values()) for mode, parts in offload_parts(weights, activations, **how).items()}
+
+    assert total() == {"none": 66 + 27 + 30, "model": 76, "sequential": 30}
+    assert total(batch=4, encoders_leave=True) == {"none": 66 + 40, "model": 106, "sequential": 40}
+    assert total(together=True)["none"] == 66 + 27 + 65
+    parts = offload_parts(weights, activations, encoders_leave=True)
+    assert parts["none"] == {"unet": 50, "motion": 5, "ip_adapter": 8, "vae": 3, "at_work": 30}
+    assert parts["model"] == {"unet": 50, "motion": 5, "ip_adapter": 8, "vae": 3, "at_work": 10}
+    assert parts["sequential"] == {"at_work": 30}
+    large = activations | {"vae_decode": 80}
+    assert offload_parts(weights, large)["model"] == {"vae": 3, "at_work": 80}
     parameters = {"unet": 100, "vae": 10}
     assert weight_bytes(parameters, "fp16", vae_in_fp32=True) == {"unet": 200, "vae": 40}
     assert loading_bytes(parameters, "fp16") == 220
@@ -284,6 +295,73 @@ def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
     clip = make_clip(tmp_path / "in.mp4", frames=8)
     with pytest.raises(InputError, match="no frames between"):
         plan_video(clip, str(reference), start="0.301", end="0.302", **FAST)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Lets a plan see a GPU with so much free memory; what SDXL takes at work is reckoned once for each size."""
+    known = {}
+    reckon = memory.activation_bytes
+
+    def once(unet, vae, size, **how):
+        key = (size, how["dtype"], how["frames"])
+        known[key] = known.get(key) or reckon(unet, vae, size, **how)
+        return known[key]
+
+    def report(gib, kind="cuda"):
+        monkeypatch.setattr("std_cli.pipeline.choose_device", lambda name: torch.device(kind))
+        monkeypatch.setattr("std_cli.plan.free_memory", lambda device: (int(gib * GIB), int(gib * GIB)))
+
+    monkeypatch.setattr("std_cli.plan.activation_bytes", once)
+    monkeypatch.setattr("std_cli.plan.device_name", lambda device: "a device")
+    return report
+
+
+def test_the_table_of_hardware_in_the_readme(tmp_path, reference, gpu):
+    """What it says is what plans say: the options for each size of memory, and how many GiB that is with the margin."""
+    Image.new("RGB", (2048, 2048)).save(tmp_path / "p.png")
+    make_clip(tmp_path / "v.mp4", 8, (1920, 1080), sound=False)
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What hardware does what")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+    rows = {hardware: {"p.png": picture, "v.mp4": video} for hardware, picture, video in rows}
+
+    def planned(file, **options):
+        planner = plan_images if file == "p.png" else plan_video
+        return planner(tmp_path / file, str(reference), tmp_path / "out", probe=False, **options)
+
+    def told(plan, mode):
+        return f"{plan['memory']['modes'][mode] * memory.MARGIN / GIB:.1f} GiB"
+
+    for kind, name, free, pictures, videos in (
+        ("cuda", "GPU, 8 GB", 7.4, "--offload model", "--offload sequential"),
+        ("cuda", "GPU, 12 GB", 11.4, "--offload model", "--offload sequential"),
+        ("cuda", "GPU, 16 GB", 15.4, "", ""),
+        ("mps", "Apple silicon, 16 GB", 16 * 2 / 3, "--offload model", "--offload sequential"),
+        ("mps", "Apple silicon, 32 GB", 32 * 2 / 3, "", ""),
+    ):
+        gpu(free, kind)
+        for file, flags in (("p.png", pictures), ("v.mp4", videos)):
+            plan, cell = planned(file), rows[name][file]
+            assert (plan["picks"]["flags"], plan["fits"]) == (flags, not flags), name
+            assert (f"`{flags}`" if flags else "nothing") in cell and told(plan, plan["picks"]["offload"]) in cell, name
+            parts = plan["memory"]["parts"]
+            assert {mode: sum(p.values()) for mode, p in parts.items()} == plan["memory"]["modes"]
+    gpu(4.4)
+    for file, size in (("p.png", None), ("v.mp4", 1024)):
+        plan = planned(file, size=size, offload="sequential")
+        assert plan["fits"] and told(plan, "sequential") in rows["GPU, 4 to 6 GB"][file]
+    gpu(11.4)
+    for file, size in (("p.png", 768), ("v.mp4", 1024)):
+        plan = planned(file, size=size)
+        assert plan["fits"] and f"`--size {size}` ({told(plan, 'none')})" in rows["GPU, 12 GB"][file]
+    for name, free, batches in (("16", 15.4, "1, 3"), ("24", 23.4, "3, 6"), ("48 or 80", 47.4, "8, 8")):
+        gpu(free)
+        at_once = ", ".join(str(planned("v.mp4", size=size)["picks"]["batch"]) for size in (None, 1024))
+        assert at_once == batches and f"windows at once: {batches}" in rows[f"GPU, {name} GB"]["v.mp4"]
+    for file in ("p.png", "v.mp4"):
+        for dtype in ("fp32", "bf16"):
+            gpu(64, "cpu")
+            assert told(planned(file, dtype=dtype), "none") in rows["CPU"][file]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
