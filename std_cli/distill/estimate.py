@@ -36,7 +36,7 @@ def estimate_bytes(t: Trainer) -> dict[str, int]:
     judges = [m for m in (t.features, t.discriminator) if m is not None]
     adapters = [*t.roles.parameters.values(), *t.roles.averages.values()]
     of_adapters = {id(p) for p in adapters}
-    frozen = [p for p in _tensors([*modules, *([t.text.model] if t.text is not None else [])])]
+    frozen = _tensors([*modules, *([t.text.model] if t.text is not None else [])])
     learning = [*t.learning, *(t.discriminator.parameters() if t.discriminator is not None else ())]
     moments = 2 if t.config.optimizer.name == "adamw8bit" else 8
     step = Counter(_Step(t, [*modules, *heads, *judges]).held(learning))

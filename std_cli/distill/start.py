@@ -96,7 +96,7 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
         "updates": steps,
         "memory_estimate_gib": {k: _gib(v) for k, v in (*parts.items(), ("total", sum(parts.values())))},
         "peak_memory_gib": _gib(peak) if fits and peak is not None else None,
-        "peak_resident_gib": None if kind == "cuda" else _gib(progress[1][1]["memory"]),
+        "peak_resident_gib": None if kind == "cuda" else _gib(progress[1][1]["memory"]) or None,
         "seconds_per_update": None if seconds is None else round(seconds, 3),
         "hours": None if seconds is None else round(seconds * steps / 3600, 2),
     }
