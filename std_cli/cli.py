@@ -297,7 +297,7 @@ def distill(
     ] = "auto",
     max_steps: Annotated[int | None, typer.Option(help="Updates: run.max_steps.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, run two updates, tell time and memory, keep nothing.")
+        bool, typer.Option("--dry-run", help="Check everything, run some updates, tell time and memory, keep nothing.")
     ] = False,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="RUN.toml", help="Write a commented configuration and stop.")

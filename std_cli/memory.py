@@ -11,9 +11,10 @@ encoder, 15% for the decoder. For SDXL and on GPUs it is an estimate.
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +171,28 @@ def peak_bytes(work: Callable[[], object], module: Any) -> int:
 
 @dataclass
 class Live:
-    """Bytes of the tensors that are alive, now and at the most."""
+    """Bytes of the tensors that are alive, now and at the most; by the part that was at work when they were made."""
 
     now: int = 0
     peak: int = 0
+    part: str = ""
+    parts: Counter[str] = field(default_factory=Counter)
+    parts_at_peak: dict[str, int] = field(default_factory=dict)
+
+    def add(self, size: int, part: str) -> None:
+        self.now += size
+        self.parts[part] += size
+        if self.now > self.peak:
+            self.peak, self.parts_at_peak = self.now, dict(self.parts)
 
 
 @contextmanager
-def counting(own: Iterable[Any]) -> Iterator[Live]:
-    """Inside, every tensor that an operation makes counts as long as it lives, unless it shares memory with `own`."""
+def counting(own: Iterable[Any] = (), held: Iterable[Any] = ()) -> Iterator[Live]:
+    """Inside, every tensor that an operation makes, forwards or backwards, counts as long as anything holds its memory:
+    the graph for the backward pass, too. Views and what is written in place are no memory of their own.
+
+    own: tensors that do not count. held: tensors that count from the start, until they are gone.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -187,25 +201,45 @@ def counting(own: Iterable[Any]) -> Iterator[Live]:
     alive: dict[int, object] = {}
     live = Live()
 
-    def gone(key: int, size: int) -> None:
-        live.now -= size
+    def gone(key: int, size: int, part: str) -> None:
+        live.add(-size, part)
         del alive[key]
+
+    def count(tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in left_out and key not in alive:
+            alive[key] = weakref.finalize(storage, gone, key, size, live.part)
+            live.add(size, live.part)
 
     class Counting(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             for tensor in tree_leaves(out):
                 if isinstance(tensor, torch.Tensor):
-                    storage = tensor.untyped_storage()
-                    key, size = storage._cdata, storage.nbytes()
-                    if key not in left_out and key not in alive:
-                        live.now += size
-                        live.peak = max(live.peak, live.now)
-                        alive[key] = weakref.finalize(storage, gone, key, size)
+                    count(tensor)
             return out
 
+    list(map(count, held))
+    del own, held  # nothing lives because it is counted
     with Counting():  # type: ignore[no-untyped-call]
         yield live
+
+
+def living(device: str) -> list[Any]:
+    """The process's tensors on a type of device, one for each memory."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided:
+            storage = thing.untyped_storage()
+            if storage.device.type == device:  # a fake tensor's is meta
+                found[storage._cdata] = thing
+    return list(found.values())
 
 
 # --- what fits -------------------------------------------------------------------------------------------------------

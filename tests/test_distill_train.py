@@ -18,9 +18,7 @@ from std_cli import stylize_image
 from std_cli.cli import run
 from std_cli.distill import checkpoint
 from std_cli.distill.config import make_config, to_toml
-from std_cli.distill.estimate import estimate_bytes
 from std_cli.distill.network import TARGET, Roles, SpatialHead, Surroundings
-from std_cli.distill.start import dry_run
 from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
 from std_cli.pipeline import Pipeline
@@ -365,57 +363,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, tmp_path):
         assert checkpoint.read_state(checkpoint.folder_of(tmp_path / "run", step)) is not None
 
 
-def test_a_dry_run_measures_and_keeps_nothing(pictures, tmp_path):
-    told = dry_run(a_config(pictures, tmp_path / "run", adversarial={"features": "none"}, run={"max_steps": 500}))
-    assert (told["pictures"], told["clips"], told["updates"]) == (6, 0, 500)
-    assert told["seconds_per_update"] > 0 and told["peak_memory_gib"] > 0 and not told["cannot_be_read"]
-    *parts, total = told["memory_estimate_gib"].values()
-    assert total == pytest.approx(sum(parts), abs=0.01) and told["memory_estimate_gib"]["vae_decode"] == 0
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_estimate_counts_what_the_networks_keep(pictures, tmp_path, checkpointing):
-    found = []
-
-    def look(t):
-        estimate = estimate_bytes(t)
-        assert estimate["lora"] == 2 * 4 * t.facts["trainable"], "student and average"
-        judges = sum(p.numel() for p in t.discriminator.parameters())
-        assert estimate["optimizer"] == 3 * 4 * (t.facts["trainable"] + judges), "gradient and two moments"
-        kept = {}
-
-        def pack(tensor):
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-            return tensor
-
-        [c] = t.around.encode_text(["a"])
-        c = {k: torch.stack([v, v]) for k, v in c.items()} | {"time_ids": torch.full((2, 6), 64.0)}
-        x = torch.randn(2, 4, 16, 16)
-        own = {p.untyped_storage()._cdata for p in t.around.pipe.unet.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = t.roles.student(x, torch.tensor([779, 339]), c)
-        del out
-        real = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
-        found.append((estimate, real))
-        assert not [p for p in t.learning if p.grad is not None], "no trace of it"
-
-    config = a_config(
-        pictures,
-        tmp_path / "run",
-        run={"max_steps": 1},
-        data={"held_out": 0},
-        model={"gradient_checkpointing": checkpointing},
-        optimizer={"batch": 2, "accumulation": 1},
-    )
-    distill(config, on_ready=look)
-    [(estimate, real)] = found
-    assert estimate["activations"] == pytest.approx(real, rel=0.1)
-    assert (estimate["activations"] < 4 * 2**20) == checkpointing
-    assert estimate["backward"] > 0 and estimate["vae_decode"] > 10 * 2**20, "one picture's, decoded with gradients"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is the C library's affair")
 def test_the_command(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("std_cli.cli.hush", lambda: None)  # it changes the whole process
     config = tmp_path / "run.toml"

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from std_cli.config import Task
 from std_cli.distill.config import DistillConfig, template
 from std_cli.errors import InputError, StdError
 from std_cli.image import replace_file
+from std_cli.memory import Live, counting, living
 from std_cli.weights import TINY, read_object
 
 
@@ -22,14 +24,13 @@ def write_template(path: Path, task: Task, model: str) -> str:
     return f"{path}: set data.sources, then run std distill --config {path}"
 
 
-def dry_run(config: DistillConfig, updates: int = 2, sampled: int = 32) -> dict[str, Any]:
+def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
     """Check configuration, data and weights, run real updates in a folder that is thrown away; the event "check".
 
-    Memory is reckoned by part, then measured, as time is, on this device; on a CPU as the loaded weights and what the
-    process grew by from there. The first update, which warms up, does not count in the time. Where a GPU's memory does
-    not suffice, what was reckoned is told and the measured figures are None.
+    The first update warms up, the second is timed. Memory is reckoned by part, then measured on this device: the most
+    bytes of tensors that were held at once in an update. A GPU's allocator tells; elsewhere a third update is run whose
+    tensors are counted. Where a GPU's memory does not suffice, what was reckoned is told, and the rest is None.
     """
-    import psutil
     import torch
 
     from std_cli.distill.captions import find_samples
@@ -38,25 +39,41 @@ def dry_run(config: DistillConfig, updates: int = 2, sampled: int = 32) -> dict[
     from std_cli.distill.samples import Data
     from std_cli.distill.train import count_updates, distill
     from std_cli.distill.trainer import Trainer
+    from std_cli.pipeline import choose_device
 
     found = find_samples([Path(s).expanduser() for s in config.data.sources])
     d = config.data
     report = check(Data(found, d.size, frames=d.frames, stride=d.stride, flip=d.flip), sampled)
+    kind = choose_device(config.model.device).type
+    before = sum(t.untyped_storage().nbytes() for t in living(kind))  # of other work of this process
     seen: list[tuple[float, dict[str, Any]]] = []
     parts: dict[str, int] = {}
-    besides = 0  # of a process: the libraries
+    live: Live | None = None
+    peak: int | None = None
 
     def look(trainer: Trainer) -> None:
-        nonlocal besides
         parts.update(estimate_bytes(trainer))
-        if trainer.device.type == "cpu":
-            besides = psutil.Process().memory_info().rss - parts["weights"] - parts["lora"]
+        if kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.device)  # loading may take more
 
-    with tempfile.TemporaryDirectory() as folder:
+    def follow(event: dict[str, Any]) -> None:
+        nonlocal peak, live
+        seen.append((time.monotonic(), event))
+        if event.get("stage") != "distill":
+            return
+        if kind == "cuda":
+            peak = event["memory"]
+        elif event["step"] == 2:  # its optimizers have their moments
+            live = meter.enter_context(counting(held=living(kind)))
+        elif live is not None:
+            peak = live.peak - before
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as meter:
+        updates = 2 if kind == "cuda" else 3
         run = config.run.model_copy(update={"output": folder, "max_steps": updates, "save_every": 10**9, "push": None})
         short = config.model_copy(update={"run": run, "data": d.model_copy(update={"held_out": 0})})
         try:
-            distill(short, on_event=lambda e: seen.append((time.monotonic(), e)), on_ready=look)
+            distill(short, on_event=follow, on_ready=look)
             fits = True
         except StdError as e:
             if not isinstance(e.__cause__, torch.OutOfMemoryError) or not parts:
@@ -65,8 +82,7 @@ def dry_run(config: DistillConfig, updates: int = 2, sampled: int = 32) -> dict[
     [start] = [e for _, e in seen if e["event"] == "start"]
     progress = [(t, e) for t, e in seen if e.get("stage") == "distill"]
     steps = count_updates(config, start["samples"], config.optimizer.accumulation)
-    seconds = progress[-1][0] - progress[-2][0] if fits else None
-    peak = progress[-1][1]["memory"] - besides if fits else None
+    seconds = progress[1][0] - progress[0][0] if fits else None
     return {
         "event": "check",
         "pictures": report.pictures,
@@ -79,11 +95,12 @@ def dry_run(config: DistillConfig, updates: int = 2, sampled: int = 32) -> dict[
         "trainable_parameters": start["trainable"],
         "updates": steps,
         "memory_estimate_gib": {k: _gib(v) for k, v in (*parts.items(), ("total", sum(parts.values())))},
-        "peak_memory_gib": None if peak is None else _gib(peak),
+        "peak_memory_gib": _gib(peak) if fits and peak is not None else None,
+        "peak_resident_gib": None if kind == "cuda" else _gib(progress[1][1]["memory"]) or None,
         "seconds_per_update": None if seconds is None else round(seconds, 3),
         "hours": None if seconds is None else round(seconds * steps / 3600, 2),
     }
 
 
 def _gib(size: int) -> float:
-    return round(size / 2**30, 3)
+    return round(size / 2**30, 4)

@@ -1,6 +1,6 @@
 """Caption embeddings by a CLIP text tower, to condition the discriminator: OpenCLIP ViT-g/14 in STD's reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,24 @@ from std_cli.errors import InputError
 from std_cli.weights import read_header, read_object
 
 
-def load_text_condition(folder: Path) -> Callable[[Sequence[str]], torch.Tensor]:
-    """Captions -> (B, projection_dim) float32 on the CPU: pooled at the end token, projected, not normalised.
+class TextCondition:
+    """Captions -> (B, projection_dim) float32 on the CPU: pooled at the end token, projected, not normalised."""
 
-    `folder` holds a CLIP or its text tower in transformers' format, weights in model.safetensors, and its tokenizer.
+    def __init__(self, model: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> None:
+        self.model, self.tokenizer = model.requires_grad_(False).train(False), tokenizer
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", truncation=True,
+            max_length=self.model.config.max_position_embeddings, return_tensors="pt",
+        )  # fmt: skip
+        embeddings: torch.Tensor = self.model(tokens.input_ids).text_embeds
+        return embeddings
+
+
+def load_text_condition(folder: Path) -> TextCondition:
+    """`folder` holds a CLIP or its text tower in transformers' format, weights in model.safetensors, and its tokenizer.
     Raises InputError if it does not.
     """
     wrong = f"{folder} is no CLIP text tower in transformers' format"
@@ -42,15 +56,4 @@ def load_text_condition(folder: Path) -> Callable[[Sequence[str]], torch.Tensor]
     model: CLIPTextModelWithProjection = loaded[0]
     if missing := loaded[1]["missing_keys"]:
         raise InputError(f"{wrong}: {len(missing)} tensors are missing: download it again")
-    model.requires_grad_(False).train(False)
-
-    def encode(captions: Sequence[str]) -> torch.Tensor:
-        tokens = tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=config.max_position_embeddings,
-            return_tensors="pt",
-        )  # fmt: skip
-        with torch.no_grad():
-            embeddings: torch.Tensor = model(tokens.input_ids).text_embeds
-        return embeddings
-
-    return encode
+    return TextCondition(model, tokenizer)

@@ -152,18 +152,28 @@ class Trainer:
 
     def train_lane(self, step: int, lane: Lane, batch: Batch) -> dict[str, float]:
         """Gradients of one micro-batch, added to those of the update's others; its figures."""
-        c, d, a = self.config, self.config.distill, self.config.adversarial
         random = self.generator(step, lane.number)
-        slots = lane.bank.draw(len(batch.captions), c.bank.rate, random)
+        slots = lane.bank.draw(len(batch.captions), self.config.bank.rate, random)
         rows = [
             self._fresh(batch, i, random) if slot is None else _held(lane.bank, slot) for i, slot in enumerate(slots)
         ]
         x0, x, cond, n = stack(rows, self.device)
+        x_prev, figures = self.learn(x0, x, cond, n, random, f"update {step + 1}, lane {lane.number}")
+        for i, slot in enumerate(slots):
+            lane.bank.put(slot, Entry(x0[i], x_prev[i], {k: v[i] for k, v in cond.items()}, int(n[i]) - 1))
+        return figures
+
+    def learn(
+        self, x0: Tensor, x: Tensor, cond: Conditions, n: Tensor, random: torch.Generator, where: str
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Add the gradients of samples (B, ...) at indices n (B,) of their trajectories.
+
+        Gives x at n - 1, and the figures. `where` it is, for errors.
+        """
+        d, a = self.config.distill, self.config.adversarial
         s = draw_target(d.mode, n, self.n_eta, self.reach, d.phases, random)
         w = d.w_min + (d.w_max - d.w_min) * torch.rand(len(n), generator=random)
         x_prev = teacher_step(self.roles.teacher, self.solver, x, n, cond, self.around.unconditional(cond), w)
-        for i, slot in enumerate(slots):
-            lane.bank.put(slot, Entry(x0[i], x_prev[i], {k: v[i] for k, v in cond.items()}, int(n[i]) - 1))
 
         # student against target
         x_s, x0_hat = jump(self.roles.student, self.solver, x, n, cond, s)
@@ -187,12 +197,12 @@ class Trainer:
             adversarial = generator_loss(self.discriminator(fake, text), a.loss)
             total = loss + a.weight * adversarial
             figures["adversarial"] = adversarial.item()
-        self._check(step, lane, figures)
+        _check(where, figures)
         self.scaler.scale(total / self.lane_count).backward()
         if self.discriminator is not None:
             figures |= self._train_discriminator([f.detach() for f in fake], real, text, random)
-            self._check(step, lane, figures)
-        return figures
+            _check(where, figures)
+        return x_prev, figures
 
     def _train_discriminator(
         self, fake: list[Tensor], real: list[Tensor], text: Tensor, random: torch.Generator
@@ -244,15 +254,6 @@ class Trainer:
         seed = int(np.random.SeedSequence((self.config.run.seed, step, lane)).generate_state(1, np.uint64)[0] >> 1)
         torch.manual_seed(seed)  # dropout
         return torch.Generator("cpu").manual_seed(seed)
-
-    def _check(self, step: int, lane: Lane, figures: dict[str, float]) -> None:
-        wrong = [name for name, value in figures.items() if not math.isfinite(value)]
-        if wrong:
-            facts = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            raise StdError(
-                f"{wrong[0]} is not finite in update {step + 1}, lane {lane.number} ({facts}): no weight was changed; "
-                "lower the learning rate or use --set model.dtype=bf16, and resume from the last checkpoint"
-            )
 
     # --- one update ---
 
@@ -335,6 +336,16 @@ class Trainer:
         flag = torch.tensor([float(stop)], device=self.device)
         dist.all_reduce(flag)
         return bool(flag.item())
+
+
+def _check(where: str, figures: dict[str, float]) -> None:
+    wrong = [name for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        facts = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+        raise StdError(
+            f"{wrong[0]} is not finite in {where} ({facts}): no weight was changed; lower the learning rate or use "
+            "--set model.dtype=bf16, and resume from the last checkpoint"
+        )
 
 
 def _held(bank: Bank, slot: int) -> Entry:
