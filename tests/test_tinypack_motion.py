@@ -235,3 +235,13 @@ def test_the_folder_loads_with_stock_classes(tmp_path, net):
     assert torch.equal(
         unet.up_blocks[0].motion_modules[1].proj_out.weight, stock.up_blocks[0].motion_modules[1].proj_out.weight
     )
+
+
+def test_a_blend_is_the_mean_of_weights(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        motion.save(motion.make_adapter(), folder)
+    motion.blend(folders, 0.25, tmp_path / "c")
+    a, b, c = (MotionAdapter.from_pretrained(f, dtype=torch.float32).state_dict() for f in [*folders, tmp_path / "c"])
+    assert any(not torch.equal(v, b[k]) for k, v in a.items())
+    assert all(c[k].allclose(0.75 * v + 0.25 * b[k], atol=1e-3) for k, v in a.items())

@@ -406,6 +406,15 @@ def save(adapter: MotionAdapter, folder: Path) -> None:
     part.rename(folder)
 
 
+def blend(folders: list[Path], share: float, out: Path) -> None:
+    """The mean of two adapters' weights, `share` of the second: between a soft, steady one and a crisp one."""
+    one, two = (MotionAdapter.from_pretrained(f, dtype=torch.float32) for f in folders)
+    with torch.no_grad():
+        for p, other in zip(one.parameters(), two.parameters(), strict=True):
+            p.lerp_(other, share)
+    save(one, out)
+
+
 def run(
     work: Path,
     pack: Path,
@@ -428,8 +437,10 @@ def run(
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m std_cli.tinypack.motion", description="Train the temporal layers.")
-    p.add_argument("work", type=Path, help="folder for what the training makes")
-    p.add_argument("--pack", type=Path, required=True, help="the pack folder that they are for; it is only read")
+    p.add_argument("work", type=Path, help="folder for what the training makes; with --blend, the adapter's")
+    p.add_argument("--pack", type=Path, help="the pack folder that they are for; it is only read")
+    p.add_argument("--blend", type=Path, nargs=2, metavar="FOLDER", help="no training: the mean of two adapters")
+    p.add_argument("--share", type=float, default=0.5, help="of the second, with --blend")
     p.add_argument("--start", type=Path, help="folder of an adapter to go on from")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--clips", type=int, default=400)
@@ -439,6 +450,10 @@ def main() -> None:
     a = p.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_flush_denormal(True)
+    if a.blend:
+        return blend(a.blend, a.share, a.work)
+    if not a.pack:
+        p.error("--pack is needed, or --blend")
     run(a.work, a.pack, a.start, a.seed, a.clips, a.minutes, a.steps, a.rate)
 
 
