@@ -21,6 +21,7 @@ from PIL import Image
 
 from std_cli.config import VideoSettings
 from std_cli.errors import InputError
+from std_cli.fingerprints import fingerprint
 from std_cli.image import (
     fit_to,
     move,
@@ -37,7 +38,6 @@ from std_cli.video.join import join
 from std_cli.video.quality import Quality
 from std_cli.video.read import read_frames
 from std_cli.video.write import SegmentWriter, Target
-from std_cli.weights import fingerprint
 from std_cli.work import WorkFolder
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from std_cli.clip_run import Job, Run
 from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
 from std_cli.errors import InputError, StdError
+from std_cli.fingerprints import fingerprint
 from std_cli.image import (
     PICTURE_SUFFIXES,
     expand_inputs,
@@ -45,14 +46,7 @@ from std_cli.video.clip import VIDEO_SUFFIXES, Clip
 from std_cli.video.cuts import parse_time, read_cuts
 from std_cli.video.read import open_clip
 from std_cli.video.write import choose_target
-from std_cli.weights import (
-    WINDOW,
-    ModelFiles,
-    MotionFiles,
-    fingerprint,
-    resolve_model,
-    resolve_motion,
-)
+from std_cli.weights import WINDOW, ModelFiles, MotionFiles, resolve_model, resolve_motion
 from std_cli.work import WorkFolder, finished
 
 if TYPE_CHECKING:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError
+from std_cli.files import read_header
+from std_cli.hub import fetch, source
 from std_cli.identify import inspect_file
 from std_cli.image import hidden_beside, move, writing
+from std_cli.layout import check_checkpoint
 from std_cli.lora import LoraFile, LoraWeights, read_lora
-from std_cli.weights import HOTSHOT_CONFIG, check_checkpoint, fetch, read_header, source
+from std_cli.weights import HOTSHOT_CONFIG
 from std_cli.zoo import LoraLayout
 
 

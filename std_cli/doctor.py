@@ -20,11 +20,12 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from std_cli import __version__
+from std_cli.downloads import files_here
 from std_cli.errors import InputError, NotDownloaded, StdError
-from std_cli.hub import files_here
+from std_cli.hub import ask_hub, hub_cache, source, without_downloads
 from std_cli.models import needed
 from std_cli.stylize import Event, OnEvent, stylize_images
-from std_cli.weights import NAMES, ask_hub, hub_cache, resolve_model, source, without_downloads
+from std_cli.weights import NAMES, resolve_model
 from std_cli.zoo import find_entry
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub", "av")

@@ -1,260 +1,211 @@
-"""Fetching from the Hub with what a person wants to see: sizes beforehand, progress, retries, and hashes checked.
+"""The Hub: what is needed of a repository, from huggingface_hub's cache or downloaded, and what its errors mean.
 
-huggingface_hub asks the Hub (it knows HF_TOKEN, HF_ENDPOINT and proxies); its cache is where models are kept. What it
-does not do is here: room on the disk is checked first, a file must be what the Hub says, and a large file goes on where
-an earlier process was stopped (version 2 begins anew), so it comes by HTTP, not by Xet.
+Only this module and `downloads` speak to the Hub; HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what huggingface_hub says.
+What is in its cache is used as it is, without a look at the Hub: `hf download` refreshes it.
 """
 
-import hashlib
-import os
-import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from std_cli.errors import InputError, StdError
-from std_cli.weights import (
-    HubRepo,
-    cached_folder,
-    file_names,
-    hub_errors,
-    if_moved,
-    read_header,
-    unreachable,
-    wanted_files,
-)
-
-T = TypeVar("T")
-PARALLEL = 4  # files at once
-PAUSES = (0.5, 2, 8)  # seconds, before trying again what the Hub could not answer
+from std_cli.errors import InputError, NotDownloaded, StdError
+from std_cli.files import PICKLES, file_names
+from std_cli.layout import missing_files, wanted_files
+from std_cli.zoo import TABLE, find_entry, zoo
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """A file on the Hub."""
+class HubRepo:
+    """What is needed of one Hub repository: `files`, or the SDXL folder that the patterns in `include` cover."""
 
-    source: HubRepo
-    name: str
-    size: int
-    """Bytes."""
-    digest: str
-    """SHA-256 where it is a large file, else git's SHA-1 of a blob; "" if the Hub does not say."""
+    repo: str
+    revision: str
+    files: tuple[str, ...] = ()
+    include: tuple[str, ...] = ("*.json", "*.txt", "*/*.safetensors")
+
+    @property
+    def command(self) -> str:
+        """The shell command that brings it into the cache."""
+        patterns = " ".join(f'--include "{pattern}"' for pattern in self.files or self.include)
+        return f"hf download {self.repo} --revision {self.revision} {patterns}"
 
 
-def list_files(source: HubRepo) -> list[HubFile]:
-    """What is to be downloaded of a repository, by the Hub. Raises InputError if it has not all, StdError off-line."""
-    from huggingface_hub import HfApi, constants
+def source(name: str) -> HubRepo:
+    """Where the table says that a model is. Raises InputError if it is not on the Hub, or not in the table."""
+    entry = find_entry(name)
+    if entry.url:
+        raise InputError(f"{name} is not on the Hub: download {entry.url} and give the file")
+    return HubRepo(entry.repo, entry.revision, entry.files, entry.include or HubRepo.include)
 
-    if constants.HF_HUB_OFFLINE:
-        raise unreachable([source], "HF_HUB_OFFLINE is set")
+
+def hub_id(text: str) -> tuple[str, str, str | None] | None:
+    """(repository, revision, file) of `owner/name[@revision][/file.safetensors]`; None if that is not its form."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\w[\w.-]*))?(?:/(.+\.safetensors))?", text)
+    if not match or ".." in text or match[1].endswith((".safetensors", *PICKLES)):
+        return None
+    try:
+        validate_repo_id(match[1])
+    except HFValidationError:
+        return None
+    return match[1], match[2] or "main", match[3]
+
+
+_LOCAL = ContextVar("_LOCAL", default=False)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Inside, whatever would be downloaded raises NotDownloaded instead; nothing asks the Hub."""
+    token = _LOCAL.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL.reset(token)
+
+
+def fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
+    """The snapshot folder of each source: from the cache where it is whole, else downloaded."""
+    cached = [cached_folder(source) for source in sources]
+    missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
+    if missing and (local_only or _LOCAL.get()):
+        raise unreachable(missing, "downloads are switched off")
+    return [folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)]
+
+
+def cached_folder(source: HubRepo) -> Path | None:
+    """The snapshot folder of a source that is whole in huggingface_hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    first = source.files[0] if source.files else "model_index.json"
+    path = try_to_load_from_cache(source.repo, first, revision=source.revision)
+    if not isinstance(path, str):
+        return None
+    folder = Path(path).parents[first.count("/")]
+    names = file_names(folder, depth=3)
+    return folder if names.issuperset(source.files) and (source.files or not missing_files(names)) else None
+
+
+def _download(source: HubRepo, missing: list[HubRepo]) -> Path:
+    """Download a source; if the Hub cannot be reached, the error names everything that is `missing`."""
+    from huggingface_hub import snapshot_download
+
+    names = _hub_names(source, missing)
+    absent = ", ".join(file for file in source.files if file not in names)
+    if lacks := f"it lacks {absent}" if absent else "" if source.files else missing_files(names):
+        told = f"{lacks}{if_moved(source)}"
+        raise InputError(f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {told}")
+    files = list(source.files) or wanted_files(names)
+    with hub_errors(source, missing):
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=files))
+
+
+def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
+    """The files of a repository on the Hub."""
+    from huggingface_hub import HfApi
+
+    if _LOCAL.get():
+        raise unreachable(missing, "downloads are switched off")
+    # One request without retries: off-line it fails at once, where a download would retry for 23 seconds.
+    with hub_errors(source, missing):
+        return {file.rfilename for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()}
+
+
+def only_file(source: HubRepo) -> str:
+    """The only safetensors file of a repository: by its cached snapshot if that is whole, or by the Hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        local = snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=list(source.include), local_files_only=True
+        )
+        names = file_names(Path(local), depth=3)
+    except LocalEntryNotFoundError:
+        names = _hub_names(source, [source])
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(files) != 1:
+        listed = f"{len(files)} safetensors files ({', '.join(files[:8])})" if files else "no safetensors file"
+        raise InputError(f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors")
+    return files[0]
+
+
+def push_lora(path: Path, repo: str) -> None:
+    """Upload a LoRA to a Hub repository of the user's, which is made if it is not there."""
+    from huggingface_hub import HfApi
+
+    source = HubRepo(repo, "main", files=(path.name,))
     with hub_errors(source, [source]):
-        info = _patiently(lambda: HfApi().model_info(source.repo, revision=source.revision, files_metadata=True))
-    found = {f.rfilename: f for f in info.siblings or ()}
-    if absent := [name for name in source.files if name not in found]:
-        raise InputError(
-            f"{source.repo} on the Hub (revision {source.revision}) lacks {', '.join(absent)}{if_moved(source)}"
-        )
-    names = source.files or wanted_files(set(found))
-    return [
-        HubFile(source, n, f.size or 0, (f.lfs.sha256 if f.lfs else f.blob_id) or "")
-        for n in names
-        for f in (found[n],)
-    ]
+        HfApi().create_repo(repo, exist_ok=True)
+        HfApi().upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo)
 
 
-def download(files: list[HubFile], on_bytes: Callable[[int, int], None]) -> None:
-    """Bring files into the cache, several at once; `on_bytes` gets (bytes done, bytes in all), from any thread.
-
-    Raises StdError if there is no room, if the Hub fails again and again, or if a file is not what the Hub says.
-    """
-    total, done, lock = sum(f.size for f in files), 0, threading.Lock()
-    check_room(total - sum(_part_of(f).stat().st_size for f in files if _part_of(f).is_file()))
-    stopped = threading.Event()
-
-    def count(more: int) -> None:
-        nonlocal done
-        if stopped.is_set():
-            raise KeyboardInterrupt  # ends the thread: it would download on otherwise
-        with lock:
-            done = min(done + more, total)
-            on_bytes(done, total)
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        running = [pool.submit(_download, file, count) for file in files]
-        try:
-            for each in running:
-                each.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def if_moved(source: HubRepo) -> str:
+    """What else to do about a repository that is not as the table says, if it is from there."""
+    listed = any(entry.repo == source.repo for entry in zoo().models.values())
+    return f"; if it has moved, correct it in {TABLE}" if listed else ""
 
 
-def check_room(size: int) -> None:
-    """Raises StdError unless `size` bytes and a little more fit where the cache is."""
+@contextmanager
+def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
+    """Say what an exception of huggingface_hub means for the user."""
+    from huggingface_hub import constants, errors
+
+    unreached = (ConnectionError, errors.LocalEntryNotFoundError)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        page = f"https://huggingface.co/{source.repo}"
+        raise InputError(f"{source.repo} is gated: accept its licence at {page} and set HF_TOKEN") from error
+    except errors.RepositoryNotFoundError as error:
+        remedy = f"check its spelling; if it is private, set HF_TOKEN{if_moved(source)}"
+        raise InputError(f"no such model on the Hub, and no such file here: {source.repo}: {remedy}") from error
+    except errors.RevisionNotFoundError as error:
+        other = f"name another{if_moved(source)}"
+        raise InputError(f"{source.repo} has no revision {source.revision} on the Hub: {other}") from error
+    except errors.HfHubHTTPError as error:
+        answer = f"the Hub answered {error.response.status_code} about {source.repo}"
+        if error.response.status_code in (401, 403):
+            raise InputError(f"{answer}: check HF_TOKEN, or what hf auth login has stored") from error
+        raise StdError(f"{answer}: try again later") from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's
+        if isinstance(error, OSError) and not isinstance(error, unreached):
+            raise StdError(f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}") from error
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise unreachable(missing, why) from error
+
+
+def unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
+    repos = " and ".join(dict.fromkeys(source.repo for source in missing))
+    commands = " && ".join(source.command for source in missing)
+    return NotDownloaded(
+        f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none"
+    )
+
+
+def hub_cache() -> Path:
+    """The folder that the Hub's files are kept in."""
     from huggingface_hub import constants
 
-    place = Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if size * 1.02 > free:
-        raise StdError(
-            f"the download takes {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left: free some, or set "
-            "HF_HOME"
-        )
+    return Path(constants.HF_HUB_CACHE)
 
 
-def _download(file: HubFile, count: Callable[[int], None]) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+def ask_hub(offline: bool = False, timeout: float = 3.0) -> dict[str, Any]:
+    """endpoint, offline (by `offline` or HF_HUB_OFFLINE), error: "" if the Hub answers, None if it was not asked."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-    class Count(tqdm):
-        """Only counts: nothing is drawn."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> bool | None:
-            count(int(n or 0))
-            return None
-
-    s = file.source
-    with hub_errors(s, [s]):
-        if len(file.digest) == 64:
-            _bring(file, count, Count)
-        path = Path(_patiently(lambda: hf_hub_download(s.repo, file.name, revision=s.revision, tqdm_class=Count)))
-    if len(file.digest) == 40 and not _is(path, file.digest):
-        discard(path)
-        raise _damaged(file)
-
-
-def _bring(file: HubFile, count: Callable[[int], None], bar: Any) -> None:
-    """Put what a large file links to into the cache, where huggingface_hub finds it; only what is missing is asked for.
-
-    Raises StdError if it is not what the Hub says; then nothing of it is kept.
-    """
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
-
-    part = _part_of(file)
-    blob, lock = part.with_name(file.digest), Path(constants.HF_HUB_CACHE) / ".locks" / part.parts[-3]
-    for folder in (part.parent, lock):
-        folder.mkdir(parents=True, exist_ok=True)
-    url = hf_hub_url(file.source.repo, file.name, revision=file.source.revision)
-
-    def get() -> None:
-        with part.open("ab") as target:
-            if target.tell() > file.size:
-                target.truncate(0)
-            http_get(
-                url,
-                target,
-                resume_size=target.tell(),
-                headers=build_hf_headers() | {"Accept-Encoding": "identity"},
-                expected_size=file.size,
-                tqdm_class=bar,
-            )
-            target.flush()
-            os.fsync(target.fileno())
-
-    with WeakFileLock(lock / f"{file.digest}.lock"):
-        if blob.exists():
-            return
-        count(part.stat().st_size if part.exists() else 0)
-        _patiently(get)
-        if not _is(part, file.digest):
-            part.unlink()
-            raise _damaged(file)
-        part.rename(blob)
-
-
-def _part_of(file: HubFile) -> Path:
-    """Where the cache keeps what is here of a large file."""
-    from huggingface_hub import constants
-
-    repo = f"models--{file.source.repo.replace('/', '--')}"
-    return Path(constants.HF_HUB_CACHE) / repo / "blobs" / f"{file.digest}.incomplete"
-
-
-def _damaged(file: HubFile) -> StdError:
-    told = f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run the command again"
-    return StdError(told)
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """Ask again, after a pause, what the Hub could not answer (5xx)."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for pause in PAUSES:
-        try:
-            return ask()
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500:
-                raise
-            time.sleep(pause)
-    return ask()
-
-
-# --- what is in the cache --------------------------------------------------------------------------------------------
-
-
-def files_here(source: HubRepo) -> dict[str, Path]:
-    """{name: path} of a repository's files in the cache, if all that is needed is there, else {}."""
-    folder = cached_folder(source)
-    if folder is None:
-        return {}
-    names = source.files or tuple(sorted(file_names(folder, depth=3)))
-    return {name: folder / name for name in names}
-
-
-def problems(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of every file that is not what was downloaded, or whose safetensors header is damaged."""
-    for name, path in files.items():
-        digest = path.resolve().name  # the cache names files by their hash, and links to them
-        if len(digest) in (40, 64) and not _is(path, digest):
-            yield name, "its hash is wrong"
-        elif path.suffix == ".safetensors":
-            try:
-                read_header(path)
-            except InputError:
-                yield name, "its header is damaged"
-
-
-def discard(path: Path) -> int:
-    """Delete a file of the cache, and what it links to; bytes freed."""
-    blob = path.resolve()
-    size = blob.stat().st_size if blob.exists() else 0
-    path.unlink(missing_ok=True)
-    if blob.parent.name == "blobs":
-        blob.unlink(missing_ok=True)
-    return size
-
-
-def tidy(folder: Path) -> None:
-    """Delete the folders of a snapshot that are empty, and the repository's own if nothing is left in it."""
-    repo = folder.parents[1]  # models--owner--name/snapshots/COMMIT
-    for inside in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
-        with suppress(OSError):
-            inside.rmdir()
-    with suppress(OSError):
-        folder.rmdir()
-    if repo.name.startswith("models--") and repo.is_dir() and not any((repo / "snapshots").iterdir()):
-        shutil.rmtree(repo)
-
-
-def _is(path: Path, digest: str) -> bool:
-    """Whether a file has this SHA-256 (64 digits), or this SHA-1 as git takes it of a blob (40)."""
-    with path.open("rb") as file:
-        if len(digest) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
-        hashed = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-        while block := file.read(2**20):
-            hashed.update(block)
-        return hashed.hexdigest() == digest
+    state: dict[str, Any] = {"endpoint": constants.ENDPOINT, "offline": offline or constants.HF_HUB_OFFLINE}
+    if state["offline"]:
+        return state | {"error": None}
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)  # any answer will do
+    except (HTTPError, OSError, ValueError) as error:
+        return state | {"error": " ".join(str(error).split()) or type(error).__name__}
+    return state | {"error": ""}

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError
+from std_cli.files import read_header
+from std_cli.layout import SINGLE_FILE_KEYS
 from std_cli.lora import PREFIX, LoraFile, configured_alphas
 from std_cli.match import Shapes, family
 from std_cli.pickles import read_pickle
-from std_cli.weights import SINGLE_FILE_KEYS, read_header
 
 # What a key begins with or holds -> the kind of file; the first that matches.
 KINDS = (

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal
 
 from std_cli.errors import InputError
+from std_cli.files import read_header, read_object
+from std_cli.hub import HubRepo, fetch, hub_id, only_file, source
 from std_cli.match import family, some
-from std_cli.weights import HubRepo, ModelFiles, fetch, hub_id, only_file, read_header, read_object, source
+from std_cli.weights import ModelFiles
 from std_cli.zoo import Entry, MethodName, method_lora, std_lora
 
 if TYPE_CHECKING:

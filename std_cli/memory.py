@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from std_cli.weights import ModelFiles, MotionFiles, read_header, read_object, weight_files
+from std_cli.files import read_header, read_object
+from std_cli.weights import ModelFiles, MotionFiles, weight_files
 
 MARGIN = 1.1
 """Free memory that a run should have, as a multiple of what is reckoned."""

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from std_cli import hub
+from std_cli import downloads
 from std_cli.errors import InputError, StdError
-from std_cli.weights import source
+from std_cli.hub import source
 from std_cli.zoo import Entry, TaskName, find_entry, std_lora, zoo
 
 Event = dict[str, Any]
@@ -30,7 +30,7 @@ def list_models() -> list[Event]:
 
 
 def _describe(entry: Entry) -> Event:
-    here = {} if entry.url else hub.files_here(source(entry.name))
+    here = {} if entry.url else downloads.files_here(source(entry.name))
     facts = entry.model_dump(include={"name", "title", "kind", "repo", "revision", "gb", "licence", "checked", "note"})
     tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
     if entry.method == "std":
@@ -53,7 +53,7 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
     for name in by_hand if len(by_hand) < len(names) else ():
         on_event({"event": "notice", "message": f"{name} is not on the Hub: download {find_entry(name).url}"})
     sources = {name: source(name) for name in dict.fromkeys(names) if name not in by_hand or len(by_hand) == len(names)}
-    missing = {name: hub.list_files(s) for name, s in sources.items() if not hub.files_here(s)}
+    missing = {name: downloads.list_files(s) for name, s in sources.items() if not downloads.files_here(s)}
     files = list({(f.source.repo, f.source.revision, f.name): f for fs in missing.values() for f in fs}.values())
     told = 0.0
 
@@ -64,10 +64,10 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
             on_event({"event": "progress", "stage": "pull", "done": done, "total": total})
 
     if files:
-        hub.download(files, on_bytes)
+        downloads.download(files, on_bytes)
     results = []
     for name, s in sources.items():
-        here = hub.files_here(s)
+        here = downloads.files_here(s)
         if not here:
             raise StdError(f"{name} is not whole in the cache although it was downloaded: run std models verify {name}")
         size = sum(f.size for f in missing.get(name, ()))
@@ -86,12 +86,12 @@ def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent
 
     `repair` fetches again what is damaged. Raises StdError if something is damaged and stays so.
     """
-    wanted = list(names) or [e.name for e in zoo().models.values() if e.repo and hub.files_here(source(e.name))]
+    wanted = list(names) or [e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))]
     results: list[Event] = []
     damaged: dict[str, list[Path]] = {}
     for name in wanted:
         here = _here(name)
-        wrong = dict(hub.problems(here))
+        wrong = dict(downloads.problems(here))
         results.append(
             {"event": "verified", "name": name, "files": len(here), "problems": [f"{f}: {w}" for f, w in wrong.items()]}
         )
@@ -100,9 +100,9 @@ def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent
             damaged[name] = [here[file] for file in wrong]
     if damaged and repair:
         for name in damaged:
-            hub.list_files(source(name))  # the Hub must have them, before anything is deleted
+            downloads.list_files(source(name))  # the Hub must have them, before anything is deleted
         for path in {path for paths in damaged.values() for path in paths}:
-            hub.discard(path)
+            downloads.discard(path)
         pull(list(damaged), on_event=on_event)
     elif damaged:
         raise StdError(
@@ -120,9 +120,9 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
     results = []
     for name, here in found.items():
         others = [e for e in zoo().models.values() if e.repo == find_entry(name).repo and e.name not in names]
-        kept = {path for e in others for path in hub.files_here(source(e.name)).values()}
-        freed = sum(hub.discard(path) for path in here.values() if path not in kept)
-        hub.tidy(_folder(here))
+        kept = {path for e in others for path in downloads.files_here(source(e.name)).values()}
+        freed = sum(downloads.discard(path) for path in here.values() if path not in kept)
+        downloads.tidy(_folder(here))
         results.append({"event": "removed", "name": name, "bytes": freed})
         on_event(results[-1])
     return results
@@ -130,7 +130,7 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
 
 def _here(name: str) -> dict[str, Path]:
     """{file name: path} of a model that is here."""
-    here = hub.files_here(source(name))
+    here = downloads.files_here(source(name))
     if not here:
         raise InputError(f"{name} is not here: run std models pull {name}")
     return here

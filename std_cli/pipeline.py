@@ -29,11 +29,12 @@ from transformers import CLIPVisionModelWithProjection
 
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
+from std_cli.files import read_header
 from std_cli.lora import LoraFile, check_lora, read_lora
 from std_cli.match import check_ip_adapter, check_motion
 from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
-from std_cli.weights import ModelFiles, MotionFiles, read_header
+from std_cli.weights import ModelFiles, MotionFiles
 from std_cli.zoo import Method, MethodName, zoo
 
 STYLE_BLOCK = {

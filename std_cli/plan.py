@@ -29,6 +29,7 @@ from std_cli.clips import VideoRequest, prepare_video
 from std_cli.clips import load_pipeline as load_video
 from std_cli.config import VideoSettings
 from std_cli.errors import InputError, NotDownloaded
+from std_cli.hub import without_downloads
 from std_cli.image import MULTIPLE, fit_to
 from std_cli.memory import (
     MARGIN,
@@ -42,7 +43,7 @@ from std_cli.memory import (
 )
 from std_cli.stylize import Event, ImageRequest, OnEvent, prepare_images, read_source, source_name
 from std_cli.stylize import load_pipeline as load_images
-from std_cli.weights import HOTSHOT_CONFIG, without_downloads
+from std_cli.weights import HOTSHOT_CONFIG
 
 if TYPE_CHECKING:
     import torch

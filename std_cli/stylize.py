@@ -21,6 +21,7 @@ from PIL import Image
 from std_cli import __version__
 from std_cli.config import ImageSettings, Pack, S, image_settings, parse_size, parse_style
 from std_cli.errors import InputError
+from std_cli.fingerprints import fingerprint
 from std_cli.image import (
     OUTPUT_SUFFIXES,
     Picture,
@@ -34,7 +35,7 @@ from std_cli.image import (
 )
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.schedule import MAX_STEPS
-from std_cli.weights import ModelFiles, fingerprint, resolve_model
+from std_cli.weights import ModelFiles, resolve_model
 from std_cli.zoo import cfg_range, zoo
 
 if TYPE_CHECKING:

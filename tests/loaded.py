@@ -5,7 +5,8 @@ import torch
 torch.set_num_threads(1)  # no threads yet: a fork would lose them
 
 from std_cli import pipeline  # noqa: E402
-from std_cli.weights import fingerprint, resolve_model, resolve_motion  # noqa: E402
+from std_cli.fingerprints import fingerprint  # noqa: E402
+from std_cli.weights import resolve_model, resolve_motion  # noqa: E402
 
 _files = resolve_model("tiny")
 fingerprint(_files.base)

@@ -17,7 +17,8 @@ from std_cli.distill.config import (
 )
 from std_cli.distill.start import write_template
 from std_cli.errors import InputError
-from std_cli.weights import TINY, read_object
+from std_cli.files import read_object
+from std_cli.weights import TINY
 
 SCHEMA = Path(__file__).parents[1] / "examples" / "distill.schema.json"
 

@@ -22,9 +22,11 @@ LAYERS = (
     ("stylize", "distill"),
     ("pipeline",),
     ("savings", "memory"),
-    ("config", "lora", "hub", "identify"),
+    ("config", "lora", "downloads", "identify"),
     ("weights", "schedule", "wavefront", "video", "work"),
-    ("image", "pickles", "match", "zoo"),
+    ("hub", "fingerprints"),
+    ("layout",),
+    ("files", "image", "pickles", "match", "zoo"),
     ("errors",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
@@ -33,7 +35,7 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 OWNERS = {
     "typer": {"cli", "cli_models"},
     "rich": {"console"},
-    "huggingface_hub": {"weights", "hub"},
+    "huggingface_hub": {"hub", "downloads"},
     "av": {"video", "tinypack"},
     "diffusers": {"pipeline", "lora", "memory", "distill", "convert", "tinypack"},
     "std_cli.tinypack": {"tinypack"},

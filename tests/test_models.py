@@ -15,14 +15,15 @@ from diffusers import MotionAdapter, StableDiffusionXLImg2ImgPipeline
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
-from std_cli import hub as hub_module
+from std_cli import downloads
 from std_cli.cli import run
 from std_cli.convert import convert
 from std_cli.errors import InputError, StdError
+from std_cli.files import read_header
 from std_cli.identify import inspect_file
 from std_cli.lora import LoraFile, read_lora
 from std_cli.models import needed
-from std_cli.weights import HOTSHOT_CONFIG, TINY, read_header, resolve_model
+from std_cli.weights import HOTSHOT_CONFIG, TINY, resolve_model
 from std_cli.zoo import find_entry, zoo
 from tests.conftest import QUIET
 from tests.test_discriminator import original_weights
@@ -195,7 +196,7 @@ def test_a_hub_that_stays_unavailable_is_one_line(tmp_path, hub, where):
         handler.faults = {LCM: ["503"] * 999}
     else:
         handler.refused["latent-consistency/lcm-lora-sdxl"] = (503, "")
-    quick = "import std_cli.hub, time; std_cli.hub.PAUSES = (0, 0, 0); time.sleep = lambda seconds: None"
+    quick = "import std_cli.downloads, time; std_cli.downloads.PAUSES = (0, 0, 0); time.sleep = lambda seconds: None"
     done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=quick)
     told = "error: the Hub answered 503 about latent-consistency/lcm-lora-sdxl: try again later\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
@@ -280,8 +281,8 @@ def test_offline_opens_no_socket(tmp_path, hub, how, picture, reference):
 def test_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
     with pytest.raises(StdError, match=r"takes 1000000.0 GB, and .* GB left: free some, or set HF_HOME"):
-        hub_module.check_room(10**15)
-    hub_module.check_room(1)
+        downloads.check_room(10**15)
+    downloads.check_room(1)
 
 
 def test_names_and_tasks(capsys):

@@ -8,10 +8,11 @@ from PIL import Image
 
 from std_cli.config import ImageSettings
 from std_cli.errors import InputError
+from std_cli.files import read_object
 from std_cli.pipeline import ImagePipeline, VideoPipeline, from_hotshot, seeded_noise
 from std_cli.schedule import timesteps
 from std_cli.wavefront import Wavefront
-from std_cli.weights import HOTSHOT_CONFIG, read_object, resolve_model, resolve_motion
+from std_cli.weights import HOTSHOT_CONFIG, resolve_model, resolve_motion
 
 IMG2IMG = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
 CPU, FP32 = torch.device("cpu"), torch.float32

@@ -31,6 +31,7 @@ from transformers import (
 from std_cli import stylize_image, weights
 from std_cli.config import image_settings
 from std_cli.convert import convert
+from std_cli.hub import source
 from std_cli.image import read_metadata
 from std_cli.pipeline import ImagePipeline
 from tests.hub import Hub
@@ -302,10 +303,10 @@ class Sdxl:
 
     def fill(self, home: Path, model: str = "sdxl") -> None:
         """Lay out the Hub's cache under an HF_HOME."""
-        source, adapter = weights.source(model), weights.source("ip-adapter-plus")
-        link(self.base, cache(home, source.repo, source.revision))
+        base, adapter = source(model), source("ip-adapter-plus")
+        link(self.base, cache(home, base.repo, base.revision))
         link(self.h94, cache(home, adapter.repo, adapter.revision))
-        link(self.lora, cache(home, weights.source("std-i2i-0.75").repo, "main") / self.lora.name)
+        link(self.lora, cache(home, source("std-i2i-0.75").repo, "main") / self.lora.name)
 
 
 def link(source: Path, target: Path) -> None:
@@ -482,7 +483,7 @@ def test_pulled_from_a_hub_and_run_without_it(
     (tmp_path / "std").mkdir()
     link(sdxl.lora, tmp_path / "std" / sdxl.lora.name)
     places = {"sdxl": sdxl.base, "ip-adapter-plus": sdxl.h94, "std-i2i-0.75": tmp_path / "std"}
-    handler.repos.update({weights.source(name).repo: folder for name, folder in places.items()})
+    handler.repos.update({source(name).repo: folder for name, folder in places.items()})
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "XDG_CACHE_HOME": str(tmp_path / "xdg")}
     env = kept | home | {"HF_ENDPOINT": url, "NO_PROXY": "*"}

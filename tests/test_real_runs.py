@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
-from std_cli import weights
 from std_cli.cli import run
+from std_cli.hub import source
 from std_cli.pipeline import join_motion
 from std_cli.video.join import read_comment
 from std_cli.zoo import find_entry
@@ -88,7 +88,7 @@ class Home:
         repos = {"sdxl": sdxl.base, "ip-adapter-plus": sdxl.h94, "std-i2i-0.75": places["std"]}
         repos |= {motion.name: places["motion"], backbone.name: places["dino"]}
         with serving() as (url, handler):
-            handler.repos.update({weights.source(name).repo: folder for name, folder in repos.items()})
+            handler.repos.update({source(name).repo: folder for name, folder in repos.items()})
             kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
             env = {"HF_HOME": str(root / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "HF_ENDPOINT": url}
             command = [sys.executable, "-m", "std_cli", "models", "pull", "-q", *repos, "ip-adapter", "std-v2v-0.75"]
@@ -96,7 +96,7 @@ class Home:
             assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         # where a run of the single file has no weights of the folder to fall back on
         shutil.copytree(root / "home", root / "bare", symlinks=True)
-        repo = f"models--{weights.source('sdxl').repo.replace('/', '--')}"
+        repo = f"models--{source('sdxl').repo.replace('/', '--')}"
         for file in (root / "bare" / "hub" / repo / "snapshots").rglob("*.safetensors"):
             file.unlink()
 

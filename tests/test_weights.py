@@ -14,10 +14,13 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from std_cli import weights
+from std_cli import fingerprints, weights
 from std_cli.errors import InputError
+from std_cli.fingerprints import fingerprint
+from std_cli.hub import source
+from std_cli.layout import SINGLE_FILE_KEYS
 from std_cli.lora import LoraFile, LoraWeights, check_lora, read_lora, resolve_lora
-from std_cli.weights import ModelFiles, fingerprint
+from std_cli.weights import ModelFiles
 from tests.hub import Hub
 
 SDXL_COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"
@@ -165,7 +168,7 @@ def test_an_empty_folder_and_a_pickle_and_unknown_names(tmp_path: Path) -> None:
 
 def test_single_file(tmp_path: Path) -> None:
     one = torch.zeros(1, 4)
-    keys = {key + "x" * key.endswith("."): one.clone() for key in weights.SINGLE_FILE_KEYS}
+    keys = {key + "x" * key.endswith("."): one.clone() for key in SINGLE_FILE_KEYS}
     path = tensors(tmp_path / "checkpoint.safetensors", keys)
     with pytest.raises(InputError, match="downloads are switched off"):  # the checkpoint itself is fine
         weights.resolve_model(str(path), local_only=True)
@@ -211,8 +214,8 @@ def cache(home: Path, repo: str, revision: str) -> Path:
 
 
 def cached_adapter(home: Path) -> None:
-    folder = cache(home, "h94/IP-Adapter", weights.source("ip-adapter-plus").revision)
-    ip_adapter, config, encoder = (folder / file for file in weights.source("ip-adapter-plus").files)
+    folder = cache(home, "h94/IP-Adapter", source("ip-adapter-plus").revision)
+    ip_adapter, config, encoder = (folder / file for file in source("ip-adapter-plus").files)
     tensors(ip_adapter, ADAPTER)
     tensors(encoder)
     config.write_text("{}")
@@ -251,7 +254,7 @@ def test_the_plain_ip_adapter_where_it_is_asked_for(tmp_path: Path) -> None:
     plain = 'print(weights.resolve_model("sdxl", ip_adapter="plain").ip_adapter.name)'
     assert "NotDownloaded h94/IP-Adapter" in client(plain, tmp_path, HF_HUB_OFFLINE="1")
     folder = next(tmp_path.glob("hub/models--h94*/snapshots/*"))
-    tensors(folder / weights.source("ip-adapter").files[0], ADAPTER)
+    tensors(folder / source("ip-adapter").files[0], ADAPTER)
     assert client(plain, tmp_path, HF_HUB_OFFLINE="1") == "ip-adapter_sdxl_vit-h.safetensors"
     with pytest.raises(InputError, match="--ip-adapter plain: the model tiny has an IP-Adapter of its own"):
         weights.resolve_model("tiny", ip_adapter="plain")
@@ -302,7 +305,7 @@ def test_lora_from_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
         handler.repos[f"who/{name}"] = tmp_path / name
         for file in files:
             tensors(tmp_path / name / "sub" / f"{file}.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
-    handler.repos[weights.source("std-v2v-0.75").repo] = tmp_path / "std"
+    handler.repos[source("std-v2v-0.75").repo] = tmp_path / "std"
     tensors(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
     code = """
     from pathlib import Path
@@ -347,10 +350,10 @@ def test_fingerprint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(json.loads(store.read_text())) == [f"{large}|{2**24 + 1}|{large.stat().st_mtime_ns}"]
     for damaged in ("[", "[]", json.dumps(dict.fromkeys(json.loads(store.read_text()), 1))):
         store.write_text(damaged)
-        weights._sha256_of.cache_clear()
+        fingerprints._sha256_of.cache_clear()
         assert fingerprint(large) == digest
     store.write_text(json.dumps(dict.fromkeys(json.loads(store.read_text()), "f" * 64)))
-    weights._sha256_of.cache_clear()
+    fingerprints._sha256_of.cache_clear()
     assert fingerprint(large) == "f" * 16  # not read a second time
 
 

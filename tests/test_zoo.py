@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from std_cli import stylize_image
 from std_cli.config import ImageSettings, image_settings
 from std_cli.errors import InputError
+from std_cli.hub import source
 from std_cli.lora import resolve_lora
 from std_cli.pipeline import ImagePipeline, VideoPipeline, _step_generator, make_scheduler, seeded_noise
 from std_cli.schedule import quickstart_num_inference_steps, timesteps
 from std_cli.stylize import choose_schedule, request_notices
-from std_cli.weights import resolve_model, source
+from std_cli.weights import resolve_model
 from std_cli.zoo import Entry, find_entry, method_lora, std_lora, zoo
 
 # diffusers' Euler scheduler reads a tensor as NumPy 2 no longer likes

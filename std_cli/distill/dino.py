@@ -17,9 +17,9 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from std_cli.errors import InputError
+from std_cli.files import read_header, read_object
 from std_cli.image import replace_file
 from std_cli.pickles import check_size, read_pickle
-from std_cli.weights import read_header, read_object
 
 SIZE = 224  # side of the pictures that the pre-trained nets see here (StyleGAN-T, and the reference of STD)
 _HEAD_WIDTH = 64  # of every DINOv2 net; the original files do not tell

@@ -9,9 +9,10 @@ from typing import Any
 from std_cli.config import Task
 from std_cli.distill.config import DistillConfig, template
 from std_cli.errors import InputError, StdError
+from std_cli.files import read_object
 from std_cli.image import replace_file
 from std_cli.memory import Live, counting, living
-from std_cli.weights import TINY, read_object
+from std_cli.weights import TINY
 
 
 def write_template(path: Path, task: Task, model: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from std_cli.errors import InputError
-from std_cli.weights import read_header, read_object
+from std_cli.files import read_header, read_object
 
 
 class TextCondition:

@@ -121,7 +121,7 @@ def distill(
     if state.is_main_process:
         path = export(folder, trainer.roles.state_dict(), config.lora.alpha, metadata(trainer, steps))
         if r.push:
-            from std_cli.weights import push_lora
+            from std_cli.hub import push_lora
 
             push_lora(path, r.push)
     on_event(

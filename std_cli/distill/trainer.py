@@ -33,8 +33,9 @@ from std_cli.distill.solver import Solver, draw_target
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.distill.text_condition import load_text_condition
 from std_cli.errors import InputError, StdError
+from std_cli.fingerprints import fingerprint
 from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
-from std_cli.weights import fingerprint, resolve_features, resolve_model, resolve_motion
+from std_cli.weights import resolve_features, resolve_model, resolve_motion
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]

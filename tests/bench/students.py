@@ -31,8 +31,9 @@ from std_cli.distill.config import DistillConfig, config_hash, load_config
 from std_cli.distill.export import DIFFUSERS
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
+from std_cli.fingerprints import fingerprint
 from std_cli.image import replace_file
-from std_cli.weights import fingerprint, resolve_model
+from std_cli.weights import resolve_model
 from tests.bench.students_report import CFGS, STEPS, Line, report
 from tests.bench.students_walk import Model, Samples, make_samples, relative, to_picture
 from tests.measures import colour_quantiles, edge_correlation, sharpness, texture_energies

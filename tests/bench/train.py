@@ -69,8 +69,9 @@ def make_sdxl(folder):
     from safetensors.torch import save_file
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+    from std_cli.files import read_object
     from std_cli.memory import SDXL_UNET, SDXL_VAE
-    from std_cli.weights import TINY, read_object
+    from std_cli.weights import TINY
     from tests.test_real_layout import ip_adapter
 
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("std.json", "motion_adapter"))
