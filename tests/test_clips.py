@@ -221,7 +221,7 @@ def server():
 
 def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
     """20 times SIGKILL, at a random moment each, over as many runs as it takes."""
-    source = make_clip(tmp_path / "in.mp4", 40, cut_at=23)
+    source = make_clip(tmp_path / "in.mp4", 28, cut_at=17)
     context = server()
 
     def start(output):

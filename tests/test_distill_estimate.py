@@ -133,7 +133,6 @@ CONFIGURATIONS = {
         "model": {"gradient_checkpointing": True},
         "optimizer": {"batch": 4, "accumulation": 2},
     },
-    "bf16, discriminator": {"model": {"dtype": "bf16", "gradient_checkpointing": False}, "optimizer": {"batch": 2}},
     "a clip": {
         "run": {"task": "v2v"},
         "data": {"frames": 8},
