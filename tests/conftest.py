@@ -15,6 +15,17 @@ QUIET = {
 os.environ.update(QUIET)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums on several threads may come out in another order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def photo():
     from skimage import data

@@ -249,6 +249,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
             kills += 1
             work = tmp_path / f".{output.name}.std"
             if output.exists() and not (work / "result.json").exists():  # the run was over but for its empty folder
+                assert {f.name for f in work.glob("*")} <= {"lock"}
                 shutil.rmtree(work, ignore_errors=True)
                 ends.append(output)
         else:

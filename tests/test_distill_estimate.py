@@ -14,13 +14,7 @@ from tests.test_distill_train import a_config
 
 A = 4 * 10_000  # bytes of 10,000 numbers
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -27,13 +27,7 @@ from std_cli.weights import resolve_model, resolve_motion
 SIZE = 64
 TARGETS = ["to_q", "to_out.0", "proj_in", "conv1", "time_emb_proj"]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -142,15 +142,6 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
     assert (got - want).abs().max() < 0.02 * want.std()  # weights were rounded to fp16
 
 
-@pytest.fixture
-def one_thread():
-    """Sums on several threads may come out in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch, one_thread):
     monkeypatch.setattr(train, "load", lambda *folders: latents)
     monkeypatch.setattr(train, "validate", lambda net, trainer: 0.0)

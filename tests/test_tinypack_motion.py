@@ -12,14 +12,7 @@ from std_cli.tinypack import export, motion, moving
 from std_cli.tinypack.model import Denoiser, make_unet, make_vae
 from std_cli.tinypack.vocabulary import make_tokenizer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums on several threads may come out in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

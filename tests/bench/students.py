@@ -39,6 +39,7 @@ from tests.bench.students_walk import Model, Samples, make_samples, relative, to
 from tests.measures import colour_quantiles, edge_correlation, sharpness, texture_energies
 
 CONFIG = Path(__file__).parents[2] / "examples" / "distill-compare.toml"
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "ip_adapter")  # of the model, that count
 SHOWN = 8  # samples whose pictures are kept
 
 
@@ -281,7 +282,8 @@ def _measured(path: Path, count: int) -> bool:
 def claim(output: Path, now: dict[str, str | int | None]) -> dict[str, str | int | None]:
     """Everything in a folder is made with the same weights and settings; returns them."""
     config = read_config([], None, None)
-    now |= {"weights": fingerprint(resolve_model(config.model.name).base), "configuration": config_hash(config)}
+    base = resolve_model(config.model.name).base
+    now |= {"weights": " ".join(fingerprint(base / part) for part in PARTS), "configuration": config_hash(config)}
     output.mkdir(parents=True, exist_ok=True)
     path = output / "made-with.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
