@@ -13,17 +13,8 @@ QUIET = {
     "TQDM_DISABLE": "1",
 }
 os.environ.update(QUIET)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Sums on several threads may come out in another order."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# pytest's workers have a core each; sums on several threads may come out in another order, too
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
-"""Imported once by the server that test_clips forks its children from: the model is loaded before the fork."""
+"""Imported once by the server that test_clips forks its children from: the model is loaded before the fork.
+
+Torch has one thread (see conftest.py), so the fork loses none.
+"""
 
 import torch
 
-torch.set_num_threads(1)  # no threads yet: a fork would lose them
-
-from std_cli import pipeline  # noqa: E402
-from std_cli.fingerprints import fingerprint  # noqa: E402
-from std_cli.weights import resolve_model, resolve_motion  # noqa: E402
+from std_cli import pipeline
+from std_cli.fingerprints import fingerprint
+from std_cli.weights import resolve_model, resolve_motion
 
 _files = resolve_model("tiny")
 fingerprint(_files.base)

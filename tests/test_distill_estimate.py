@@ -14,8 +14,6 @@ from tests.test_distill_train import a_config
 
 A = 4 * 10_000  # bytes of 10,000 numbers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -27,8 +27,6 @@ from std_cli.weights import resolve_model, resolve_motion
 SIZE = 64
 TARGETS = ["to_q", "to_out.0", "proj_in", "conv1", "time_emb_proj"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -85,7 +83,6 @@ def lines(folder):
 @pytest.fixture(scope="module")
 def whole(pictures, tmp_path_factory):
     """An uninterrupted run of 4 updates, its folder and events."""
-    torch.set_num_threads(1)
     folder, events = tmp_path_factory.mktemp("runs") / "whole", []
     distill(a_config(pictures, folder), on_event=events.append)
     return folder, events
@@ -392,7 +389,6 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", optimizer={"accumulation": 1})))
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", "std_cli", "distill", "--config", str(config), "-q"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

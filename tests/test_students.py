@@ -90,11 +90,8 @@ def run(trainer, folder):
         (folder_of_pictures / f"{i}.png").write_bytes(path.read_bytes())
         (folder_of_pictures / f"{i}.txt").write_text(f"number {i}")
     changes += [f"data.sources=['{folder_of_pictures}']", "lora.targets=['to_q']", "optimizer.batch=2"]
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     with patch.object(distill_train, "Trainer", Watched):
         distill_train.distill(load_config(CONFIG, changes))
-    torch.set_num_threads(before)
     return seen, fresh
 
 

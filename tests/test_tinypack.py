@@ -142,7 +142,7 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
     assert (got - want).abs().max() < 0.02 * want.std()  # weights were rounded to fp16
 
 
-def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch, one_thread):
+def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
     monkeypatch.setattr(train, "load", lambda *folders: latents)
     monkeypatch.setattr(train, "validate", lambda net, trainer: 0.0)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)

@@ -12,8 +12,6 @@ from std_cli.tinypack import export, motion, moving
 from std_cli.tinypack.model import Denoiser, make_unet, make_vae
 from std_cli.tinypack.vocabulary import make_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
