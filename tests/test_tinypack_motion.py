@@ -38,15 +38,15 @@ def vae_folder(tmp_path_factory):
 
 @pytest.fixture
 def clips(monkeypatch):
-    """Still clips of noise, small and few, that flicker."""
-    for name, value in (("HELD_OUT", 2), ("FRAMES", 3), ("WINDOW", 3), ("CROP", 16)):
-        monkeypatch.setattr(motion, name, value)
+    """Still clips of noise, small and few; the plain ones flicker."""
+    monkeypatch.setattr(motion, "HELD_OUT", 2)
+    monkeypatch.setattr(motion, "FRAMES", 3)
     g, n, side = torch.Generator().manual_seed(0), 6, 16
-    still = torch.randn(n, 4, 1, side, side, generator=g)
-    stirred = (still + 0.5 * torch.randn(n, 4, 3, side, side, generator=g)).half()
+    plain, styled = (torch.randn(n, 4, 1, side, side, generator=g).expand(-1, -1, 3, -1, -1).half() for _ in range(2))
+    stirred = (plain + 0.5 * torch.randn(n, 4, 3, side, side, generator=g)).half()
     flow, seen = torch.zeros(n, 2, side, side, 2).half(), torch.ones(n, 2, side, side, dtype=torch.bool)
     reference = np.random.default_rng(0).integers(0, 255, (n, 128, 128, 3), np.uint8)
-    return motion.Clips(stirred, flow, seen, reference, np.array(["halftone print, red"] * n))
+    return motion.Clips(stirred, styled, plain, flow, seen, reference, np.array(["halftone print, red"] * n))
 
 
 # --- moving scenes ---------------------------------------------------------------------------------------------------
@@ -54,9 +54,9 @@ def clips(monkeypatch):
 
 def test_a_clip_repeats_and_is_a_picture():
     a, b, c = (moving.clip(np.random.default_rng(s), frames=3, size=64) for s in (1, 1, 2))
-    assert a.plain.shape == a.clean.shape == (3, 64, 64, 3) and a.reference.shape == (128, 128, 3)
+    assert a.plain.shape == a.styled.shape == (3, 64, 64, 3) and a.reference.shape == (128, 128, 3)
     assert a.flow.shape == (2, 64, 64, 2) and a.seen.shape == (2, 64, 64)
-    pictures = (a.plain, a.clean, a.reference)
+    pictures = (a.plain, a.styled, a.clean, a.reference)
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1 for x in pictures)
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) and not np.array_equal(a.plain, c.plain)
 
@@ -71,7 +71,7 @@ def test_a_pan_by_whole_pixels_copies_pixels():
     assert np.abs(c[7:] - b[:-7]).max() < 4e-4
 
 
-@pytest.mark.parametrize("seed", [2, 3, 6, 7])
+@pytest.mark.parametrize("seed", [2, 3, 5, 7])
 def test_the_flow_tells_where_things_go(seed):
     """The next frame, fetched along the flow, is this frame wherever it can be seen: far nearer than without."""
     c = moving.clip(np.random.default_rng(seed), frames=4, size=96)
@@ -80,9 +80,9 @@ def test_the_flow_tells_where_things_go(seed):
     along, still = [], []
     for i in range(3):
         at = (y + c.flow[i, ..., 1], x + c.flow[i, ..., 0])
-        fetched = np.stack([ndimage.map_coordinates(c.clean[i + 1, ..., k], at, order=1) for k in range(3)], -1)
-        along.append(np.abs(fetched - c.clean[i])[c.seen[i]].mean())
-        still.append(np.abs(c.clean[i + 1] - c.clean[i])[c.seen[i]].mean())
+        fetched = np.stack([ndimage.map_coordinates(c.styled[i + 1, ..., k], at, order=1) for k in range(3)], -1)
+        along.append(np.abs(fetched - c.styled[i])[c.seen[i]].mean())
+        still.append(np.abs(c.styled[i + 1] - c.styled[i])[c.seen[i]].mean())
     assert np.mean(along) < 0.5 * np.mean(still)
 
 
@@ -92,12 +92,20 @@ def test_shards_follow_from_their_number(tmp_path, vae_folder, monkeypatch):
     motion.make_clips(tmp_path / "a", vae_folder, 3, 2)
     motion.make_clips(tmp_path / "b", vae_folder, 3, 1)
     a, b = motion.load_clips(tmp_path / "a"), motion.load_clips(tmp_path / "b")
-    assert a.plain.shape == (2, 4, 16, 8, 8) and a.plain.dtype == torch.float16
-    assert a.flow.shape == (2, 15, 8, 8, 2) and a.seen.shape == (2, 15, 8, 8)
-    assert torch.equal(a.plain[:1], b.plain) and a.caption[0] == b.caption[0] and a.caption.shape == (2,)
+    assert a.plain.shape == a.styled.shape == (2, 4, 8, 8, 8) and a.plain.dtype == torch.float16
+    assert a.flow.shape == (2, 7, 8, 8, 2) and a.seen.shape == (2, 7, 8, 8)
+    assert torch.equal(a.styled[:1], b.styled) and a.caption[0] == b.caption[0] and a.caption.shape == (2,)
 
 
-# --- motion, identity ------------------------------------------------------------------------------------------------
+# --- noise, motion, identity -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", [0.0, 0.4, 1.0])
+def test_mixed_noise_is_noise(m):
+    g = torch.Generator().manual_seed(0)
+    x = motion.mix_noise(torch.randn(1, 50_000, generator=g), torch.randn(2, 50_000, generator=g), m)
+    assert x.var(1).sub(1).abs().max() < 0.03
+    assert abs(float((x[0] * x[1]).mean()) - m) < 0.02
 
 
 def test_along_follows_the_motion():
@@ -119,41 +127,35 @@ def test_steadied_is_the_mean_of_neighbours_that_show_the_place():
     assert motion.steadied(x, still, seen)[0, 0, :, 2, 2].tolist() == [1.5, 1.5, 9.0]
 
 
-def test_what_is_the_same_in_all_frames_passes(net):
-    """Whatever the layers learn."""
-    adapter = motion.make_adapter()
-    for name, p in adapter.named_parameters():
-        if name.endswith(motion.LEARN):
-            drawn = 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4))
-            p.data.copy_(drawn @ motion.deviations(p.shape[1]))
-    unet = motion.make_motion_unet(net, adapter)
+def test_new_temporal_layers_change_nothing(net):
+    unet = motion.make_motion_unet(net, motion.make_adapter())
     g = torch.Generator().manual_seed(1)
-    x, states = torch.randn(2, 4, 1, 8, 8, generator=g), torch.randn(2, 32, 128, generator=g)
+    x, states = torch.randn(2, 4, 3, 8, 8, generator=g), torch.randn(2, 32, 128, generator=g)
     pooled, hidden = torch.randn(2, 64, generator=g), torch.randn(2, 1, 10, 128, generator=g)
     sizes, t = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2), torch.tensor([500, 20])
     more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden]}
     with torch.no_grad():
-        got = unet(x.expand(-1, -1, 3, -1, -1), t, states.repeat_interleave(3, 0), added_cond_kwargs=more).sample
+        got = unet(x, t, states.repeat_interleave(3, 0), added_cond_kwargs=more).sample
         tokens = net.unet.encoder_hid_proj.image_projection_layers[0](hidden[:, 0])
-        alone = net(x[:, :, 0], t, states, pooled, tokens, sizes)
+        each = [net(x[:, :, i], t, states, pooled, tokens, sizes) for i in range(3)]
     assert got.std() > 0.05
-    assert (got - alone[:, :, None]).abs().max() < 0.02 * alone.std()
+    assert (got - torch.stack(each, 2)).abs().max() < 1e-5 * max(1, float(got.abs().max()))
 
 
-def test_new_temporal_layers_take_the_middle_levels_deviations_off():
+def test_new_temporal_layers_see_what_deviates_along_time():
+    layer = motion.make_adapter().up_blocks[1].motion_modules[0]
+    torch.nn.init.eye_(layer.proj_out.weight)
     g = torch.Generator().manual_seed(2)
-    for width, block in ((48, 2), (96, 1), (128, 0)):
-        layer = motion.make_adapter().up_blocks[block].motion_modules[0]
-        still = torch.randn(1, width, 6, 6, generator=g).expand(8, -1, -1, -1)
-        change = 0.1 * torch.randn(8, width, 6, 6, generator=g)
-        with torch.no_grad():
-            taken = still + change - layer(still + change, num_frames=8)
-        if width == motion.WIDTHS[1]:
-            wanted = change - change.mean(0)
-            assert np.corrcoef(taken.flatten(), wanted.flatten())[0, 1] > 0.9
-            assert taken.mean(0).abs().mean() < 0.1 * taken.abs().mean()
-        else:
-            assert not taken.any()
+    still = torch.randn(1, 96, 6, 6, generator=g).expand(8, -1, -1, -1)
+    change = 0.1 * torch.randn(8, 96, 6, 6, generator=g)
+    with torch.no_grad():
+        nothing = (
+            layer(still, num_frames=8) - still - motion.CONSTANT * torch.tensor([1.0, -1.0]).repeat(48)[:, None, None]
+        )
+        something = layer(still + change, num_frames=8) - layer(still, num_frames=8) - change
+    assert nothing.abs().mean() < 0.2  # of 0.8
+    wanted = change - change.mean(0)
+    assert np.corrcoef(something.flatten(), wanted.flatten())[0, 1] > 0.95
 
 
 def test_fine_bands_and_their_strength():
@@ -169,21 +171,20 @@ def test_fine_bands_and_their_strength():
 
 
 def go(clips, net, tokenizer, out, steps=4, rate=1e-3):
-    return motion.train(clips, net, tokenizer, None, out, seed=1, steps=steps, minutes=1e6, rate=rate, weight=2.0)
+    return motion.train(clips, net, tokenizer, None, out, seed=1, steps=steps, minutes=1e6, rate=rate)
 
 
 def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(motion, "STEADY", 0.0)  # begins as the denoiser alone
     unets, make = [], motion.make_motion_unet
     monkeypatch.setattr(motion, "make_motion_unet", lambda *a: unets.append(make(*a)) or unets[-1])
     own = {k: v.clone() for k, v in net.state_dict().items()}
-    adapter = go(clips, net, tokenizer, tmp_path, steps=4, rate=2e-2)
+    adapter = go(clips, net, tokenizer, tmp_path, steps=60, rate=3e-4)
     [unet], plain = unets, make(net, motion.make_adapter())
     trainer = motion.Trainer(clips, net, tokenizer, np.random.default_rng(0))
     figures, start = motion.validate(unet, trainer), motion.validate(plain, trainer)
-    after, before = (x[0] + 2.0 * x[1] + motion.SOFTNESS * x[2] for x in (figures, start))
+    after, before = (x[0] + motion.FLICKER * x[1] + motion.SOFTNESS * x[2] for x in (figures, start))
     assert after < 0.99 * before
-    assert start[1] == pytest.approx(start[3], rel=1e-3) and start[2] < 1e-3 * start[0]
+    assert start[:2] == pytest.approx(start[3:], rel=1e-3) and start[2] < 1e-3 * start[0]  # the denoiser alone
     assert all(torch.equal(v, own[k]) for k, v in net.state_dict().items())
     old = plain.state_dict()
     moved = {k for k, v in unet.state_dict().items() if not torch.equal(v, old[k])}
@@ -194,16 +195,16 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net
 def test_resumed_is_uninterrupted(clips, net, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(motion, "SAVE_EVERY", 2)
     whole = go(clips, net, tokenizer, tmp_path / "whole").state_dict()
-    walk, calls = motion.Trainer.walk, []
+    losses, calls = motion.Trainer.losses, []
 
-    def dies(self, *args):
-        calls.append(torch.is_grad_enabled())
+    def dies(self, unet, chosen, size):
+        calls.append(unet.training or torch.is_grad_enabled())
         if sum(calls) == 4:
             raise KeyboardInterrupt
-        return walk(self, *args)
+        return losses(self, unet, chosen, size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(motion.Trainer, "walk", dies)
+        patch.setattr(motion.Trainer, "losses", dies)
         go(clips, net, tokenizer, tmp_path / "cut")
     resumed = go(clips, net, tokenizer, tmp_path / "cut").state_dict()
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())

@@ -1,6 +1,7 @@
 """Procedural moving scenes: what the pack's temporal layers are trained on.
 
-A camera moves over a drawn canvas, and cut-outs of a second one move across. So a clip's motion is known.
+A canvas is drawn once and stylized once; then one camera moves over its plain and its styled form alike, and cut-outs
+of a second canvas in the same style move across. So a styled clip is consistent along time, and its motion is known.
 """
 
 import math
@@ -18,11 +19,13 @@ class Clip(NamedTuple):
     """A moving scene of N frames; pictures are float32 in [0, 1]."""
 
     plain: Array  # (N, H, W, 3), with what a film has of stir, noise and flicker
-    clean: Array  # (N, H, W, 3), with nothing of it
-    reference: Array  # (128, 128, 3), a style's
-    caption: str  # of the reference
+    styled: Array  # (N, H, W, 3), with nothing of it
+    reference: Array  # (128, 128, 3)
+    caption: str
+    kind: str  # of the style
     flow: Array  # (N - 1, H, W, 2) float32: where a pixel's point is in the next frame, (x, y) from where it is now, px
     seen: Array  # (N - 1, H, W) bool: that point is in the next frame, and nothing hides it there
+    clean: Array  # as plain, with nothing of it either
 
 
 def similarity(zoom: Array, turn: Array, at: Array, centre: Array) -> Array:
@@ -60,28 +63,36 @@ def resample(canvas: Array, maps: Array, height: int, width: int) -> Array:
 
 
 def clip(r: Rng, frames: int = 8, size: int = 128) -> Clip:
-    """One moving scene, `size` px square (at most 160), with zero to three objects in front, and a style reference."""
+    """One moving scene in a random style, `size` px square (at most 160), with zero to three objects in front."""
+    drawn, other = scene(r), scene(r)
     style = styles.random_style(r)
     reference = styles.stylize(vary(scene(r), r), style, r)
     if r.random() < 0.4:  # as in data.make_shard: its colours are its own
-        reference = styles.transport(reference, vary(scene(r), r), r.uniform(0.4, 1))
+        reference = styles.transport(reference, vary(other, r), r.uniform(0.4, 1))
     still = r.random() < 0.12
-    layers = [(vary(scene(r), r), _camera(r, frames, size, still), np.ones((S, S), np.float32))]
-    if count := int(r.integers(0, 4)):
-        other = vary(scene(r), r)
-        layers += [(other, *_cut_out(r, frames, size, still)) for _ in range(count)]
+    count = int(r.integers(0, 4))
+    layers, tags = [], ""
+    for number, picture in enumerate((drawn, other)[: 1 + min(count, 1)]):
+        x = vary(picture, r)
+        y = styles.match(styles.stylize(x, style, r), reference)
+        tags = tags or styles.caption(style, y, r)
+        both = np.concatenate([x, y], -1)
+        if number == 0:
+            layers.append((both, _camera(r, frames, size, still), np.ones((S, S), np.float32)))
+        else:
+            layers += [(both, *_cut_out(r, frames, size, still)) for _ in range(count)]
 
-    out = np.zeros((frames, size, size, 3), np.float32)
+    out = np.zeros((frames, size, size, 6), np.float32)
     top = np.zeros((frames, size, size), np.int64)  # the layer that a pixel shows
-    for number, (picture, maps, mask) in enumerate(layers):
-        seen = resample(np.concatenate([picture, mask[..., None]], -1), maps, size, size)
-        alpha = np.clip(seen[..., 3:], 0, 1)
-        out = out * (1 - alpha) + seen[..., :3] * alpha
+    for number, (both, maps, mask) in enumerate(layers):
+        seen = resample(np.concatenate([both, mask[..., None]], -1), maps, size, size)
+        alpha = np.clip(seen[..., 6:], 0, 1)
+        out = out * (1 - alpha) + seen[..., :6] * alpha
         top[alpha[..., 0] > 0.5] = number
     flow, visible = _motion([m for _, m, _ in layers], top)
-    clean = np.clip(out, 0, 1)
+    clean = np.clip(out[..., :3], 0, 1)
     small = reference.reshape(128, 2, 128, 2, 3).mean((1, 3))
-    return Clip(_film(clean, r), clean, small, styles.caption(style, reference, r), flow, visible)
+    return Clip(_film(clean, r), np.clip(out[..., 3:], 0, 1), small, tags, style.kind, flow, visible, clean)
 
 
 def _grid(height: int, width: int) -> Array:
