@@ -1,7 +1,8 @@
 """What the motion adapter does on a clip: `python -m tests.bench.motion CLIP --style REF`.
 
 The clip is stylized twice at the same settings, frame by frame (`--motion none`) and with the model's own adapter.
-Flicker by DIS optical flow from the source (levels of 255), colour and texture distance to the reference, seam ratio.
+Flicker by DIS optical flow from the source (levels of 255; the source's own, too, which no style should have to hide),
+colour and texture distance to the reference, seam ratio.
 """
 
 import argparse
@@ -43,6 +44,8 @@ def main():
         frames = read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)
         shape = results[0].shape[1::-1]
         sources = [np.asarray(Image.fromarray(f.rgb).resize(shape, Image.Resampling.LANCZOS)) for f in frames]
+        if not found:
+            print(f"{'source':8}{flicker(sources, sources):9.3f}")
         pictures = [Image.fromarray(r) for r in results[::4]]
         row = (
             flicker(sources, results),
