@@ -122,7 +122,6 @@ def measured(work):
     work()
     return status("VmHWM") - before
 
-torch.set_num_threads(1)
 files, size = resolve_model("tiny"), (256, 192)
 motion = resolve_motion("auto", files)
 pipeline = VideoPipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
