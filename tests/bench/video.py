@@ -1,6 +1,7 @@
-"""`stylize_video` beside a loop as one would write it on diffusers, a process each: `python -m tests.bench.video`.
+"""`stylize_video` beside a loop as one would write it on diffusers: `python -m tests.bench.video`.
 
-The plain loop reads the whole clip, denoises window after window with the same motion UNet at the same overlap, blends
+A process each: on a CPU a second of one and a second of the other in turn, on a GPU one after the other. The plain
+loop reads the whole clip, denoises window after window with the same motion UNet at the same overlap, blends
 the decoded windows in pixels, and writes. Printed for each length: frames per second, the share of the time that is not
 in UNet or VAE, peak RSS; then the ratios. All on the embedded pack, on generated clips, on one device (`--device`).
 """
@@ -8,7 +9,6 @@ in UNet or VAE, peak RSS; then the ratios. All on the embedded pack, on generate
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import threading
@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from tests.bench.turns import in_turns
 
 
 def make_clip(path, frames, size):
@@ -73,10 +75,11 @@ def ours(a, source, reference, out):
         for owner, name in ((self.pipe.unet, "forward"), (self.pipe.vae, "encode"), (self.pipe.vae, "decode")):
             spent.wrap(owner, name)
         begun.append(time.perf_counter())
+        print("begin", flush=True)
 
     pipeline.VideoPipeline.prepare = hooked
     stylize_video(source, reference, out, cuts="off", **settings(a))
-    return time.perf_counter() - begun[0], spent.seconds
+    return spent.seconds / (time.perf_counter() - begun[0])
 
 
 def plain(a, source, reference, out):
@@ -96,6 +99,7 @@ def plain(a, source, reference, out):
     p.set_style([reference], [1.0], 1.0, "all")
     p.prepare(s, "quickstart", tuple(a.size))
     spent, begin = Spent(), time.perf_counter()
+    print("begin", flush=True)
     for owner, name in ((p.pipe.unet, "forward"), (p.pipe.vae, "encode"), (p.pipe.vae, "decode")):
         spent.wrap(owner, name)
     with av.open(str(source)) as file:
@@ -118,7 +122,7 @@ def plain(a, source, reference, out):
             image = Image.fromarray((picture / w).round().astype(np.uint8))
             file.mux(stream.encode(av.VideoFrame.from_image(image)))
         file.mux(stream.encode())
-    return time.perf_counter() - begin, spent.seconds
+    return spent.seconds / (time.perf_counter() - begin)
 
 
 def measure(a, frames):
@@ -128,14 +132,13 @@ def measure(a, frames):
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.mp4"
         make_clip(source, frames, a.size)
-        seconds, inside = {"plain": plain, "ours": ours}[a.one](a, source, reference, Path(folder) / "out.mp4")
-    found = {"fps": frames / seconds, "outside": 1 - inside / seconds}
-    found["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if a.device.startswith("cuda"):
-        import torch
+        inside = {"plain": plain, "ours": ours}[a.one](a, source, reference, Path(folder) / "out.mp4")
+        found = {"outside": 1 - inside, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        if a.device.startswith("cuda"):
+            import torch
 
-        found["device"] = torch.cuda.max_memory_allocated() / 2**20
-    print(json.dumps(found))
+            found["device"] = torch.cuda.max_memory_allocated() / 2**20
+        print(json.dumps(found), flush=True)
 
 
 def main():
@@ -151,12 +154,13 @@ def main():
     print(f"{a.size[0]} x {a.size[1]}, {a.steps} steps, {a.device}")
     print(f"{'frames':>7}{'':8}{'fps':>8}{'outside':>9}{'RSS MiB':>9}{'device MiB':>12}")
     all_found = {}
+    turn = 1.0 if a.device == "cpu" else float("inf")
+    one = [sys.executable, "-W", "ignore", "-m", "tests.bench.video", f"--device={a.device}", f"--steps={a.steps}"]
+    one += ["--size", *map(str, a.size), "--frames"]
     for frames in a.frames:
-        for which in ("plain", "ours"):
-            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.video", "--one", which, "--device", a.device]
-            command += ["--frames", str(frames), "--steps", str(a.steps), "--size", *map(str, a.size)]
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            m = all_found[which, frames] = json.loads(out.splitlines()[-1])
+        commands = {which: [*one, str(frames), "--one", which] for which in ("plain", "ours")}
+        for which, ((begin, _), (end, facts)) in in_turns(commands, turn).items():
+            m = all_found[which, frames] = {"fps": frames / (end - begin)} | json.loads(facts)
             device = f"{m['device']:12.0f}" if "device" in m else ""
             print(f"{frames:7}  {which:6}{m['fps']:8.2f}{m['outside']:9.1%}{m['rss']:9.0f}{device}", flush=True)
     for frames in a.frames:
