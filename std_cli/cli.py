@@ -182,6 +182,7 @@ def video(
     fps: Annotated[str | None, _option("fps", metavar="N")] = None,
     motion: Annotated[str | None, _option("motion", metavar="NAME|FOLDER")] = None,
     overlap: Annotated[int | None, _option("overlap")] = None,
+    steady: Annotated[float | None, _option("steady")] = None,
     batch: Annotated[int | None, _option("batch")] = None,
     cuts: Annotated[str | None, _option("cuts", metavar="auto|off|FILE")] = None,
     codec: Annotated[str | None, _option("codec")] = None,

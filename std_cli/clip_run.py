@@ -35,6 +35,7 @@ from std_cli.stylize import (
 from std_cli.video.clip import Clip, Pixels
 from std_cli.video.cuts import CutDetector, GivenCuts
 from std_cli.video.join import join
+from std_cli.video.motion import Grey, Steady, grey
 from std_cli.video.quality import Quality
 from std_cli.video.read import read_frames
 from std_cli.video.write import SegmentWriter, Target
@@ -85,6 +86,8 @@ class _Item:
     """It begins a shot."""
     source: Pixels
     """What the quality figures need of it; with side_by_side the frame in the size of the result."""
+    grey: Grey | None = None
+    """The source in the working size, where the result is to be made steady."""
     latent: Any = None
     """Clean, then finished."""
     joint: bool = False
@@ -140,7 +143,7 @@ class Run:
     def go(self, pipeline: "VideoPipeline", work: WorkFolder, overwrite: bool, keep_work: bool) -> Event:
         begin = time.monotonic()
         wave = self._wavefront(pipeline)
-        quality, segments, emitted, pushed = Quality(), 0, 0, 0
+        quality, steady, segments, emitted, pushed = Quality(), Steady(self.s.steady), 0, 0, 0
         if work.state is not None:
             kept = work.state
             segments, emitted, pushed = kept["segments"], kept["emitted"], kept["pushed"]
@@ -151,6 +154,8 @@ class Run:
             quality = Quality.from_state(
                 {k.removeprefix("quality."): v.numpy() for k, v in work.tensors.items() if k.startswith("quality.")}
             )
+            if "steady.source" in work.tensors:
+                steady.before = work.tensors["steady.source"].numpy(), work.tensors["steady.result"].numpy()
             self.notice(f"going on after {emitted} finished frames")
         resumed, done, saved, shot = emitted, emitted, emitted, kept["shot"] if work.state is not None else 0
         writer: SegmentWriter | None = None
@@ -158,7 +163,7 @@ class Run:
         meter = _Meter(self, wave.progress)
         frames = self.read(emitted)
         encoded = _stage(self._encode(_stage(frames), pipeline, pushed))
-        pictures = _stage(self._decode(_stage(self._denoise(encoded, pipeline, wave)), pipeline))
+        pictures = _stage(self._decode(_stage(self._denoise(encoded, pipeline, wave)), pipeline, steady))
         try:
             for item in pictures:
                 if isinstance(item, _Tick):
@@ -254,11 +259,14 @@ class Run:
     def _encode(self, items: Iterator[_Item], pipeline: "VideoPipeline", pushed: int) -> Generator[_Item, None, None]:
         fit = fit_to(*self.job.clip.display_size, self.job.working)
         for item in items:
-            if item.index >= pushed:  # else it is in the wavefront already
+            known = item.index < pushed  # it is in the wavefront already
+            if self.s.steady or not known:
                 picture = Image.fromarray(item.source)
                 if picture.size != self.job.clip.display_size:
                     picture = picture.resize(self.job.clip.display_size, Image.Resampling.LANCZOS)
-                item.latent = pipeline.encode(fit.apply(picture))
+                picture = fit.apply(picture)
+                item.grey = grey(picture) if self.s.steady else None
+                item.latent = None if known else pipeline.encode(picture)
             item.source = self._keep(item.source)
             yield item
 
@@ -306,12 +314,20 @@ class Run:
                 yield from out(finished)
             yield checkpoint()
 
-    def _decode(self, items: Iterator[Any], pipeline: "VideoPipeline") -> Generator[Any, None, None]:
+    def _decode(self, items: Iterator[Any], pipeline: "VideoPipeline", steady: Steady) -> Generator[Any, None, None]:
+        import torch
+
         fit = fit_to(*self.job.clip.display_size, self.job.working)
         for item in items:
             if isinstance(item, _Item):
-                picture = fit.undo(Image.fromarray(pipeline.decode(item.latent)))
-                item.latent, item.picture = None, _resized(np.asarray(picture), self.job.size)
+                pixels = pipeline.decode(item.latent)
+                if item.grey is not None:
+                    pixels = steady(item.grey, pixels, item.cut)
+                picture = fit.undo(Image.fromarray(pixels))
+                item.latent, item.grey, item.picture = None, None, _resized(np.asarray(picture), self.job.size)
+            elif isinstance(item, _Checkpoint) and steady.before is not None:
+                arrays = zip(("source", "result"), steady.before, strict=True)
+                item.tensors.update({f"steady.{name}": torch.from_numpy(np.array(a)) for name, a in arrays})
             yield item
 
     def _beside(self, source: Pixels, result: Pixels) -> Pixels:

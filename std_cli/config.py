@@ -138,6 +138,8 @@ class VideoSettings(ImageSettings):
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time."""
     overlap: int | None = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
+    steady: float = Field(0.75, ge=0, le=0.95)
+    """How much of each frame is taken from the one before, moved as the source moved, against flicker; 0 is none."""
     batch: int | None = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
     cuts: str = "auto"

@@ -1,8 +1,8 @@
-"""What the motion adapter does on a clip: `python -m tests.bench.motion CLIP --style REF`.
+"""What the motion adapter and the filter along the motion do on a clip: `python -m tests.bench.motion CLIP --style R`.
 
-The clip is stylized twice at the same settings, frame by frame (`--motion none`) and with the model's own adapter.
-Flicker by DIS optical flow from the source (levels of 255; the source's own, too, which no style should have to hide),
-colour and texture distance to the reference, seam ratio.
+The clip is stylized twice at the same settings, frame by frame (`--motion none`) and with the model's own adapter, and
+each of the two then filtered as `--steady` does it. Flicker by DIS optical flow from the source (levels of 255; the
+source's own, too, which no style should have to hide), colour and texture distance to the reference, seam ratio.
 """
 
 import argparse
@@ -14,8 +14,23 @@ import numpy as np
 from PIL import Image
 
 from std_cli import stylize_video
+from std_cli.config import VideoSettings
+from std_cli.video.motion import Steady, grey
+from std_cli.video.quality import Quality
 from std_cli.video.read import open_clip, read_frames
+from std_cli.wavefront import window_starts
 from tests.measures import colour_distance, flicker, texture_distance
+
+
+def told(sources, results, reference, window, overlap):
+    """(flicker, colour distance, texture distance, seam ratio)."""
+    starts = window_starts(len(results), window, window - overlap)
+    joints, quality = {*starts, *(start + window for start in starts)}, Quality()
+    for i, (source, result) in enumerate(zip(sources, results, strict=True)):
+        quality.add(source, result, joint=i in joints, cut=i == 0)
+    pictures = [Image.fromarray(r) for r in results[::4]]
+    colour, texture = (np.mean([d(x, reference) for x in pictures]) for d in (colour_distance, texture_distance))
+    return flicker(sources, results), colour, texture, quality.figures["seam_ratio"] or 0.0
 
 
 def main():
@@ -28,39 +43,35 @@ def main():
     p.add_argument("--model", default="tiny")
     p.add_argument("--overlap", type=int)
     p.add_argument("--motion", nargs="*", default=["none", "auto"])
+    p.add_argument("--steady", type=float, default=VideoSettings.model_fields["steady"].default)
     a = p.parse_args()
     reference = Image.open(a.style).convert("RGB")
-    found = {}
-    print(f"{'motion':8}{'flicker':>9}{'colour':>8}{'texture':>9}{'seams':>7}")
+    frames = [f.rgb for f in read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)]
+    found, sources = {}, []
+    print(f"{'motion':8}{'steady':>7}{'flicker':>9}{'colour':>8}{'texture':>9}{'seams':>7}")
     for motion in a.motion:
+        events = []
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.mkv"
-            [told] = stylize_video(
+            stylize_video(
                 a.clip, a.style, out, model=a.model, motion=motion, size=a.size, output_size="model", codec="ffv1",
-                max_frames=a.frames, start=Fraction(repr(a.start)), cuts="off",
+                max_frames=a.frames, start=Fraction(repr(a.start)), cuts="off", steady=0.0, on_event=events.append,
                 overlap=a.overlap if motion != "none" else None,
             )  # fmt: skip
             results = [f.rgb for f in read_frames(open_clip(out))]
-        frames = read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)
         shape = results[0].shape[1::-1]
-        sources = [np.asarray(Image.fromarray(f.rgb).resize(shape, Image.Resampling.LANCZOS)) for f in frames]
-        if not found:
-            print(f"{'source':8}{flicker(sources, sources):9.3f}")
-        pictures = [Image.fromarray(r) for r in results[::4]]
-        row = (
-            flicker(sources, results),
-            np.mean([colour_distance(x, reference) for x in pictures]),
-            np.mean([texture_distance(x, reference) for x in pictures]),
-            told["seam_ratio"] or 0.0,
-        )
-        found[motion] = row
-        print(f"{motion:8}{row[0]:9.3f}{row[1]:8.2f}{row[2]:9.3f}{row[3]:7.3f}", flush=True)
-    first, last = found[a.motion[0]], found[a.motion[-1]]
-    names = ("flicker", "colour", "texture")
-    print(
-        f"{a.motion[-1]} / {a.motion[0]}: "
-        + ", ".join(f"{n} {y / x:.3f}" for n, x, y in zip(names, first, last, strict=False))
-    )
+        if not sources:
+            sources = [np.asarray(Image.fromarray(f).resize(shape, Image.Resampling.LANCZOS)) for f in frames]
+            print(f"{'source':15}{flicker(sources, sources):9.3f}")
+        windows = [next(e for e in events if e["event"] == "start")["settings"][k] for k in ("window", "overlap")]
+        for strength in (0.0, a.steady):
+            steady = Steady(strength)
+            if strength:
+                results = [steady(grey(Image.fromarray(s)), r, False) for s, r in zip(sources, results, strict=True)]
+            row = found[motion, strength] = told(sources, results, reference, *windows)
+            first = next(iter(found.values()))
+            shares = "".join(f"{y / x - 1:+9.1%}" for x, y in zip(first[:3], row, strict=False))
+            print(f"{motion:8}{strength:7.2f}{row[0]:9.3f}{row[1]:8.2f}{row[2]:9.3f}{row[3]:7.3f}{shares}", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,12 @@ def in_turns(commands, seconds=1.0):
     """{name: command} -> {name: [(seconds on its own clock, line), ...]}, of what each printed. POSIX only."""
     processes = {name: _Process(command) for name, command in commands.items()}
     running = list(processes.values())
-    while running:
-        running = [p for p in running if p.run(seconds)]
+    try:
+        while running:
+            running = [p for p in running if p.run(seconds)]
+    finally:
+        for p in running:
+            p.process.kill()
     for name, p in processes.items():
         p.reader.join()
         if p.process.returncode:

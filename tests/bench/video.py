@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from std_cli.image import working_size
 from tests.bench.turns import in_turns
 
 
@@ -149,6 +150,8 @@ def main():
     p.add_argument("--steps", type=int, default=4)
     p.add_argument("--device", default="cpu")
     a = p.parse_args()
+    if working_size(*a.size, tuple(a.size), 0, False) != tuple(a.size):
+        p.error(f"--size {a.size}: ours would work at another size than the plain loop: multiples of 8, 64 at least")
     if a.one:
         return measure(a, a.frames[0])
     print(f"{a.size[0]} x {a.size[1]}, {a.steps} steps, {a.device}")
