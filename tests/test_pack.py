@@ -39,19 +39,18 @@ def test_another_reference_gives_another_picture(styled):
     assert (distances.argmin(1) == np.arange(len(KINDS))).sum() >= 3, distances.round(1)
 
 
-def test_the_motion_adapter_steadies_a_clip(tmp_path):
+def test_the_motion_adapter_and_the_filter_steady_a_clip(tmp_path):
     """Against the same frames one by one; figures on a real clip are in packs/tiny/README.md."""
-    style, found = EXAMPLES / "style-watercolour.png", {}
-    for motion in ("none", "auto"):
-        out = tmp_path / f"{motion}.mkv"
+    style, found = EXAMPLES / "style-watercolour.png", []
+    for motion, steady in (("none", 0.0), ("auto", 0.0), ("none", None), ("auto", None)):
+        out = tmp_path / f"{motion}-{steady}.mkv"
         settings = {"model": "tiny", "size": 128, "steps": 4, "output_size": "model", "codec": "ffv1", "max_frames": 12}
-        stylize_video(EXAMPLES / "clip.mp4", style, out, motion=motion, start="2", **settings)
-        found[motion] = [f.rgb for f in read_frames(open_clip(out))]
-    shape = found["auto"][0].shape[1::-1]
+        stylize_video(EXAMPLES / "clip.mp4", style, out, motion=motion, steady=steady, start="2", **settings)
+        found.append([f.rgb for f in read_frames(open_clip(out))])
     frames = read_frames(open_clip(EXAMPLES / "clip.mp4"), start=Fraction(2), max_frames=12)
-    sources = [np.asarray(Image.fromarray(f.rgb).resize(shape)) for f in frames]
-    alone, steadied = (flicker(sources, results) for results in found.values())
-    assert steadied < 0.92 * alone
+    sources = [np.asarray(Image.fromarray(f.rgb).resize(found[0][0].shape[1::-1])) for f in frames]
+    alone, adapted, filtered, both = (flicker(sources, results) for results in found)
+    assert adapted < 0.92 * alone and filtered < 0.75 * alone and both < 0.85 * min(adapted, filtered)
 
 
 def test_the_pack_is_small():

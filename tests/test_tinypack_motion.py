@@ -238,3 +238,17 @@ def test_a_blend_is_the_mean_of_weights(tmp_path):
     a, b, c = (MotionAdapter.from_pretrained(f, dtype=torch.float32).state_dict() for f in [*folders, tmp_path / "c"])
     assert any(not torch.equal(v, b[k]) for k, v in a.items())
     assert all(c[k].allclose(0.75 * v + 0.25 * b[k], atol=1e-3) for k, v in a.items())
+
+
+def test_a_weakened_adapter_adds_its_share(tmp_path):
+    adapter = motion.make_adapter()
+    for p in adapter.parameters():
+        torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+    motion.save(adapter, tmp_path / "whole")
+    motion.weaken(tmp_path / "whole", 0.25, tmp_path / "quarter")
+    x = torch.randn(4, 48, 4, 4, generator=torch.Generator().manual_seed(0))
+    folders = (tmp_path / "whole", tmp_path / "quarter")
+    layers = [MotionAdapter.from_pretrained(f).down_blocks[0].motion_modules[0].float() for f in folders]
+    with torch.no_grad():
+        added = [layer(x, num_frames=4) - x for layer in layers]
+    assert added[0].std() > 0.01 and torch.allclose(added[1], added[0] / 4, atol=0.02 * added[0].std())

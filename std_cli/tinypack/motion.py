@@ -415,6 +415,16 @@ def blend(folders: list[Path], share: float, out: Path) -> None:
     save(one, out)
 
 
+def weaken(folder: Path, share: float, out: Path) -> None:
+    """The same adapter with `share` of its effect: what its layers add to the denoiser's, times that."""
+    adapter = MotionAdapter.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for name, p in adapter.named_parameters():
+            if ".proj_out." in name:
+                p.mul_(share)
+    save(adapter, out)
+
+
 def run(
     work: Path,
     pack: Path,
@@ -437,10 +447,13 @@ def run(
 
 def main() -> None:
     p = argparse.ArgumentParser(prog="python -m std_cli.tinypack.motion", description="Train the temporal layers.")
-    p.add_argument("work", type=Path, help="folder for what the training makes; with --blend, the adapter's")
+    p.add_argument(
+        "work", type=Path, help="folder for what the training makes; with --blend or --weaken, the adapter's"
+    )
     p.add_argument("--pack", type=Path, help="the pack folder that they are for; it is only read")
     p.add_argument("--blend", type=Path, nargs=2, metavar="FOLDER", help="no training: the mean of two adapters")
-    p.add_argument("--share", type=float, default=0.5, help="of the second, with --blend")
+    p.add_argument("--weaken", type=Path, metavar="FOLDER", help="no training: an adapter with a share of its effect")
+    p.add_argument("--share", type=float, default=0.5, help="of the second, with --blend; of the effect, with --weaken")
     p.add_argument("--start", type=Path, help="folder of an adapter to go on from")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--clips", type=int, default=400)
@@ -452,8 +465,10 @@ def main() -> None:
     torch.set_flush_denormal(True)
     if a.blend:
         return blend(a.blend, a.share, a.work)
+    if a.weaken:
+        return weaken(a.weaken, a.share, a.work)
     if not a.pack:
-        p.error("--pack is needed, or --blend")
+        p.error("--pack is needed, or --blend, or --weaken")
     run(a.work, a.pack, a.start, a.seed, a.clips, a.minutes, a.steps, a.rate)
 
 
