@@ -88,5 +88,6 @@ def test_it_goes_on_from_its_state():
     whole, steady, parts = steadied(sources, noisy), Steady(0.75), []
     for s, r in zip(sources, noisy, strict=True):
         parts.append(steady(grey(Image.fromarray(s)), r, False))
-        steady = Steady(0.75, steady.before)
+        before, steady = steady.before, Steady(0.75)
+        steady.before = before
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))

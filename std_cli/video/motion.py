@@ -73,13 +73,13 @@ class Steady:
     """A filter of stylized frames, one after the other, that takes out what flickers. Holds one frame.
 
     Each result is mixed with the one before, as the source moved, by `strength` (0 to less than 1) where that motion is
-    certain and the source only moved: what comes into view, or changes, stays new. A frame so counts
+    certain and the source only moved: what comes into view, or changes, stays new. So it is a mean of about
     1 / (1 - strength) frames at most.
     """
 
-    def __init__(self, strength: float, before: tuple[Grey, Floats] | None = None) -> None:
-        """before: the state of another one, to go on from."""
-        self.strength, self.before = strength, before
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+        self.before: tuple[Grey, Floats] | None = None  # source (H, W) and result (H, W, 3): all there is of state
         self._motion = Motion()
 
     def __call__(self, source: Grey, result: Pixels, cut: bool) -> Pixels:
