@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,30 @@ def test_a_resumed_run_is_the_uninterrupted_one(whole, pictures, tmp_path, stops
     for name in ("training.pt", "lane-00000.pt", "lane-00001.pt"):
         a, b = (checkpoint.load_part(f / "checkpoint-000004", name) for f in (folder, tmp_path / "run"))
         assert same(a, b), name
+
+
+def test_half_precision_skips_what_overflows(pictures, tmp_path, monkeypatch):
+    """Two updates overflow, as the scale starts far too high; the run tells them, and resumes between them exactly."""
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=2**-20)
+    )
+    folder, parts = tmp_path / "whole", tmp_path / "parts"
+    distill(a_config(pictures, folder, model={"dtype": "fp16"}, run={"save_every": 1}))
+    assert "NaN" not in (folder / "metrics.jsonl").read_text()
+    norms = [row["norm"] for row in lines(folder)[1:]]
+    assert norms[:2] == [None, None] and all(0 < norm < 10 for norm in norms[2:])
+    adapters = [load_file(folder / f"checkpoint-00000{n}" / "adapter.safetensors") for n in (2, 3)]
+    changed = [any(v.abs().max() > 0 for k, v in a.items() if "lora_B" in k) for a in adapters]
+    assert changed == [False, True]
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            a_config(pictures, parts, model={"dtype": "fp16"}, run={"save_every": 1}),
+            on_event=lambda e: os.kill(os.getpid(), signal.SIGTERM) if e.get("step") == 1 else None,
+        )
+    distill(a_config(pictures, parts, model={"dtype": "fp16"}, run={"save_every": 1}))
+    assert lines(parts) == lines(folder)
+    a, b = (load_file(f / "pytorch_lora_weights.safetensors") for f in (folder, parts))
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def same(a, b):
@@ -400,3 +425,38 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
     for x, y in zip(lines(whole[0])[1:], lines(tmp_path / "run")[1:], strict=True):
         assert x["n"] == y["n"], "the same samples"
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+
+
+OVERFLOWS_IN_ONE = """
+import os, torch
+from std_cli.cli import main
+
+class Scaler(torch.amp.GradScaler):
+    calls = 0
+
+    def scale(self, loss):
+        Scaler.calls += 1
+        wrong = os.environ["RANK"] == "1" and Scaler.calls == 1
+        return super().scale(loss) * (float("inf") if wrong else 1)
+
+torch.amp.GradScaler = Scaler
+main()
+"""
+
+
+def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
+    config, script = tmp_path / "run.toml", tmp_path / "script.py"
+    script.write_text(OVERFLOWS_IN_ONE)
+    how = {"model": {"dtype": "fp16"}, "optimizer": {"accumulation": 1}, "run": {"max_steps": 2, "save_every": 1}}
+    config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(script), "distill", "--config", str(config), "-q"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    norms = [row["norm"] for row in lines(tmp_path / "run")[1:]]
+    assert norms[0] is None and 0 < norms[1] < 10
+    lora = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
+    assert all(torch.isfinite(v).all() for v in lora.values())

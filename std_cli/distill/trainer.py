@@ -121,7 +121,8 @@ class Trainer:
         self.learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
         self.scale = lane_count * o.batch / 128 if o.scale_lr else 1.0
         self.optimizer = _optimizer(config, self.learning, o.lr * self.scale, self.device)
-        self.scaler = torch.amp.GradScaler(enabled=dtype == torch.float16 and self.device.type == "cuda")
+        half = dtype == torch.float16 and self.device.type in ("cuda", "cpu")
+        self.scaler = torch.amp.GradScaler(self.device.type if half else "cpu", enabled=half)
         self.features = features.to(self.device) if features is not None else None
         self.discriminator: Discriminator | None = None
         self.text = None
@@ -262,7 +263,6 @@ class Trainer:
         """Average the gradients over processes, move every network; the update's figures."""
         o, a = self.config.optimizer, self.config.adversarial
         mean = self._mean(figures)
-        self.scaler.unscale_(self.optimizer)
         facts: dict[str, Any] = dict(mean)
         pairs = [("norm", self.optimizer, o.lr)]
         if self.discriminator is not None:
@@ -270,12 +270,16 @@ class Trainer:
         for name, optimizer, lr in pairs:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self._reduce(parameters)
+            if optimizer is self.optimizer:
+                self.scaler.unscale_(optimizer)  # after the sum, so that all processes skip the same updates
             facts[name] = torch.nn.utils.clip_grad_norm_(parameters, o.clip).item()
-            if not math.isfinite(facts[name]) and not (self.scaler.is_enabled() and name == "norm"):
-                raise StdError(
-                    f"the gradient is not finite in update {step + 1} ({name} {facts[name]}): no weight was changed; "
-                    "lower the learning rate, and resume from the last checkpoint"
-                )
+            if not math.isfinite(facts[name]):
+                if not (self.scaler.is_enabled() and optimizer is self.optimizer):
+                    raise StdError(
+                        f"the gradient is not finite in update {step + 1} ({name} {facts[name]}): no weight was "
+                        "changed; lower the learning rate, and resume from the last checkpoint"
+                    )
+                facts[name] = None  # the scaler skips the update, and scales less from now on
             for group in optimizer.param_groups:
                 group["lr"] = lr * self.scale * self._rate(step)
         self.scaler.step(self.optimizer)
