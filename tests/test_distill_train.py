@@ -159,19 +159,20 @@ def test_half_precision_skips_what_overflows(pictures, tmp_path, monkeypatch):
         torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=2**-20)
     )
     folder, parts = tmp_path / "whole", tmp_path / "parts"
-    distill(a_config(pictures, folder, model={"dtype": "fp16"}, run={"save_every": 1}))
+    how = {"model": {"dtype": "fp16"}, "run": {"max_steps": 3, "save_every": 1}, "adversarial": {"features": "none"}}
+    distill(a_config(pictures, folder, **how))
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
     norms = [row["norm"] for row in lines(folder)[1:]]
-    assert norms[:2] == [None, None] and all(0 < norm < 10 for norm in norms[2:])
+    assert norms[:2] == [None, None] and 0 < norms[2] < 10
     adapters = [load_file(folder / f"checkpoint-00000{n}" / "adapter.safetensors") for n in (2, 3)]
     changed = [any(v.abs().max() > 0 for k, v in a.items() if "lora_B" in k) for a in adapters]
     assert changed == [False, True]
     with pytest.raises(KeyboardInterrupt):
         distill(
-            a_config(pictures, parts, model={"dtype": "fp16"}, run={"save_every": 1}),
+            a_config(pictures, parts, **how),
             on_event=lambda e: os.kill(os.getpid(), signal.SIGTERM) if e.get("step") == 1 else None,
         )
-    distill(a_config(pictures, parts, model={"dtype": "fp16"}, run={"save_every": 1}))
+    distill(a_config(pictures, parts, **how))
     assert lines(parts) == lines(folder)
     a, b = (load_file(f / "pytorch_lora_weights.safetensors") for f in (folder, parts))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -447,7 +448,8 @@ main()
 def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
     config, script = tmp_path / "run.toml", tmp_path / "script.py"
     script.write_text(OVERFLOWS_IN_ONE)
-    how = {"model": {"dtype": "fp16"}, "optimizer": {"accumulation": 1}, "run": {"max_steps": 2, "save_every": 1}}
+    how = {"model": {"dtype": "fp16"}, "optimizer": {"accumulation": 1}, "run": {"max_steps": 2}}
+    how |= {"adversarial": {"features": "none"}}
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
