@@ -54,6 +54,16 @@ class ImageDefaults(Frozen):
         return value
 
 
+class VideoDefaults(ImageDefaults):
+    """Settings of video stylization that a model may have its own defaults for."""
+
+    motion: str = "auto"
+    """Motion adapter: auto (the model's, or HotShot-XL), none (frame by frame), hotshot, animatediff, a diffusers
+    folder or a Hub id."""
+    steady: float = Field(0.75, ge=0, le=0.95)
+    """How much of each frame is taken from the one before, moved as the source moved, against flicker; 0 is none."""
+
+
 class ImageSettings(ImageDefaults):
     """Every setting of a picture stylization, resolved."""
 
@@ -114,7 +124,7 @@ class Pack(Frozen):
     i2i: dict[str, Any] = {}
     """Defaults for pictures: any of the fields of ImageDefaults."""
     v2v: dict[str, Any] = {}
-    """Defaults for videos, which have those for pictures where this says nothing."""
+    """Defaults for videos, any of the fields of VideoDefaults; where this says nothing, those for pictures."""
     motion_window: int = Field(8, ge=1, le=64)
     """Frames that the model's own motion adapter denoises at once."""
     loras: list[dict[str, Any]] = []
@@ -123,11 +133,9 @@ class Pack(Frozen):
     """What suits training on this model, {section: {key: value}}, and under "i2i" or "v2v" what does for one task."""
 
 
-class VideoSettings(ImageSettings):
+class VideoSettings(ImageSettings, VideoDefaults):
     """Every setting of a video stylization, resolved."""
 
-    motion: str = "auto"
-    """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a Hub id."""
     start: Fraction | None = Field(None, ge=0)
     """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
     end: Fraction | None = None
@@ -138,8 +146,6 @@ class VideoSettings(ImageSettings):
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time."""
     overlap: int | None = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
-    steady: float = Field(0.75, ge=0, le=0.95)
-    """How much of each frame is taken from the one before, moved as the source moved, against flicker; 0 is none."""
     batch: int | None = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
     cuts: str = "auto"
@@ -184,24 +190,28 @@ def image_settings(
 
     Raises InputError with every problem in one line, in the spelling of the flags.
     """
-    return _settings(ImageSettings, given, pack, pack_name, ("i2i",))
+    return _settings(ImageSettings, given, pack, pack_name, {"i2i": ImageDefaults})
 
 
 def video_settings(
     given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json"
 ) -> VideoSettings:
     """As `image_settings`; the model's defaults for videos go before those for pictures."""
-    return _settings(VideoSettings, given, pack, pack_name, ("i2i", "v2v"))
+    return _settings(VideoSettings, given, pack, pack_name, {"i2i": ImageDefaults, "v2v": VideoDefaults})
 
 
 def _settings(
-    kind: type[S], given: dict[str, Any], pack: dict[str, Any] | None, pack_name: str, tasks: tuple[str, ...]
+    kind: type[S],
+    given: dict[str, Any],
+    pack: dict[str, Any] | None,
+    pack_name: str,
+    tasks: dict[Task, type[ImageDefaults]],
 ) -> S:
     defaults: dict[str, Any] = {}
     if pack:
         try:
-            for task in tasks:
-                defaults |= ImageDefaults(**getattr(Pack(**pack), task)).model_dump(exclude_unset=True)
+            for task, allowed in tasks.items():
+                defaults |= allowed(**getattr(Pack(**pack), task)).model_dump(exclude_unset=True)
         except ValidationError as e:
             raise InputError(f"{pack_name}: {_problems(e)}: correct the file") from None
     if given.get("method") in get_args(MethodName):

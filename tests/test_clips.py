@@ -325,7 +325,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, reference):
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, source, reference):
     command = [sys.executable, "-m", "std_cli", "stylize", "video", str(source), "--style", str(reference)]
-    command += ["-o", "o.mp4", "--model", "tiny", "--steps", "12", "--size", "64", "--json"]
+    command += ["-o", "o.mp4", "--model", "tiny", "--motion", "auto", "--steps", "12", "--size", "64", "--json"]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in child.stdout:
         if json.loads(line).get("stage") == "video":
@@ -335,7 +335,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, source, reference):
     assert child.returncode == 130
     assert json.loads(out.splitlines()[-1])["message"] == "interrupted" and "Traceback" not in err
     assert {p.name for p in tmp_path.iterdir()} <= {".o.mp4.std", "style.png"}
-    [result] = stylize_video(source, reference, tmp_path / "o.mp4", model="tiny", steps=12, size=64)
+    [result] = stylize_video(source, reference, tmp_path / "o.mp4", model="tiny", motion="auto", steps=12, size=64)
     assert result["frames"] == 20
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.mp4", "style.png"]
 

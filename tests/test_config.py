@@ -1,6 +1,6 @@
 import pytest
 
-from std_cli.config import ImageSettings, image_settings, parse_size, parse_style
+from std_cli.config import ImageSettings, image_settings, parse_size, parse_style, video_settings
 from std_cli.errors import InputError
 
 
@@ -8,6 +8,15 @@ def test_order_of_defaults():
     pack = {"i2i": {"cfg": 3.0, "steps": 4}}
     s = image_settings({"steps": 5, "eta": None}, pack)
     assert (s.steps, s.cfg, s.eta) == (5, 3.0, ImageSettings().eta)
+
+
+def test_a_model_may_choose_what_steadies_its_videos():
+    pack = {"i2i": {"eta": 0.6, "cfg": 3.0}, "v2v": {"cfg": 2.0, "motion": "none", "steady": 0.5}}
+    s = video_settings({"steady": 0.0}, pack)
+    assert (s.eta, s.cfg, s.motion, s.steady) == (0.6, 2.0, "none", 0.0)
+    assert video_settings({"motion": "auto"}, pack).motion == "auto"
+    with pytest.raises(InputError, match="motion none"):
+        video_settings({}, {"i2i": {"motion": "none"}})
 
 
 def test_every_problem_in_one_line():

@@ -42,7 +42,7 @@ def test_another_reference_gives_another_picture(styled):
 def test_the_motion_adapter_and_the_filter_steady_a_clip(tmp_path):
     """Against the same frames one by one; figures on a real clip are in packs/tiny/README.md."""
     style, found = EXAMPLES / "style-watercolour.png", []
-    for motion, steady in (("none", 0.0), ("auto", 0.0), ("none", None)):
+    for motion, steady in (("none", 0.0), ("auto", 0.0), (None, None)):
         out = tmp_path / f"{motion}-{steady}.mkv"
         settings = {"model": "tiny", "size": 128, "steps": 4, "output_size": "model", "codec": "ffv1", "max_frames": 12}
         stylize_video(EXAMPLES / "clip.mp4", style, out, motion=motion, steady=steady, start="2", **settings)

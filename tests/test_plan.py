@@ -225,7 +225,9 @@ def windows_of(plan, *shots):
 def test_a_plan_of_a_video(tmp_path, reference, cuts, shots):
     clip = make_clip(tmp_path / "in.mp4", frames=32, cut_at=20)
     before = sorted(tmp_path.rglob("*"))
-    plan = plan_video(clip, str(reference), tmp_path / "new" / ".." / "out", cuts=cuts, steps=3, cfg=1.0, **FAST)
+    plan = plan_video(
+        clip, str(reference), tmp_path / "new" / ".." / "out", cuts=cuts, steps=3, cfg=1.0, motion="auto", **FAST
+    )
     assert sorted(tmp_path.rglob("*")) == before
     windows = windows_of(plan, *shots)
     assert (plan["frames"], plan["shots"], plan["windows"]) == (32, len(shots), windows)
@@ -248,7 +250,7 @@ def test_the_end_of_what_is_planned(tmp_path, reference):
 def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     clip = make_clip(tmp_path / "in.mp4", frames=24, cut_at=20)
     monkeypatch.setattr("std_cli.plan.COUNTED", 10)
-    plan = plan_video(clip, str(reference), probe=False, **FAST)
+    plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST)
     assert plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
     assert any("are not counted" in note for note in plan["notes"])
 

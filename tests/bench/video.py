@@ -63,7 +63,8 @@ class Spent:
 
 
 def settings(a):
-    return {"model": "tiny", "steps": a.steps, "size": tuple(a.size), "device": a.device, "output_size": "model"}
+    size = {"size": tuple(a.size), "output_size": "model"}
+    return {"model": "tiny", "motion": "auto", "steps": a.steps, "device": a.device, **size}
 
 
 def ours(a, source, reference, out):
@@ -94,7 +95,8 @@ def plain(a, source, reference, out):
     from std_cli.weights import resolve_model, resolve_motion
 
     files = resolve_model("tiny")
-    s, motion = video_settings(settings(a), files.pack), resolve_motion("auto", files)
+    s = video_settings(settings(a), files.pack)
+    motion = resolve_motion(s.motion, files)
     device = choose_device(s.device)
     p = VideoPipeline(files, None, device, choose_dtype("auto", device), motion=motion)
     p.set_style([reference], [1.0], 1.0, "all")
