@@ -295,7 +295,7 @@ def check_lora(weights: LoraWeights, unet: "torch.nn.Module", allow_partial: boo
         raise InputError(f"--lora {weights.name}: 0 of {total} tensors match this UNet: {other}")
     if lost and not allow_partial:
         moving = all(".motion_modules." in module for module in lost)
-        remedy = "it is for videos: give a --motion adapter, or another LoRA" if moving else other
+        remedy = "it is for videos: give --motion auto, or another LoRA" if moving else other
         raise InputError(
             f"--lora {weights.name}: {matched} of {total} tensors match this UNet, which lacks {len(lost)} of its "
             f"layers ({some(lost)}): {remedy}; --allow-partial goes on without them"

@@ -655,7 +655,7 @@ def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
     partly = (
         f"{len(state)} of {len(state) + 2} tensors match this UNet, which lacks 1 of its layers .down_blocks.0.motion"
     )
-    with pytest.raises(InputError, match=f"{partly}.*it is for videos: give a --motion adapter.*--allow-partial"):
+    with pytest.raises(InputError, match=f"{partly}.*it is for videos: give --motion auto.*--allow-partial"):
         check_lora(both, small_unet())
     assert check_lora(both, small_unet(), allow_partial=True) == (len(state), len(state) + 2)
     with pytest.raises(InputError, match="0 of 2 tensors match this UNet: made for another architecture?"):
