@@ -271,6 +271,8 @@ def _suffix(source: Path, codec: str | None) -> str:
 def _window(s: VideoSettings, window: int) -> tuple[int, int]:
     """(frames of a window, frames that neighbours share)."""
     overlap = s.overlap if s.overlap is not None else window // 2
+    if overlap and window == 1:
+        raise InputError(f"--overlap {overlap}: frame by frame nothing overlaps: leave it out, or give --motion auto")
     if overlap >= window:
         raise InputError(f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}")
     return window, overlap
