@@ -54,16 +54,6 @@ class ImageDefaults(Frozen):
         return value
 
 
-class VideoDefaults(ImageDefaults):
-    """Settings of video stylization that a model may have its own defaults for."""
-
-    motion: str = "auto"
-    """Motion adapter: auto (the model's, or HotShot-XL), none (frame by frame), hotshot, animatediff, a diffusers
-    folder or a Hub id."""
-    steady: float = Field(0.75, ge=0, le=0.95)
-    """How much of each frame is taken from the one before, moved as the source moved, against flicker; 0 is none."""
-
-
 class ImageSettings(ImageDefaults):
     """Every setting of a picture stylization, resolved."""
 
@@ -124,7 +114,9 @@ class Pack(Frozen):
     i2i: dict[str, Any] = {}
     """Defaults for pictures: any of the fields of ImageDefaults."""
     v2v: dict[str, Any] = {}
-    """Defaults for videos, any of the fields of VideoDefaults; where this says nothing, those for pictures."""
+    """Defaults for videos, which have those for pictures where this says nothing."""
+    motion: Literal["auto", "none"] = "auto"
+    """What its videos use without --motion. No file or Hub id: a model may come from anywhere."""
     motion_window: int = Field(8, ge=1, le=64)
     """Frames that the model's own motion adapter denoises at once."""
     loras: list[dict[str, Any]] = []
@@ -133,9 +125,11 @@ class Pack(Frozen):
     """What suits training on this model, {section: {key: value}}, and under "i2i" or "v2v" what does for one task."""
 
 
-class VideoSettings(ImageSettings, VideoDefaults):
+class VideoSettings(ImageSettings):
     """Every setting of a video stylization, resolved."""
 
+    motion: str = "auto"
+    """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a Hub id."""
     start: Fraction | None = Field(None, ge=0)
     """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
     end: Fraction | None = None
@@ -146,6 +140,8 @@ class VideoSettings(ImageSettings, VideoDefaults):
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time."""
     overlap: int | None = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
+    steady: float = Field(0.75, ge=0, le=0.95)
+    """How much of each frame is taken from the one before, moved as the source moved, against flicker; 0 is none."""
     batch: int | None = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
     cuts: str = "auto"
@@ -190,28 +186,27 @@ def image_settings(
 
     Raises InputError with every problem in one line, in the spelling of the flags.
     """
-    return _settings(ImageSettings, given, pack, pack_name, {"i2i": ImageDefaults})
+    return _settings(ImageSettings, given, pack, pack_name, ("i2i",))
 
 
 def video_settings(
     given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json"
 ) -> VideoSettings:
     """As `image_settings`; the model's defaults for videos go before those for pictures."""
-    return _settings(VideoSettings, given, pack, pack_name, {"i2i": ImageDefaults, "v2v": VideoDefaults})
+    return _settings(VideoSettings, given, pack, pack_name, ("i2i", "v2v"))
 
 
 def _settings(
-    kind: type[S],
-    given: dict[str, Any],
-    pack: dict[str, Any] | None,
-    pack_name: str,
-    tasks: dict[Task, type[ImageDefaults]],
+    kind: type[S], given: dict[str, Any], pack: dict[str, Any] | None, pack_name: str, tasks: tuple[str, ...]
 ) -> S:
     defaults: dict[str, Any] = {}
     if pack:
         try:
-            for task, allowed in tasks.items():
-                defaults |= allowed(**getattr(Pack(**pack), task)).model_dump(exclude_unset=True)
+            own = Pack(**pack)
+            for task in tasks:
+                defaults |= ImageDefaults(**getattr(own, task)).model_dump(exclude_unset=True)
+            if "v2v" in tasks:
+                defaults["motion"] = own.motion
         except ValidationError as e:
             raise InputError(f"{pack_name}: {_problems(e)}: correct the file") from None
     if given.get("method") in get_args(MethodName):

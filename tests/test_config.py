@@ -10,13 +10,14 @@ def test_order_of_defaults():
     assert (s.steps, s.cfg, s.eta) == (5, 3.0, ImageSettings().eta)
 
 
-def test_a_model_may_choose_what_steadies_its_videos():
-    pack = {"i2i": {"eta": 0.6, "cfg": 3.0}, "v2v": {"cfg": 2.0, "motion": "none", "steady": 0.5}}
-    s = video_settings({"steady": 0.0}, pack)
-    assert (s.eta, s.cfg, s.motion, s.steady) == (0.6, 2.0, "none", 0.0)
-    assert video_settings({"motion": "auto"}, pack).motion == "auto"
-    with pytest.raises(InputError, match="motion none"):
-        video_settings({}, {"i2i": {"motion": "none"}})
+def test_a_model_may_do_without_motion():
+    pack = {"i2i": {"eta": 0.6, "cfg": 3.0}, "v2v": {"cfg": 2.0}, "motion": "none"}
+    s = video_settings({}, pack)
+    assert (s.eta, s.cfg, s.motion) == (0.6, 2.0, "none")
+    assert video_settings({"motion": "auto"}, pack).motion == video_settings({}, {}).motion == "auto"
+    assert image_settings({}, pack).cfg == 3.0
+    with pytest.raises(InputError, match="motion owner/name"):
+        video_settings({}, {"motion": "owner/name"})
 
 
 def test_every_problem_in_one_line():

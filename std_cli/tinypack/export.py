@@ -17,8 +17,8 @@ STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
     "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 3.0, "style_blocks": "all"},
-    # steadier and more like the clip than pictures need; frame by frame, because --steady does more at less cost
-    "v2v": {"eta": 0.65, "cfg": 2.5, "motion": "none"},
+    "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
+    "motion": "none",  # --steady does more, at less cost
     "motion_window": 8,
     "loras": [],
     "distill": {  # for `std distill --init`
