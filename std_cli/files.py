@@ -1,10 +1,18 @@
-"""A model's files on disk: their names, their JSON, their safetensors headers; no weight is read, and no pickle."""
+"""A model's files on disk: their names, their JSON, their safetensors headers, whether their weights are numbers.
+
+No pickle is read.
+"""
 
 import json
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -38,3 +46,45 @@ def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
             return {key: file.get_slice(key).get_shape() for key in keys}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is missing, damaged or no safetensors file: copy it again") from error
+
+
+def stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+    """(key, tensor) of a safetensors file, one tensor in memory at a time."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  # the file itself is no iterable
+            yield key, file.get_tensor(key)
+
+
+def check_numbers(name: str, tensors: "Iterable[tuple[str, torch.Tensor]]", largest: float = math.inf) -> None:
+    """Raises InputError unless all tensors are real floating-point numbers, finite and at most `largest` in magnitude.
+
+    name: what the message calls the file. Takes about 1 s per 10^9 numbers.
+    """
+    total = 0
+    wrong: list[str] = []
+    beyond: list[str] = []
+    for key, tensor in tensors:
+        total += 1
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"{name}: the tensor {key} is {kind}, and weights are real floating-point numbers")
+        if not tensor.numel():
+            continue
+        least, most = (tensor.half() if tensor.itemsize == 1 else tensor).aminmax()  # float8 has no aminmax
+        magnitude = max(abs(float(least)), abs(float(most)))  # NaN in any place makes both of them NaN
+        if not math.isfinite(magnitude):
+            wrong.append(key)
+        elif magnitude > largest:
+            beyond.append(key)
+    if wrong:
+        raise InputError(
+            f"{name}: {len(wrong)} of {total} tensors hold NaN or infinity (first {wrong[0]}): fetch the file again, "
+            "or use another"
+        )
+    if beyond:
+        raise InputError(
+            f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, the most that fp16 has (first "
+            f"{beyond[0]}): use --dtype bf16 or --dtype fp32"
+        )
