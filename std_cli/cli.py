@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -286,9 +285,7 @@ def doctor(
 
 @app.command("distill")
 def distill(
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")
-    ] = None,
+    config: Annotated[str | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of it; repeat.")
     ] = None,
@@ -301,7 +298,7 @@ def distill(
         bool, typer.Option("--dry-run", help="Check everything, run some updates, tell time and memory, keep nothing.")
     ] = False,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="RUN.toml", help="Write a commented configuration and stop.")
+        str | None, typer.Option("--init", metavar="RUN.toml", help="Write a commented configuration and stop.")
     ] = None,
     task: Annotated[Task, typer.Option(help="With --init: pictures or videos.")] = "i2i",
     model: Annotated[str, typer.Option(help="With --init: the model to train for.")] = "sdxl",

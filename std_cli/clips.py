@@ -28,6 +28,7 @@ from std_cli.image import (
     working_size,
 )
 from std_cli.lora import LoraFile, resolve_lora
+from std_cli.paths import check_path, names_folder, user_path
 from std_cli.stylize import (
     Event,
     Find,
@@ -183,7 +184,7 @@ def prepare_video(
     references = [read_source(source, "--style ").rgb for source, _ in styles]
     files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
     s = video_settings(given, files.pack, f"{files.base}/std.json") if files else video_settings(given)
-    targets, folder = _targets(sources, Path(output).expanduser(), s.codec)
+    targets, folder = _targets(sources, user_path(output, "-o"), s.codec, names_folder(output))
     motion = find(resolve_motion, s.motion, files) if files else None
     own = files is not None and bool(files.pack) and s.motion == "auto"  # a pack has one of its own, or none
     missing = motion is None and s.motion != "none" and not own  # of a plan: as the usual one
@@ -193,7 +194,7 @@ def prepare_video(
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     pack = Pack(**files.pack if files else {})
-    cuts = None if s.cuts in ("auto", "off") else read_cuts(Path(s.cuts).expanduser())
+    cuts = None if s.cuts in ("auto", "off") else read_cuts(user_path(s.cuts, "--cuts"))
     made = folder if folder is not None and not folder.exists() else None
     jobs, failed = [], []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
@@ -233,8 +234,8 @@ def _exists(target: Path) -> InputError:
 def _sources(inputs: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for item in inputs:
-        path = Path(item)
-        inside = {f.suffix.lower() for f in path.iterdir()} if path.is_dir() else set()
+        path = user_path(item, "input")
+        inside = _suffixes_in(path) if path.is_dir() else set()
         if inside & (PICTURE_SUFFIXES - VIDEO_SUFFIXES) and not inside & (VIDEO_SUFFIXES - PICTURE_SUFFIXES):
             found.append(path)
         else:
@@ -244,15 +245,25 @@ def _sources(inputs: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _targets(sources: list[Path], output: Path, codec: str | None) -> tuple[list[Path], Path | None]:
-    """Where each result goes, the named file or NAME_stylized in the named folder; and that folder."""
-    one_file = bool(output.suffix) and not output.is_dir()
+def _suffixes_in(folder: Path) -> set[str]:
+    try:
+        return {file.suffix.lower() for file in folder.iterdir()}
+    except OSError as e:
+        raise InputError(f"cannot list folder {str(folder)!r}: {e.strerror}; check its permissions") from None
+
+
+def _targets(sources: list[Path], output: Path, codec: str | None, a_folder: bool) -> tuple[list[Path], Path | None]:
+    """Where each result goes, the named file or NAME_stylized in the named folder; and that folder.
+
+    a_folder: the output is written as a folder's name, with a slash at its end.
+    """
+    one_file = bool(output.suffix) and not output.is_dir() and not a_folder
     its_own = len(sources) == 1 and codec == "png" and (not output.is_dir() or finished(output) is not None)
     if one_file or its_own:
         if len(sources) > 1:
             raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
         return [output], None
-    targets = [output / f"{s.stem}_stylized{_suffix(s, codec)}" for s in sources]
+    targets = [check_path(output / f"{s.stem}_stylized{_suffix(s, codec)}", "-o") for s in sources]
     if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
         raise InputError(f"two inputs would both be written to {double}: rename one, or give them in two runs")
     return targets, output

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from std_cli.errors import InputError
+from std_cli.paths import user_path
 from std_cli.schedule import MAX_STEPS
 from std_cli.zoo import MethodName, method_defaults
 
@@ -247,7 +248,7 @@ def parse_size(text: str) -> tuple[int, int] | int:
 
 def parse_style(text: str) -> tuple[Path, float]:
     """ "ref.png:0.5" -> (ref.png, 0.5); the weight is 1 if not given. A real file wins. Raises InputError."""
-    path = Path(text).expanduser()
+    path = user_path(text, "--style")
     name, colon, weight = text.rpartition(":")
     if path.exists() or not colon or len(name) < 2:  # a single letter is a Windows drive
         return path, 1.0
@@ -257,4 +258,4 @@ def parse_style(text: str) -> tuple[Path, float]:
         return path, 1.0
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"--style {text}: a weight is a number above 0, such as {name}:0.5")
-    return Path(name).expanduser(), value
+    return user_path(name, "--style"), value

@@ -16,6 +16,7 @@ from std_cli.identify import inspect_file
 from std_cli.image import hidden_beside, move, writing
 from std_cli.layout import check_checkpoint
 from std_cli.lora import LoraFile, LoraWeights, read_lora
+from std_cli.paths import user_path
 from std_cli.weights import HOTSHOT_CONFIG
 from std_cli.zoo import LoraLayout
 
@@ -31,7 +32,7 @@ def convert(
     output exists.
     """
     facts = inspect_file(file)
-    origin, target, kind = Path(facts["file"]), Path(output).expanduser(), facts["kind"]
+    origin, target, kind = Path(facts["file"]), user_path(output, "-o"), facts["kind"]
     if target.exists() and not overwrite:
         raise InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another")
     if not target.absolute().parent.is_dir():

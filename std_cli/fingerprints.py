@@ -30,7 +30,7 @@ def _sha256(path: Path) -> str:
 def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
     """SHA-256 of a file; that of a large one is remembered on disk while its size and time stay the same."""
     key = f"{path}|{size}|{mtime_ns}"
-    store = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "std" / "sha256.json"
+    store = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "std" / "sha256.json"
     known: dict[str, Any] = {}
     if size > 2**24:
         with suppress(OSError, InputError):

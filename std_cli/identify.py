@@ -13,6 +13,7 @@ from std_cli.files import read_header
 from std_cli.layout import SINGLE_FILE_KEYS
 from std_cli.lora import PREFIX, LoraFile, configured_alphas
 from std_cli.match import Shapes, family
+from std_cli.paths import user_path
 from std_cli.pickles import read_pickle
 
 # What a key begins with or holds -> the kind of file; the first that matches.
@@ -42,7 +43,7 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
     family and fits. Raises InputError for a file that is not there, or is neither a safetensors file nor a .pth of
     tensors.
     """
-    path = Path(file).expanduser()
+    path = user_path(file, "FILE")
     if not path.is_file():
         raise InputError(f"{file} is not a file: give a .safetensors file, or DINOv2's .pth")
     shapes, metadata = _pickled(path) if path.suffix == ".pth" else read_header(path)

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from std_cli.errors import InputError, StdError
+from std_cli.paths import check_path, user_path
 
 # Formats that are told by their first bytes and decoded in-process; EPS, for one, would start Ghostscript.
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -66,15 +67,14 @@ def expand_inputs(
     """
     found: dict[tuple[Path, str], Path] = {}
     for item in inputs:
-        for path in _expand(str(item), suffixes, what):
+        for path in _expand(item, suffixes, what):
             found.setdefault((path.parent.resolve(), path.name), path)
     return list(found.values())
 
 
-def _expand(text: str, suffixes: frozenset[str], what: str) -> list[Path]:
-    if not text:  # an unset shell variable; Path("") would mean the current folder
-        raise InputError(f"an input is empty (''); give a {what}, a folder or a pattern")
-    path = Path(text)
+def _expand(item: str | Path, suffixes: frozenset[str], what: str) -> list[Path]:
+    path = user_path(item, "input")
+    text = str(path)
     if os.path.isdir(path):
         try:
             inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -91,7 +91,7 @@ def _expand(text: str, suffixes: frozenset[str], what: str) -> list[Path]:
     pictures = [entry for entry in inside if entry.suffix.lower() in suffixes and os.path.isfile(entry)]
     if not pictures:
         raise InputError(missing)
-    return sorted(pictures, key=_natural)
+    return sorted((check_path(picture, "input") for picture in pictures), key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:

@@ -14,6 +14,7 @@ from std_cli.errors import InputError
 from std_cli.files import read_header, read_object
 from std_cli.hub import HubRepo, fetch, hub_id, only_file, source
 from std_cli.match import family, some
+from std_cli.paths import user_path
 from std_cli.weights import ModelFiles
 from std_cli.zoo import Entry, MethodName, method_lora, std_lora
 
@@ -59,7 +60,7 @@ def resolve_lora(
     """
     name, scale = _split_scale(spec)
     trained = made_for = None
-    path = Path(name).expanduser()
+    path = user_path(name, "--lora")
     if name == "none" or (name == "auto" and method == "none"):
         return None
     if name == "auto" and method != "std":
@@ -100,7 +101,7 @@ def resolve_lora(
 def _split_scale(spec: str) -> tuple[str, float]:
     """("file", 0.8) of "file:0.8". A file that is really named so wins, and C:\\file has no scale."""
     name, _, text = spec.rpartition(":")
-    if not name or os.path.isfile(Path(spec).expanduser()):
+    if not name or os.path.isfile(user_path(spec, "--lora")):
         return spec, 1.0
     try:
         scale = float(text)

@@ -34,6 +34,7 @@ from std_cli.image import (
     working_size,
 )
 from std_cli.lora import LoraFile, resolve_lora
+from std_cli.paths import check_path, names_folder, user_path
 from std_cli.schedule import MAX_STEPS
 from std_cli.weights import ModelFiles, resolve_model
 from std_cli.zoo import cfg_range, zoo
@@ -208,17 +209,18 @@ def _targets(sources: list[Source], output: str | Path | None) -> tuple[list[Pat
     """Where each result goes, the named file or NAME_stylized.png in the named folder; and that folder."""
     if output is None:
         return [None] * len(sources), None
-    path = Path(output).expanduser()
-    if path.suffix.lower() in OUTPUT_SUFFIXES and not path.is_dir():
+    path = user_path(output, "-o")
+    a_folder = path.is_dir() or names_folder(output)
+    if path.suffix.lower() in OUTPUT_SUFFIXES and not a_folder:
         if len(sources) > 1:
             raise InputError(f"-o {output}: one file for {len(sources)} pictures: give a folder")
         return [path], None
-    if path.suffix and not path.is_dir():
+    if path.suffix and not a_folder:
         raise InputError(
             f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or a folder that exists"
         )
     names = [s.stem if isinstance(s, Path) else f"picture{i}" for i, s in enumerate(sources, 1)]
-    targets = [path / f"{name}_stylized.png" for name in names]
+    targets = [check_path(path / f"{name}_stylized.png", "-o") for name in names]
     if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
         raise InputError(f"two inputs would both be written to {double}: rename one, or give them in two runs")
     return list(targets), path
@@ -248,7 +250,10 @@ def weigh_styles(style: Any) -> list[tuple[Source, float]]:
     total = sum(weight for _, weight in pairs)
     if not all(0 < weight < math.inf for _, weight in pairs):
         raise InputError(f"--style weights {[weight for _, weight in pairs]}: each must be above 0")
-    return [(source if isinstance(source, Image.Image) else Path(source), weight / total) for source, weight in pairs]
+    return [
+        (source if isinstance(source, Image.Image) else user_path(source, "--style"), weight / total)
+        for source, weight in pairs
+    ]
 
 
 def read_source(source: Source, flag: str = "") -> Picture:

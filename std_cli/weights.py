@@ -12,6 +12,7 @@ from std_cli.errors import InputError
 from std_cli.files import file_names, read_header, read_object
 from std_cli.hub import HubRepo, fetch, hub_id, source
 from std_cli.layout import WEIGHTS, check_checkpoint, choose_weights, missing_files
+from std_cli.paths import user_path
 from std_cli.zoo import find_entry, names_of
 
 TINY = Path(__file__).parent / "packs" / "tiny"  # the model inside this package
@@ -49,13 +50,13 @@ def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plu
     ip_adapter: "plus" or "plain", of a model that has none of its own. What is missing is downloaded, unless
     `local_only`. Raises InputError for what cannot be had or is no SDXL model.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, "--model")
     if name == "tiny":
         return _folder_model(name, TINY, False, local_only, ip_adapter)
     if name in NAMES:
         folder, _ = fetch([source(name), source(IP_ADAPTERS[ip_adapter])], local_only)
         return _folder_model(name, folder, True, local_only, ip_adapter)
-    if name and os.path.isdir(path):
+    if os.path.isdir(path):
         return _folder_model(name, path, False, local_only, ip_adapter)
     if os.path.isfile(path):
         return _single_file_model(name, path, local_only, ip_adapter)
@@ -172,8 +173,8 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
     elif spec in ("auto", *names_of("motion")):
         name = "hotshot" if spec == "auto" else spec
         folder, window = fetch([source(name)])[0], find_entry(name).window or WINDOW
-    elif os.path.isdir(Path(spec).expanduser()):
-        folder, window, name = Path(spec).expanduser(), WINDOW, spec
+    elif os.path.isdir(folder := user_path(spec, "--motion")):
+        window, name = WINDOW, spec
     else:
         hub = hub_id(spec)
         if not hub or hub[2]:
@@ -212,7 +213,7 @@ def _check_motion(name: str, config: dict[str, Any], model: ModelFiles) -> None:
 
 def resolve_features(name: str) -> Path:
     """A DINOv2 on disk: "dinov2" (ViT-S/14, from the Hub), or a folder or .pth file that exists."""
-    path = Path(name).expanduser()
+    path = user_path(name, "adversarial.features")
     if name == "dinov2":
         return fetch([source("dinov2-small")])[0]
     if not path.exists():

@@ -124,14 +124,14 @@ def test_named_file_needs_no_known_suffix(tmp_path: Path) -> None:
         ("*.txt", "no pictures match"),
         ("empty", "no pictures in folder"),
         ("a.txt/b.png", "no such file or folder"),
-        ("x" * 300, "no such file or folder"),
+        ("x" * 300, "name too long"),
     ],
 )
 def test_nothing_found(tmp_path: Path, item: str, message: str) -> None:
     touch(tmp_path, "a.txt", "empty/.hidden.png", "empty/sub/a.png")
     with pytest.raises(InputError, match=message) as error:
         expand_inputs([f"{tmp_path}/{item}"])
-    assert item in one_line(error)
+    assert item[-20:] in one_line(error)  # a long name is cut
 
 
 def test_empty_input_is_not_the_current_folder() -> None:

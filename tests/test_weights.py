@@ -161,7 +161,7 @@ def test_an_empty_folder_and_a_pickle_and_unknown_names(tmp_path: Path) -> None:
         (tmp_path / f"x{suffix}").write_bytes(b"x")
         with pytest.raises(InputError, match="pickle.*convert it to safetensors"):
             weights.resolve_model(str(tmp_path / f"x{suffix}"))
-    for name in ("", "sdlx", "a/b/c", "../x", "x/..", "./x", "a--b/c", "a/b@", "a/b@../c", "/no", "n/x.pt", "x" * 9999):
+    for name in ("sdlx", "a/b/c", "../x", "x/..", "./x", "a--b/c", "a/b@", "a/b@../c", "/no", "n/x.pt"):
         with pytest.raises(InputError, match="name one of tiny, sdxl, dreamshaper, a folder or .safetensors file"):
             weights.resolve_model(name)
 
@@ -441,7 +441,7 @@ def test_unusable_lora_files(tmp_path: Path) -> None:
         str(tmp_path / "no.safetensors"): "is not there",
         "C:\\no.safetensors": "is not there",
         "no/x.safetensors": "is not there",
-        "": "is not there",
+        "": "--lora is empty",
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
             resolve_lora(spec, model=model(tmp_path), task="i2i", eta=0.75)

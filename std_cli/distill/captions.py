@@ -186,7 +186,7 @@ def _read_list(path: Path, root: Path, allow_absolute: bool, found: Found) -> se
             raise InputError(f"{place}: no file is named; give one of {', '.join(_FILE_KEYS)}")
         file = _place(f"{row[key]}.mp4" if key == "videoid" else row[key], root, allow_absolute, f"{place}: {key}")
         named.add(os.path.abspath(file))
-        if file.is_file():
+        if os.path.isfile(file):  # a name too long for the system is not there, either
             found.add(file, _caption(row, place))
         else:
             found.skip(MISSING, file)

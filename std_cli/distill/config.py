@@ -17,6 +17,7 @@ from std_cli.config import Dtype, Frozen, Pack, StyleBlocks, Task
 from std_cli.distill.solver import TargetMode
 from std_cli.distill.step import Loss, NoiseMode
 from std_cli.errors import InputError
+from std_cli.paths import user_path
 
 
 class RunSection(Frozen):
@@ -257,8 +258,9 @@ _IGNORED = {"run": {"output", "max_steps", "save_every", "keep_last", "keep_ever
             "data": {"workers", "text_cache"}, "model": {"device", "compile", "gradient_checkpointing"}}  # fmt: skip
 
 
-def load_config(path: Path, changes: list[str] | None = None) -> DistillConfig:
+def load_config(path: str | Path, changes: list[str] | None = None) -> DistillConfig:
     """Read a TOML file and apply changes, each "section.key=value". Raises InputError with all problems in one line."""
+    path = user_path(path, "--config")
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:

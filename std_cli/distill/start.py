@@ -12,14 +12,16 @@ from std_cli.errors import InputError, StdError
 from std_cli.files import read_object
 from std_cli.image import replace_file
 from std_cli.memory import Live, counting, living
+from std_cli.paths import user_path
 from std_cli.weights import TINY
 
 
-def write_template(path: Path, task: Task, model: str) -> str:
+def write_template(path: str | Path, task: Task, model: str) -> str:
     """Write a commented configuration; returns what to tell the user. Raises InputError if the file exists."""
+    path = user_path(path, "--init")
     if path.exists():
         raise InputError(f"--init {path}: exists; name another file")
-    folder = TINY if model == "tiny" else Path(model).expanduser()
+    folder = TINY if model == "tiny" else user_path(model, "--model")
     pack = read_object(folder / "std.json") if (folder / "std.json").is_file() else None
     replace_file(path, template(task, model, pack).encode())
     return f"{path}: set data.sources, then run std distill --config {path}"
@@ -42,7 +44,7 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
     from std_cli.distill.trainer import Trainer
     from std_cli.pipeline import choose_device
 
-    found = find_samples([Path(s).expanduser() for s in config.data.sources])
+    found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
     d = config.data
     report = check(Data(found, d.size, frames=d.frames, stride=d.stride, flip=d.flip), sampled)
     kind = choose_device(config.model.device).type

@@ -35,6 +35,7 @@ from std_cli.distill.trainer import OnEvent, Trainer
 from std_cli.distill.validation import Validation
 from std_cli.errors import InputError, StdError
 from std_cli.image import replace_file
+from std_cli.paths import user_path
 
 
 def distill(
@@ -53,13 +54,13 @@ def distill(
     """
     # --- set up ---
     r = config.run
-    folder = Path(r.output).expanduser()
+    folder = user_path(r.output, "run.output")
     if r.track != "none" and find_spec(r.track) is None:
         raise InputError(f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none")
-    found = find_samples([Path(s).expanduser() for s in config.data.sources])
+    found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
     usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
     entries, held_out = _held_out(usable, config.data.held_out, r.seed)
-    references = find_pictures(Path(config.style.folder).expanduser()) if config.style.folder else []
+    references = find_pictures(user_path(config.style.folder, "style.folder")) if config.style.folder else []
     state = PartialState(cpu=config.model.device == "cpu")
     on_event = on_event if state.is_main_process else lambda event: None
     start = _choose_start(folder, resume, config, on_event)
@@ -163,7 +164,8 @@ def _choose_start(folder: Path, resume: str, config: DistillConfig, on_event: On
             raise InputError(f"run.output {folder}: has checkpoints of a run: name another, or --resume auto")
         return None
     if resume != "auto":
-        state, start = checkpoint.read_state(Path(resume)), Path(resume)
+        start = user_path(resume, "--resume")
+        state = checkpoint.read_state(start)
         if state is None:
             raise InputError(f"--resume {resume}: is damaged or no checkpoint: name another, or auto")
     else:

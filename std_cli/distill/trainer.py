@@ -34,6 +34,7 @@ from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_ste
 from std_cli.distill.text_condition import load_text_condition
 from std_cli.errors import InputError, StdError
 from std_cli.fingerprints import fingerprint
+from std_cli.paths import user_path
 from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
 from std_cli.weights import resolve_features, resolve_model, resolve_motion
 
@@ -129,7 +130,7 @@ class Trainer:
         self.penalty = PenaltyWeight(a.gradient_penalty)
         if self.features is not None:
             if a.text != "pooled":
-                self.text = load_text_condition(Path(a.text).expanduser())
+                self.text = load_text_condition(user_path(a.text, "adversarial.text"))
             width = self.captions.shapes["pooled"].numel() if self.text is None else self.text([""]).shape[1]
             channels, heads = self.features.channels, len(self.features.blocks)
             self.discriminator = Discriminator(channels, width, heads).to(self.device).eval()
