@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, TCDScheduler
 
 from std_cli.distill.bank import Bank, Entry, stack
-from std_cli.distill.solver import Solver, draw_target
+from std_cli.distill.solver import Solver, draw_target, phase_edges
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.schedule import timesteps
 from tests.bench.mixture import ABAR, STD, Mixture, Truth, guided, train
@@ -129,23 +129,41 @@ def test_a_trajectory_begins_noised_to_its_level_or_as_pure_noise(solver):
     ],
 )
 def test_targets_are_uniform_on_their_range(mode, n, expected):
-    counts = Counter(draw_target(mode, full(20_000, n), 38, 19, 8, seeded()).tolist())
+    counts = Counter(draw_target(mode, full(20_000, n), 37.5, 19, 8, seeded()).tolist())
     assert set(counts) == expected
     share = 20_000 / len(expected)
     assert all(abs(c - share) < 5 * share**0.5 for c in counts.values())  # 5 standard deviations
 
 
-def test_phases_end_at_the_edge_below():
-    # 38 in 8 phases: 0, 4.75, 9.5, 14.25, 19, 23.75, 28.5, 33.25, rounded down
-    n = torch.tensor([1, 4, 5, 9, 10, 14, 15, 19, 20, 23, 24, 28, 29, 33, 34, 38])
-    s = [0, 0, 4, 4, 9, 9, 14, 14, 19, 19, 23, 23, 28, 28, 33, 33]
-    assert draw_target("pcm", n, 38, 19, 8, seeded()).tolist() == s
-    assert draw_target("pcm", n, 38, 19, 1, seeded()).tolist() == [0] * len(n)
+def test_phases_end_at_the_last_edge_that_is_not_above():
+    # N eta = 37.5 in 8 phases: 0, 4.69, 9.38, 14.06, 18.75, 23.44, 28.13, 32.81, rounded down
+    n = torch.tensor([1, 3, 4, 8, 9, 13, 14, 17, 18, 22, 23, 27, 28, 31, 32, 38])
+    s = [0, 0, 4, 4, 9, 9, 14, 14, 18, 18, 23, 23, 28, 28, 32, 32]
+    assert draw_target("pcm", n, 37.5, 19, 8, seeded()).tolist() == s
+    assert draw_target("pcm", n, 37.5, 19, 1, seeded()).tolist() == [0] * len(n)
+    # 0.58 x 50 is 28.999999999999996 in floating point
+    assert phase_edges(Solver(ABAR).span(0.58), 29).tolist() == list(range(29))
+    assert phase_edges(2.0, 4).tolist() == [0, 0, 1, 1], "more phases than points"
+
+
+def test_at_an_edge_the_target_is_the_teachers_own_step(solver):
+    x, n = noise(2, 4, 3, 3), torch.tensor([32, 18])
+    s = draw_target("pcm", n, 37.5, 19, 8, seeded())
+    goal, _ = jump(lambda x, t, c: 0.5 * x.roll(1, 2), solver, x, n - 1, {}, s)
+    torch.testing.assert_close(goal, x, rtol=1e-4, atol=1e-4)
+
+
+def test_lcms_target_is_the_clean_sample_itself(solver):
+    x, n = noise(2, 4, 3, 3), torch.tensor([38, 5])
+    x_s, x0 = jump(lambda x, t, c: 0.5 * x, solver, x, n, {}, draw_target("lcm", n, 37.5, 19, 8, seeded()), clean=True)
+    assert torch.equal(x_s, x0)
+    abar = ABAR[[779, 119]].view(2, 1, 1, 1)
+    torch.testing.assert_close(x0, (x - (1 - abar).sqrt() * 0.5 * x) / abar.sqrt(), rtol=1e-4, atol=1e-4)
 
 
 def test_every_sample_has_a_range_of_its_own():
     n = torch.tensor([38, 2, 20, 1]).repeat(500)
-    s = draw_target("std", n, 38, 19, 8, seeded())
+    s = draw_target("std", n, 37.5, 19, 8, seeded())
     assert ((s < n) & (s >= (n - 19).clamp_min(0))).all()
     assert len(set(s[0::4].tolist())) == 19 and set(s[1::4].tolist()) == {0, 1}
 
@@ -340,7 +358,8 @@ def test_the_jumps_gradient_is_the_chain_rules(solver):
 def levels(mode, solver, s, count=20_000):
     """(fake, the timesteps the real ones are noised to, read off from noise and x_0)."""
     x0, eps = torch.ones(count, 1), torch.zeros(count, 1)
-    fake, real = noisy_pair(mode, solver, full(count, 2.0), full(count, 3.0), x0, full(count, s), eps, seeded())
+    n = full(count, min(s + 10, 48))
+    fake, real = noisy_pair(mode, solver, full(count, 2.0), full(count, 3.0), x0, n, full(count, s), eps, seeded())
     return fake, (real[:, :1] - ABAR.sqrt()).abs().argmin(1)  # with no noise the scale sqrt(abar) is what is left
 
 
@@ -352,9 +371,9 @@ def levels(mode, solver, s, count=20_000):
         ("xs-xr", 0, 0, 0),
         ("xs", 20, 399, 399),
         ("xs", 0, 0, 0),
-        ("xs-xR", 20, 400, 999),
-        ("xs-xR", 48, 960, 999),
-        ("xs-xR", 0, 1, 999),
+        ("xs-xR", 20, 399, 618),  # from t_19 to below t_30 = 619
+        ("xs-xR", 48, 959, 978),  # s = n, at an edge of pcm: to below t_48 = 979
+        ("xs-xR", 0, 0, 218),
     ],
 )
 def test_the_real_one_is_noised_as_the_mode_says(solver, mode, s, lowest, highest):
@@ -368,15 +387,16 @@ def test_the_real_one_is_noised_as_the_mode_says(solver, mode, s, lowest, highes
 def test_pairs_that_are_not_noised(solver):
     x_s, x0_hat, x0, eps = (noise(2, 4, 3, 3, seed=i) for i in range(4))
     s = torch.tensor([5, 20])
-    fake, real = noisy_pair("x0", solver, x_s, x0_hat, x0, s, eps, seeded())
+    fake, real = noisy_pair("x0", solver, x_s, x0_hat, x0, s + 1, s, eps, seeded())
     assert fake is x0_hat and real is x0
-    fake, real = noisy_pair("xs-x0", solver, x_s, x0_hat, x0, s, eps, seeded())
+    fake, real = noisy_pair("xs-x0", solver, x_s, x0_hat, x0, s + 1, s, eps, seeded())
     assert fake is x_s and real is x0
 
 
 def test_the_real_one_is_ddpm_noise_of_each_samples_own_level(solver):
     x_s, x0_hat, x0, eps = (noise(2, 4, 3, 3, seed=i) for i in range(4))
-    _, real = noisy_pair("xs", solver, x_s, x0_hat, x0, torch.tensor([5, 20]), eps, seeded())
+    s = torch.tensor([5, 20])
+    _, real = noisy_pair("xs", solver, x_s, x0_hat, x0, s + 1, s, eps, seeded())
     torch.testing.assert_close(real, DDPMScheduler(**SDXL).add_noise(x0, eps, torch.tensor([99, 399])))
 
 

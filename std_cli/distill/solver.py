@@ -24,7 +24,11 @@ class Solver:
 
     def start(self, eta: float) -> int:
         """n_eta = ceil(N eta), where a trajectory starts; the last point where that is beyond it."""
-        return min(math.ceil(round(self.points * eta, 9)), self.points - 1)
+        return min(math.ceil(self.span(eta)), self.points - 1)
+
+    def span(self, eta: float) -> float:
+        """N eta, the length of a trajectory in points of the grid, not rounded."""
+        return round(self.points * eta, 9)
 
     def reach(self, eta: float, range_rate: float) -> int:
         """R = ceil(N eta range_rate), how far below n the target index of STD may be."""
@@ -71,18 +75,26 @@ class Solver:
         return abar.sqrt(), (1 - abar).sqrt()
 
 
-def draw_target(mode: TargetMode, n: Tensor, n_eta: int, reach: int, phases: int, generator: torch.Generator) -> Tensor:
-    """The index s < n (B,) that student and target move to, for samples at indices n >= 1 of a trajectory from n_eta.
+def phase_edges(span: float, phases: int) -> Tensor:
+    """floor(i span / phases) for i = 0 .. phases - 1, ascending: the lower edges of PCM's phases (phases,)."""
+    return torch.tensor([math.floor(round(i * span / phases, 9)) for i in range(phases)])
+
+
+def draw_target(
+    mode: TargetMode, n: Tensor, span: float, reach: int, phases: int, generator: torch.Generator
+) -> Tensor:
+    """The index s (B,) that student and target move to, for samples at indices n >= 1 of a trajectory of `span` points.
 
     std: uniform on [n - reach, n - 1], not below 0 (STD, arXiv 2412.18945).
-    tcd: uniform on [0, n - 1] (TCD, arXiv 2402.19159). lcm: 0, the clean sample (LCM, arXiv 2310.04378).
-    pcm: the lower edge of n's phase, of `phases` equal ones of [0, n_eta) (PCM, arXiv 2405.18407).
+    tcd: uniform on [0, n - 1] (TCD, arXiv 2402.19159). lcm: 0, where `jump` ends at the clean sample (LCM, arXiv
+    2310.04378). pcm: the last edge that is not above n, of the edges of `phases` equal phases of [0, span), rounded
+    down (PCM, arXiv 2405.18407). At an edge this is n itself, a move to t_(n-1): the target is the teacher's own step.
     """
     if mode == "lcm":
         return torch.zeros_like(n)
     if mode == "pcm":
-        edges = torch.arange(phases) * n_eta // phases
-        return edges[torch.searchsorted(edges, n, side="left") - 1]  # the last edge below n
+        edges = phase_edges(span, phases)
+        return edges[torch.searchsorted(edges, n, side="right") - 1]
     lowest = torch.zeros_like(n) if mode == "tcd" else (n - reach).clamp_min(0)
     u = torch.rand(len(n), generator=generator)
     return lowest + (u * (n - lowest)).long().clamp_max(n - lowest - 1)

@@ -35,11 +35,17 @@ def teacher_step(
     return solver.move(x0 + w * (x0 - x0_u), eps + w * (eps - eps_u), n)
 
 
-def jump(network: Network, solver: Solver, x: Tensor, n: Tensor, c: Conditions, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(x_s, x0_hat): a network's move from index n straight to s, the trajectory consistency function."""
+def jump(
+    network: Network, solver: Solver, x: Tensor, n: Tensor, c: Conditions, s: Tensor, clean: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(x_s, x0_hat): a network's move from index n straight to s, the trajectory consistency function.
+
+    clean: x_s is x0_hat itself, without the noise that timestep 0 still has, whatever s: LCM's consistency function
+    (arXiv 2310.04378).
+    """
     output = network(x, solver.timestep(n).to(x.device), c).float()
     x0, eps = solver.split(output, x, n)
-    return solver.move(x0, eps, s), x0
+    return x0 if clean else solver.move(x0, eps, s), x0
 
 
 def consistency_loss(student: Tensor, target: Tensor, loss: Loss = "huber", c: float = 0.001) -> Tensor:
@@ -54,6 +60,7 @@ def noisy_pair(
     x_s: Tensor,
     x0_hat: Tensor,
     x0: Tensor,
+    n: Tensor,
     s: Tensor,
     noise: Tensor,
     generator: torch.Generator,
@@ -61,7 +68,8 @@ def noisy_pair(
     """(fake, real) latents for the discriminator: the student's x_s as noisy as it is, against x_0 noised to level r.
 
     xs-xr: r uniform below the timestep of s, so the real one is cleaner (the asymmetry of STD); xs: r = s;
-    xs-xR: r uniform above it; xs-x0: x_0 not noised at all; x0: x0_hat against x_0, neither noised.
+    xs-xR: r uniform from it to below t_n, the student's own level; xs-x0: x_0 not noised at all; x0: x0_hat against
+    x_0, neither noised.
     """
     if mode == "x0":
         return x0_hat, x0
@@ -72,6 +80,5 @@ def noisy_pair(
     if mode == "xs-xr":
         t = (u * t).long()
     elif mode == "xs-xR":
-        t = t + 1 + (u * (len(solver.alphas_cumprod) - 1 - t)).long()
-        t = t.clamp_max(len(solver.alphas_cumprod) - 1)
+        t = t + (u * (solver.timestep(n) - t)).long()
     return x_s, solver.add_noise(x0, noise, t)

@@ -113,7 +113,8 @@ class Trainer:
         self.solver = Solver(
             pipeline.pipe.scheduler.alphas_cumprod, d.points, pipeline.pipe.scheduler.config.prediction_type
         )
-        self.n_eta, self.reach = self.solver.start(d.eta), self.solver.reach(d.eta, d.range_rate)
+        self.n_eta, self.span = self.solver.start(d.eta), self.solver.span(d.eta)
+        self.reach = self.solver.reach(d.eta, d.range_rate)
         self.head = self.head_average = None
         if d.head != "raw":
             self.head, self.head_average = (SpatialHead(d.head == "hlearn").to(self.device) for _ in range(2))
@@ -174,14 +175,15 @@ class Trainer:
         Gives x at n - 1, and the figures. `where` it is, for errors.
         """
         d, a = self.config.distill, self.config.adversarial
-        s = draw_target(d.mode, n, self.n_eta, self.reach, d.phases, random)
+        s = draw_target(d.mode, n, self.span, self.reach, d.phases, random)
         w = d.w_min + (d.w_max - d.w_min) * torch.rand(len(n), generator=random)
         x_prev = teacher_step(self.roles.teacher, self.solver, x, n, cond, self.around.unconditional(cond), w)
 
         # student against target
-        x_s, x0_hat = jump(self.roles.student, self.solver, x, n, cond, s)
+        clean = d.mode == "lcm"
+        x_s, x0_hat = jump(self.roles.student, self.solver, x, n, cond, s, clean)
         with torch.no_grad():
-            goal, _ = jump(self.roles.target, self.solver, x_prev, n - 1, cond, s)
+            goal, _ = jump(self.roles.target, self.solver, x_prev, n - 1, cond, s, clean)
             goal = self.head_average(goal) if self.head_average else goal
         loss = consistency_loss(self.head(x_s) if self.head else x_s, goal, d.loss, d.huber_c)
         figures = {"loss": loss.item(), "n": n.float().mean().item()}
@@ -190,7 +192,7 @@ class Trainer:
         total = loss
         if self.discriminator is not None:
             noise = torch.randn(x.shape, generator=random).to(x)
-            fake_z, real_z = noisy_pair(a.mode, self.solver, x_s, x0_hat, x0, s, noise, random)
+            fake_z, real_z = noisy_pair(a.mode, self.solver, x_s, x0_hat, x0, n, s, noise, random)
             fake_z, real_z, repeat = self._some_frames(fake_z, real_z, random)
             text = cond.get("text", cond["pooled"]).float().repeat_interleave(repeat, 0)
             fake = self._features_of(self.around.decode(fake_z), random)

@@ -81,6 +81,6 @@ class Validation:
         x_prev = teacher_step(roles.teacher, solver, x, n, c, around.unconditional(c), w)
         x_s, x0_hat = jump(roles.student, solver, x, n, c, s)
         goal, _ = jump(roles.target, solver, x_prev, n - 1, c, s)
-        _, real = noisy_pair(t.config.adversarial.mode, solver, x_s, x0_hat, x0, s, noise, random)
+        _, real = noisy_pair(t.config.adversarial.mode, solver, x_s, x0_hat, x0, n, s, noise, random)
         distance = ((made - end).square().mean() / (end - x0).square().mean()).sqrt().item()
         return distance, [x0, x, x0_hat, x_s, goal, real, made, end]

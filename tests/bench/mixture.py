@@ -19,7 +19,7 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from std_cli.distill.bank import Bank, Conditions, Entry, stack
-from std_cli.distill.solver import Solver, TargetMode, draw_target
+from std_cli.distill.solver import Solver, TargetMode, draw_target, phase_edges
 from std_cli.distill.step import Network, consistency_loss, jump, teacher_step
 from std_cli.schedule import timesteps
 
@@ -132,10 +132,10 @@ def train(arm: Arm, mixture: Mixture, seed: int, eta: float, updates: int, batch
                 x0[kept], c["class"][kept] = held_x0, held_c["class"]
         w = W + arm.w_range * (2 * torch.rand(batch, generator=g) - 1)
         x_prev = teacher_step(mixture.epsilon, solver, x, n, c, unconditional, w)
-        s = draw_target(arm.mode, n, n_eta, reach, arm.phases, g)
-        x_s, _ = jump(student, solver, x, n, c, s)
+        s, clean = draw_target(arm.mode, n, solver.span(eta), reach, arm.phases, g), arm.mode == "lcm"
+        x_s, _ = jump(student, solver, x, n, c, s, clean)
         with torch.no_grad():
-            aim, _ = jump(target, solver, x_prev, n - 1, c, s)
+            aim, _ = jump(target, solver, x_prev, n - 1, c, s, clean)
         optimizer.zero_grad()
         consistency_loss(x_s, aim).backward()
         optimizer.step()
@@ -175,7 +175,7 @@ def sample_lcm(
 ) -> Tensor:
     """LCM's own sampler: the clean sample, then new noise of the next level (arXiv 2310.04378, algorithm 3)."""
     for n, after in zip(indices, [*indices[1:], None], strict=True):
-        x, x0 = jump(network, solver, x, torch.full((len(x),), n), c, torch.zeros(len(x), dtype=torch.long))
+        x, x0 = jump(network, solver, x, torch.full((len(x),), n), c, torch.zeros(len(x), dtype=torch.long), clean=True)
         if after is not None:
             noise = torch.randn(x.shape, generator=g)
             x = solver.add_noise(x0, noise, solver.timestep(torch.full((len(x),), after)))
@@ -220,7 +220,8 @@ class Truth:
 
     def errors_pcm(self, network: Network, phases: int) -> list[float | None]:
         """One step per phase between the phases' own edges, which the `aligned` schedule does not quite visit."""
-        indices = [self.n_eta, *(i * self.n_eta // phases - 1 for i in range(phases - 1, 0, -1))]
+        edges = phase_edges(self.solver.span(self.eta), phases).tolist()
+        indices = [self.n_eta, *(edge - 1 for edge in reversed(edges[1:]))]
         error = self.error(sample(network, self.solver, self.x, self.c, indices))
         return [error if k == phases else None for k in NFE]
 
