@@ -559,6 +559,36 @@ def test_two_ranks_are_one_with_twice_the_lanes(tmp_path):
         assert sorted(c for b in batches for c in b.captions) == sorted(f"c{i}" for i in range(24))
 
 
+def fresh(step, lane):
+    """0, 1 or 2 of 2."""
+    return (3 * step + lane) % 3
+
+
+def taken(lanes, steps):
+    return {lane: sum(fresh(step, lane) for step in range(steps)) for lane in lanes}
+
+
+def test_only_what_is_needed_is_read(tmp_path, opened):
+    data = data_of(folder_of(tmp_path, 30))
+    how = {"lane_count": 3, "batch": 2, "fresh": fresh}
+    one = load(data, 12, lanes=[0, 1, 2], **how)
+    assert [len(b.captions) for b in one] == 4 * [0, 1, 2]
+    assert sum(opened.values()) == 12, "of 24"
+    assert one[0].pixels.shape == (0, 1, 3, 32, 32) and one[0].crop.shape == one[0].original_size.shape == (0, 2)
+    # lane 1 of 3 has, two by two, the positions 2, 3, 8, 9, 14, 15...
+    assert [b.positions for b in one[1::3]] == [[2], [3], [8], [9]]
+    assert [b.positions for b in one[2::3]] == [[4, 5], [10, 11], [16, 17], [22, 23]]
+    for workers in (0, 3):
+        ranks = [load(data, 4 * len(lanes), lanes=lanes, workers=workers, **how) for lanes in ([0, 1], [2])]
+        for step in range(4):
+            both = ranks[0][2 * step : 2 * step + 2] + ranks[1][step : step + 1]
+            assert all(map(same, both, one[3 * step : 3 * step + 3]))
+        again = load(data, 6, lanes=[0, 1, 2], workers=workers, start_step=2, taken=taken([0, 1, 2], 2), **how)
+        assert all(map(same, again, one[6:]))
+    never = load(data, 500, workers=2, fresh=lambda step, lane: 0)
+    assert not any(b.captions for b in never)
+
+
 def test_shapes_and_true_sizes(tmp_path):
     data = data_of(folder_of(tmp_path, 5), (24, 32))
     for batch in load(data, 3, batch=4):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, TCDScheduler
 
-from std_cli.distill.bank import Bank, Entry, stack
+from std_cli.distill.bank import Bank, Entry, Forecast, stack
 from std_cli.distill.solver import Solver, draw_target, phase_edges
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.schedule import timesteps
@@ -267,6 +267,53 @@ def test_a_restored_bank_goes_on_exactly(tmp_path):
     g2.set_state(state["random"])
     assert len(bank.indices) >= 2
     assert run_bank(restored, g2, 30) == run_bank(bank, g, 30)
+
+
+@pytest.mark.parametrize("count, length, rate", [(1, 4, 0.8), (3, 6, 0.5), (2, 0, 0.8), (2, 2, 1.0)])
+def test_what_is_fresh_is_known_ahead(count, length, rate):
+    bank = Bank(length, 1, start=9)
+    ahead = Forecast(bank, count, rate, 9, seeded)
+    told, found = [], []
+    for step in range(80):
+        if step == 30:  # as a resumed run does
+            state, bank = bank.state_dict(), Bank(length, 1, start=9)
+            bank.load_state_dict(state)
+            ahead = Forecast(bank, count, rate, 9, seeded)
+        told.append(ahead.fresh(step))
+        slots = bank.draw(count, rate, seeded(step))
+        held = [bank.slots[slot] if slot is not None else entry(9) for slot in slots]
+        for slot, e in zip(slots, held, strict=True):
+            bank.put(slot, entry(e.n - 1 - (bank.lead() if slot is None else 0)))
+        found.append(slots.count(None))
+        assert bank.begun == sum(found)
+    assert told == found
+
+
+def test_the_first_walk_is_staggered():
+    bank = Bank(8, 1, start=38)
+    for _ in range(8):
+        bank.put(None, entry(37 - bank.lead()))
+    # 36 steps are there to go: 0, 1/2, 1/4, 3/4, 1/8, 5/8, 3/8, 7/8 of them
+    assert bank.indices == [37, 19, 28, 10, 33, 15, 24, 6]
+    bank.put(3, entry(1))
+    assert bank.lead() == 0, "the first walk only"
+    assert Bank(3).lead() == 0 and Bank(0, 1, start=38).lead() == 0
+    narrow = Bank(64, 1, start=2)  # the shortest trajectory: no room for a lead
+    for _ in range(64):
+        assert narrow.lead() == 0
+        narrow.put(None, entry(2))
+
+
+def test_short_runs_see_the_whole_trajectory():
+    """16 lanes of 4 slots, as the published runs have: without leads n is 19 at the least in 50 updates."""
+    seen = []
+    for lane in range(16):
+        ahead = Forecast(Bank(4, 1, start=38), 1, 0.8, 38, lambda step, lane=lane: seeded(1000 * lane + step))
+        for step in range(50):
+            ahead.fresh(step)
+            seen += ahead.bank.indices if step >= 25 else []
+    counts = Counter(n // 8 for n in seen)
+    assert min(seen) == 2 and all(counts[k] > len(seen) / 10 for k in range(4))
 
 
 # --- The step

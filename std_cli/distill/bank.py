@@ -3,6 +3,7 @@
 Each entry holds (x_0, x_t, c, n) of one sample together, as the paper has it (STD, arXiv 2412.18945).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,17 @@ class Entry:
 class Bank:
     """A fixed number of slots, each empty or with an Entry. On the CPU, whatever the device of what comes in."""
 
-    def __init__(self, length: int, retire_at: int = 1) -> None:
-        """An entry whose index falls to `retire_at` or below leaves."""
+    def __init__(self, length: int, retire_at: int = 1, start: int | None = None) -> None:
+        """An entry whose index falls to `retire_at` or below leaves.
+
+        start: the index at which trajectories begin; the first entries are then staggered, see `lead`.
+        """
         self.slots: list[Entry | None] = [None] * length
-        self.retire_at = retire_at
+        self.retire_at, self.start = retire_at, start
+        self.used = 0
+        """The first so many slots have had an entry before."""
+        self.begun = 0
+        """Fresh samples that were asked for so far."""
 
     def draw(self, count: int, rate: float, generator: torch.Generator) -> list[int | None]:
         """For each of `count` samples the slot to go on with, with probability `rate`, or None: a fresh one.
@@ -37,25 +45,87 @@ class Bank:
         taken = (torch.rand(count, generator=generator) < rate).tolist()
         order = torch.randperm(len(self.slots), generator=generator).tolist()
         filled = iter([i for i in order if self.slots[i] is not None])
-        return [next(filled, None) if take else None for take in taken]
+        slots = [next(filled, None) if take else None for take in taken]
+        self.begun += slots.count(None)
+        return slots
+
+    def lead(self) -> int:
+        """How many teacher steps further down the next new entry is to be stored.
+
+        0, unless its slot has never had an entry: all trajectories begin at the same index, and without a
+        lead the first ones would go down together, for hundreds of updates where a lane has several slots.
+        The leads of slots 0, 1, 2, 3, 4... are 0, 1/2, 1/4, 3/4, 1/8... of the way (van der Corput's
+        sequence), so that any number of slots in use covers the whole trajectory evenly.
+        """
+        slot = self._free()
+        if self.start is None or slot is None or slot < self.used:
+            return 0
+        digits = f"{slot:b}"
+        share = int(digits[::-1], 2) / 2 ** len(digits)
+        return int(share * max(0, self.start - 1 - self.retire_at))
 
     def put(self, slot: int | None, entry: Entry) -> None:
         """Store what became of the entry of `slot`, or a new one (slot None) where a slot is free, else drop it."""
         if slot is None:
-            slot = next((i for i, held in enumerate(self.slots) if held is None), None)
+            slot = self._free()
         if slot is not None:
             self.slots[slot] = _on_cpu(entry) if entry.n > self.retire_at else None
+            self.used = max(self.used, slot + 1)
 
     @property
     def indices(self) -> list[int]:
         """The index n of every entry."""
         return [held.n for held in self.slots if held is not None]
 
-    def state_dict(self) -> list[dict[str, Any] | None]:
-        return [dict(vars(held)) if held is not None else None for held in self.slots]
+    def outline(self) -> "Bank":
+        """A bank with the same indices and no tensors."""
+        bank = Bank(len(self.slots), self.retire_at, self.start)
+        bank.slots = [_outline(held.n) if held is not None else None for held in self.slots]
+        bank.used, bank.begun = self.used, self.begun
+        return bank
 
-    def load_state_dict(self, state: list[dict[str, Any] | None]) -> None:
-        self.slots = [Entry(**held) if held is not None else None for held in state]
+    def state_dict(self) -> dict[str, Any]:
+        slots = [dict(vars(held)) if held is not None else None for held in self.slots]
+        return {"slots": slots, "used": self.used, "begun": self.begun}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.slots = [Entry(**held) if held is not None else None for held in state["slots"]]
+        self.used, self.begun = state["used"], state["begun"]
+
+    def _free(self) -> int | None:
+        return next((i for i, held in enumerate(self.slots) if held is None), None)
+
+
+class Forecast:
+    """How many fresh samples a lane needs at each step to come, before any is read.
+
+    Which samples come from the bank follows from the random numbers and the indices n alone, never from what the
+    networks compute. So what the bank will supply need not be read.
+    """
+
+    def __init__(
+        self, bank: Bank, count: int, rate: float, start: int, random: Callable[[int], torch.Generator]
+    ) -> None:
+        """bank: as it is before the first step asked for. random: step -> the generator that the lane draws with."""
+        self.bank, self.count, self.rate, self.start, self.random = bank.outline(), count, rate, start, random
+
+    def fresh(self, step: int) -> int:
+        """The number of fresh samples at `step`; to be asked once for each step, in order."""
+        slots = self.bank.draw(self.count, self.rate, self.random(step))
+        before = [_index(self.bank, slot, self.start) for slot in slots]
+        for slot, n in zip(slots, before, strict=True):
+            lead = self.bank.lead() if slot is None else 0
+            self.bank.put(slot, _outline(n - 1 - lead))
+        return slots.count(None)
+
+
+def _index(bank: Bank, slot: int | None, start: int) -> int:
+    held = bank.slots[slot] if slot is not None else None
+    return held.n if held is not None else start
+
+
+def _outline(n: int) -> Entry:
+    return Entry(torch.empty(0), torch.empty(0), {}, n)
 
 
 def _on_cpu(e: Entry) -> Entry:

@@ -1,13 +1,15 @@
 """Training samples in shuffled order, decoded ahead by threads.
 
 All that is random is a function of (seed, position), where positions 0, 1, 2... count samples over all epochs and
-ranks. Lane l of L takes, with micro-batches of b at optimizer step g, the positions from (g L + l) b to
-(g L + l + 1) b - 1: a run goes on at the exact sample from g alone, and ranks share the work by sharing the lanes.
+ranks. With micro-batches of b, the k-th sample that lane l of L takes has the position (k // b L + l) b + k % b: where
+all samples are fresh, the lanes of an update have neighbouring positions. A lane that takes fewer, as its bank supplies
+the others, still takes every one of its positions in turn. A run resumes at the exact sample from each lane's k, and
+ranks share the work by sharing the lanes.
 """
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,6 +24,8 @@ from std_cli.errors import InputError, StdError
 MIN_SEEN = 20
 """Files after which the share of bad ones counts."""
 _MAX_DRAWS = 1000
+_MAX_WAITING = 256
+"""Micro-batches that wait at most; a bank may supply all samples for long."""
 # Random streams of a seed besides the samples' own (seed, position)
 _ORDER, _REPLACEMENT = 1, 2
 
@@ -42,13 +46,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
+    """The fresh samples of a micro-batch, from none to all b of them."""
+
     pixels: torch.Tensor
-    """(b, F, 3, H, W) float32 in [-1, 1]."""
+    """(fresh, F, 3, H, W) float32 in [-1, 1]."""
     captions: list[str]
     original_size: torch.Tensor
-    """(b, 2) int64: height, width."""
+    """(fresh, 2) int64: height, width."""
     crop: torch.Tensor
-    """(b, 2) int64: top, left."""
+    """(fresh, 2) int64: top, left."""
     references: list[Image.Image] | None
     keys: list[str]
     positions: list[int]
@@ -72,11 +78,15 @@ class Loader:
         start_step: int,
         seed: int,
         workers: int,
+        fresh: Callable[[int, int], int] | None = None,
+        taken: Mapping[int, int] | None = None,
         on_notice: Callable[[str], None] = lambda message: None,
         max_tries: int = 8,
         max_bad_share: float = 0.5,
     ) -> None:
-        """max_tries: files newly found bad for one sample. max_bad_share: of the files seen, from MIN_SEEN of them on.
+        """fresh: (step, lane) -> how many of its `batch` samples are needed, asked once for each, in order; all if not
+        given. taken: of each lane how many it took before `start_step`; batch * start_step if not given.
+        max_tries: files newly found bad for one sample. max_bad_share: of the files seen, from MIN_SEEN of them on.
 
         Beyond either, iteration raises a StdError that names the first bad file.
         """
@@ -91,14 +101,13 @@ class Loader:
         self._bad: dict[str, str] = {}  # as the threads find them, ahead of `failed`
         self._told = 0
         self._order = Order(len(data.entries), seed)
-        self._positions = (
-            range((step * lane_count + lane) * batch, (step * lane_count + lane + 1) * batch)
-            for step in itertools.count(start_step)
-            for lane in lanes
-        )
+        self._lanes, self._lane_count, self._batch, self._start_step = lanes, lane_count, batch, start_step
+        self._fresh = fresh or (lambda step, lane: batch)
+        self._taken = dict(taken) if taken is not None else dict.fromkeys(lanes, batch * start_step)
+        self._positions = self._micro_batches()
         self._pool = ThreadPoolExecutor(workers, "data") if workers else None
-        self._ahead = 1 + -(-2 * workers // batch)
-        self._waiting: deque[tuple[range, list[Callable[[], _Outcome]]]] = deque()
+        self._ahead = batch + 2 * workers  # samples
+        self._waiting: deque[tuple[list[int], list[Callable[[], _Outcome]]]] = deque()
         self._closed = False
 
     def __iter__(self) -> Iterator[Batch]:
@@ -108,7 +117,7 @@ class Loader:
         if self._closed:
             raise StopIteration
         try:
-            while len(self._waiting) < self._ahead:
+            while self._must_begin_more():
                 positions = next(self._positions)
                 self._waiting.append((positions, [self._begin(p) for p in positions]))
             positions, results = self._waiting.popleft()
@@ -117,14 +126,16 @@ class Loader:
             self.close()
             raise
         references = [s.reference for s in samples if s.reference is not None]
+        (width, height), frames = self.data.size, self.data.frames
+        pixels = [torch.from_numpy(s.pixels) for s in samples]
         return Batch(
-            pixels=torch.stack([torch.from_numpy(s.pixels) for s in samples]),
+            pixels=torch.stack(pixels) if pixels else torch.empty(0, frames, 3, height, width),
             captions=[s.caption for s in samples],
-            original_size=torch.tensor([s.original_size for s in samples]),
-            crop=torch.tensor([s.crop for s in samples]),
+            original_size=torch.tensor([s.original_size for s in samples], dtype=torch.int64).view(-1, 2),
+            crop=torch.tensor([s.crop for s in samples], dtype=torch.int64).view(-1, 2),
             references=references or None,
             keys=[s.key for s in samples],
-            positions=list(positions),
+            positions=positions,
         )
 
     def close(self) -> None:
@@ -139,6 +150,22 @@ class Loader:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        """The positions of each micro-batch's fresh samples."""
+        b = self._batch
+        for step in itertools.count(self._start_step):
+            for lane in self._lanes:
+                first = self._taken[lane]
+                self._taken[lane] += self._fresh(step, lane)
+                yield [(k // b * self._lane_count + lane) * b + k % b for k in range(first, self._taken[lane])]
+
+    def _must_begin_more(self) -> bool:
+        """Whether too few samples are being read; micro-batches that need none are looked past, up to a limit."""
+        if not self._waiting:
+            return True
+        reading = sum(len(positions) for positions, _ in self._waiting)
+        return reading < self._ahead and len(self._waiting) < _MAX_WAITING
 
     def _begin(self, position: int) -> "Callable[[], _Outcome]":
         index = self._order.at(position)[1]

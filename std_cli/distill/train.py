@@ -77,6 +77,7 @@ def distill(
     begin = time.monotonic()
     validating = Validation(trainer, held_out, found) if held_out else None
     validation: dict[str, float] = {}
+    forecasts = {lane.number: trainer.forecast(lane) for lane in trainer.lanes}
 
     # --- the loop ---
     with (
@@ -90,6 +91,8 @@ def distill(
             start_step=first,
             seed=r.seed,
             workers=config.data.workers,
+            fresh=lambda step, lane: forecasts[lane].fresh(step),
+            taken={lane.number: lane.bank.begun for lane in trainer.lanes},
             on_notice=lambda message: on_event({"event": "notice", "message": message}),
         ) as loader,
         _Log(folder, first, r.track, config, state.is_main_process) as log,

@@ -1,8 +1,10 @@
 """Networks, optimizers and lanes of one process of a training run: one micro-batch, one update."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from std_cli import __version__
 from std_cli.distill.augment import augment, prepare
-from std_cli.distill.bank import Bank, Conditions, Entry, stack
+from std_cli.distill.bank import Bank, Conditions, Entry, Forecast, stack
 from std_cli.distill.config import DistillConfig
 from std_cli.distill.data import Batch
 from std_cli.distill.dino import Dino, load_dino, tiny_dino
@@ -137,7 +139,8 @@ class Trainer:
             self.discriminator = Discriminator(channels, width, heads).to(self.device).eval()
             self.d_optimizer = _optimizer(config, list(self.discriminator.parameters()), a.lr * self.scale, self.device)
         mine = range(state.process_index * o.accumulation, (state.process_index + 1) * o.accumulation)
-        self.lanes = [Lane(i, Bank(config.bank.length * o.batch, config.bank.retire_at)) for i in mine]
+        slots = config.bank.length * o.batch
+        self.lanes = [Lane(i, Bank(slots, config.bank.retire_at, self.n_eta)) for i in mine]
         self.facts = {
             "version": __version__,
             "model": files.name,
@@ -155,17 +158,43 @@ class Trainer:
     # --- one micro-batch ---
 
     def train_lane(self, step: int, lane: Lane, batch: Batch) -> dict[str, float]:
-        """Gradients of one micro-batch, added to those of the update's others; its figures."""
+        """Gradients of one micro-batch, added to those of the update's others; its figures.
+
+        batch: its fresh samples, as many as `forecast` says.
+        """
         random = self.generator(step, lane.number)
-        slots = lane.bank.draw(len(batch.captions), self.config.bank.rate, random)
-        rows = [
-            self._fresh(batch, i, random) if slot is None else _held(lane.bank, slot) for i, slot in enumerate(slots)
-        ]
+        slots = lane.bank.draw(self.config.optimizer.batch, self.config.bank.rate, random)
+        fresh = itertools.count()
+        rows = [self._fresh(batch, next(fresh), random) if slot is None else _held(lane.bank, slot) for slot in slots]
         x0, x, cond, n = stack(rows, self.device)
         x_prev, figures = self.learn(x0, x, cond, n, random, f"update {step + 1}, lane {lane.number}")
         for i, slot in enumerate(slots):
-            lane.bank.put(slot, Entry(x0[i], x_prev[i], {k: v[i] for k, v in cond.items()}, int(n[i]) - 1))
+            entry = Entry(x0[i], x_prev[i], {k: v[i] for k, v in cond.items()}, int(n[i]) - 1)
+            if slot is None:
+                entry = self._walk(entry, lane.bank.lead(), random)
+            lane.bank.put(slot, entry)
         return figures
+
+    def forecast(self, lane: Lane) -> Forecast:
+        """Of the lane's fresh samples from now on."""
+        rate, seed = self.config.bank.rate, self.config.run.seed
+        draws = partial(_lane_generator, seed, lane.number)
+        return Forecast(lane.bank, self.config.optimizer.batch, rate, self.n_eta, draws)
+
+    def _walk(self, entry: Entry, steps: int, random: torch.Generator) -> Entry:
+        """An entry so many teacher steps further down its trajectory."""
+        x, n = entry.x[None], entry.n
+        c = {k: v[None] for k, v in entry.c.items()}
+        for _ in range(steps):
+            w = self._guidance(1, random)
+            x = teacher_step(self.roles.teacher, self.solver, x, torch.tensor([n]), c, self.around.unconditional(c), w)
+            n -= 1
+        return Entry(entry.x0, x[0], entry.c, n)
+
+    def _guidance(self, count: int, random: torch.Generator) -> Tensor:
+        """The teacher's weight w for each of `count` samples (count,)."""
+        d = self.config.distill
+        return d.w_min + (d.w_max - d.w_min) * torch.rand(count, generator=random)
 
     def learn(
         self, x0: Tensor, x: Tensor, cond: Conditions, n: Tensor, random: torch.Generator, where: str
@@ -176,7 +205,7 @@ class Trainer:
         """
         d, a = self.config.distill, self.config.adversarial
         s = draw_target(d.mode, n, self.span, self.reach, d.phases, random)
-        w = d.w_min + (d.w_max - d.w_min) * torch.rand(len(n), generator=random)
+        w = self._guidance(len(n), random)
         x_prev = teacher_step(self.roles.teacher, self.solver, x, n, cond, self.around.unconditional(cond), w)
 
         # student against target
@@ -256,9 +285,9 @@ class Trainer:
         return self.features(prepare(augment(pixels, random), self.features.size, random))  # type: ignore[no-any-return]
 
     def generator(self, step: int, lane: int) -> torch.Generator:
-        seed = int(np.random.SeedSequence((self.config.run.seed, step, lane)).generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)  # dropout
-        return torch.Generator("cpu").manual_seed(seed)
+        random = _lane_generator(self.config.run.seed, lane, step)
+        torch.manual_seed(random.initial_seed())  # dropout
+        return random
 
     # --- one update ---
 
@@ -354,6 +383,12 @@ def _check(where: str, figures: dict[str, float]) -> None:
             f"{wrong[0]} is not finite in {where} ({facts}): no weight was changed; lower the learning rate or use "
             "--set model.dtype=bf16, and resume from the last checkpoint"
         )
+
+
+def _lane_generator(seed: int, lane: int, step: int) -> torch.Generator:
+    """All random numbers of a lane's micro-batch come from it."""
+    own = int(np.random.SeedSequence((seed, step, lane)).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator("cpu").manual_seed(own)
 
 
 def _held(bank: Bank, slot: int) -> Entry:

@@ -47,13 +47,15 @@ SHOWN = 8  # samples whose pictures are kept
 
 
 class MixedUp(Trainer):
-    """x_t from the bank with x_0 and conditions of the batch's own samples: as the reference code has it."""
+    """x_t from the bank with x_0 and conditions of another sample, as the reference code has it: there of the batch
+    that was read, here of the next slot, since what the bank supplies is not read.
+    """
 
     def train_lane(self, step, lane, batch):
-        for i, held in enumerate(lane.bank.slots):
-            if held is not None:
-                other = self._fresh(batch, i % len(batch.captions), torch.Generator())
-                lane.bank.slots[i] = Entry(other.x0, held.x, other.c, held.n)
+        held = [i for i, entry in enumerate(lane.bank.slots) if entry is not None]
+        entries = [lane.bank.slots[i] for i in held]
+        for i, own, other in zip(held, entries, entries[1:] + entries[:1], strict=True):
+            lane.bank.slots[i] = Entry(other.x0, own.x, other.c, own.n)
         return super().train_lane(step, lane, batch)
 
 
