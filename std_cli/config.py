@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, printable, quote
 from std_cli.paths import user_path
 from std_cli.schedule import MAX_STEPS
 from std_cli.zoo import MethodName, method_defaults
@@ -105,8 +105,22 @@ class ImageSettings(ImageDefaults):
         return self
 
 
+class PackLora(Frozen):
+    """A LoRA inside a pack."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(max_length=255)
+    """Its path inside the pack's folder."""
+    task: Task
+    eta: float = Field(gt=0, le=1)
+    """Partial noise level that it is trained for."""
+
+
 class Pack(Frozen):
     """A model folder's `std.json`: what suits it."""
+
+    model_config = ConfigDict(strict=True)  # the file may come from anywhere: 1024 is no "1024", and true no 1
 
     base_resolution: int = Field(1024, ge=64, le=8192)
     """Working size without --size, pixels."""
@@ -120,7 +134,7 @@ class Pack(Frozen):
     """What its videos use without --motion. No file or Hub id: a model may come from anywhere."""
     motion_window: int = Field(8, ge=1, le=64)
     """Frames that the model's own motion adapter denoises at once."""
-    loras: list[dict[str, Any]] = []
+    loras: list[PackLora] = []
     """The pack's own STD LoRAs: {file, task, eta}."""
     distill: dict[str, Any] = {}
     """What suits training on this model, {section: {key: value}}, and under "i2i" or "v2v" what does for one task."""
@@ -197,19 +211,28 @@ def video_settings(
     return _settings(VideoSettings, given, pack, pack_name, ("i2i", "v2v"))
 
 
+def check_pack(content: dict[str, Any], name: str) -> Pack:
+    """The checked contents of a std.json. Raises InputError with every problem; `name`: of the file."""
+    try:
+        pack = Pack(**content)
+        for task in (pack.i2i, pack.v2v):
+            ImageDefaults.model_validate(task, strict=True)
+    except (ValidationError, TypeError) as e:
+        found = _problems(e) if isinstance(e, ValidationError) else "its keys are no names"
+        raise InputError(f"{name}: {found}: correct the file") from None
+    return pack
+
+
 def _settings(
     kind: type[S], given: dict[str, Any], pack: dict[str, Any] | None, pack_name: str, tasks: tuple[str, ...]
 ) -> S:
     defaults: dict[str, Any] = {}
     if pack:
-        try:
-            own = Pack(**pack)
-            for task in tasks:
-                defaults |= ImageDefaults(**getattr(own, task)).model_dump(exclude_unset=True)
-            if "v2v" in tasks:
-                defaults["motion"] = own.motion
-        except ValidationError as e:
-            raise InputError(f"{pack_name}: {_problems(e)}: correct the file") from None
+        own = check_pack(pack, pack_name)
+        for task in tasks:
+            defaults |= ImageDefaults(**getattr(own, task)).model_dump(exclude_unset=True)
+        if "v2v" in tasks:
+            defaults["motion"] = own.motion
     if given.get("method") in get_args(MethodName):
         defaults |= method_defaults(given["method"], given.get("steps"))
     try:
@@ -223,7 +246,8 @@ def _problems(error: ValidationError, prefix: str = "") -> str:
     for e in error.errors():
         name = prefix + str(e["loc"][0]).replace("_", "-") if prefix and e["loc"] else ".".join(map(str, e["loc"]))
         message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        out.append(f"{name} {e['input']}: {message}" if name else message)
+        shown = quote(e["input"]) if not prefix or not isinstance(e["input"], str) else printable(e["input"], 80)
+        out.append(f"{name} {shown}: {message}" if name else message)
     return "; ".join(dict.fromkeys(out))
 
 

@@ -5,13 +5,53 @@
         └── NotDownloaded   it names weights that are not on this machine
 
 The message is one line: what is wrong, the value, and what to do about it. Only `std_cli.cli` catches these.
+
+Names and values in it may come from files of anyone. So every message is made printable and cut here, and `quote` shows
+a value out of a file.
 """
+
+import reprlib
+import unicodedata
+
+LONGEST = 2000
+"""Characters of a message; the middle of a longer one is left out, as the remedy is at its end."""
+_JOINERS = "\u200c\u200d"  # of emoji and of some scripts; they move nothing
+_QUOTE = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = _QUOTE.maxlong = 80
+_QUOTE.maxlevel = 2
+
+
+def printable(text: str, most: int = LONGEST) -> str:
+    """Text in one line without control characters (they are shown as \\x1b), and cut in the middle beyond `most`.
+
+    A terminal obeys the control characters that it is sent, and cannot print lone surrogates, which stand for the
+    bytes of a file name that are not UTF-8.
+    """
+    if len(text) > most:
+        text = f"{text[: most * 3 // 4]} ... {text[-(most // 4) :]}"
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character in "\n\r\t":
+        return " "
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
+
+
+def quote(value: object) -> str:
+    """A value out of a file as Python writes it, at most about 80 characters of it: for a message."""
+    return printable(_QUOTE.repr(value), 120)
 
 
 class StdError(Exception):
     """The work could not be done; the message is the one line that the user reads."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class InputError(StdError):

@@ -5,15 +5,20 @@ No pickle is read.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, quote
 
 if TYPE_CHECKING:
     import torch
 
+MAX_JSON = 16 * 2**20
+"""Bytes; the largest JSON file of a model, CLIP's tokenizer, has 3.6 MB."""
+DEEPEST = 32
+"""Levels of values in values; a tokenizer's have about 6."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -24,14 +29,68 @@ def file_names(folder: Path, depth: int) -> set[str]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object."""
+    """A JSON file that must hold an object, in UTF-8, with finite numbers, and no key twice.
+
+    JSON's readers differ in what they make of everything else, and the libraries read the same file again. Raises
+    InputError for that, and for a file of more than MAX_JSON bytes.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        if not path.is_file():  # opening a pipe or a device could wait for ever
+            raise ValueError("not a file")
+        if path.stat().st_size > MAX_JSON:
+            most = f"{MAX_JSON >> 20} MiB, the most that is read of one"
+            raise InputError(f"{path} has {path.stat().st_size >> 20} MiB, more than {most}: copy it again")
+        text = path.read_bytes().decode("utf-8")
+        if text.startswith("\ufeff"):  # the libraries do not read it
+            raise InputError(f"{path} begins with a byte order mark: save it in UTF-8 without one")
+        content = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
+    except _NotStrict as error:
+        raise InputError(f"{path} holds {error}: correct it, or copy it again") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not JSON in UTF-8: save it in UTF-8, or copy it again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is missing or not JSON: copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object, not {type(content).__name__}: copy it again")
+    if _depth(content) > DEEPEST:
+        raise InputError(f"{path} nests its values more than {DEEPEST} levels deep: copy it again")
     return content
+
+
+class _NotStrict(Exception):
+    """What is wrong with a file that Python's reader would take."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise _NotStrict(f"the key {quote(counts.most_common(1)[0][0])} twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise _NotStrict(f"{text[:40]}, which is no finite number")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 40:  # tokenizers write 10^30 for "no limit"
+        raise _NotStrict(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _depth(content: dict[str, Any]) -> int:
+    depth = 0
+    level: list[Any] = [content]
+    while level:
+        depth += 1
+        inner = (item for values in level for item in (values.values() if isinstance(values, dict) else values))
+        level = [item for item in inner if isinstance(item, dict | list)]
+    return depth
 
 
 def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:

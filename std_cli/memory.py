@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from std_cli.files import read_header, read_object
+from std_cli.files import read_header
+from std_cli.model_configs import VAE, UNet, read_config
 from std_cli.weights import ModelFiles, MotionFiles, weight_files
 
 MARGIN = 1.1
@@ -95,7 +96,9 @@ def network_configs(model: ModelFiles | None) -> tuple[dict[str, Any], dict[str,
     if model is None:
         return SDXL_UNET, SDXL_VAE
     folder = model.config or model.base
-    return read_object(folder / "unet" / "config.json"), read_object(folder / "vae" / "config.json")
+    _, unet = read_config(UNet, folder / "unet" / "config.json")
+    _, vae = read_config(VAE, folder / "vae" / "config.json")
+    return unet, vae
 
 
 # --- activations -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, quote
 from std_cli.files import file_names, read_header, read_object
 from std_cli.hub import HubRepo, fetch, hub_id, source
 from std_cli.layout import WEIGHTS, check_checkpoint, choose_weights, missing_files
+from std_cli.model_configs import Motion, check_folder, check_image_encoder, read_config
 from std_cli.paths import user_path
 from std_cli.zoo import find_entry, names_of
 
@@ -77,8 +78,9 @@ def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool, kin
     unet = read_object(folder / "unet" / "config.json")
     for setting, needed in (("addition_embed_type", "text_time"), ("in_channels", 4)):  # 9 channels: inpainting
         if unet.get(setting) != needed:
-            found = f"{setting} in unet/config.json is {unet.get(setting)!r}, not {needed!r}"
+            found = f"{setting} in unet/config.json is {quote(unet.get(setting))}, not {needed!r}"
             raise InputError(f"{name} is not an SDXL model: {found}: choose an SDXL base model")
+    check_folder(folder, names)
     weights, variant = choose_weights(names, prefer_half=from_hub)
     for weight in weights:
         read_header(folder / weight)
@@ -90,6 +92,7 @@ def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> Mo
     """Check a checkpoint in one file, and fetch what it cannot hold."""
     check_checkpoint(name, path)
     config, _ = fetch([source("sdxl-config"), source(IP_ADAPTERS[kind])], local_only)
+    check_folder(config, file_names(config, depth=2))
     return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only, kind), {})
 
 
@@ -107,7 +110,7 @@ def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool, kind
     encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent
     if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:
         raise InputError(f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*")
-    read_object(encoder / "config.json")
+    check_image_encoder(encoder)
     read_header(encoder / "model.safetensors")
     return weights, encoder
 
@@ -169,7 +172,9 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
     if spec == "auto" and (model.pack or own.is_dir()):
         if not own.is_dir():
             return None
-        folder, window, name = own, int(model.pack.get("motion_window", WINDOW)), "motion_adapter"
+        folder, window, name = own, model.pack.get("motion_window", WINDOW), "motion_adapter"
+        if type(window) is not int or not 1 <= window <= 64:
+            raise InputError(f"{model.base}/std.json: motion_window {quote(window)}: give a number from 1 to 64")
     elif spec in ("auto", *names_of("motion")):
         name = "hotshot" if spec == "auto" else spec
         folder, window = fetch([source(name)])[0], find_entry(name).window or WINDOW
@@ -187,7 +192,7 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
     if name == "hotshot":
         weights, config = folder / find_entry(name).files[0], HOTSHOT_CONFIG
     else:
-        config = read_object(folder / "config.json")
+        _, config = read_config(Motion, folder / "config.json")
         found = [folder / f"diffusion_pytorch_model{v}.safetensors" for v in (".fp16", "")]
         weights = next((f for f in found if f.is_file()), found[1])
     keys = read_header(weights)[0]

@@ -16,7 +16,7 @@ def test_a_model_may_do_without_motion():
     assert (s.eta, s.cfg, s.motion) == (0.6, 2.0, "none")
     assert video_settings({"motion": "auto"}, pack).motion == video_settings({}, {}).motion == "auto"
     assert image_settings({}, pack).cfg == 3.0
-    with pytest.raises(InputError, match="motion owner/name"):
+    with pytest.raises(InputError, match="motion .owner/name."):
         video_settings({}, {"motion": "owner/name"})
 
 

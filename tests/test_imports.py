@@ -25,7 +25,7 @@ LAYERS = (
     ("config", "lora", "downloads", "identify"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("hub", "fingerprints"),
-    ("layout",),
+    ("layout", "model_configs"),
     ("files", "image", "pickles", "match", "zoo"),
     ("errors",),
 )

@@ -35,25 +35,24 @@ def tensors(path: Path, content: dict[str, torch.Tensor] | None = None, metadata
     return path
 
 
+TINY_PACK = weights.TINY  # a test sets another one there
+
+
 def sdxl_folder(folder: Path, variant: str = "", adapter: bool = True) -> Path:
-    """A diffusers folder with SDXL's files, by name and header only."""
-    for part, config in {
-        "unet": {"addition_embed_type": "text_time", "in_channels": 4},
-        "vae": {},
-        "text_encoder": {},
-        "text_encoder_2": {},
-    }.items():
-        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
-        tensors(folder / part / f"{stem}{variant}.safetensors")
-        (folder / part / "config.json").write_text(json.dumps(config))
-    vocabularies = ("tokenizer/vocab.json", "tokenizer_2/vocab.json")
-    for file in ("model_index.json", "scheduler/scheduler_config.json", *vocabularies):
+    """A diffusers folder with SDXL's files, by name and header only; the configs are tiny's."""
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2", *(("image_encoder",) if adapter else ()))
+    for part in parts:
+        stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+        tensors(folder / part / f"{stem}{'' if part == 'image_encoder' else variant}.safetensors")
+        (folder / part / "config.json").write_bytes((TINY_PACK / part / "config.json").read_bytes())
+    for file in ("model_index.json", "scheduler/scheduler_config.json"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes((TINY_PACK / file).read_bytes())
+    for file in ("tokenizer/vocab.json", "tokenizer_2/vocab.json"):
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text("{}")
     if adapter:
         tensors(folder / "ip_adapter" / "ip-adapter-plus_x.safetensors", ADAPTER)
-        tensors(folder / "image_encoder" / "model.safetensors")
-        (folder / "image_encoder" / "config.json").write_text("{}")
     return folder
 
 
@@ -66,12 +65,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folder_with_its_own_adapter(folder: Path) -> None:
-    (folder / "std.json").write_text('{"schedule": "aligned"}')
+    (folder / "std.json").write_text('{"base_resolution": 512}')
     model = weights.resolve_model(str(folder), local_only=True)
     assert (model.base, model.single_file, model.variant, model.config) == (folder, False, None, None)
     assert model.ip_adapter == folder / "ip_adapter" / "ip-adapter-plus_x.safetensors"
     assert model.image_encoder == folder / "image_encoder"
-    assert model.pack == {"schedule": "aligned"}
+    assert model.pack == {"base_resolution": 512}
 
 
 def test_tiny_is_the_folder_in_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

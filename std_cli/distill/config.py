@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from std_cli.config import Dtype, Frozen, Pack, StyleBlocks, Task
+from std_cli.config import Dtype, Frozen, StyleBlocks, Task, check_pack
 from std_cli.distill.solver import TargetMode
 from std_cli.distill.step import Loss, NoiseMode
 from std_cli.errors import InputError
@@ -329,7 +329,8 @@ def _essence(config: DistillConfig) -> dict[str, dict[str, Any]]:
 def template(task: Task, model: str, pack: dict[str, Any] | None = None) -> str:
     """A commented TOML file with every key: the published values for a task, or what suits a model's pack."""
     given: dict[str, dict[str, Any]] = {s: dict(v) for s, v in TASK_DEFAULTS[task].items()}
-    for own in (Pack(**pack).distill, Pack(**pack).distill.get(task, {})) if pack else ():
+    own_distill = check_pack(pack, "std.json").distill if pack else {}
+    for own in (own_distill, own_distill.get(task, {})):
         for section, values in own.items():
             if section not in TASK_DEFAULTS:
                 given[section] = given.get(section, {}) | values
