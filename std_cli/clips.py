@@ -28,6 +28,7 @@ from std_cli.image import (
     working_size,
 )
 from std_cli.lora import LoraFile, resolve_lora
+from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.stylize import (
     Event,
@@ -191,6 +192,8 @@ def prepare_video(
     window, overlap = _window(s, motion.window if motion else WINDOW if missing else 1)
     how = {"task": "v2v" if motion else "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
+    if files:
+        check_model(files, motion)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     pack = Pack(**files.pack if files else {})

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError
-from std_cli.files import read_header
+from std_cli.files import check_numbers, read_header, stored_tensors
 from std_cli.hub import fetch, source
 from std_cli.identify import inspect_file
 from std_cli.image import hidden_beside, move, writing
-from std_cli.layout import check_checkpoint
+from std_cli.layout import check_checkpoint, checkpoint_scheduler
 from std_cli.lora import LoraFile, LoraWeights, read_lora
+from std_cli.parts import check_one_file
 from std_cli.paths import user_path
 from std_cli.weights import HOTSHOT_CONFIG
 from std_cli.zoo import LoraLayout
@@ -55,7 +56,7 @@ def convert(
             elif kind == "hotshot":
                 _write_motion(origin, draft)
             elif kind == "checkpoint":
-                _write_folder(origin, draft)
+                notices += _write_folder(origin, draft)
             elif kind == "dinov2-original":
                 from std_cli.distill.dino import convert_dino
 
@@ -125,13 +126,19 @@ def _write_motion(file: Path, folder: Path) -> None:
     empty.save_pretrained(folder)
 
 
-def _write_folder(file: Path, folder: Path) -> None:
+def _write_folder(file: Path, folder: Path) -> list[str]:
+    """Write an SDXL checkpoint as a diffusers folder; returns notices."""
     import torch
     from diffusers import StableDiffusionXLPipeline
 
     check_checkpoint(str(file), file)
     [config] = fetch([source("sdxl-config")])
+    check_one_file(str(file), file, config)
+    check_numbers(str(file), stored_tensors(file), torch.finfo(torch.float16).max)
+    scheduler, notices = checkpoint_scheduler(str(file), file)
     pipe = StableDiffusionXLPipeline.from_single_file(
         str(file), config=str(config), dtype=torch.float16, local_files_only=True
     )
+    pipe.scheduler.register_to_config(**scheduler)
     pipe.save_pretrained(folder, safe_serialization=True)
+    return notices

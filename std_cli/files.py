@@ -20,6 +20,8 @@ MAX_JSON = 16 * 2**20
 DEEPEST = 32
 """Levels of values in values; a tokenizer's have about 6."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Floating-point numbers that torch can read, as safetensors calls them."""
 
 
 def file_names(folder: Path, depth: int) -> set[str]:
@@ -95,25 +97,32 @@ def _depth(content: dict[str, Any]) -> int:
 
 def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     """({key: shape}, metadata) of a safetensors file, whose length is checked too; no weight is read."""
+    tensors, metadata = read_tensor_facts(path)
+    return {key: shape for key, (shape, _) in tensors.items()}, metadata
+
+
+def read_tensor_facts(path: Path) -> tuple[dict[str, tuple[list[int], str]], dict[str, str]]:
+    """({key: (shape, dtype)}, metadata) of a safetensors file, with safetensors' names of dtypes ("F16", "I64")."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run any code when it is read: convert it to safetensors")
     try:
         with safe_open(path, framework="np") as file:
-            keys = file.keys()
-            return {key: file.get_slice(key).get_shape() for key in keys}, file.metadata() or {}
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no iterable
+            return {key: (s.get_shape(), s.get_dtype()) for key, s in slices.items()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is missing, damaged or no safetensors file: copy it again") from error
 
 
 def stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-    """(key, tensor) of a safetensors file, one tensor in memory at a time."""
+    """(key, tensor) of the floating-point tensors of a safetensors file, one tensor in memory at a time."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  # the file itself is no iterable
-            yield key, file.get_tensor(key)
+            if file.get_slice(key).get_dtype() in FLOATS:
+                yield key, file.get_tensor(key)
 
 
 def check_numbers(name: str, tensors: "Iterable[tuple[str, torch.Tensor]]", largest: float = math.inf) -> None:
@@ -144,6 +153,6 @@ def check_numbers(name: str, tensors: "Iterable[tuple[str, torch.Tensor]]", larg
         )
     if beyond:
         raise InputError(
-            f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, the most that fp16 has (first "
+            f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, which fp16 cannot hold (first "
             f"{beyond[0]}): use --dtype bf16 or --dtype fp32"
         )

@@ -29,6 +29,18 @@ def family(shapes: Shapes) -> tuple[str, int] | None:
     return None
 
 
+def checkpoint_family(shapes: Shapes) -> str | None:
+    """What a whole model in one file is, where its names tell: for the message that it is no SDXL base model."""
+    if any(key.startswith("conditioner.embedders.0.model.") for key in shapes):
+        return "the SDXL refiner"
+    if any(".double_blocks." in f".{key}" for key in shapes):
+        return "Flux"
+    if any(".joint_blocks." in f".{key}" for key in shapes):
+        return "Stable Diffusion 3"
+    made = family(shapes)
+    return made[0] if made and made[0] != "SDXL" else None
+
+
 def check_motion(name: str, shapes: Shapes, adapter: "torch.nn.Module") -> None:
     """Raises InputError unless a file's tensors (with MotionAdapter's names) are exactly those of the adapter."""
     _check_exact(f"--motion {name}", shapes, {k: list(t.shape) for k, t in adapter.state_dict().items()})

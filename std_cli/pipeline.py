@@ -32,6 +32,7 @@ from std_cli.errors import InputError, StdError
 from std_cli.files import read_header
 from std_cli.lora import LoraFile, check_lora, read_lora
 from std_cli.match import check_ip_adapter, check_motion
+from std_cli.parts import check_finite
 from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
 from std_cli.weights import ModelFiles, MotionFiles
@@ -102,8 +103,9 @@ class Pipeline:
         check_offload(offload, device)
         self.device, self.dtype = device, dtype
         self.method = zoo().methods[method]
-        self.notices: list[str] = []
+        self.notices = list(files.notices)
         self.on_notice: Callable[[str], None] = self.notices.append
+        check_finite(files, motion, dtype)
         try:
             self.pipe = self._load(files, lora, motion, dtype, allow_partial)
         except (OSError, ValueError, RuntimeError, KeyError) as e:
@@ -144,7 +146,7 @@ class Pipeline:
                 use_safetensors=True,
                 local_files_only=True,
             )
-        pipe.scheduler = make_scheduler(self.method, pipe.scheduler.config)
+        pipe.scheduler = make_scheduler(self.method, dict(pipe.scheduler.config) | files.scheduler)
         if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
@@ -420,7 +422,9 @@ class oom_is_one_line:
 
 
 def _not_a_number(dtype: torch.dtype) -> str:
-    return f"the result is not a number in {name_dtype(dtype)}: try --dtype bf16 or --dtype fp32"
+    wider = {torch.float16: "try --dtype bf16 or --dtype fp32", torch.bfloat16: "try --dtype fp32"}
+    none_is = "no precision is wider: use another model or LoRA, or a smaller scale or --cfg"
+    return f"the result is not a number in {name_dtype(dtype)}: {wider.get(dtype, none_is)}"
 
 
 def scaled(value: Any, scale: float) -> Any:

@@ -34,6 +34,7 @@ from std_cli.image import (
     working_size,
 )
 from std_cli.lora import LoraFile, resolve_lora
+from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.schedule import MAX_STEPS
 from std_cli.weights import ModelFiles, resolve_model
@@ -172,6 +173,8 @@ def prepare_images(
     sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
     how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
+    if files:
+        check_model(files)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes)

@@ -4,14 +4,22 @@ Only safetensors are read, never pickles.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError, quote
 from std_cli.files import file_names, read_header, read_object
 from std_cli.hub import HubRepo, fetch, hub_id, source
-from std_cli.layout import WEIGHTS, check_checkpoint, choose_weights, missing_files
+from std_cli.layout import (
+    SINGLE_FILE_PREFIXES,
+    WEIGHTS,
+    check_checkpoint,
+    check_unet,
+    checkpoint_scheduler,
+    choose_weights,
+    missing_files,
+)
 from std_cli.model_configs import Motion, check_folder, check_image_encoder, read_config
 from std_cli.paths import user_path
 from std_cli.zoo import find_entry, names_of
@@ -40,6 +48,10 @@ class ModelFiles:
     """Folder of the CLIPVisionModelWithProjection."""
     pack: dict[str, Any]
     """Contents of the folder's std.json, {} if it has none."""
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """What a single file says of its noise, in place of the config's: prediction_type, rescale_betas_zero_snr."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know about the files."""
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -76,10 +88,7 @@ def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool, kin
     if lacks := missing_files(names):
         raise InputError(f"the model {name} is not a whole SDXL folder ({folder}): {lacks}")
     unet = read_object(folder / "unet" / "config.json")
-    for setting, needed in (("addition_embed_type", "text_time"), ("in_channels", 4)):  # 9 channels: inpainting
-        if unet.get(setting) != needed:
-            found = f"{setting} in unet/config.json is {quote(unet.get(setting))}, not {needed!r}"
-            raise InputError(f"{name} is not an SDXL model: {found}: choose an SDXL base model")
+    check_unet(name, {key: unet.get(key) for key in ("addition_embed_type", "in_channels")}, "unet/config.json")
     check_folder(folder, names)
     weights, variant = choose_weights(names, prefer_half=from_hub)
     for weight in weights:
@@ -93,7 +102,9 @@ def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> Mo
     check_checkpoint(name, path)
     config, _ = fetch([source("sdxl-config"), source(IP_ADAPTERS[kind])], local_only)
     check_folder(config, file_names(config, depth=2))
-    return ModelFiles(name, path, True, config, None, *_ip_adapter(name, path.parent, set(), local_only, kind), {})
+    adapter = _ip_adapter(name, path.parent, set(), local_only, kind)
+    scheduler, notices = checkpoint_scheduler(name, path)
+    return ModelFiles(name, path, True, config, None, *adapter, {}, scheduler, notices)
 
 
 def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool, kind: str) -> tuple[Path, Path]:
@@ -118,13 +129,7 @@ def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool, kind
 def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
     """The weight files of the UNet, the VAE and the text encoders, and what the keys of each part start with there."""
     if model.single_file:
-        starts = (
-            "model.diffusion_model.",
-            "first_stage_model.",
-            "conditioner.embedders.0.",
-            "conditioner.embedders.1.",
-        )
-        return {part: ([model.base], start) for part, start in zip(WEIGHTS, starts, strict=True)}
+        return {part: ([model.base], start) for part, start in SINGLE_FILE_PREFIXES.items()}
     chosen, _ = choose_weights(file_names(model.base, depth=2), prefer_half=model.variant == "fp16")
     return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in WEIGHTS}
 

@@ -37,7 +37,7 @@ OWNERS = {
     "rich": {"console"},
     "huggingface_hub": {"hub", "downloads"},
     "av": {"video", "tinypack"},
-    "diffusers": {"pipeline", "lora", "memory", "distill", "convert", "tinypack"},
+    "diffusers": {"pipeline", "parts", "lora", "memory", "distill", "convert", "tinypack"},
     "std_cli.tinypack": {"tinypack"},
 }
 

@@ -31,8 +31,10 @@ from transformers import (
 from std_cli import stylize_image, weights
 from std_cli.config import image_settings
 from std_cli.convert import convert
+from std_cli.errors import InputError
 from std_cli.hub import source
 from std_cli.image import read_metadata
+from std_cli.parts import _in_one_file, check_model
 from std_cli.pipeline import ImagePipeline
 from tests.hub import Hub
 from tests.test_weights import cache, pairs
@@ -600,6 +602,65 @@ def test_a_checkpoint_in_one_file(
     assert pipe.scheduler.config.beta_schedule == "scaled_linear" and pipe.tokenizer_2.pad_token == "!"
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("unet", "model.diffusion_model.output_blocks.5.2.conv.weight"),
+        ("vae", "first_stage_model.decoder.up.3.upsample.conv.bias"),
+        ("text_encoder", "conditioner.embedders.0.transformer.text_model.encoder.layers.1.mlp.fc1.weight"),
+        ("text_encoder_2", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_layer(sdxl: Sdxl, home: Path, part: str, key: str) -> None:
+    sdxl.fill(home)
+    state = original(sdxl.states)
+    checkpoint = home / "checkpoint.safetensors"
+    save_file({k: t for k, t in state.items() if k != key}, checkpoint)
+    model = weights.resolve_model(str(checkpoint))
+    message = rf"{part} lacks 1 of \d+ tensors \(first {re.escape(key)}\): fetch it again"
+    with pytest.raises(InputError, match=message):
+        check_model(model)
+    with pytest.raises(InputError, match=message):
+        convert(checkpoint, home / "folder")
+    save_file(state | {key: torch.zeros(5)}, checkpoint)
+    with pytest.raises(InputError, match=rf"{part} has 1 of .* shape \(first {re.escape(key)}: \[5\] for"):
+        check_model(model)
+    save_file(state | {key: state[key].int()}, checkpoint)
+    with pytest.raises(InputError, match=rf"{part} has 1 tensors that are no .* \(first {re.escape(key)}: I32"):
+        check_model(model)
+    save_file(state | {key: state[key] * float("nan")}, checkpoint)
+    check_model(model)
+    with pytest.raises(InputError, match=rf"checkpoint.safetensors: 1 of .* NaN .*first {re.escape(key)}"):
+        convert(checkpoint, home / "folder")
+    assert not (home / "folder").exists()
+
+
+def test_single_files_of_other_models_are_named(sdxl: Sdxl, home: Path) -> None:
+    sdxl.fill(home)
+    state, first = original(sdxl.states), "model.diffusion_model.input_blocks.0.0.weight"
+    path = home / "x.safetensors"
+
+    def refused(content: State, message: str) -> None:
+        save_file(content, path)
+        for use in (weights.resolve_model, lambda file: convert(file, home / "folder")):
+            with pytest.raises(InputError, match=message):
+                use(str(path))
+
+    for channels, use in ((9, "inpainting"), (8, "to follow instructions")):
+        wide = state | {first: torch.zeros(32, channels, 3, 3)}
+        refused(wide, rf"is not an SDXL model: in_channels in .* is {channels}, not 4 \(made for {use}|made {use}\)")
+    refused(state | {"edm_mean": torch.zeros(4)}, "not an SDXL checkpoint, but of Playground v2.5's kind")
+    unet = {k: t for k, t in state.items() if k.startswith("model.")}
+    cross = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    for width, name in ((768, "Stable Diffusion 1.5"), (1024, "Stable Diffusion 2")):
+        rest = {k: t for k, t in unet.items() if "attn2" not in k and "label_emb" not in k}
+        refused(rest | {cross: torch.zeros(64, width)}, f"not an SDXL checkpoint, but {name}: it lacks")
+    refiner = unet | {"conditioner.embedders.0.model.ln_final.weight": torch.zeros(4)}
+    refused(refiner, "not an SDXL checkpoint, but the SDXL refiner: it lacks")
+    flux = {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
+    refused(flux, "not an SDXL checkpoint, but Flux: it lacks")
+
+
 # --- SDXL's real size, without memory --------------------------------------------------------------------------------
 
 
@@ -612,6 +673,18 @@ def test_real_shapes() -> None:
     assert [sum(p.numel() for p in m.parameters()) for m in (unet, vae)] == [2_567_463_684, 83_653_863]
     # so that what is shown above with a narrow model is shown of the names of the real one
     assert [m.state_dict().keys() for m in (unet, vae)] == [m.state_dict().keys() for m in narrow]
+
+    # the names and shapes of the real checkpoint in one file
+    with torch.device("meta"):
+        encoders = CLIPTextModel(CLIPTextConfig(**TEXT)), CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2))
+    networks = dict(zip(("unet", "vae", "text_encoder", "text_encoder_2"), (unet, vae, *encoders), strict=True))
+    states: dict[str, State] = {part: network.state_dict() for part, network in networks.items()}
+    states["text_encoder"] = {f"text_model.{key}": tensor for key, tensor in states["text_encoder"].items()}
+    stored = {key: (list(tensor.shape), "F16") for key, tensor in original(states).items()}
+    wanted = {part: _in_one_file(part, network, stored) for part, network in networks.items()}
+    assert [len(names) for names in wanted.values()] == [1680, 248, 196, 389]
+    for part, names in wanted.items():
+        assert {key: stored[key][0] for key in names} == names, part
 
     kinds = ("image_proj", "ip_adapter")
     unet._load_ip_adapter_weights(

@@ -86,7 +86,8 @@ def test_tiny_is_the_folder_in_the_package(folder: Path, monkeypatch: pytest.Mon
         (["-unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"], "fp16"),
         (
             ["-unet/diffusion_pytorch_model.safetensors"]
-            + [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)],
+            + [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+            + ["unet/diffusion_pytorch_model.safetensors.index.json"],
             None,
         ),
     ],
@@ -95,6 +96,8 @@ def test_variant(folder: Path, files: list[str], variant: str | None) -> None:
     for file in files:
         if file.startswith("-"):
             (folder / file[1:]).unlink()
+        elif file.endswith(".json"):
+            (folder / file).write_text('{"weight_map": {}}')
         else:
             tensors(folder / file)
     assert weights.resolve_model(str(folder), local_only=True).variant == variant
@@ -130,7 +133,7 @@ def truncate(path: Path) -> None:
     ("damage", "message"),
     [
         (break_bin, "pickle weights .* convert them to safetensors"),
-        (break_shards, "lacks unet/diffusion_pytorch_model.safetensors"),
+        (break_shards, "lacks unet/diffusion_pytorch_model-00002-of-00002.safetensors"),
         (lambda f: (f / "unet/config.json").write_text('{"in_channels": 4}'), "not an SDXL model: addition_embed_type"),
         (
             lambda f: (f / "unet/config.json").write_text('{"addition_embed_type": "text_time", "in_channels": 9}'),

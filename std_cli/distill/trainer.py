@@ -36,6 +36,7 @@ from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_ste
 from std_cli.distill.text_condition import load_text_condition
 from std_cli.errors import InputError, StdError
 from std_cli.fingerprints import fingerprint
+from std_cli.parts import check_model
 from std_cli.paths import user_path
 from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
 from std_cli.weights import resolve_features, resolve_model, resolve_motion
@@ -70,6 +71,7 @@ class Trainer:
         m, d, a, o = config.model, config.distill, config.adversarial, config.optimizer
         files = resolve_model(m.name)
         motion = resolve_motion(m.motion, files) if config.run.task == "v2v" else None
+        check_model(files, motion)
         features = None if a.features == "none" or not a.weight else self._features(a.features)
         self.device = choose_device(m.device) if state.num_processes == 1 else state.device
         dtype = choose_dtype(m.dtype, self.device)
