@@ -36,6 +36,7 @@ from std_cli.stylize import (
     OnEvent,
     Source,
     Style,
+    check_noise,
     choose_schedule,
     follow_lora,
     make_folder,
@@ -196,6 +197,8 @@ def prepare_video(
         check_model(files, motion)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
+    if files:
+        check_noise(s, schedule, files)
     pack = Pack(**files.pack if files else {})
     cuts = None if s.cuts in ("auto", "off") else read_cuts(user_path(s.cuts, "--cuts"))
     made = folder if folder is not None and not folder.exists() else None

@@ -115,8 +115,7 @@ def _write_motion(file: Path, folder: Path) -> None:
     from diffusers import MotionAdapter
     from safetensors.torch import load_file
 
-    from std_cli.match import check_motion
-    from std_cli.pipeline import from_hotshot
+    from std_cli.match import check_motion, from_hotshot
 
     with torch.device("meta"):
         empty = MotionAdapter.from_config(HOTSHOT_CONFIG)

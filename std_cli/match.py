@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from std_cli.errors import InputError
 
@@ -76,6 +76,24 @@ def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
         told = "; ".join(f"{len(keys)} {what} ({some(keys)})" for what, keys in parts if keys)
         right = len(wanted) - len(lacks) - len(wrong)
         raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {told}: choose one made for this model")
+
+
+T = TypeVar("T")
+
+
+def from_hotshot(weights: dict[str, T]) -> dict[str, T]:
+    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter; the same weights."""
+    out = {}
+    for key, tensor in weights.items():
+        new = key.replace(".temporal_attentions.", ".motion_modules.").replace(".ff_norm.", ".norm3.")
+        new = re.sub(r"\.norms\.(\d)\.", lambda m: f".norm{int(m[1]) + 1}.", new)
+        block = re.search(r"\.attention_blocks\.(\d)\.", new)
+        if new.endswith(".pos_encoder.positional_encoding"):
+            new = new[: block.start()] + ".pos_embed.pe" if block else new
+        elif block:
+            new = new.replace(block[0], f".attn{int(block[1]) + 1}.")
+        out[new] = tensor
+    return out
 
 
 def some(names: Sequence[str], count: int = 3) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from std_cli.errors import InputError
 from std_cli.files import FLOATS, check_numbers, read_object, read_tensor_facts, stored_tensors
 from std_cli.layout import WEIGHTS, shard_index, single_file_key
-from std_cli.match import Shapes, check_ip_adapter, check_motion, some
+from std_cli.match import Shapes, check_ip_adapter, check_motion, from_hotshot, some
 from std_cli.weights import ModelFiles, MotionFiles, weight_files
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ def _refuse(name: str, problems: list[str]) -> None:
 def _check_motion(motion: MotionFiles) -> None:
     import torch
     from diffusers import MotionAdapter
-
-    from std_cli.pipeline import from_hotshot
 
     stored = read_tensor_facts(motion.weights)[0]
     config = motion.weights.parent / "config.json"

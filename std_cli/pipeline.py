@@ -5,10 +5,9 @@ what is ours is what surrounds it: which weights go where, embeddings kept betwe
 """
 
 import copy
-import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.files import read_header
 from std_cli.lora import LoraFile, check_lora, read_lora
-from std_cli.match import check_ip_adapter, check_motion
+from std_cli.match import check_ip_adapter, check_motion, from_hotshot
 from std_cli.parts import check_finite
 from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
@@ -78,10 +77,24 @@ class _GivenDDIM(DDIMScheduler):  # type: ignore[misc]  # untyped
 def make_scheduler(method: Method, base: dict[str, Any]) -> Any:
     """The scheduler of a method, with the noise levels of the base model's scheduler config."""
     classes = {c.__name__: c for c in (TCDScheduler, LCMScheduler, EulerDiscreteScheduler)}
-    scheduler = classes.get(method.scheduler, _GivenDDIM).from_config(base, **method.config)
+    kind = classes.get(method.scheduler, _GivenDDIM)
+    # noise levels other than those of the chosen timesteps: Euler refuses both together
+    other_levels = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)
+    fixed = {**other_levels, "timestep_type": "discrete"} if kind is EulerDiscreteScheduler else {}
+    scheduler = kind.from_config(base, **fixed, **method.config)
     if method.to_zero:
         scheduler.alphas_cumprod[0] = 1.0  # TCD's last step goes to timestep 0
     return scheduler
+
+
+def _overridden(config: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's config with what the checkpoint says of itself in its place.
+
+    diffusers leaves out of another class's config what was not in the file: a default that is overridden must not be
+    listed as one.
+    """
+    defaults = [name for name in config.get("_use_default_values", []) if name not in settings]
+    return dict(config) | settings | {"_use_default_values": defaults}
 
 
 class Pipeline:
@@ -146,7 +159,7 @@ class Pipeline:
                 use_safetensors=True,
                 local_files_only=True,
             )
-        pipe.scheduler = make_scheduler(self.method, dict(pipe.scheduler.config) | files.scheduler)
+        pipe.scheduler = make_scheduler(self.method, _overridden(pipe.scheduler.config, files.scheduler))
         if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
@@ -449,24 +462,6 @@ def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotio
     moving = UNetMotionModel.from_unet2d(unet, adapter)
     moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())  # from_unet2d leaves it random
     return moving.to(unet.dtype).eval()
-
-
-T = TypeVar("T")
-
-
-def from_hotshot(weights: dict[str, T]) -> dict[str, T]:
-    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter; the same weights."""
-    out = {}
-    for key, tensor in weights.items():
-        new = key.replace(".temporal_attentions.", ".motion_modules.").replace(".ff_norm.", ".norm3.")
-        new = re.sub(r"\.norms\.(\d)\.", lambda m: f".norm{int(m[1]) + 1}.", new)
-        block = re.search(r"\.attention_blocks\.(\d)\.", new)
-        if new.endswith(".pos_encoder.positional_encoding"):
-            new = new[: block.start()] + ".pos_embed.pe" if block else new
-        elif block:
-            new = new.replace(block[0], f".attn{int(block[1]) + 1}.")
-        out[new] = tensor
-    return out
 
 
 def name_dtype(dtype: torch.dtype) -> str:

@@ -36,8 +36,8 @@ from std_cli.image import (
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
-from std_cli.schedule import MAX_STEPS
-from std_cli.weights import ModelFiles, resolve_model
+from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
+from std_cli.weights import ModelFiles, blind_at_the_end, resolve_model, scheduler_config
 from std_cli.zoo import cfg_range, zoo
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def prepare_images(
         check_model(files)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
+    if files:
+        check_noise(s, schedule, files)
     return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes)
 
 
@@ -290,6 +292,22 @@ def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
     if s.schedule == "auto":
         return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
     return s.schedule
+
+
+def check_noise(s: ImageSettings, schedule: "Schedule", files: ModelFiles) -> None:
+    """Raises InputError where a model cannot be run by these timesteps, or by the method's scheduler."""
+    method = zoo().methods[s.method]
+    if method.scheduler == "EulerDiscreteScheduler" and scheduler_config(files).get("prediction_type") == "sample":
+        raise InputError(
+            f"--method {s.method}: its scheduler (Euler) does not know the prediction_type 'sample' of --model "
+            f"{files.name}: use another method"
+        )
+    if blind_at_the_end(files) and timesteps(s.steps, s.eta, schedule, method.grid)[0] == TRAIN_TIMESTEPS - 1:
+        raise InputError(
+            f"--eta {s.eta:g}: the run begins at timestep {TRAIN_TIMESTEPS - 1}, where --model {files.name} predicts "
+            "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use a smaller --eta, such "
+            "as 0.95"
+        )
 
 
 def request_notices(s: ImageSettings, lora: LoraFile | None) -> list[str]:

@@ -90,6 +90,9 @@ def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool, kin
     unet = read_object(folder / "unet" / "config.json")
     check_unet(name, {key: unet.get(key) for key in ("addition_embed_type", "in_channels")}, "unet/config.json")
     check_folder(folder, names)
+    noise = read_object(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
+    if noise.startswith(("EDM", "FlowMatch")):  # Playground v2.5, CosXL, models of rectified flow
+        raise InputError(f"{name} is not an SDXL model: it is made for {noise}: choose an SDXL base model")
     weights, variant = choose_weights(names, prefer_half=from_hub)
     for weight in weights:
         read_header(folder / weight)
@@ -132,6 +135,21 @@ def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
         return {part: ([model.base], start) for part, start in SINGLE_FILE_PREFIXES.items()}
     chosen, _ = choose_weights(file_names(model.base, depth=2), prefer_half=model.variant == "fp16")
     return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in WEIGHTS}
+
+
+def scheduler_config(model: ModelFiles) -> dict[str, Any]:
+    """What a model says of the noise that it was trained on, in the words of diffusers' schedulers."""
+    folder = (model.config or model.base) / "scheduler"
+    return read_object(folder / "scheduler_config.json") | model.scheduler
+
+
+def blind_at_the_end(model: ModelFiles) -> bool:
+    """Whether the last timestep tells the model nothing: it predicts noise, and there all is noise.
+
+    With zero terminal SNR (Lin et al. 2023, arXiv 2305.08891) x0 = (x - eps) / 0 at timestep 999.
+    """
+    config = scheduler_config(model)
+    return bool(config.get("rescale_betas_zero_snr")) and config.get("prediction_type", "epsilon") == "epsilon"
 
 
 # --- motion ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ LAYERS = (
     ("clip_run",),
     ("stylize", "distill"),
     ("pipeline",),
-    ("savings", "memory"),
+    ("savings", "memory", "parts"),
     ("config", "lora", "downloads", "identify"),
     ("weights", "schedule", "wavefront", "video", "work"),
     ("hub", "fingerprints"),

@@ -17,8 +17,8 @@ from safetensors.torch import save, save_file
 from std_cli.errors import InputError
 from std_cli.files import read_header, read_object
 from std_cli.lora import LoraFile, LoraWeights, check_lora, read_lora, resolve_lora
-from std_cli.match import check_ip_adapter, check_motion, family
-from std_cli.pipeline import add_motion, from_hotshot, join_motion
+from std_cli.match import check_ip_adapter, check_motion, family, from_hotshot
+from std_cli.pipeline import add_motion, join_motion
 from std_cli.weights import HOTSHOT_CONFIG, TINY, MotionFiles, resolve_model
 from std_cli.zoo import zoo
 from tests.test_real_layout import UNET, VISION, ip_adapter

@@ -9,7 +9,8 @@ from PIL import Image
 from std_cli.config import ImageSettings
 from std_cli.errors import InputError
 from std_cli.files import read_object
-from std_cli.pipeline import ImagePipeline, VideoPipeline, from_hotshot, seeded_noise
+from std_cli.match import from_hotshot
+from std_cli.pipeline import ImagePipeline, VideoPipeline, seeded_noise
 from std_cli.schedule import timesteps
 from std_cli.wavefront import Wavefront
 from std_cli.weights import HOTSHOT_CONFIG, resolve_model, resolve_motion

@@ -602,6 +602,29 @@ def test_a_checkpoint_in_one_file(
     assert pipe.scheduler.config.beta_schedule == "scaled_linear" and pipe.tokenizer_2.pad_token == "!"
 
 
+def test_a_checkpoint_that_predicts_v(
+    sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+) -> None:
+    sdxl.fill(home)
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    path = home / "checkpoint.safetensors"
+    save_file(original(sdxl.states) | marks, path, {"modelspec.prediction_type": "epsilon"})
+    events: list[dict[str, Any]] = []
+    stylize_image(
+        photo, reference, model=str(path), size=64, steps=1, device="cpu", lora="none", on_event=events.append
+    )
+    wanted = ("v_prediction", True)
+    config = built[0].pipe.scheduler.config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == wanted
+    assert float(built[0].pipe.scheduler.alphas_cumprod[999]) == 0
+    contradiction = "its tensor v_pred says v_prediction: v_prediction is used"
+    assert [contradiction in e["message"] for e in events if e["event"] == "notice"] == [True]
+    done = convert(path, home / "folder")
+    assert [contradiction in notice for notice in done["notices"]] == [True]
+    written = json.loads((home / "folder" / "scheduler" / "scheduler_config.json").read_text())
+    assert (written["prediction_type"], written["rescale_betas_zero_snr"]) == wanted
+
+
 @pytest.mark.parametrize(
     ("part", "key"),
     [

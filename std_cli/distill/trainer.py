@@ -39,7 +39,7 @@ from std_cli.fingerprints import fingerprint
 from std_cli.parts import check_model
 from std_cli.paths import user_path
 from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
-from std_cli.weights import resolve_features, resolve_model, resolve_motion
+from std_cli.weights import blind_at_the_end, resolve_features, resolve_model, resolve_motion
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
@@ -72,6 +72,11 @@ class Trainer:
         files = resolve_model(m.name)
         motion = resolve_motion(m.motion, files) if config.run.task == "v2v" else None
         check_model(files, motion)
+        if blind_at_the_end(files) and math.ceil(round(d.points * d.eta, 9)) >= d.points - 1:
+            raise InputError(
+                f"distill.eta {d.eta:g}: training begins at the last timestep, where model.name {m.name} predicts "
+                "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use 0.95"
+            )
         features = None if a.features == "none" or not a.weight else self._features(a.features)
         self.device = choose_device(m.device) if state.num_processes == 1 else state.device
         dtype = choose_dtype(m.dtype, self.device)
