@@ -121,6 +121,7 @@ def _write_motion(file: Path, folder: Path) -> None:
         empty = MotionAdapter.from_config(HOTSHOT_CONFIG)
     check_motion(str(file), from_hotshot(read_header(file)[0]), empty)
     weights = from_hotshot(load_file(file))
+    check_numbers(str(file), weights.items())
     empty.load_state_dict(weights, assign=True)
     empty.save_pretrained(folder)
 
@@ -133,7 +134,8 @@ def _write_folder(file: Path, folder: Path) -> list[str]:
     check_checkpoint(str(file), file)
     [config] = fetch([source("sdxl-config")])
     check_one_file(str(file), file, config)
-    check_numbers(str(file), stored_tensors(file), torch.finfo(torch.float16).max)
+    remedy = "the folder would be in fp16: use the file as it is"
+    check_numbers(str(file), stored_tensors(file), torch.finfo(torch.float16).max, remedy)
     scheduler, notices = checkpoint_scheduler(str(file), file)
     pipe = StableDiffusionXLPipeline.from_single_file(
         str(file), config=str(config), dtype=torch.float16, local_files_only=True

@@ -125,10 +125,15 @@ def stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
                 yield key, file.get_tensor(key)
 
 
-def check_numbers(name: str, tensors: "Iterable[tuple[str, torch.Tensor]]", largest: float = math.inf) -> None:
+def check_numbers(
+    name: str,
+    tensors: "Iterable[tuple[str, torch.Tensor]]",
+    largest: float = math.inf,
+    remedy: str = "use --dtype bf16 or --dtype fp32",
+) -> None:
     """Raises InputError unless all tensors are real floating-point numbers, finite and at most `largest` in magnitude.
 
-    name: what the message calls the file. Takes about 1 s per 10^9 numbers.
+    name: what the message calls the file; remedy: against larger ones. Takes about 1 s per 10^9 numbers.
     """
     total = 0
     wrong: list[str] = []
@@ -154,5 +159,5 @@ def check_numbers(name: str, tensors: "Iterable[tuple[str, torch.Tensor]]", larg
     if beyond:
         raise InputError(
             f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, which fp16 cannot hold (first "
-            f"{beyond[0]}): use --dtype bf16 or --dtype fp32"
+            f"{beyond[0]}): {remedy}"
         )

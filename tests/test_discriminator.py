@@ -243,6 +243,15 @@ def test_what_is_no_dino_is_refused_in_one_line(tmp_path, weights, change, messa
     one_line(error)
 
 
+def test_numbers_that_are_none_are_named(weights, tmp_path):
+    key = sorted(weights)[0]
+    for value, message in ((weights[key] * torch.nan, "hold NaN or infinity"), (weights[key].long(), "is int64")):
+        torch.save(weights | {key: value}, tmp_path / "dino.pth")
+        with pytest.raises(InputError, match=rf"dino.pth: .*{message}") as error:
+            load_dino(tmp_path / "dino.pth")
+        assert key in str(error.value)
+
+
 def test_damaged_files_are_refused_in_one_line(pth, tmp_path):
     cut = tmp_path / "cut.pth"
     cut.write_bytes(pth.read_bytes()[:5000])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from std_cli import stylize_image
 from std_cli.errors import InputError
 from std_cli.parts import check_finite, check_model
+from std_cli.pipeline import _not_a_number
 from std_cli.weights import TINY, resolve_model, resolve_motion
 from tests.test_real_layout import NARROW_VAE
 
@@ -177,3 +178,9 @@ def test_half_precision_is_asked_only_for_itself(folder: Path) -> None:
     check_finite(model, None, torch.bfloat16)
     with pytest.raises(InputError, match=r"above 65504, which fp16 cannot hold .first conv_in.bias.: use --dtype bf16"):
         check_finite(model, None, torch.float16)
+
+
+def test_no_remedy_names_the_precision_in_use() -> None:
+    assert "try --dtype bf16 or --dtype fp32" in _not_a_number(torch.float16)
+    assert _not_a_number(torch.bfloat16).endswith("in bf16: try --dtype fp32")
+    assert "--dtype" not in _not_a_number(torch.float32)

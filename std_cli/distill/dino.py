@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from std_cli.errors import InputError
-from std_cli.files import read_header, read_object
+from std_cli.files import check_numbers, read_header, read_object
 from std_cli.image import replace_file
 from std_cli.pickles import check_size, read_pickle
 
@@ -95,7 +95,9 @@ def load_dino(path: Path, blocks: tuple[int, ...] | None = None) -> Dino:
         weights = path / "model.safetensors"
         read_header(weights)
         check_size(weights, weights.stat().st_size)
-        return Dino(_build(path, load_file(weights), config.get("num_attention_heads")), blocks)
+        tensors = load_file(weights)
+        check_numbers(str(weights), tensors.items())
+        return Dino(_build(path, tensors, config.get("num_attention_heads")), blocks)
     return Dino(_build(path, _read_original(path)), blocks)
 
 
@@ -111,7 +113,9 @@ def convert_dino(pth: Path, folder: Path) -> None:
 def _read_original(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of an original .pth under the names of the Hub's files: float32, each with memory of its own."""
     tensors: dict[str, torch.Tensor] = {}
-    for key, tensor in read_pickle(path).items():
+    pickled = read_pickle(path)
+    check_numbers(str(path), pickled.items())
+    for key, tensor in pickled.items():
         for pattern, name in _NAMES:
             key = re.sub(pattern, name, key)
         if ".attn.qkv." in key and tensor.ndim and len(tensor) % 3 == 0:

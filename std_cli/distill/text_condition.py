@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from std_cli.errors import InputError
-from std_cli.files import read_header, read_object
+from std_cli.files import check_numbers, read_header, read_object, stored_tensors
 
 
 class TextCondition:
@@ -53,6 +53,7 @@ def load_text_condition(folder: Path) -> TextCondition:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers checks configs with exceptions of many kinds
         raise InputError(f"{wrong}: its config, weights and tokenizer do not go together: download it again") from error
+    check_numbers(str(folder / "model.safetensors"), stored_tensors(folder / "model.safetensors"))
     model: CLIPTextModelWithProjection = loaded[0]
     if missing := loaded[1]["missing_keys"]:
         raise InputError(f"{wrong}: {len(missing)} tensors are missing: download it again")

@@ -238,11 +238,11 @@ class Trainer:
             adversarial = generator_loss(self.discriminator(fake, text), a.loss)
             total = loss + a.weight * adversarial
             figures["adversarial"] = adversarial.item()
-        _check(where, figures)
+        _check(where, figures, self.roles.dtype)
         self.scaler.scale(total / self.lane_count).backward()
         if self.discriminator is not None:
             figures |= self._train_discriminator([f.detach() for f in fake], real, text, random)
-            _check(where, figures)
+            _check(where, figures, self.roles.dtype)
         return x_prev, figures
 
     def _train_discriminator(
@@ -382,13 +382,14 @@ class Trainer:
         return bool(flag.item())
 
 
-def _check(where: str, figures: dict[str, float]) -> None:
+def _check(where: str, figures: dict[str, float], dtype: torch.dtype) -> None:
     wrong = [name for name, value in figures.items() if not math.isfinite(value)]
     if wrong:
         facts = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+        wider = " or use --set model.dtype=bf16" if dtype == torch.float16 else ""
         raise StdError(
-            f"{wrong[0]} is not finite in {where} ({facts}): no weight was changed; lower the learning rate or use "
-            "--set model.dtype=bf16, and resume from the last checkpoint"
+            f"{wrong[0]} is not finite in {where} ({facts}): no weight was changed; lower the learning rate{wider}, "
+            "and resume from the last checkpoint"
         )
 
 
