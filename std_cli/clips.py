@@ -21,15 +21,11 @@ from std_cli.clip_run import Job, Run
 from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
 from std_cli.errors import InputError, StdError
 from std_cli.fingerprints import fingerprint
-from std_cli.image import (
-    PICTURE_SUFFIXES,
-    expand_inputs,
-    fit_to,
-    working_size,
-)
+from std_cli.image import expand_inputs, fit_to, working_size
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
+from std_cli.picture_kinds import PICTURE_SUFFIXES
 from std_cli.stylize import (
     Event,
     Find,
@@ -40,7 +36,7 @@ from std_cli.stylize import (
     choose_schedule,
     follow_lora,
     make_folder,
-    read_source,
+    read_references,
     request_facts,
     request_notices,
     weigh_styles,
@@ -81,6 +77,8 @@ class VideoRequest:
     """Frames that are denoised at once."""
     overlap: int
     """Frames that neighbouring windows share."""
+    notices: list[str]
+    """What the user should know of inputs and references."""
 
 
 def stylize_video(
@@ -113,6 +111,8 @@ def stylize_video(
     assert files is not None
     if r.folder is not None:
         make_folder(r.folder)
+    for message in r.notices:
+        on_event({"event": "notice", "message": message})
     for error in r.failed:
         on_event(error)
     failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
@@ -181,9 +181,11 @@ def prepare_video(
         if isinstance(given.get(flag), str):
             given[flag] = parse_time(given[flag], f"--{flag}")
     asked = video_settings(given)  # raises what is wrong whatever the model says
-    sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs)
+    notices: list[str] = []
+    sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs, notices)
     styles = weigh_styles(style)
-    references = [read_source(source, "--style ").rgb for source, _ in styles]
+    references, white = read_references(styles)
+    notices += white
     files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
     s = video_settings(given, files.pack, f"{files.base}/std.json") if files else video_settings(given)
     targets, folder = _targets(sources, user_path(output, "-o"), s.codec, names_folder(output))
@@ -210,7 +212,9 @@ def prepare_video(
             if len(sources) == 1:
                 raise
             failed.append({"event": "error", "message": str(e), "input": source.name, "code": e.exit_code})
-    return VideoRequest(jobs, failed, made, styles, references, files, motion, lora, s, schedule, window, overlap)
+    return VideoRequest(
+        jobs, failed, made, styles, references, files, motion, lora, s, schedule, window, overlap, notices
+    )
 
 
 # --- the request -----------------------------------------------------------------------------------------------------
@@ -237,15 +241,16 @@ def _exists(target: Path) -> InputError:
     return InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file")
 
 
-def _sources(inputs: Sequence[str | Path]) -> list[Path]:
+def _sources(inputs: Sequence[str | Path], notices: list[str]) -> list[Path]:
     found: list[Path] = []
     for item in inputs:
         path = user_path(item, "input")
         inside = _suffixes_in(path) if path.is_dir() else set()
         if inside & (PICTURE_SUFFIXES - VIDEO_SUFFIXES) and not inside & (VIDEO_SUFFIXES - PICTURE_SUFFIXES):
+            expand_inputs([path], notices=notices)  # the frames, for what is left out of them
             found.append(path)
         else:
-            found += expand_inputs([item], VIDEO_SUFFIXES, "video")
+            found += expand_inputs([item], VIDEO_SUFFIXES, "video", notices)
     if not found:
         raise InputError("no input: give videos, folders of videos, or patterns such as 'clips/*.mp4'")
     return list(dict.fromkeys(found))

@@ -7,34 +7,29 @@ import errno
 import glob
 import io
 import json
-import logging
 import math
 import os
 import re
 import shutil
-import stat
 import struct
-import threading
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, PngImagePlugin
 
+from std_cli.color_profile import to_srgb
 from std_cli.errors import InputError, StdError
+from std_cli.open_picture import LARGE, check_pixels, decode, open_picture, readable
 from std_cli.paths import check_path, user_path
+from std_cli.picture_kinds import PICTURE_SUFFIXES, left_out
+from std_cli.transparency import fill_hidden, find_alpha
 
-# Formats that are told by their first bytes and decoded in-process; EPS, for one, would start Ghostscript.
-_READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-PICTURE_SUFFIXES = frozenset({
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
-    ".jp2", ".ppm", ".pgm", ".pbm",
-})  # fmt: skip
 _WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OUTPUT_SUFFIXES = tuple(_WRITE_FORMATS)
 
@@ -49,30 +44,47 @@ _UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP
 }  # fmt: skip
 
-# Pillow logs some damage as well as raising it; without a handler Python would print that as a second line.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
+"""Modes of premultiplied alpha, and what they are converted to."""
+_REDUCIBLE = ("L", "LA", "RGB", "RGBA", "CMYK")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> how to turn what is stored."""
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 # --- find ------------------------------------------------------------------------------------------------------------
 
 
 def expand_inputs(
-    inputs: Sequence[str | Path], suffixes: frozenset[str] = PICTURE_SUFFIXES, what: str = "picture"
+    inputs: Sequence[str | Path],
+    suffixes: frozenset[str] = PICTURE_SUFFIXES,
+    what: str = "picture",
+    notices: list[str] | None = None,
 ) -> list[Path]:
     """The pictures (or other files, by suffix) that files, folders and glob patterns name: in the order given, once.
 
     A folder stands for the pictures directly inside it, a pattern (`*`, `?`, `[...]`, `**`) for the pictures that it
     matches, both in natural order and without hidden files. A name that exists is never read as a pattern.
+    Pictures of kinds that cannot be read are left out; `notices` receives one line that counts them for each input.
     Raises InputError for a path that does not exist, and for a folder or pattern without pictures.
     """
+    notices = [] if notices is None else notices
     found: dict[tuple[Path, str], Path] = {}
     for item in inputs:
-        for path in _expand(item, suffixes, what):
+        for path in _expand(item, suffixes, what, notices):
             found.setdefault((path.parent.resolve(), path.name), path)
     return list(found.values())
 
 
-def _expand(item: str | Path, suffixes: frozenset[str], what: str) -> list[Path]:
+def _expand(item: str | Path, suffixes: frozenset[str], what: str, notices: list[str]) -> list[Path]:
     path = user_path(item, "input")
     text = str(path)
     if os.path.isdir(path):
@@ -89,8 +101,11 @@ def _expand(item: str | Path, suffixes: frozenset[str], what: str) -> list[Path]
     else:
         raise InputError(f"no such file or folder: {text!r}; check the path")
     pictures = [entry for entry in inside if entry.suffix.lower() in suffixes and os.path.isfile(entry)]
+    unread = left_out(entry for entry in inside if os.path.isfile(entry))
     if not pictures:
-        raise InputError(missing)
+        raise InputError(f"{missing}; left out: {unread}" if unread else missing)
+    if unread:
+        notices.append(f"{text}: left out: {unread}")
     return sorted((check_path(picture, "input") for picture in pictures), key=_natural)
 
 
@@ -114,135 +129,96 @@ class Picture:
     alpha: Image.Image | None
     """Mode L, the size of `rgb`; None where every pixel is opaque."""
     path: Path
+    size: tuple[int, int]
+    """(width, height) of the whole picture; `rgb` may be smaller, see `read_picture`."""
 
 
-def read_picture(path: str | Path, data: bytes | None = None) -> Picture:
+def read_picture(path: str | Path, data: bytes | None = None, side: int | None = None) -> Picture:
     """Read the first frame of a picture, turned as its EXIF says and converted to sRGB from its ICC profile.
 
-    data: the file's bytes where they are at hand; `path` is then only its name. 16-bit grey is scaled to 8 bits. Can
-    be called in several threads. Raises InputError for whatever cannot be read whole, hostile bytes included.
+    data: the file's bytes where they are at hand; `path` is then only its name. side: the long side, in pixels, that
+    the picture is needed at; one of more than LARGE pixels is then made smaller while it is read, to no less than
+    twice that. 16-bit samples are scaled to 8 bits. Can be called in several threads. Raises InputError for whatever
+    cannot be read whole, hostile bytes included, and for more than MAX_PIXELS pixels.
     """
     path = Path(path)
-    with _opened(path, data) as opened:
-        image = _upright(opened)
-        alpha = _alpha(image)
-        profile = image.info.get("icc_profile")
-        if image.mode.startswith(("I", "F")):
-            image = _eight_bits(image)
-        elif image.mode in ("1", "LA"):
-            image = image.convert("L")
-        elif image.mode not in ("L", "CMYK"):  # those two keep their mode for the sake of their profile
-            image = image.convert("RGB")
-        rgb = _to_srgb(image, profile)
+    with open_picture(path, data) as image:
+        return _as_seen(*decode(image, side), path, side)
+
+
+def take_picture(image: Image.Image, name: str = "picture", side: int | None = None) -> Picture:
+    """A picture held in memory, treated as `read_picture` treats a file; `image` is not changed.
+
+    Of a file that Pillow opened it is the frame that was sought. `name` is for errors, which are those of a file.
+    """
+    described = f"{name} ({image.mode}, {image.width}x{image.height}, given as an image)"
+    with readable(described):
+        check_pixels(image, described)
+        return _as_seen(*decode(image), Path(name), side)
+
+
+def image_of(array: NDArray[np.generic]) -> Image.Image:
+    """The picture in an array of uint8: (H, W) grey, (H, W, 3) RGB, or (H, W, 4) RGBA with straight alpha.
+
+    Raises InputError for every other type or shape.
+    """
+    shape = " x ".join(map(str, array.shape)) or "no dimension"
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise InputError(f"an array of {array.dtype}, {shape}: give uint8 of (H, W), (H, W, 3) or (H, W, 4)")
+    if array.size == 0:
+        raise InputError(f"an array of {shape} is an empty picture; give one with pixels")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int | None) -> Picture:
+    """What decoded pixels (which are not kept) look like. whole: (width, height) before they were made smaller."""
+    if image.mode in _STRAIGHT:
+        image = image.convert(_STRAIGHT[image.mode])
+    if side is not None and image.width * image.height > LARGE and image.mode in _REDUCIBLE:
+        image = _reduced(image, side)
+    turn = _turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
+        whole = whole[::-1] if turn in _SIDEWAYS else whole
+    alpha = find_alpha(image)
+    profile, gamma = image.info.get("icc_profile"), None if "srgb" in image.info else image.info.get("gamma")
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    elif image.mode in ("1", "LA"):
+        image = image.convert("L")
+    elif image.mode not in ("L", "CMYK", "LAB"):  # those keep their mode for the sake of their profile
+        image = image.convert("RGB")
+    rgb = to_srgb(image, profile, gamma)
     for part in (rgb, alpha):
         if part is not None:
             part.info.clear()  # Pillow would write the old profile and transparency with the result
-    return Picture(rgb, alpha, path)
+    return Picture(rgb, alpha, path, whole)
 
 
-@contextmanager
-def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
-    """The decoded first frame of `path`; any error here or in the body of the `with` becomes an InputError."""
-    name = repr(str(path))
-    try:
-        with _bytes_of(path, data) as file, _no_warnings(), Image.open(file, formats=_READ_FORMATS) as image:
-            pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-            if limit is not None and pixels > limit:
-                raise Image.DecompressionBombError(f"{pixels} pixels")
-            image.load()
-            yield image
-    except InputError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise InputError(f"no such picture: {name}; check the path") from err
-    except PermissionError as err:
-        raise InputError(f"no permission to read {name}; change its permissions") from err
-    except UnidentifiedImageError as err:
-        known = ", ".join(_READ_FORMATS).lower()
-        raise InputError(f"{name} is not a picture that can be read; convert it to one of {known}") from err
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as err:
-        pixels, limit = re.findall(r"\d+", str(err))[0], Image.MAX_IMAGE_PIXELS
-        raise InputError(f"{name} has {pixels} pixels, more than the limit of {limit}; scale it down") from err
-    except Exception as err:  # on hostile bytes Pillow's decoders raise nearly every built-in exception
-        reason = " ".join("".join(c if c.isprintable() else " " for c in str(err)).split()) or type(err).__name__
-        raise InputError(f"{name} is damaged or of an unsupported kind ({reason}); export it again") from err
+def _reduced(image: Image.Image, side: int) -> Image.Image:
+    """Smaller by a whole factor, the long side no less than twice `side`; a colour that is hidden has no effect."""
+    factor = max(image.size) // (2 * side)
+    if factor < 2 or "transparency" in image.info:  # means of a transparent colour and another would be neither
+        return image
+    smaller = image.reduce(factor)
+    smaller.info = image.info
+    return smaller
 
 
-def _bytes_of(path: Path, data: bytes | None) -> BinaryIO:
-    name = repr(str(path))
-    if data is None:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{name} is a folder; give a picture")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait forever
-            raise InputError(f"{name} is not a regular file; give a picture")
-    if (status.st_size if data is None else len(data)) == 0:
-        raise InputError(f"{name} is empty (0 bytes); get the picture again")
-    return path.open("rb") if data is None else io.BytesIO(data)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """What Pillow warns of is of no use to the user."""
-    if threading.current_thread() is not threading.main_thread():
-        # The filters belong to the process: of two threads that put them back, one would bring back the other's.
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF or XMP says; damaged EXIF data counts as none."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How EXIF or XMP says that the picture is to be turned; damaged EXIF data counts as none."""
     # ImageOps.exif_transpose also rewrites the EXIF block, and fails on pictures where that cannot be done.
-    orientation = 1
     with suppress(SyntaxError, ValueError, TypeError, OSError, struct.error):
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    return image.transpose(turns[orientation]) if orientation in turns else image
-
-
-def _alpha(image: Image.Image) -> Image.Image | None:
-    """The transparency in mode L, from a channel, a palette or a transparent colour; None if all is opaque."""
-    if not image.has_transparency_data:
-        return None
-    if image.mode.startswith("I"):  # Pillow clips 16-bit grey before it looks for the transparent value
-        opaque = np.asarray(image) != image.info["transparency"]  # (H, W)
-        alpha = Image.fromarray(opaque.astype(np.uint8) * 255)
-    else:
-        alpha = image.convert("RGBA").getchannel("A")
-    return None if alpha.getextrema() == (255, 255) else alpha
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits, or of floats -> mode L. White is 65535 (floats: 1.0), or the largest value above that."""
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float32))  # (H, W)
-    white = max(1.0 if image.mode == "F" else 65535.0, float(grey.max()))
-    return Image.fromarray((grey.clip(0, white) * (255 / white)).round().astype(np.uint8))
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """L, RGB or CMYK -> RGB, through the embedded profile unless that is sRGB, damaged or for another mode."""
-    if profile:
-        with suppress(ImageCms.PyCMSError, OSError, TypeError, ValueError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            description = ImageCms.getProfileDescription(source)
-            if "sRGB" not in description or "linear" in description.lower():
-                srgb = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-                if converted is not None:
-                    return converted
-    return image.convert("RGB")
+    grey = np.asarray(image, dtype=np.float32)  # (H, W)
+    white = max(1.0 if image.mode == "F" else 65535.0, float(grey.max(where=np.isfinite(grey), initial=0)))
+    grey = np.nan_to_num(grey, posinf=white, neginf=0).clip(0, white)
+    return Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
 
 
 # --- fit -------------------------------------------------------------------------------------------------------------
@@ -283,7 +259,9 @@ class Fit:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Scale (Lanczos) and pad by reflection to the working size; a picture of that size is returned as it is."""
-        if fit_to(*image.size, self.size) != self:
+        box = fit_to(*image.size, self.size).box
+        # One pixel of difference: a picture made smaller while it was read has its sides rounded.
+        if max(abs(a - b) for a, b in zip(box, self.box, strict=True)) > 1:
             raise ValueError(f"a picture of {image.size} would be stretched to {self}")
         left, top, right, bottom = self.box
         inner = (right - left, bottom - top)
@@ -310,16 +288,16 @@ def fit_to(width: int, height: int, size: tuple[int, int]) -> Fit:
     return Fit(size, (left, top, left + w, top + h))
 
 
+def seen(picture: Picture, fit: Fit) -> Image.Image:
+    """What the network sees of a picture: RGB of the working size, on which hidden colours have no effect."""
+    if picture.alpha is None:
+        return fit.apply(picture.rgb)
+    rgba = picture.rgb.copy()
+    rgba.putalpha(picture.alpha)
+    return fill_hidden(fit.apply(rgba))  # Pillow scales RGBA premultiplied
+
+
 # --- save ------------------------------------------------------------------------------------------------------------
-
-
-def attach_alpha(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
-    """RGB with the input's alpha (mode L, any size) put back -> RGBA of the size of `rgb`."""
-    if alpha.size != rgb.size:
-        alpha = alpha.resize(rgb.size, Image.Resampling.BILINEAR)  # Lanczos rings: opaque parts would become less so
-    result = rgb.convert("RGBA")
-    result.putalpha(alpha)
-    return result
 
 
 def check_writable(path: str | Path, overwrite: bool) -> None:
@@ -381,7 +359,7 @@ def move(temporary: Path, path: Path, overwrite: bool) -> None:
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
     """What `save_picture` stored in a png, jpg or webp; None in pictures of other origin. InputError as on reading."""
-    with _opened(Path(path)) as image:
+    with open_picture(Path(path)) as image:  # what std writes stands before the pixels, which are not decoded
         text = image.info.get(_METADATA_KEY)
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     try:

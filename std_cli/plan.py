@@ -30,7 +30,7 @@ from std_cli.clips import load_pipeline as load_video
 from std_cli.config import VideoSettings
 from std_cli.errors import InputError, NotDownloaded
 from std_cli.hub import without_downloads
-from std_cli.image import MULTIPLE, fit_to
+from std_cli.image import MULTIPLE, fit_to, seen
 from std_cli.memory import (
     MARGIN,
     SDXL,
@@ -184,7 +184,8 @@ class _Planner:
     on_event: OnEvent
 
     def __post_init__(self) -> None:
-        self.notes = [f"{what} is not downloaded: reckoned as SDXL's" for what in self.missing if "lora" not in what]
+        self.notes = list(self.r.notices)
+        self.notes += [f"{what} is not downloaded: reckoned as SDXL's" for what in self.missing if "lora" not in what]
         self.notes += [f"{what} is not downloaded" for what in self.missing if "lora" in what]
         if any(i["shots"] is None for i in self.inputs):
             self.notes.append(f"shots of videos of more than {COUNTED} frames are not counted: each has one or more")
@@ -360,8 +361,8 @@ def _time_picture(p: _Planner, r: ImageRequest, device: "torch.device", dtype: "
     """Load, and stylize the largest picture in at most two steps."""
     begin = time.monotonic()
     pipeline = load_images(r, device, dtype, p.notes.append)
-    source = read_source(r.sources[r.sizes.index(p.working)]).rgb
-    picture = fit_to(*source.size, p.working).apply(source)
+    source = read_source(r.sources[r.sizes.index(p.working)], side=max(p.working))
+    picture = seen(source, fit_to(*source.size, p.working))
     short = r.s.model_copy(update={"steps": min(2, r.s.steps)})
     load = _now(pipeline) - begin
     for _ in range(2):  # the first time much is prepared

@@ -11,11 +11,13 @@ What happens is told through `on_event`, one dictionary at a time, JSON-ready, w
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from std_cli import __version__
@@ -25,18 +27,22 @@ from std_cli.fingerprints import fingerprint
 from std_cli.image import (
     OUTPUT_SUFFIXES,
     Picture,
-    attach_alpha,
     check_writable,
     expand_inputs,
     fit_to,
+    image_of,
+    read_metadata,
     read_picture,
     save_picture,
+    seen,
+    take_picture,
     working_size,
 )
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
+from std_cli.transparency import attach_alpha, over_white
 from std_cli.weights import ModelFiles, blind_at_the_end, resolve_model, scheduler_config
 from std_cli.zoo import cfg_range, zoo
 
@@ -48,8 +54,13 @@ if TYPE_CHECKING:
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
+_REFERENCE_SIDE = 1024
+"""Long side, pixels, that a reference is needed at; the image encoders look at 224."""
 Source = Path | Image.Image
-Style = str | Path | Image.Image | tuple[str | Path | Image.Image, float]
+InMemory = Image.Image | NDArray[np.uint8]
+"""A picture given as such: a PIL image of any mode, or an array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA of uint8."""
+Input = str | Path | InMemory
+Style = Input | tuple[Input, float]
 Find = Callable[..., Any]
 """(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do without."""
 
@@ -71,17 +82,17 @@ class ImageRequest:
     schedule: "Schedule"
     sizes: list[tuple[int, int]]
     """(width, height) that the network sees of each picture."""
+    notices: list[str]
+    """What the user should know of inputs and references."""
 
 
-def stylize_image(
-    inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image], *args: Any, **options: Any
-) -> list[Image.Image]:
+def stylize_image(inputs: Input | Sequence[Input], *args: Any, **options: Any) -> list[Image.Image]:
     """Stylize pictures and return them, RGB or RGBA, in the order of the inputs. Parameters as in `stylize_images`."""
     return list(stylize_images(inputs, *args, **options))
 
 
 def stylize_images(
-    inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    inputs: Input | Sequence[Input],
     style: Style | Sequence[Style],
     output: str | Path | None = None,
     *,
@@ -92,9 +103,11 @@ def stylize_images(
 ) -> Iterator[Image.Image]:
     """Stylize pictures one by one with one loaded model; each is written before the next is begun.
 
-    inputs: files, folders, glob patterns, or PIL images. style: one or more references, each with an optional weight
-    ("ref.png:0.5" or a pair); the weights are normalised. output: a file (one input), a folder, or None to write
-    nothing.
+    inputs: files, folders, glob patterns, PIL images, or arrays of uint8: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
+    A PIL image is treated as its file would be (EXIF orientation, ICC profile, 16 bits, alpha). style: one or more
+    references of the same kinds, each with an optional weight ("ref.png:0.5" or a pair); the weights are normalised.
+    What is transparent in a reference counts as white; colours under alpha 0 have no effect anywhere.
+    output: a file (one input), a folder, or None to write nothing.
     size: "768x512", the long side, or the model's own. The other settings are the fields of `config.ImageSettings`.
 
     Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
@@ -113,6 +126,8 @@ def stylize_images(
     dtype = choose_dtype(s.dtype, device)
     facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
     on_event({"event": "start", "total": len(sources), **facts})
+    for message in r.notices:
+        on_event({"event": "notice", "message": message})
     pipeline = load_pipeline(r, device, dtype, lambda message: on_event({"event": "notice", "message": message}))
 
     for i, (source, target, working) in enumerate(zip(sources, r.targets, r.sizes, strict=True), 1):
@@ -122,9 +137,9 @@ def stylize_images(
             on_event({"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps})
 
         on_step(0)
-        picture = read_source(source)
-        fit = fit_to(*picture.rgb.size, working)
-        result = fit.undo(pipeline.stylize(fit.apply(picture.rgb), s, schedule, on_step))
+        picture = read_source(source, side=max(working))
+        fit = fit_to(*picture.size, working)
+        result = fit.undo(pipeline.stylize(seen(picture, fit), s, schedule, on_step))
         if picture.alpha is not None:
             result = attach_alpha(result, picture.alpha)
         if target is not None:
@@ -143,7 +158,7 @@ def stylize_images(
 
 
 def prepare_images(
-    inputs: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    inputs: Input | Sequence[Input],
     style: Style | Sequence[Style],
     output: str | Path | None = None,
     *,
@@ -158,12 +173,16 @@ def prepare_images(
     """
     given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
     asked = image_settings(given)  # raises what is wrong whatever the model says
-    sources = _sources(inputs)
-    pictures = [
-        read_source(source).rgb.size for source in sources
-    ]  # decoded once here, so that a damaged one is known in time
+    sources, notices = _sources(inputs)
+    pictures = []
+    for source in sources:  # decoded once here, so that a damaged one is known in time
+        picture = read_source(source, side=1)
+        pictures.append(picture.size)
+        if picture.alpha is not None and picture.alpha.getextrema() == (0, 0):
+            notices.append(f"{source_name(source)} is wholly transparent: so is what is made of it")
     styles = weigh_styles(style)
-    references = [read_source(source, "--style ").rgb for source, _ in styles]
+    references, white = read_references(styles)
+    notices += white
     targets, folder = _targets(sources, output)
     if folder is None or folder.exists():
         _check_writable(targets, overwrite)
@@ -179,7 +198,7 @@ def prepare_images(
     schedule = choose_schedule(s, lora)
     if files:
         check_noise(s, schedule, files)
-    return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes)
+    return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes, notices)
 
 
 def load_pipeline(
@@ -199,15 +218,50 @@ def load_pipeline(
     return pipeline
 
 
-def _sources(inputs: Any) -> list[Source]:
-    if isinstance(inputs, str | Path | Image.Image):
+def _sources(inputs: Any) -> tuple[list[Source], list[str]]:
+    """The pictures that the inputs name or are, and what the user should know of those that are left out."""
+    if isinstance(inputs, str | Path | Image.Image | np.ndarray) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     sources: list[Source] = []
+    notices: list[str] = []
     for item in inputs:
-        sources += [item] if isinstance(item, Image.Image) else expand_inputs([item])
+        sources += _pictures(item, notices) if isinstance(item, str | Path) else [_source(item, "input")]
     if not sources:
         raise InputError("no input: give pictures, folders of pictures, or patterns such as 'photos/*.jpg'")
-    return sources
+    return sources, notices
+
+
+def _pictures(item: str | Path, notices: list[str]) -> list[Path]:
+    """The pictures that a file, folder or pattern stands for, without the results of std next to other pictures."""
+    found = expand_inputs([item], notices=notices)
+    if found == [user_path(item, "input")]:  # named: wanted
+        return found
+    results = [path for path in found if _is_result(path)]
+    if not results or len(results) == len(found):
+        return found
+    more = f" and {len(results) - 1} more" if len(results) > 1 else ""
+    notices.append(f"{item}: left out: {results[0].name}{more}, which std wrote; name them to stylize them again")
+    return [path for path in found if path not in set(results)]
+
+
+def _is_result(path: Path) -> bool:
+    if path.suffix.lower() not in OUTPUT_SUFFIXES:
+        return False
+    try:
+        return read_metadata(path) is not None
+    except InputError:  # it cannot be read: said where it is to be
+        return False
+
+
+def _source(item: object, what: str) -> Source:
+    """An input or a reference of any kind that is taken; arrays become PIL images. Raises InputError."""
+    if isinstance(item, np.ndarray):
+        return image_of(item)
+    if isinstance(item, str | Path):
+        return user_path(item, what)
+    if isinstance(item, Image.Image):
+        return item
+    raise InputError(f"{what} of type {type(item).__name__}: give a path, a PIL image or an array of uint8")
 
 
 def _targets(sources: list[Source], output: str | Path | None) -> tuple[list[Path | None], Path | None]:
@@ -245,7 +299,8 @@ def make_folder(folder: Path) -> None:
 
 def weigh_styles(style: Any) -> list[tuple[Source, float]]:
     """The references with their weights, which sum to 1."""
-    items = [style] if isinstance(style, str | Path | Image.Image | tuple) else list(style)
+    one = isinstance(style, str | Path | Image.Image | np.ndarray | tuple) or not isinstance(style, Iterable)
+    items = [style] if one else list(style)
     if not items:
         raise InputError("--style is missing: give a reference picture, such as --style painting.png")
     pairs = [
@@ -255,20 +310,34 @@ def weigh_styles(style: Any) -> list[tuple[Source, float]]:
     total = sum(weight for _, weight in pairs)
     if not all(0 < weight < math.inf for _, weight in pairs):
         raise InputError(f"--style weights {[weight for _, weight in pairs]}: each must be above 0")
-    return [
-        (source if isinstance(source, Image.Image) else user_path(source, "--style"), weight / total)
-        for source, weight in pairs
-    ]
+    return [(_source(source, "--style"), weight / total) for source, weight in pairs]
 
 
-def read_source(source: Source, flag: str = "") -> Picture:
-    if not isinstance(source, Image.Image):
-        try:
-            return read_picture(source)
-        except InputError as e:
-            raise InputError(f"{flag}{e}") from None
-    alpha = source.getchannel("A") if source.mode == "RGBA" else None
-    return Picture(source.convert("RGB"), alpha, Path("picture"))
+def read_source(source: Source, flag: str = "", side: int | None = None) -> Picture:
+    """Read a picture from its file or from memory; `side` as in `read_picture`. `flag` stands before the errors."""
+    try:
+        if isinstance(source, Image.Image):
+            return take_picture(source, source_name(source), side)
+        return read_picture(source, side=side)
+    except InputError as e:
+        raise InputError(f"{flag}{e}") from None
+
+
+def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Image], list[str]]:
+    """The references in RGB, over white where they are transparent, and what the user should know of them.
+
+    Raises InputError for a reference that cannot be read, or of which nothing can be seen.
+    """
+    references, notices = [], []
+    for source, _ in styles:
+        picture = read_source(source, "--style ", side=_REFERENCE_SIDE)
+        if picture.alpha is not None:
+            name = source_name(source)
+            if picture.alpha.getextrema() == (0, 0):
+                raise InputError(f"--style {name} is wholly transparent; give a picture that can be seen")
+            notices.append(f"--style {name} is transparent in parts: they count as white")
+        references.append(over_white(picture.rgb, picture.alpha))
+    return references, notices
 
 
 def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:

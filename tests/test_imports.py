@@ -26,7 +26,9 @@ LAYERS = (
     ("weights", "schedule", "wavefront", "video", "work"),
     ("hub", "fingerprints"),
     ("layout", "model_configs"),
-    ("files", "image", "pickles", "match", "zoo"),
+    ("image",),
+    ("open_picture", "color_profile", "transparency"),
+    ("files", "picture_kinds", "pickles", "match", "zoo"),
     ("errors",),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from std_cli.distill.shards import members, read_part
 from std_cli.errors import InputError
-from std_cli.image import PICTURE_SUFFIXES
+from std_cli.picture_kinds import PICTURE_SUFFIXES
 from std_cli.video.clip import VIDEO_SUFFIXES, Part
 
 Format = Literal["auto", "metadata", "webdataset", "txt", "list"]

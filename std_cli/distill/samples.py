@@ -13,7 +13,9 @@ from PIL import Image
 from std_cli.distill.captions import Entry, Found
 from std_cli.distill.shards import read_part
 from std_cli.errors import InputError, StdError
-from std_cli.image import PICTURE_SUFFIXES, Picture, expand_inputs, read_picture
+from std_cli.image import Picture, expand_inputs, read_picture
+from std_cli.picture_kinds import PICTURE_SUFFIXES
+from std_cli.transparency import over_white
 from std_cli.video.read import open_clip, read_frames
 
 _MAX_PICTURE = 1 << 28
@@ -190,10 +192,7 @@ def _read_picture(entry: Entry) -> Picture:
 
 
 def _flat(picture: Picture) -> Image.Image:
-    """Over white where it is transparent."""
-    if picture.alpha is None:
-        return picture.rgb
-    return Image.composite(picture.rgb, Image.new("RGB", picture.rgb.size, "white"), picture.alpha)
+    return over_white(picture.rgb, picture.alpha)
 
 
 def find_pictures(folder: str | Path) -> list[Path]:
