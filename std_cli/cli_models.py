@@ -110,7 +110,7 @@ def convert(
     file: Annotated[str, typer.Argument(help="A LoRA, HotShot-XL's layers, an SDXL checkpoint, or DINOv2's .pth.")],
     output: Annotated[str, typer.Option("-o", "--output", help="The file, or folder, to write.")],
     to: Annotated[
-        LoraLayout | None, typer.Option("--to", help="Spelling of a LoRA; ComfyUI reads kohya's and diffusers'.")
+        LoraLayout | None, typer.Option("--to", help="Spelling of a LoRA; ComfyUI and sd-scripts read kohya's.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
     offline: OfflineFlag = False,

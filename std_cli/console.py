@@ -282,11 +282,13 @@ class Reporter:
 
     def _inspected(self, e: Event) -> None:
         for name, value in e.items():
-            if name != "event":
-                told = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
-                told = ", ".join(told) if isinstance(told, list) else told
-                told = told or ("as the ranks" if name == "alphas" else told)
-                self._say(f"{name:<12}  {'-' if told in (None, '') else told}")
+            if name in ("event", "metadata_cut"):
+                continue
+            shown = _short_metadata(value, e["metadata_cut"]) if name == "metadata" else value
+            told = ", ".join(f"{k}: {v}" for k, v in shown.items()) if isinstance(shown, dict) else shown
+            told = ", ".join(told) if isinstance(told, list) else told
+            told = told or ("as the ranks" if name == "alphas" and e["ranks"] else told)
+            self._say(f"{name:<12}  {'-' if told in (None, '') else told}")
 
     def _say(self, line: str) -> None:
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(Text(line))
@@ -347,6 +349,18 @@ def _duration(seconds: float | None) -> str:
         return f"about {seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
+
+
+def _short_metadata(metadata: dict[str, str], lengths: dict[str, int]) -> dict[str, str]:
+    """The first lines' worth of a file's metadata; `lengths` has the true ones of values that are cut already."""
+    shown = {}
+    for key, value in list(metadata.items())[:20]:
+        length = lengths.get(key, len(value))
+        line = " ".join(value.split())
+        shown[key] = line if length <= 60 else f"{line[:40]}... ({length} characters)"
+    if more := len(metadata) - len(shown) + lengths.get("...", 0):
+        shown["..."] = f"{more} more keys"
+    return shown
 
 
 def _short(name: str, width: int = 24) -> str:

@@ -9,13 +9,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
 from std_cli.files import check_numbers, read_header, stored_tensors
 from std_cli.hub import fetch, source
 from std_cli.identify import inspect_file
 from std_cli.image import hidden_beside, move, writing
 from std_cli.layout import check_checkpoint, checkpoint_scheduler
-from std_cli.lora import LoraFile, LoraWeights, read_lora
+from std_cli.lora import LoraWeights, read_lora
+from std_cli.lora.layer import Layer
+from std_cli.lora.read import cut
+from std_cli.lora.write import lora_bytes, peft_config
 from std_cli.parts import check_one_file
 from std_cli.paths import user_path
 from std_cli.weights import HOTSHOT_CONFIG
@@ -47,10 +50,9 @@ def convert(
             if kind == "lora":
                 if to is None:
                     raise InputError(f"{file} is a LoRA: say --to diffusers, kohya or peft")
-                weights = read_lora(LoraFile(str(file), origin, 1.0, None, facts["metadata"], None))
-                if weights.text_tensors:
-                    notices.append(f"{weights.text_tensors} tensors for the text encoders are left out")
-                _write_lora(weights, facts["metadata"], draft, to)
+                weights = read_lora(origin, str(file))
+                notices += weights.notices
+                _write_lora(weights, read_header(origin)[1], draft, to)
             elif to is not None:
                 raise InputError(f"{file} is no LoRA ({kind}): leave out --to {to}")
             elif kind == "hotshot":
@@ -76,38 +78,26 @@ def convert(
 
 
 def _write_lora(weights: LoraWeights, metadata: dict[str, str], path: Path, to: LoraLayout) -> None:
+    """Write a file, or peft's folder, and read it back. Raises StdError if it is not what was given."""
     import torch
-    from safetensors.torch import save_file
 
-    plain = {key.removeprefix("unet."): tensor.contiguous() for key, tensor in weights.state_dict.items()}
-    ranks = {key.split(".lora_")[0]: t.shape[0] for key, t in plain.items() if key.endswith("lora_A.weight")}
-    alphas = {module: weights.network_alphas.get(f"unet.{module}.alpha", rank) for module, rank in ranks.items()}
-    kept = {key: value for key, value in metadata.items() if key != "lora_adapter_metadata"} | {"format": "pt"}
-    if to == "kohya":
-        names = {"lora_A": "lora_down", "lora_B": "lora_up"}
-        out = {}
-        for key, tensor in plain.items():
-            module, half = key.removesuffix(".weight").rsplit(".", 1)
-            out[f"lora_unet_{module.replace('.', '_')}.{names[half]}.weight"] = tensor
-        for module, alpha in alphas.items():
-            out[f"lora_unet_{module.replace('.', '_')}.alpha"] = torch.tensor(float(alpha))
-        save_file(out, path, kept)
-        return
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    config = {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {module: r for module, r in ranks.items() if r != rank},
-        "alpha_pattern": {module: a for module, a in alphas.items() if a != alpha},
-        "target_modules": sorted(ranks),
-    }
-    if to == "diffusers":
-        told = json.dumps({f"unet.{key}": value for key, value in config.items()})
-        save_file({f"unet.{k}": t for k, t in plain.items()}, path, kept | {"lora_adapter_metadata": told})
-        return
-    path.mkdir()
-    save_file({f"base_model.model.{k}": t for k, t in plain.items()}, path / "adapter_model.safetensors", kept)
-    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}, indent=2), encoding="utf-8")
+    file = path
+    if to == "peft":
+        path.mkdir()
+        file = path / "adapter_model.safetensors"
+        config = json.dumps({"peft_type": "LORA", **peft_config(weights)}, indent=2)
+        (path / "adapter_config.json").write_text(config, encoding="utf-8")
+    file.write_bytes(lora_bytes(weights, to, metadata))
+    nothing = Layer({}, None)
+    back = read_lora(file, weights.label).layers
+    for name in weights.layers.keys() | back.keys():
+        given, found = weights.layers.get(name, nothing), back.get(name, nothing)
+        same = given.tensors.keys() == found.tensors.keys() and given.scale == found.scale
+        if not same or not all(torch.equal(tensor, found.tensors[key]) for key, tensor in given.tensors.items()):
+            raise StdError(
+                f"{weights.label}: {cut(name)} does not come back from {to}'s spelling as it was, so nothing is "
+                "written: use another --to, and report it"
+            )
 
 
 def _write_motion(file: Path, folder: Path) -> None:

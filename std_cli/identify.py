@@ -1,4 +1,4 @@
-"""What a weights file is, by its header and the few numbers that tell a LoRA's alpha: nothing else is read.
+"""What a weights file is, by its header; a LoRA is read as `--lora` reads it, so that both say the same.
 
 A .pth has no header: it is read whole, but never run.
 """
@@ -11,14 +11,18 @@ from typing import Any
 from std_cli.errors import InputError
 from std_cli.files import read_header
 from std_cli.layout import SINGLE_FILE_KEYS
-from std_cli.lora import PREFIX, LoraFile, configured_alphas
+from std_cli.lora import LoraWeights, read_lora
+from std_cli.lora.family import unet_layers
+from std_cli.lora.fuse import misfits, remedy
+from std_cli.lora.names import parse
+from std_cli.lora.read import cut, text_layers
 from std_cli.match import Shapes, family
 from std_cli.paths import user_path
 from std_cli.pickles import read_pickle
+from std_cli.weights import TINY
 
 # What a key begins with or holds -> the kind of file; the first that matches.
 KINDS = (
-    (r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.", "lora"),
     (r"^ip_adapter\.", "ip-adapter"),
     (r"\.temporal_attentions\.", "hotshot"),
     (r"\.motion_modules\.", "motion"),
@@ -30,35 +34,48 @@ KINDS = (
     (r"^(text_model|vision_model)\.|^encoder\.layers\.\d+\.self_attn", "clip"),
 )
 LAYOUTS = (
-    (r"^lora_unet_", "kohya"),
+    (r"^lora_", "kohya"),
+    (r"^lycoris_", "LyCORIS"),
     (r"^unet\.base_model\.model\.", "diffusers, with peft's prefix"),
     (r"^base_model\.model\.", "peft"),
+    (r"^diffusion_model\.", "ComfyUI"),
+    (r"(input_blocks|middle_block|output_blocks)\.", "OneTrainer"),
     (r"lora\.(down|up)\.", "diffusers, of old"),
-    (r"^unet\.", "diffusers"),
+    (r"^(unet|text_encoder)", "diffusers"),
 )
+NO_BIAS = (".to_q", ".to_k", ".to_v")  # of a UNet's layers
+METADATA_CHARACTERS = 4096
+METADATA_KEYS = 200
+"""The most that is shown of a file's metadata: trainers write megabytes of it."""
 
 
 def inspect_file(file: str | Path) -> dict[str, Any]:
-    """{event: inspected, file, kind, tensors, parameters, metadata}; of a LoRA also layout, modules, ranks, alphas,
-    family and fits. Raises InputError for a file that is not there, or is neither a safetensors file nor a .pth of
-    tensors.
+    """{event: inspected, file, kind, tensors, parameters, metadata, metadata_cut, family, fits}; of a LoRA also layout,
+    methods, modules, ranks, alphas, text_encoder, notices and problem (why `--lora` refuses it, or None).
+
+    Long metadata are cut, and `metadata_cut` has the true lengths. Raises InputError for a file that is not there, or
+    is neither a safetensors file nor a .pth of tensors.
     """
     path = user_path(file, "FILE")
     if not path.is_file():
         raise InputError(f"{file} is not a file: give a .safetensors file, or DINOv2's .pth")
     shapes, metadata = _pickled(path) if path.suffix == ".pth" else read_header(path)
     kind = next((kind for pattern, kind in KINDS if any(re.search(pattern, key) for key in shapes)), "unknown")
+    if _is_lora(shapes, kind):
+        kind = "lora"
+    shown, shortened = _short(metadata)
     facts: dict[str, Any] = {
         "event": "inspected",
         "file": str(path),
         "kind": kind,
         "tensors": len(shapes),
         "parameters": sum(_count(shape) for shape in shapes.values()),
-        "metadata": metadata,
+        "metadata": shown,
+        "metadata_cut": shortened,
     }
-    made = _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
     if kind == "lora":
-        return facts | _lora(path, shapes, metadata) | {"family": made, "fits": _fits(shapes)}
+        return facts | _lora(path, shapes)
+    made = _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
     if kind == "checkpoint":
         sdxl = all(any(key.startswith(k) for key in shapes) for k in SINGLE_FILE_KEYS)
         return facts | {"family": "SDXL" if sdxl else made, "fits": ["--model"] if sdxl else []}
@@ -86,34 +103,81 @@ def _motion_family(shapes: Shapes) -> str | None:
     return "Stable Diffusion 1.5" if any(key.startswith("down_blocks.3.") for key in shapes) else "SDXL"
 
 
-def _lora(path: Path, shapes: Shapes, metadata: dict[str, str]) -> dict[str, Any]:
-    from safetensors import safe_open
+def _is_lora(shapes: Shapes, kind: str) -> bool:
+    """Whether the tensors are those of any adapter's, and the file is of no other kind that is known for sure."""
+    methods = sum(bool(parse(key).tensor) for key in shapes)
+    return 2 * methods > len(shapes) or (methods > 0 and kind in ("unknown", "clip"))
 
-    downs = {k: s for k, s in shapes.items() if re.search(r"(lora_A|lora_down|lora\.down)\.", k)}
-    named = [key for key, shape in shapes.items() if key.endswith(".alpha") and _count(shape) == 1]
-    with safe_open(path, framework="pt") as file:
-        alphas = Counter(float(file.get_tensor(key).item()) for key in named)
-    if not named:  # then a config tells it, or it is the rank
-        rank_of = {re.sub(PREFIX, "", key.split(".lora")[0]): shape[0] for key, shape in downs.items() if shape}
-        configured = configured_alphas(LoraFile(str(path), path, 1.0, None, metadata, None), rank_of)
-        alphas = Counter(configured.values() if configured != rank_of else ())
-    layout = next((name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in downs)), "bare")
-    ranks = Counter(shape[0] for shape in downs.values() if shape)
-    return {
-        "layout": layout,
-        "modules": len(downs),
+
+def _short(metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
+    """(metadata to show, {key: characters of what was cut}; "..." counts the keys that were left out)."""
+    kept = {cut(key): value for key, value in list(metadata.items())[:METADATA_KEYS]}
+    shortened = {key: len(value) for key, value in kept.items() if len(value) > METADATA_CHARACTERS}
+    if len(metadata) > METADATA_KEYS:
+        shortened["..."] = len(metadata) - METADATA_KEYS
+    return {key: value[:METADATA_CHARACTERS] for key, value in kept.items()}, shortened
+
+
+def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
+    adapted = [key for key in shapes if parse(key).tensor]
+    facts: dict[str, Any] = {
+        "layout": next((name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in adapted)), "bare"),
+        "methods": {},
+        "modules": len({(name.part, name.layer) for name in map(parse, adapted) if name.part == "unet"}),
+        "ranks": {},
+        "alphas": {},  # none: alpha is the rank
+        "text_encoder": text_layers(shapes),
+        "family": None,
+        "fits": [],
+        "notices": [],
+        "problem": None,
+    }
+    try:
+        weights = read_lora(path, str(path))
+    except InputError as error:
+        return facts | {"problem": str(error)}
+    layers = weights.layers.values()
+    ranks = Counter(layer.rank for layer in layers if layer.rank)
+    alphas = Counter(layer.alpha for layer in layers if layer.rank and layer.alpha is not None)
+    as_ranks = all(layer.alpha in (layer.rank, None) for layer in layers)
+    fits, problem = _fits(weights)
+    return facts | {
+        "methods": dict(Counter(" + ".join(layer.methods) for layer in layers)),
         "ranks": {str(rank): n for rank, n in sorted(ranks.items())},
-        "alphas": {f"{alpha:g}": n for alpha, n in sorted(alphas.items())},  # none: alpha is the rank
-        "text_encoder": sum(key.startswith(("text_encoder", "lora_te")) for key in downs),
+        "alphas": {} if as_ranks else {f"{alpha:g}": n for alpha, n in sorted(alphas.items())},
+        "family": weights.family.name if weights.family else None,
+        "fits": fits,
+        "notices": weights.notices,
+        "problem": problem,
     }
 
 
-def _fits(shapes: Shapes) -> list[str]:
-    made = family(shapes)
-    if made and made[0] != "SDXL":
-        return []
-    moving = any("motion_modules" in key for key in shapes)
-    return ["--lora, for videos with a motion adapter"] if moving else ["--lora, for pictures and videos"]
+def _fits(weights: LoraWeights) -> tuple[list[str], str | None]:
+    """(the options that take a LoRA, why none does), by the layers of SDXL's UNet and of the embedded model's.
+
+    Motion modules are a motion adapter's, of which there are several.
+    """
+    spatial = {name: layer for name, layer in weights.layers.items() if ".motion_modules." not in name}
+    moving = len(spatial) < len(weights.layers)
+    still = LoraWeights(weights.label, spatial, weights.family)
+    option = "--lora, for videos with a motion adapter" if moving else "--lora, for pictures and videos"
+    made = weights.family
+    if made and made.name != "SDXL":
+        return [], f"it is for {made.name} ({made.why}), and only SDXL's are taken"
+    if made:
+        layers = unet_layers("SDXL")
+        lost, wrong = misfits(still, layers, {*layers} - {name for name in layers if name.endswith(NO_BIAS)})
+        if wrong:
+            return [], f"{len(wrong)} layers differ in shape from SDXL's (first {wrong[0]})"
+        if lost:
+            return [], f"SDXL's UNet lacks {len(lost)} of its layers (first {cut(lost[0])}): {remedy(weights, lost)}"
+        return [option], None
+    header = read_header(TINY / "unet" / "diffusion_pytorch_model.safetensors")[0]
+    tiny = {key.removesuffix(".weight"): tuple(shape) for key, shape in header.items() if key.endswith(".weight")}
+    biases = {key.removesuffix(".bias") for key in header if key.endswith(".bias")}
+    if not any(misfits(still, tiny, biases)):
+        return [f"{option}, with --model tiny"], None
+    return [f"{option}, with a model of its shapes"], None
 
 
 def _count(shape: list[int]) -> int:

@@ -29,7 +29,7 @@ from transformers import CLIPVisionModelWithProjection
 from std_cli.config import ImageSettings, Offload
 from std_cli.errors import InputError, StdError
 from std_cli.files import read_header
-from std_cli.lora import LoraFile, check_lora, read_lora
+from std_cli.lora import LoraFile, check_lora, fuse_lora, read_lora
 from std_cli.match import check_ip_adapter, check_motion, from_hotshot
 from std_cli.parts import check_finite
 from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
@@ -163,17 +163,14 @@ class Pipeline:
         if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
-            weights = read_lora(lora)
+            weights = read_lora(lora.path, f"--lora {lora.name}")
+            self.notices += [f"{weights.label}: {notice}" for notice in weights.notices]
             matched, total = check_lora(weights, pipe.unet, allow_partial)
             if matched < total:
                 self.notices.append(
                     f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the others are left out"
                 )
-            pipe.load_lora_into_unet(
-                weights.state_dict, weights.network_alphas, pipe.unet, adapter_name="std", _pipeline=pipe
-            )
-            pipe.fuse_lora(components=["unet"], lora_scale=lora.scale)
-            pipe.unload_lora_weights()
+            fuse_lora(weights, pipe.unet, lora.scale)
         check_ip_adapter(str(files.ip_adapter), read_header(files.ip_adapter)[0], pipe.unet)
         folder = files.ip_adapter.parent
         pipe.load_ip_adapter(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -22,8 +23,9 @@ from std_cli.distill.config import make_config, to_toml
 from std_cli.distill.network import TARGET, Roles, SpatialHead, Surroundings
 from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
+from std_cli.lora import read_lora
 from std_cli.pipeline import Pipeline
-from std_cli.weights import resolve_model, resolve_motion
+from std_cli.weights import TINY, resolve_model, resolve_motion
 
 SIZE = 64
 TARGETS = ["to_q", "to_out.0", "proj_in", "conv1", "time_emb_proj"]
@@ -128,6 +130,30 @@ def test_stylize_takes_the_lora(whole):
     [other] = stylize_image(photo, photo, lora=str(folder / "lora_kohya.safetensors"), eta=0.5, steps=1, **how)
     assert np.abs(results[1] - np.asarray(other, np.float32)).max() > 0, "what the user asks for goes first"
     assert np.abs(results[0] - np.asarray(plain, np.float32)).max() > 0
+
+
+@pytest.mark.parametrize(
+    "file",
+    [None, "lora_kohya.safetensors", "checkpoint-000004/adapter.safetensors"],
+    ids=["folder", "kohya", "checkpoint"],
+)
+def test_plain_diffusers_takes_the_lora(whole, file):
+    """The very call of diffusers' documentation; every layer gets its factors and its scale of alpha / rank."""
+    folder, _ = whole
+    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, dtype=torch.float32)
+    if file is None:
+        pipe.load_lora_weights(str(folder), adapter_name="std")
+    else:
+        path = folder / file
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="std")
+    layers = {name: module for name, module in pipe.unet.named_modules() if hasattr(module, "lora_A")}
+    adapter = read_lora(folder / "checkpoint-000004" / "adapter.safetensors", "adapter").layers
+    assert layers.keys() == adapter.keys()
+    for name, layer in layers.items():
+        assert layer.scaling["std"] == adapter[name].scale == 1
+        for half, part in (("lora_A", "lora_down.weight"), ("lora_B", "lora_up.weight")):
+            found = getattr(layer, half)["std"].weight
+            torch.testing.assert_close(found.float(), adapter[name].tensors[part], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("stops", [(1,), (2, 3)])

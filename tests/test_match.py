@@ -16,8 +16,9 @@ from safetensors.torch import save, save_file
 
 from std_cli.errors import InputError
 from std_cli.files import read_header, read_object
-from std_cli.lora import LoraFile, LoraWeights, check_lora, read_lora, resolve_lora
-from std_cli.match import check_ip_adapter, check_motion, family, from_hotshot
+from std_cli.lora import LoraFile, check_lora, read_lora, resolve_lora
+from std_cli.lora.read import of_pairs
+from std_cli.match import check_ip_adapter, check_motion, from_hotshot
 from std_cli.pipeline import add_motion, join_motion
 from std_cli.weights import HOTSHOT_CONFIG, TINY, MotionFiles, resolve_model
 from std_cli.zoo import zoo
@@ -71,17 +72,16 @@ def test_every_key_of_the_real_video_weights_matches(real, config):
         assert sum(p.numel() for p in unet.parameters()) - sum(p.numel() for p in real.parameters()) == sum(
             p.numel() for p in adapter.parameters()
         )
-        v2v = {f"unet.{key}": tensor for key, tensor in pairs(unet, rank=64, device="meta").items()}
-        i2i = {f"unet.{key}": tensor for key, tensor in pairs(real, rank=64, device="meta").items()}
+        v2v, i2i = (pairs(network, rank=64, device="meta") for network in (unet, real))
         weights = ip_adapter("plus", UNET, VISION, heads=20)
-    assert family(shapes(v2v)) == family(dict(sorted(shapes(v2v).items()))) == ("SDXL", 2048)
-    assert check_lora(LoraWeights("v2v", v2v, {}, 0), unet) == (1936, 1936)
-    assert check_lora(LoraWeights("i2i", i2i, {}, 0), unet) == (1576, 1576)  # its own keys are all it has
-    assert check_lora(LoraWeights("i2i", i2i, {}, 0), real) == (1576, 1576)
+    assert of_pairs("v2v", v2v, 64).family.name == of_pairs("i2i", i2i, 64).family.name == "SDXL"
+    assert check_lora(of_pairs("v2v", v2v, 64), unet) == (1936, 1936)
+    assert check_lora(of_pairs("i2i", i2i, 64), unet) == (1576, 1576)  # its own keys are all it has
+    assert check_lora(of_pairs("i2i", i2i, 64), real) == (1576, 1576)
     assert sum(t.numel() for t in v2v.values()) == pytest.approx(221.123e6, rel=1e-5)
     assert sum(t.numel() for t in i2i.values()) == pytest.approx(196.751e6, rel=1e-5)
     with pytest.raises(InputError, match="1576 of 1936 tensors match this UNet, which lacks 180 of its layers"):
-        check_lora(LoraWeights("v2v", v2v, {}, 0), real)
+        check_lora(of_pairs("v2v", v2v, 64), real)
     assert len([k for k in weights if k.startswith("ip_adapter")]) == 140
     for network in (real, unet):
         check_ip_adapter("plus", shapes(weights), network)
@@ -101,23 +101,21 @@ def test_weights_of_other_families_are_named(real, tmp_path):
     folder = sdxl_folder(tmp_path / "model")
     model = resolve_model(str(folder))
     sd3, flux = "transformer.transformer_blocks.0.attn", "lora_unet_double_blocks_0_img_attn_qkv"
+    mid = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    flat = f"lora_unet_{mid.replace('.', '_')}"
     for name, content in {
-        "Stable Diffusion 1.5": {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": (4, 768)},
-        "Stable Diffusion 2": {
-            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 1024)
-        },
+        "Stable Diffusion 1.5": {f"unet.{mid}.lora_A.weight": (4, 768), f"unet.{mid}.lora_B.weight": (1280, 4)},
+        "Stable Diffusion 2": {f"{flat}.lora_down.weight": (4, 1024), f"{flat}.lora_up.weight": (1280, 4)},
         "Stable Diffusion 3": {f"{sd3}.to_q.lora_A.weight": (4, 1536), f"{sd3}.to_q.lora_B.weight": (1536, 4)},
-        "Stable Diffusion 3.5": {"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (4, 2432)},
-        "Flux": {f"{flux}.lora_down.weight": (4, 3072)},
+        "Stable Diffusion 3.5": {
+            f"{sd3}.add_k_proj.lora_A.weight": (4, 2432),
+            f"{sd3}.add_k_proj.lora_B.weight": (2432, 4),
+        },
+        "Flux": {f"{flux}.lora_down.weight": (4, 3072), f"{flux}.lora_up.weight": (9216, 4)},
     }.items():
         save_file({key: torch.zeros(shape) for key, shape in content.items()}, tmp_path / "x.safetensors")
         with pytest.raises(InputError, match=f"it is for {name} .by its shapes.* wide.*choose one made for SDXL"):
             resolve_lora(str(tmp_path / "x.safetensors"), model=model, task="i2i", eta=0.75)
-    assert family({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight": [4, 640]}) is None
-    temporal = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
-    spatial = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
-    assert family({temporal: [4, 320]}) is None
-    assert family({temporal: [4, 320], spatial: [4, 2048]}) == ("SDXL", 2048), "a LoRA for videos comes so sorted"
 
 
 def test_a_motion_adapter_that_does_not_fit(tmp_path):
@@ -152,9 +150,9 @@ def test_each_baseline_in_its_published_key_layout(tmp_path, monkeypatch):
         steps = entry.steps or 4
         file = resolve_lora("auto", model=model, task="i2i", eta=0.75, method=method, steps=steps)
         assert (file.name, file.scale, file.notice) == (entry.name, 1, None)
-        weights = read_lora(file)
+        weights = read_lora(file.path, file.name)
         assert check_lora(weights, unet) == (len(plain), len(plain))
-        assert weights.network_alphas == {f"unet.{m}.alpha": 0.5 for m in modules}  # of rank 4: scaled by 1/8
+        assert {name: layer.scale for name, layer in weights.layers.items()} == dict.fromkeys(modules, 1 / 8)
     other = resolve_lora("auto", model=model, task="i2i", eta=0.75, method="lightning", steps=1)
     assert other.notice == "no LoRA of lightning for 1 steps: lightning-2, made for 2, is used"
 
@@ -284,7 +282,7 @@ def fuzz(folder: Path, count: int) -> tuple[int, int, int]:
         try:
             file = resolve_lora(str(path), model=model, task="i2i", eta=0.75)
             assert isinstance(file, LoraFile)
-            check_lora(read_lora(file), unet)
+            check_lora(read_lora(file.path, file.name), unet)
             largest = max(largest, size)
         except InputError as error:
             assert "\n" not in str(error)

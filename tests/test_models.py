@@ -21,7 +21,7 @@ from std_cli.convert import convert
 from std_cli.errors import InputError, StdError
 from std_cli.files import read_header
 from std_cli.identify import inspect_file
-from std_cli.lora import LoraFile, read_lora
+from std_cli.lora import read_lora
 from std_cli.models import needed
 from std_cli.weights import HOTSHOT_CONFIG, TINY, resolve_model
 from std_cli.zoo import find_entry, zoo
@@ -340,7 +340,7 @@ def written(folder, content, spelling="kohya"):
 
 
 def loaded(path):
-    return read_lora(LoraFile(path.name, path, 1.0, None, read_header(path)[1], None))
+    return read_lora(path, path.name).layers
 
 
 @pytest.mark.parametrize("to", ["diffusers", "kohya", "peft"])
@@ -351,10 +351,11 @@ def test_a_lora_keeps_its_numbers_in_every_spelling(tmp_path, content, to, spell
     out = tmp_path / "out" / "adapter_model.safetensors" if to == "peft" else tmp_path / "out"
     assert event["kind"] == "lora" and event["notices"] == []
     before, after = loaded(source), loaded(out)
-    assert before.state_dict.keys() == after.state_dict.keys()
-    assert all(torch.equal(tensor, after.state_dict[key]) for key, tensor in before.state_dict.items())
-    assert before.network_alphas == after.network_alphas
-    assert len({round(a, 6) for a in after.network_alphas.values()}) == 2
+    assert before.keys() == after.keys()
+    for name, layer in before.items():
+        assert all(torch.equal(tensor, after[name].tensors[key]) for key, tensor in layer.tensors.items())
+    assert [layer.alpha for layer in before.values()] == [after[name].alpha for name in before]
+    assert {layer.alpha for layer in after.values()} == {1, 8}
     assert read_header(out)[1]["schedule"] == "aligned"
     layout = {"diffusers": "diffusers", "kohya": "kohya", "peft": "peft"}[to]
     assert inspect_file(out)["layout"] == layout
@@ -470,7 +471,9 @@ def test_inspect(tmp_path, content, capsys):
     assert [facts[k] for k in ("kind", "layout", "modules", "ranks", "alphas")] == [
         *("lora", "kohya", 20, {"2": 1, "4": 19}, {"1": 1, "8": 19})
     ]
-    assert facts["metadata"]["eta"] == "0.75" and facts["fits"] == ["--lora, for pictures and videos"]
+    assert facts["metadata"]["eta"] == "0.75" and facts["fits"] == [
+        "--lora, for pictures and videos, with a model of its shapes"
+    ]
     tiny = resolve_model("tiny")
     kinds = {
         "ip-adapter": tiny.ip_adapter,
@@ -480,7 +483,8 @@ def test_inspect(tmp_path, content, capsys):
         "clip": TINY / "text_encoder" / "model.safetensors",
     }
     assert {kind: inspect_file(path)["kind"] for kind, path in kinds.items()} == {kind: kind for kind in kinds}
-    sd15 = {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": torch.zeros(4, 768)}
+    to_k = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    sd15 = {f"{to_k}.lora_A.weight": torch.zeros(4, 768), f"{to_k}.lora_B.weight": torch.zeros(1280, 4)}
     facts = inspect_file(tensors(tmp_path / "old.safetensors", sd15))
     assert (facts["family"], facts["fits"]) == ("Stable Diffusion 1.5", [])
     wide = {"down_blocks.0": 320, "down_blocks.1": 640, "down_blocks.2": 1280}

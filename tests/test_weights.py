@@ -19,7 +19,8 @@ from std_cli.errors import InputError
 from std_cli.fingerprints import fingerprint
 from std_cli.hub import source
 from std_cli.layout import SINGLE_FILE_KEYS
-from std_cli.lora import LoraFile, LoraWeights, check_lora, read_lora, resolve_lora
+from std_cli.lora import LoraFile, LoraWeights, check_lora, fuse_lora, read_lora, resolve_lora
+from std_cli.lora.read import of_pairs
 from std_cli.weights import ModelFiles
 from tests.hub import Hub
 
@@ -194,7 +195,7 @@ try:
     {code}
 except errors.StdError as error:
     print(type(error).__name__, error)
-assert "torch" not in sys.modules and "diffusers" not in sys.modules
+assert "diffusers" not in sys.modules and ("torch" not in sys.modules or "resolve_lora" in globals())
 """
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
@@ -306,9 +307,9 @@ def test_lora_from_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> None:
     for name, files in {"one": ["a"], "two": ["b", "c"]}.items():
         handler.repos[f"who/{name}"] = tmp_path / name
         for file in files:
-            tensors(tmp_path / name / "sub" / f"{file}.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
+            small_lora(tmp_path / name / "sub" / f"{file}.safetensors", name=f"{name}/{file}")
     handler.repos[source("std-v2v-0.75").repo] = tmp_path / "std"
-    tensors(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", {"unet.x.lora_A.weight": torch.zeros(1, 1)})
+    small_lora(tmp_path / "std" / "std_sdxl_v2v_eta0.75.safetensors", name="std")
     code = """
     from pathlib import Path
     from std_cli.lora import resolve_lora
@@ -502,16 +503,11 @@ def plain() -> dict[str, torch.Tensor]:
 
 def read(path: Path, content: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> LoraWeights:
     tensors(path, content, metadata)
-    return read_lora(LoraFile(path.name, path, 1.0, None, metadata or {}, None))
+    return read_lora(path, path.name)
 
 
-def load(weights: LoraWeights) -> dict[str, Any]:
-    """{module: layer of peft} after diffusers has loaded the weights."""
-    unet = small_unet()
-    StableDiffusionXLImg2ImgPipeline.load_lora_into_unet(
-        weights.state_dict, weights.network_alphas, unet, adapter_name="std"
-    )
-    return {name: module for name, module in unet.named_modules() if hasattr(module, "lora_A")}
+def scales(weights: LoraWeights) -> dict[str, float]:
+    return {name: layer.scale for name, layer in weights.layers.items()}
 
 
 def kohya(key: str) -> str:
@@ -532,15 +528,28 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_gives_the_same_layers(tmp_path: Path, plain: dict[str, torch.Tensor], spelling: str) -> None:
     lora = read(tmp_path / "x.safetensors", {SPELLINGS[spelling](key): tensor for key, tensor in plain.items()})
-    assert lora.state_dict.keys() == {f"unet.{key}" for key in plain}
-    assert lora.text_tensors == 0
+    assert 2 * len(lora.layers) == len(plain) and lora.notices == []
     assert check_lora(lora, small_unet()) == (len(plain), len(plain))
-    layers = load(lora)
-    assert 2 * len(layers) == len(plain)
-    for name, layer in layers.items():
-        assert torch.equal(layer.lora_A["std"].weight, plain[f"{name}.lora_A.weight"])
-        assert torch.equal(layer.lora_B["std"].weight, plain[f"{name}.lora_B.weight"])
-        assert layer.scaling["std"] == 1
+    for name, layer in lora.layers.items():
+        assert torch.equal(layer.tensors["lora_down.weight"], plain[f"{name}.lora_A.weight"])
+        assert torch.equal(layer.tensors["lora_up.weight"], plain[f"{name}.lora_B.weight"])
+        assert layer.scale == 1
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_fused_as_diffusers_fuses(plain: dict[str, torch.Tensor], strength: float) -> None:
+    unet, reference = small_unet(), small_unet()
+    fuse_lora(of_pairs("mine", plain, 2.0), unet, strength)
+    state, alphas = (
+        {f"unet.{k}": t for k, t in plain.items()},
+        {f"unet.{k.split('.lora_')[0]}.alpha": 2.0 for k in plain},
+    )
+    StableDiffusionXLImg2ImgPipeline.load_lora_into_unet(state, alphas, reference, adapter_name="std")
+    reference.fuse_lora(strength)
+    reference.unload_lora()
+    wanted = reference.state_dict()
+    for key, tensor in unet.state_dict().items():
+        torch.testing.assert_close(tensor, wanted[key], msg=key)
 
 
 def test_kohya_names_of_the_original_blocks(tmp_path: Path) -> None:
@@ -563,8 +572,10 @@ def test_kohya_names_of_the_original_blocks(tmp_path: Path) -> None:
         content[f"lora_unet_{name}.alpha"] = torch.tensor(rank / 2)
     content["lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"] = torch.zeros(2, 2)
     lora = read(tmp_path / "x.safetensors", content)
-    assert lora.network_alphas == {f"unet.{module}.alpha": r / 2 for r, module in enumerate(names.values(), start=1)}
-    assert lora.text_tensors == 1
+    assert {name: layer.alpha for name, layer in lora.layers.items()} == {
+        m: r / 2 for r, m in enumerate(names.values(), 1)
+    }
+    assert lora.notices == ["left out, as only the UNet is adapted: 1 tensor for the text encoders"]
 
 
 @pytest.mark.parametrize("spelling", ["hook", "lora.down", "kohya"])
@@ -581,8 +592,7 @@ def test_alpha_of_each_layer(tmp_path: Path, plain: dict[str, torch.Tensor], spe
             alpha = 1.0 + number % 5
             content[SPELLINGS[spelling](f"{module}.lora_A.weight").split(".lora")[0] + ".alpha"] = torch.tensor(alpha)
             wanted[module] = alpha / rank
-    layers = load(read(tmp_path / "x.safetensors", content))
-    assert {name: layer.scaling["std"] for name, layer in layers.items()} == wanted
+    assert scales(read(tmp_path / "x.safetensors", content)) == wanted
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -607,8 +617,7 @@ def test_alpha_from_what_diffusers_and_peft_save(tmp_path: Path, rslora: bool) -
     for path in (*tmp_path.rglob("pytorch_lora_weights.safetensors"), beside):
         file = resolve_lora(str(path), model=model(tmp_path), task="i2i", eta=0.75)
         assert file
-        scaling = {name: layer.scaling["std"] for name, layer in load(read_lora(file)).items()}
-        assert scaling == pytest.approx(wanted, rel=1e-12)
+        assert scales(read_lora(file.path, file.name)) == pytest.approx(wanted, rel=1e-12)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
@@ -619,15 +628,43 @@ def drop_b(content: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_b, "1 layers lack lora_A or lora_B .first mid_block.resnets.0.conv1"),
-        (lambda c: c.update({"unet.conv_in.lokr_w1": torch.zeros(1)}), "lokr_w1' is no LoRA pair"),
-        (lambda c: c.update({"unet.conv_in.lora_A.bias": torch.zeros(1)}), "lora_A.bias' is no LoRA pair"),
-        (lambda c: c.update({"unet.a(b)+.lora_A.weight": torch.zeros(1)}), "is no LoRA pair"),
-        (lambda c: c.update({"unet.conv_in.alpha": torch.zeros(1)}), "conv_in.alpha' is not the alpha of a layer"),
-        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.alpha": torch.tensor(math.inf)}), "is not the alpha"),
-        (lambda c: c.update({"mid_block.resnets.0.conv1.lora_A.weight": torch.zeros(1)}), "several of its tensors"),
-        (lambda c: c.update({"lora_unet_x.lora_down.weight": torch.zeros(1)}), "its lora_unet_. keys are not"),
-        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_B.weight": torch.zeros(8, 9, 1, 1)}), "copy it"),
+        (drop_b, "1 of its .* layers are not whole .first mid_block.resnets.0.conv1: LoRA without lora_up.weight"),
+        (lambda c: c.update({"unet.conv_in.lokr_w1": torch.ones(1)}), "LoKr without lokr_w2_a, lokr_w2_b"),
+        (lambda c: c.update({"unet.conv_in.lora_A.bias": torch.ones(1)}), "LoRA with a bias between its halves"),
+        (
+            lambda c: c.update({"unet.a(b)+.lora_A.weight": torch.ones(1)}),
+            "of no kind that is known here .first unet.a",
+        ),
+        (
+            lambda c: c.update({"unet.conv_in.bias": torch.ones(1)}),
+            "of no kind that is known here .first unet.conv_in.bias",
+        ),
+        (lambda c: c.update({"unet.conv_in.alpha": torch.ones(1)}), "conv_in has an alpha and nothing else"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.alpha": torch.tensor(math.inf)}), "alpha is inf"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.alpha": torch.ones(2)}), r"alpha is float32 .2,."),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.alpha": torch.ones(1, dtype=torch.cfloat)}), "complex64"),
+        (lambda c: c.update({"mid_block.resnets.0.conv1.lora_A.weight": torch.ones(1)}), "several of its tensors"),
+        (lambda c: c.update({"lora_unet_x.lora_down.weight": torch.ones(1)}), "first x: LoRA without lora_up.weight"),
+        (
+            lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_B.weight": torch.ones(8, 9, 1, 1)}),
+            "do not fit each",
+        ),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.ones(0, 9, 3, 3)}), "rank 0"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.ones(4, 9) * math.nan}), "hold NaN"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.ones(4, 9).int()}), "is int32, and"),
+        (
+            lambda c: c.update({f"{k.split('.lora_')[0]}.alpha": torch.zeros(1) for k in list(c)}),
+            "so it changes nothing",
+        ),
+        (
+            lambda c: c.update({"unet.conv_in.oft_blocks": torch.ones(2, 4, 4)}),
+            "1 are OFT .first conv_in., which cannot be",
+        ),
+        (lambda c: c.update({"unet.conv_in.oft_blocks": torch.ones(2, 2, 4, 4)}), "1 are BOFT"),
+        (
+            lambda c: c.update({"unet.conv_in.on_input": torch.ones(1), "unet.conv_in.weight": torch.ones(4)}),
+            "1 are IA3",
+        ),
     ],
 )
 def test_tensors_that_are_no_pairs(tmp_path: Path, plain: dict[str, torch.Tensor], change: Any, message: str) -> None:
@@ -650,24 +687,19 @@ def test_adapter_config_that_cannot_be_used(tmp_path: Path, plain: dict[str, tor
 
 
 def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
-    state = {f"unet.{key}": tensor for key, tensor in plain.items()}
-    lora = LoraWeights("mine", state, {}, 0)
-    motion = {f"unet.down_blocks.0.motion_modules.0.proj_in.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
-    both = LoraWeights("mine", state | motion, {}, 0)
-    partly = (
-        f"{len(state)} of {len(state) + 2} tensors match this UNet, which lacks 1 of its layers .down_blocks.0.motion"
-    )
+    lora, count = of_pairs("mine", plain, 4), len(plain)
+    motion = {f"down_blocks.0.motion_modules.0.proj_in.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
+    both = of_pairs("mine", plain | motion, 4)
+    partly = f"{count} of {count + 2} tensors match this UNet, which lacks 1 of its layers .down_blocks.0.motion"
     with pytest.raises(InputError, match=f"{partly}.*it is for videos: give --motion auto.*--allow-partial"):
         check_lora(both, small_unet())
-    assert check_lora(both, small_unet(), allow_partial=True) == (len(state), len(state) + 2)
-    with pytest.raises(InputError, match="0 of 2 tensors match this UNet: made for another architecture?"):
-        check_lora(LoraWeights("mine", motion, {}, 0), small_unet())
+    assert check_lora(both, small_unet(), allow_partial=True) == (count, count + 2)
+    with pytest.raises(InputError, match="0 of 2 tensors match this UNet.*it is for videos") as error:
+        check_lora(of_pairs("mine", motion, 4), small_unet(), allow_partial=True)
+    assert "--allow-partial" not in str(error.value)
     with torch.device("meta"):
         sdxl = UNet2DConditionModel(**SHAPE, **SDXL)
     with pytest.raises(InputError, match=r"layers differ in shape \(first down_blocks.*made for another architecture"):
         check_lora(lora, sdxl)
-    state.pop("unet.mid_block.resnets.0.conv1.lora_A.weight")
-    with pytest.raises(InputError, match="1 layers lack lora_A or lora_B"):
-        check_lora(lora, small_unet())
-    full = {f"unet.{key}": tensor for key, tensor in pairs(sdxl, rank=64, device="meta").items()}
-    assert check_lora(LoraWeights("published", full, {}, 0), sdxl) == (1576, 1576)  # 788 layers
+    full = pairs(sdxl, rank=64, device="meta")
+    assert check_lora(of_pairs("published", full, 64), sdxl) == (1576, 1576)  # 788 layers
