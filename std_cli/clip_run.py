@@ -7,7 +7,6 @@ length of the video. After every finished segment the whole state goes to the wo
 import hashlib
 import json
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,11 +19,12 @@ import numpy as np
 from PIL import Image
 
 from std_cli.config import VideoSettings
-from std_cli.errors import InputError
+from std_cli.errors import StdError
 from std_cli.fingerprints import fingerprint
 from std_cli.image import (
     fit_to,
     move,
+    remove,
     save_picture,
     writing,
 )
@@ -195,15 +195,30 @@ class Run:
         except BaseException as e:
             if writer is not None:
                 writer.__exit__(type(e), e, None)
+            if isinstance(e, StdError):
+                self._check_source(work)  # where it was, this is the true reason
             if isinstance(e, KeyboardInterrupt):
-                goes_on = f"goes on after frame {saved}" if saved else "starts over: no part was finished yet"
-                self.notice(f"stopped after {done} frames; the same command {goes_on}")
+                then = f"resumes after frame {saved}" if saved else "starts over: no part was finished yet"
+                self.notice(f"stopped after {done} frames; the same command {then}")
             raise
         finally:
             pictures.close()
         if not done:
-            raise InputError(f"{self.job.source.name}: no frames between --start and --end: widen them")
+            raise StdError(f"{self.job.source.name}: no frames between --start and --end: widen them")
+        self._check_source(work)
         return self._finish(work, segments, done, resumed, quality, begin, thumbnail, overwrite, keep_work)
+
+    def _check_source(self, work: WorkFolder) -> None:
+        """Raises StdError if the input is another one than at the beginning."""
+        try:
+            same = input_fingerprint(self.job.source) == work.run["input"]["sha256"]
+        except OSError:
+            same = False
+        if not same:
+            raise StdError(
+                f"{self.job.source.name} was changed or removed while it was read: give the command again with "
+                "--no-resume when it is complete"
+            )
 
     def _wavefront(self, pipeline: "VideoPipeline") -> "Wavefront":
         from std_cli.wavefront import Wavefront
@@ -334,8 +349,7 @@ class Run:
         return np.concatenate([source, result], 1) if self.s.side_by_side else result
 
     def _thumbnail(self, picture: Pixels) -> str:
-        path = self.job.target.path
-        path = path.with_name(f"{path.stem}_preview.jpg")
+        path = preview_path(self.job.target.path)
         small = Image.fromarray(picture)
         small.thumbnail((320, 320))
         save_picture(small, path, {}, overwrite=True)
@@ -365,7 +379,7 @@ class Run:
             self.notice("a preview has no sound")
         with writing(target.path):
             try:
-                _remove(work.draft)  # of a run that was killed
+                remove(work.draft)  # of a run that was killed
                 self.notices += join(
                     work.segments(segments),
                     target,
@@ -390,7 +404,7 @@ class Run:
                 move(work.draft, target.path, overwrite)
                 work.remove(keep_work)
             finally:
-                _remove(work.draft)
+                remove(work.draft)
         for message in self.notices:
             self.notice(message)
         return self.tell(told)
@@ -476,17 +490,14 @@ def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
+def preview_path(target: Path) -> Path:
+    """Where the thumbnail of --preview is written."""
+    return target.with_name(f"{target.stem}_preview.jpg")
+
+
 def input_fingerprint(source: Path) -> str:
     """16 hex digits that identify a file's contents, or a folder's."""
     if source.is_file():
         return fingerprint(source)
     inside = sorted(f for f in source.iterdir() if f.is_file())
     return hashlib.sha256("".join(f"{f.name}\n{fingerprint(f)}\n" for f in inside).encode()).hexdigest()[:16]
-
-
-def _remove(path: Path) -> None:
-    """What a failed run leaves of its output."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

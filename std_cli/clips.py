@@ -17,11 +17,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from std_cli.clip_run import Job, Run
+from std_cli.clip_run import Job, Run, preview_path
 from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, at_work
 from std_cli.fingerprints import fingerprint
-from std_cli.image import expand_inputs, fit_to, working_size
+from std_cli.image import expand_inputs, fit_to, remove_stale_drafts, working_size
+from std_cli.interruption import stoppable
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
@@ -35,10 +36,11 @@ from std_cli.stylize import (
     check_noise,
     choose_schedule,
     follow_lora,
-    make_folder,
+    new_folder,
     read_references,
     request_facts,
     request_notices,
+    try_folder,
     weigh_styles,
 )
 from std_cli.video.clip import VIDEO_SUFFIXES, Clip
@@ -46,7 +48,7 @@ from std_cli.video.cuts import parse_time, read_cuts
 from std_cli.video.read import open_clip
 from std_cli.video.write import choose_target
 from std_cli.weights import WINDOW, ModelFiles, MotionFiles, resolve_model, resolve_motion
-from std_cli.work import WorkFolder, finished
+from std_cli.work import WorkFolder, check_folder, finished, folder_of
 
 if TYPE_CHECKING:
     import torch
@@ -107,10 +109,15 @@ def stylize_video(
     """
     options: dict[str, Any] = dict(overwrite=overwrite, size=size, output_size=output_size)
     r = prepare_video(inputs, style, output, **options, **settings)
+    with new_folder(r.folder):
+        return _stylize(r, overwrite, resume, keep_work, on_event)
+
+
+def _stylize(r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on_event: OnEvent) -> list[Event]:
     files, motion, lora, s, window, overlap = r.files, r.motion, r.lora, r.s, r.window, r.overlap
     assert files is not None
-    if r.folder is not None:
-        make_folder(r.folder)
+    for folder in {job.target.path.parent for job in r.jobs}:
+        remove_stale_drafts(folder)
     for message in r.notices:
         on_event({"event": "notice", "message": message})
     for error in r.failed:
@@ -147,7 +154,8 @@ def stylize_video(
                     pipeline = load_pipeline(r, device, dtype, run.notice)
                 pipeline.on_notice = run.notice
                 pipeline.prepare(s, r.schedule, job.working)
-                results.append(run.go(pipeline, work, overwrite, keep_work))
+                with at_work(), stoppable():
+                    results.append(run.go(pipeline, work, overwrite, keep_work))
         except (InputError, StdError) as e:
             if total == 1:
                 raise
@@ -203,7 +211,7 @@ def prepare_video(
         check_noise(s, schedule, files)
     pack = Pack(**files.pack if files else {})
     cuts = None if s.cuts in ("auto", "off") else read_cuts(user_path(s.cuts, "--cuts"))
-    made = folder if folder is not None and not folder.exists() else None
+    made = try_folder(folder)
     jobs, failed = [], []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
         try:
@@ -313,6 +321,9 @@ def _plan(
 ) -> Job:
     if target.exists() and not overwrite and finished(target) is None:
         raise _exists(target)
+    check_folder(folder_of(target))
+    if s.preview is not None:
+        check_path(preview_path(target), "--preview")
     if target.exists() and target.resolve() == source.resolve():
         raise InputError(f"output {str(target)!r} is the input: name another file")
     clip = open_clip(source)

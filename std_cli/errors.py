@@ -1,7 +1,7 @@
 """Every error that a user can cause, as one tree.
 
     StdError            exit code 1: the work failed (full disk, out of memory, network)
-    └── InputError      exit code 2: the request or an input is wrong, nothing was started
+    └── InputError      exit code 2: the request or an input is wrong, no work was begun
         └── NotDownloaded   it names weights that are not on this machine
 
 The message is one line: what is wrong, the value, and what to do about it. Only `std_cli.cli` catches these.
@@ -12,6 +12,8 @@ a value out of a file.
 
 import reprlib
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 2000
 """Characters of a message; the middle of a longer one is left out, as the remedy is at its end."""
@@ -62,3 +64,12 @@ class InputError(StdError):
 
 class NotDownloaded(InputError):
     """Weights are not on this machine, and cannot be fetched now."""
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Inside, work has begun: an InputError, whose exit code says that it has not, becomes a StdError."""
+    try:
+        yield
+    except InputError as e:
+        raise StdError(str(e)) from e

@@ -14,8 +14,9 @@ import shutil
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from std_cli.color_profile import to_srgb
 from std_cli.errors import InputError, StdError
+from std_cli.interruption import at_quit
 from std_cli.open_picture import LARGE, check_pixels, decode, open_picture, readable
 from std_cli.paths import check_path, user_path
 from std_cli.picture_kinds import PICTURE_SUFFIXES, left_out
@@ -311,9 +313,8 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
             path.lstat()
             if not overwrite:
                 raise FileExistsError
-        probe = hidden_beside(path)
-        probe.open("xb").close()
-        probe.unlink()
+        with draft(path, b""):
+            pass
 
 
 def save_picture(image: Image.Image, path: str | Path, metadata: dict[str, Any], overwrite: bool) -> None:
@@ -329,17 +330,74 @@ def save_picture(image: Image.Image, path: str | Path, metadata: dict[str, Any],
 
 def replace_file(path: Path, data: bytes, overwrite: bool = True) -> None:
     """Write a file so that it appears whole, and is on the disk, or not at all. Errors as of `save_picture`."""
-    temporary = hidden_beside(path)
-    with writing(path):
-        try:
-            with temporary.open("xb") as file:
+    with writing(path), draft(path, data) as temporary:
+        move(temporary, path, overwrite)
+
+
+@contextmanager
+def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
+    """A hidden name next to `path` for what will be moved there; whatever has it at the end is removed.
+
+    data: what the file holds, on the disk; None: it is an empty folder. Its lock shows that its run is alive, see
+    `remove_stale_drafts`. Raises OSError.
+    """
+    with ExitStack() as stack:
+        while True:
+            temporary = hidden_beside(path)
+            stack.enter_context(at_quit(partial(remove, temporary)))
+            if data is None:
+                temporary.mkdir()
+            else:
+                temporary.open("xb").close()
+            if _hold(temporary, stack) is not False:
+                break
+        if data is not None:
+            with temporary.open("r+b") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            move(temporary, path, overwrite)
-        finally:
-            with suppress(OSError):  # gone if it was moved, or never made
-                temporary.unlink()
+        yield temporary
+
+
+def remove_stale_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that runs left when they were killed: nobody holds their locks any more."""
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if _DRAFT.fullmatch(file.name) and not file.is_symlink():
+                with suppress(OSError), ExitStack() as stack:
+                    if _hold(file, stack):
+                        remove(file)
+
+
+def _hold(file: Path, stack: ExitStack) -> bool | None:
+    """Lock a draft until `stack` is left: False if another run has it or removed it, None where there are no locks.
+
+    A run that makes a draft and another one that looks for stale ones cannot both get True.
+    """
+    if os.name == "nt":  # an open file cannot be moved there
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    stack.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), file.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # some network folders
+        return None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def move(temporary: Path, path: Path, overwrite: bool) -> None:
@@ -349,8 +407,7 @@ def move(temporary: Path, path: Path, overwrite: bool) -> None:
         if overwrite and path.exists():
             os.replace(path, old)
         os.rename(temporary, path)  # never onto a folder that has something in it
-        if old.exists():
-            shutil.rmtree(old)
+        remove(old)
     elif overwrite:
         os.replace(temporary, path)
     else:
@@ -408,6 +465,9 @@ def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
 def hidden_beside(path: Path) -> Path:
     # Not named after `path`, whose name may already be as long as the file system allows.
     return path.with_name(f".std-{uuid.uuid4().hex}.tmp")
+
+
+_DRAFT = re.compile(r"\.std-[0-9a-f]{32}\.tmp")
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:

@@ -12,6 +12,7 @@ What happens is told through `on_event`, one dictionary at a time, JSON-ready, w
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from PIL import Image
 
 from std_cli import __version__
 from std_cli.config import ImageSettings, Pack, S, image_settings, parse_size, parse_style
-from std_cli.errors import InputError
+from std_cli.errors import InputError, at_work
 from std_cli.fingerprints import fingerprint
 from std_cli.image import (
     OUTPUT_SUFFIXES,
@@ -33,11 +34,13 @@ from std_cli.image import (
     image_of,
     read_metadata,
     read_picture,
+    remove_stale_drafts,
     save_picture,
     seen,
     take_picture,
     working_size,
 )
+from std_cli.interruption import at_quit
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_model
 from std_cli.paths import check_path, names_folder, user_path
@@ -113,37 +116,42 @@ def stylize_images(
     Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
     """
     r = prepare_images(inputs, style, output, overwrite=overwrite, size=size, **settings)
-    sources, styles, files, lora, s, schedule = r.sources, r.styles, r.files, r.lora, r.s, r.schedule
-    assert files is not None
-    if r.folder is not None and not r.folder.exists():  # made last, so that no other error leaves it behind
-        make_folder(r.folder)
+    with new_folder(r.folder):
         _check_writable(r.targets, overwrite)
+        yield from _stylize(r, overwrite, on_event)
 
+
+def _stylize(r: ImageRequest, overwrite: bool, on_event: OnEvent) -> Iterator[Image.Image]:
+    styles, files, lora, s, schedule = r.styles, r.files, r.lora, r.s, r.schedule
+    assert files is not None
+    for folder in {target.parent for target in r.targets if target}:
+        remove_stale_drafts(folder)
     on_event({"event": "progress", "stage": "load", "model": files.name})
     from std_cli.pipeline import choose_device, choose_dtype, name_dtype
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
     facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
-    on_event({"event": "start", "total": len(sources), **facts})
+    on_event({"event": "start", "total": len(r.sources), **facts})
     for message in r.notices:
         on_event({"event": "notice", "message": message})
     pipeline = load_pipeline(r, device, dtype, lambda message: on_event({"event": "notice", "message": message}))
 
-    for i, (source, target, working) in enumerate(zip(sources, r.targets, r.sizes, strict=True), 1):
-        begin, about = time.monotonic(), {"input": source_name(source), "index": i, "total": len(sources)}
+    for i, (source, target, working) in enumerate(zip(r.sources, r.targets, r.sizes, strict=True), 1):
+        begin, about = time.monotonic(), {"input": source_name(source), "index": i, "total": len(r.sources)}
 
         def on_step(step: int, about: Event = about) -> None:
             on_event({"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps})
 
         on_step(0)
-        picture = read_source(source, side=max(working))
-        fit = fit_to(*picture.size, working)
-        result = fit.undo(pipeline.stylize(seen(picture, fit), s, schedule, on_step))
-        if picture.alpha is not None:
-            result = attach_alpha(result, picture.alpha)
-        if target is not None:
-            save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
+        with at_work():
+            picture = _read_again(source, max(working))
+            fit = fit_to(*picture.size, working)
+            result = fit.undo(pipeline.stylize(seen(picture, fit), s, schedule, on_step))
+            if picture.alpha is not None:
+                result = attach_alpha(result, picture.alpha)
+            if target is not None:
+                save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
         on_event(
             {
                 "event": "result",
@@ -184,7 +192,7 @@ def prepare_images(
     references, white = read_references(styles)
     notices += white
     targets, folder = _targets(sources, output)
-    if folder is None or folder.exists():
+    if try_folder(folder) is None:
         _check_writable(targets, overwrite)
     files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
     s = image_settings(given, files.pack, f"{files.base}/std.json") if files else image_settings(given)
@@ -290,11 +298,31 @@ def _check_writable(targets: list[Path | None], overwrite: bool) -> None:
         check_writable(target, overwrite)
 
 
-def make_folder(folder: Path) -> None:
+def try_folder(folder: Path | None) -> Path | None:
+    """An output folder if it is still to be made, tried and removed again. Raises InputError if it cannot be."""
+    if folder is None or folder.exists():
+        return None
+    with new_folder(folder):
+        return folder
+
+
+@contextmanager
+def new_folder(folder: Path | None) -> Iterator[None]:
+    """Make an output folder if it is not there; at the end it is removed again if nothing was written into it."""
+    if folder is None or folder.is_dir():
+        yield
+        return
     try:
         folder.mkdir()
     except OSError as e:
         raise InputError(f"-o {folder}: the folder cannot be made ({e.strerror}): choose another") from None
+
+    def remove_empty() -> None:
+        with suppress(OSError):
+            folder.rmdir()
+
+    with at_quit(remove_empty):
+        yield
 
 
 def weigh_styles(style: Any) -> list[tuple[Source, float]]:
@@ -338,6 +366,14 @@ def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Imag
             notices.append(f"--style {name} is transparent in parts: they count as white")
         references.append(over_white(picture.rgb, picture.alpha))
     return references, notices
+
+
+def _read_again(source: Source, side: int) -> Picture:
+    """What `prepare_images` read already."""
+    try:
+        return read_source(source, side=side)
+    except InputError as e:
+        raise InputError(f"{e} (it could be read when the run began, and was changed since)") from None
 
 
 def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:

@@ -1,91 +1,117 @@
-"""The work folder of a video run, `.OUT.std/` beside the output: what an interrupted run goes on from.
+"""The work folder of a video run, `.OUT.std/` next to the output: what an interrupted run resumes from.
 
     lock                held by the run that works here
-    run.json            what the result follows from: settings, weights, input
+    run.json            the run file: what the result follows from (settings, weights, input); once the result is
+                        finished also how to know it again, and what is reported of it
     segment-00000...    finished parts of the result, each a media file of its own
     state.safetensors   after the last of them: everything in flight, and how many segments there are
     result.tmp          the result on its way to its place
-    result.json         before it is moved there: how to know it again, and what is told of it
 
-Each file is written beside its name, flushed to the disk and renamed, so that it is whole or not there.
+Each file is written next to its name, flushed to the disk and renamed, so that it is whole or not there. A folder is
+ours only if its run file says so; another one, or one that holds anything else, is refused and not touched. The run
+file is removed last: as long as anything is left, a repeated command can tell whether the result is finished.
 """
 
 import json
 import os
-import shutil
-from contextlib import suppress
+import re
+import stat
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from std_cli.errors import InputError, StdError
-from std_cli.image import replace_file
+from std_cli.image import remove, replace_file
+from std_cli.interruption import at_quit
+from std_cli.paths import check_path
 
 if TYPE_CHECKING:
     import torch
 
-_STATE, _RESULT = "state.safetensors", "result.json"
+_LOCK, _RUN, _STATE = "lock", "run.json", "state.safetensors"
+_MARK = {"std": "work folder"}
+_OURS = re.compile(r"lock|run\.json|state\.safetensors|result\.tmp|segment-\d{5,}(\.part)?|\.std-[0-9a-f]{32}\.tmp")
 
 
 class WorkFolder:
     """Use as a context manager: the lock is held inside. `state` is None in a run that starts from the beginning."""
 
     def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
-        """Raises InputError if the folder is in use, or is of a run that differs from `run`."""
-        self.path = _folder_of(output)
-        self.output, self.run, self.resume = output, run, resume
+        """Raises InputError if the folder is in use, is not ours, or is of a run that differs from `run`."""
+        self.path = folder_of(output)
+        self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume  # as JSON has it
         self.state: dict[str, Any] | None = None
         self.tensors: dict[str, torch.Tensor] = {}
-        self._lock: IO[bytes] | None = None
+        self._stack = ExitStack()
+        self._opened = False
 
     def __enter__(self) -> "WorkFolder":
-        try:
-            self.path.mkdir(exist_ok=True)
-            self._lock = (self.path / "lock").open("wb")
-        except OSError as e:
-            raise InputError(f"the work folder {self.path} cannot be made ({e.strerror}): choose another -o") from None
-        if not _try_lock(self._lock):
-            self._lock.close()
-            raise InputError(f"another run is writing {self.output}: wait for it, or choose another -o")
-        try:
+        with ExitStack() as stack:
+            lock = self._get_lock()
+            stack.enter_context(at_quit(lambda: self._leave(lock)))
             self._open()
-        except BaseException:
-            self._lock.close()
-            raise
+            self._opened = True
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._lock is not None
+        self._stack.close()
+
+    def _get_lock(self) -> IO[bytes]:
+        while True:
+            try:
+                self.path.mkdir(exist_ok=True)
+                check_folder(self.path)
+                lock = open(self.path / _LOCK, "ab")  # noqa: SIM115  # closed by _leave
+            except OSError as e:
+                if isinstance(e, FileNotFoundError) and self.path.parent.is_dir():
+                    continue  # a run that ended meanwhile removed it
+                raise InputError(
+                    f"the work folder {self.path} cannot be made ({e.strerror}): choose another -o"
+                ) from None
+            try:
+                if not _try_lock(lock):
+                    raise InputError(f"another run is writing {self.output}: wait for it, or choose another -o")
+                if _is_at(lock, self.path / _LOCK):  # not removed by a run that ended meanwhile
+                    return lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+
+    def _leave(self, lock: IO[bytes]) -> None:
+        """Give the folder up, and remove it if there is nothing to resume from, or all is done."""
+        if lock.closed:
+            return
         with suppress(OSError):
-            if not (self.path / _STATE).exists():  # nothing to go on from, or all is done
+            if self._opened and not (self.path / _STATE).exists():
                 self._empty()
-        self._lock.close()
-        with suppress(OSError):  # not empty: kept for the next run
-            (self.path / "lock").unlink()
-            self.path.rmdir()
+                remove(self.path / _RUN)
+                if os.name == "nt":  # an open file cannot be removed there
+                    lock.close()
+                (self.path / _LOCK).unlink()
+                self.path.rmdir()
+        lock.close()
 
     def _open(self) -> None:
-        before = self.path / "run.json"
-        if self.resume and before.exists():
+        check_folder(self.path)  # again, with the lock: no other run changes it now
+        before = _read_run(self.path)
+        if self.resume and before is not None and ((self.path / _STATE).exists() or "result" in before):
             self._compare(before)
             self._load()
             return
         self._empty()
-        replace_file(before, json.dumps(self.run, indent=1).encode())
+        self._write_run({})
 
-    def _compare(self, before: Path) -> None:
-        try:
-            old = json.loads(before.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            old = {}
-        # as JSON has it: a tuple is a list
-        a, b = _flat(old), _flat(json.loads(json.dumps(self.run)))
+    def _compare(self, before: dict[str, Any]) -> None:
+        a, b = _flat(before["run"]), _flat(self.run)
         differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
         if differing:
             key = differing[0]
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise InputError(
                 f"{self.output} was begun with another {key}: {a.get(key)!r}, now {b.get(key)!r}{more}: give the same "
-                "again to go on, or --no-resume to start over"
+                "again to resume, or --no-resume to start over"
             )
 
     def _load(self) -> None:
@@ -118,8 +144,8 @@ class WorkFolder:
         return self.path / "result.tmp"
 
     def finish(self, told: dict[str, Any]) -> None:
-        """Note that the draft is the whole result, before it is moved; `told`: what a repeated command tells of it."""
-        replace_file(self.path / _RESULT, json.dumps({"is": _identity(self.draft), "told": told}).encode())
+        """Note that the draft is the whole result, before it is moved; `told` is what a repeated command reports."""
+        self._write_run({"result": {"is": _identity(self.draft), "told": told}})
 
     def segment(self, number: int) -> Path:
         return self.path / f"segment-{number:05d}"
@@ -129,21 +155,65 @@ class WorkFolder:
 
     def remove(self, keep: bool = False) -> None:
         """The result is in its place: nothing of this is needed any more; `keep`: but for who wants to look at it."""
-        (self.path / (_RESULT if keep else _STATE)).unlink(missing_ok=True)
+        if keep:
+            self._write_run({})
+        else:
+            (self.path / _STATE).unlink(missing_ok=True)
+
+    def _write_run(self, more: dict[str, Any]) -> None:
+        replace_file(self.path / _RUN, json.dumps(_MARK | {"run": self.run} | more, indent=1).encode())
 
     def _empty(self) -> None:
-        for file in sorted(self.path.iterdir(), key=lambda f: f.name == _RESULT):  # that last
-            if file.name != "lock":
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        """Remove all of ours but the lock and the run file; the state first, as it needs the others."""
+        remove(self.path / _STATE)
+        for file in list(self.path.iterdir()):
+            if _OURS.fullmatch(file.name) and file.name not in (_LOCK, _RUN):
+                remove(file)
+
+
+def folder_of(output: Path) -> Path:
+    """The work folder of an output. Raises InputError if its name cannot be used."""
+    return check_path(output.with_name(f".{output.name}.std"), "-o")
+
+
+def check_folder(path: Path) -> None:
+    """Raises InputError if there is something with a work folder's name that is not one, links included."""
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        raise InputError(f"{path} is in the way of a work folder and is none: move it away, or choose another -o")
+    names = {file.name for file in path.iterdir()}
+    foreign = sorted(name for name in names if not _OURS.fullmatch(name) or (path / name).is_symlink())
+    unclaimed = sorted(name for name in names - {_LOCK} if not name.startswith(".std-"))
+    if not foreign and unclaimed and _read_run(path) is None:  # a run that was killed at once has its lock only
+        foreign = unclaimed
+    if foreign:
+        raise InputError(
+            f"the folder {path} holds {foreign[0]!r}, which is not of a run that writes this output: move the folder "
+            "away, or choose another -o"
+        )
 
 
 def finished(output: Path) -> dict[str, Any] | None:
-    """What is told of an output that is the finished result of the run whose work folder is still beside it."""
+    """What is reported of an output that is the finished result of the run whose work folder is still next to it."""
+    kept = _read_run(folder_of(output))
     try:
-        kept = json.loads((_folder_of(output) / _RESULT).read_text(encoding="utf-8"))
-        return dict(kept["told"]) if kept["is"] == _identity(output) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(kept["result"]["told"]) if kept and kept["result"]["is"] == _identity(output) else None
+    except (OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """The run file of a work folder; None if there is none, or if it does not say that the folder is ours."""
+    path = folder / _RUN
+    try:
+        if folder.is_symlink() or not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(kept, dict) and kept.get("std") == _MARK["std"] and isinstance(kept.get("run"), dict)
+    return kept if ours else None
 
 
 def _identity(path: Path) -> list[int]:
@@ -152,8 +222,11 @@ def _identity(path: Path) -> list[int]:
     return [at.st_ino, at.st_size, at.st_mtime_ns]
 
 
-def _folder_of(output: Path) -> Path:
-    return output.with_name(f".{output.name}.std")
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -402,10 +402,11 @@ def test_the_command(tmp_path, picture, reference, capsys, monkeypatch):
 
 
 def test_a_folder_that_is_full_of_work_is_left_alone(tmp_path, reference):
-    """A plan beside an interrupted run neither opens nor clears its work folder."""
+    """A plan next to an interrupted run neither opens nor clears its work folder."""
     clip = make_clip(tmp_path / "in.mp4", frames=8)
     work = tmp_path / ".in_stylized.mp4.std"
     work.mkdir()
-    (work / "run.json").write_text("{}")
+    told = '{"std": "work folder", "run": {}}'
+    (work / "run.json").write_text(told)
     plan_video(clip, str(reference), tmp_path, probe=False, **FAST)
-    assert [f.name for f in work.iterdir()] == ["run.json"] and (work / "run.json").read_text() == "{}"
+    assert [f.name for f in work.iterdir()] == ["run.json"] and (work / "run.json").read_text() == told
