@@ -106,10 +106,22 @@ def decode(image: Image.Image, side: int | None = None) -> tuple[Image.Image, tu
     key = pixels.info.get("transparency")
     if low is not None:
         pixels = _rounded(pixels, low, raw_mode, key)
-    elif raw_mode in _SCALED and isinstance(key, int):
-        scale = _SCALED[raw_mode]
+    elif pixels.mode == "L" and isinstance(key, int) and isinstance(image, PngImagePlugin.PngImageFile):
+        scale = _SCALED.get(raw_mode, 1) if raw_mode else _scale(pixels, key)
         pixels.info["transparency"] = key % (255 // scale + 1) * scale
     return pixels, whole if drafted else pixels.size  # a TIFF turns itself when it is decoded
+
+
+def _scale(pixels: Image.Image, key: int) -> int:
+    """What the samples of a grey PNG were scaled by, where it was decoded before and no longer says so.
+
+    Taken for one of 2 or 4 bits if no pixel has the transparent value, and all have values that such a PNG can have.
+    """
+    levels = [level for level, count in enumerate(pixels.histogram()) if count]
+    if key in levels:
+        return 1
+    fits = [scale for scale in _SCALED.values() if key * scale <= 255 and not any(v % scale for v in levels)]
+    return fits[0] if fits else 1
 
 
 def _draft(image: ImageFile.ImageFile, side: int) -> bool:

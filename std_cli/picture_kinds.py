@@ -52,5 +52,6 @@ def left_out(files: Iterable[Path]) -> str:
     """Count the files that are pictures of kinds that cannot be read: "3 .heic pictures (remedy)"; "" if none is."""
     counts = Counter(file.suffix.lower() for file in files if why_unreadable(file.suffix))
     return " and ".join(
-        f"{count} {suffix} picture{'s'[: count != 1]} ({why_unreadable(suffix)})" for suffix, count in counts.items()
+        f"{count} {suffix} picture{'s'[: count != 1]} ({why_unreadable(suffix)})"
+        for suffix, count in sorted(counts.items())
     )

@@ -15,6 +15,8 @@ def find_alpha(image: Image.Image) -> Image.Image | None:
     if not image.has_transparency_data:
         return None
     key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of a PNG of 16 bits, cut to 8
+        key = tuple(sample >> 8 for sample in key)
     if image.mode in ("L", "RGB") or image.mode.startswith("I"):
         # Pillow itself takes no colour that has a sample above 255.
         differs = np.asarray(image) != np.asarray(key)  # (H, W[, 3])
