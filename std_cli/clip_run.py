@@ -32,7 +32,7 @@ from std_cli.stylize import (
     Event,
     OnEvent,
 )
-from std_cli.video.clip import Clip, Pixels
+from std_cli.video.clip import Clip, Frame, Pixels
 from std_cli.video.cuts import CutDetector, GivenCuts
 from std_cli.video.join import join
 from std_cli.video.motion import Grey, Steady, grey
@@ -82,6 +82,7 @@ class _Item:
     index: int
     pts: Fraction
     """As it will be written."""
+    duration: Fraction
     cut: bool
     """It begins a shot."""
     source: Pixels
@@ -121,8 +122,10 @@ class Run:
     stride: int
     on_event: OnEvent
     first_pts: Fraction | None = None
-    last_pts: Fraction = Fraction(0)
+    end: Fraction = Fraction(0)
+    """When the last frame that was written ends."""
     notices: list[str] = field(default_factory=list)
+    input_sha256: str = ""
 
     @property
     def about(self) -> Event:
@@ -131,11 +134,12 @@ class Run:
     def record(self) -> Event:
         """All that the result follows from."""
         t, ignored = self.job.target, ("batch",)
+        self.input_sha256 = input_fingerprint(self.job.source)
         settings = {k: v for k, v in self.facts["settings"].items() if k not in ignored}
         return {
             "version": self.facts["version"],
             "settings": settings,
-            "input": {"name": self.job.source.name, "sha256": input_fingerprint(self.job.source)},
+            "input": {"name": self.job.source.name, "sha256": self.input_sha256},
             "cuts": [str(c) for c in self.job.cuts] if self.job.cuts is not None else None,
             "output": {"size": [t.width, t.height], "encoder": t.encoder, "pix_fmt": t.pix_fmt, "options": t.options},
         }
@@ -147,7 +151,7 @@ class Run:
         if work.state is not None:
             kept = work.state
             segments, emitted, pushed = kept["segments"], kept["emitted"], kept["pushed"]
-            self.first_pts, self.last_pts = Fraction(kept["first_pts"]), Fraction(kept["last_pts"])
+            self.first_pts, self.end = Fraction(kept["first_pts"]), Fraction(kept["end"])
             waves = {k.removeprefix("wave."): v for k, v in work.tensors.items() if k.startswith("wave.")}
             wave.load_state({k: v.to(pipeline.device) for k, v in waves.items()}, kept["wave"])
             pipeline.savings.take_again(kept["savings"])
@@ -174,7 +178,7 @@ class Run:
                         writer, segments = None, segments + 1
                     import torch
 
-                    times = {"first_pts": str(self.first_pts), "last_pts": str(self.last_pts)}
+                    times = {"first_pts": str(self.first_pts), "end": str(self.end)}
                     kept = {"segments": segments, "emitted": done, "shot": shot, **times}
                     kept["savings"] = pipeline.savings.taken
                     tensors = {f"quality.{k}": torch.from_numpy(np.array(v)) for k, v in quality.state().items()}
@@ -185,7 +189,8 @@ class Run:
                     if writer is None:
                         writer = SegmentWriter(work.segment(segments), self.job.target)
                     result = item.picture
-                    self.first_pts, self.last_pts = item.pts if self.first_pts is None else self.first_pts, item.pts
+                    self.first_pts = item.pts if self.first_pts is None else self.first_pts
+                    self.end = item.pts + item.duration
                     writer.write(self._beside(item.source, result), item.pts)
                     quality.add(item.source, result, joint=item.joint, cut=item.cut)
                     done += 1
@@ -250,7 +255,7 @@ class Run:
         frames = read_frames(
             clip, start=s.start, end=s.end, max_frames=s.max_frames, fps=s.fps, on_notice=self.notices.append
         )
-        for frame in frames:
+        for frame in self._unchanged(frames):
             cut = detect(frame.rgb, frame.pts) or shot_start is None
             if cut:
                 shot_start, begun = frame.pts, False
@@ -265,8 +270,28 @@ class Run:
             begun_now, begun = not begun, True
             pts = frame.pts if s.preview is None else time_out
             if index >= skip:
-                yield _Item(index, pts, begun_now, frame.rgb)
+                yield _Item(index, pts, frame.duration, begun_now, frame.rgb)
             index += 1
+
+    def _unchanged(self, frames: Generator[Frame, None, None]) -> Iterator[Frame]:
+        """The frames; what ends them is named rightly if it is that the input was changed meanwhile."""
+        try:
+            yield from frames
+        except (StdError, OSError):
+            self._check_input()
+            raise
+        self._check_input()
+
+    def _check_input(self) -> None:
+        """Raise StdError if the input is not what it was when the run began."""
+        name = self.job.source.name
+        again = "put it back as it was and give the same command again: what is finished is kept"
+        try:
+            now = input_fingerprint(self.job.source)
+        except OSError as e:
+            raise StdError(f"{name} cannot be read any more ({e.strerror}): {again}") from None
+        if now != self.input_sha256:
+            raise StdError(f"{name} was changed or cut while it was read: {again}")
 
     def _frame_time(self) -> Fraction:
         return 1 / (self.s.fps or self.job.clip.frame_rate or Fraction(25))
@@ -375,8 +400,13 @@ class Run:
         comment = json.dumps({"std": self.facts | {"input": self.job.source.name, "frames": done, **figures}})
         assert self.first_pts is not None
         begin_at = self.first_pts if s.start is not None else None
+        sound = clip.audio > 0 and s.audio == "copy" and s.preview is None and target.holds_sound
+        zero = round(self.first_pts / target.time_base)  # ticks, as the parts have them
+        if sound and begin_at is None and clip.origin is not None:
+            zero = min(zero, clip.origin // target.time_base)  # sound that is there before the picture
         if s.preview is not None and clip.audio and s.audio == "copy":
             self.notice("a preview has no sound")
+        self._check_input()
         with writing(target.path):
             try:
                 remove(work.draft)  # of a run that was killed
@@ -386,8 +416,9 @@ class Run:
                     clip,
                     out=work.draft,
                     begin=begin_at,
-                    until=self.last_pts + self._frame_time() if s.end is not None or s.max_frames is not None else None,
-                    shift=self.first_pts - clip.start if s.start is not None else Fraction(0),
+                    until=self.end if s.end is not None or s.max_frames is not None else None,
+                    shift=zero * target.time_base,
+                    end=self.end,
                     audio=s.audio == "copy" and s.preview is None,
                     comment=comment,
                 )

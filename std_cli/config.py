@@ -177,6 +177,12 @@ class VideoSettings(ImageSettings):
     preview: Fraction | None = Field(None, gt=0)
     """Stylize only the first so many seconds of each shot."""
 
+    @field_validator("start", "end", "fps", "preview", mode="before")
+    @classmethod
+    def _as_written(cls, value: object) -> object:
+        """1.8 is 9/5, as "1.8" is, and not the binary fraction next to it."""
+        return Fraction(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
+
     @field_validator("output_size")
     @classmethod
     def _sides(cls, value: tuple[int, int] | str) -> tuple[int, int] | str:

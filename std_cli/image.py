@@ -148,6 +148,18 @@ def read_picture(path: str | Path, data: bytes | None = None, side: int | None =
         return _as_seen(*decode(image, side), path, side)
 
 
+def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
+    """((width, height) as it is shown, whether it may be transparent) of a picture, which is not decoded.
+
+    Raises InputError as `read_picture` does, but not for damage behind the header.
+    """
+    with open_picture(Path(path)) as image:
+        width, height = image.size
+        # Pillow would decode a png in search of EXIF data behind its pixels
+        turn = None if image.format == "PNG" and "exif" not in image.info else _turn(image)
+        return (height, width) if turn in _SIDEWAYS else (width, height), image.has_transparency_data
+
+
 def take_picture(image: Image.Image, name: str = "picture", side: int | None = None) -> Picture:
     """A picture held in memory, treated as `read_picture` treats a file; `image` is not changed.
 

@@ -13,7 +13,8 @@ from PIL import Image
 from std_cli.errors import InputError, StdError
 from std_cli.video.clip import Color
 from std_cli.video.color import from_rgb, to_rgb
-from std_cli.video.read import _turn, _upright, _video_stream, open_clip, read_frames
+from std_cli.video.decode import video_stream
+from std_cli.video.read import _turn, _upright, open_clip, read_frames
 
 COEFFICIENTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593), 7: (0.212, 0.087)}
 
@@ -117,6 +118,65 @@ def test_times_where_the_container_has_none(tmp_path, name):
     frames = list(read_frames(clip))
     assert [f.pts for f in frames] == [clip.start + Fraction(i, 25) for i in range(20)]
     assert np.abs([int(f.rgb[0, 0, 0]) for f in frames] - np.array(levels)).max() <= 2
+
+
+def recording(path, first=133200):
+    """Twenty frames of MPEG-TS from `first` on, ticks of 1/90000."""
+    pts = [first + 3600 * i for i in range(20)]
+    return write(path, grey(*range(0, 200, 10)), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p")
+
+
+@pytest.mark.parametrize("seconds", [[10, 10], [10, 8, 500], [500, 3, 3]])
+def test_a_clock_that_is_set_again_continues(tmp_path, seconds):
+    parts = [recording(tmp_path / f"{i}.ts", 90000 * s) for i, s in enumerate(seconds)]
+    (tmp_path / "all.ts").write_bytes(b"".join(p.read_bytes() for p in parts))
+    clip, notices = open_clip(tmp_path / "all.ts"), []
+    found = list(read_frames(clip, on_notice=notices.append))
+    count = 20 * len(parts)
+    assert [f.pts - clip.start for f in found] == [Fraction(i, 25) for i in range(count)] and notices == []
+    assert clip.frames == count and clip.duration == Fraction(count, 25)
+    levels = [int(f.rgb.mean()) for f in found]
+    assert np.abs(np.array(levels) - list(range(0, 200, 10)) * len(parts)).max() <= 3
+    later = list(read_frames(clip, start=Fraction(1)))
+    assert [f.pts for f in later] == [f.pts for f in found[25:]]
+
+
+def test_an_empty_packet_is_no_end(tmp_path):
+    path = write(tmp_path / "whole.mov", grey(*range(0, 90, 10)), "mjpeg", pix_fmt="yuvj420p", base=Fraction(1, 600))
+    with av.open(str(path)) as before, av.open(str(tmp_path / "a.mov"), "w") as out:
+        new = out.add_stream_from_template(before.streams.video[0])
+        for i, packet in enumerate(p for p in before.demux(video=0) if p.size):
+            if i == 4:
+                empty = av.Packet(b"")
+                empty.pts, empty.dts, empty.duration = packet.pts, packet.dts, packet.duration
+                empty.time_base, empty.stream = packet.time_base, new
+                out.mux(empty)
+            packet.pts, packet.dts = packet.pts + 24 * (i >= 4), packet.dts + 24 * (i >= 4)
+            packet.stream = new
+            out.mux(packet)
+    assert len(times(open_clip(tmp_path / "a.mov"))) == 9
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "gif", "webp"])
+def test_the_last_frame_has_its_duration(tmp_path, suffix):
+    """Read, and written in `tests/test_video_write.py`."""
+    path, durations = tmp_path / f"a.{suffix}", [100, 50, 100, 2000]
+    if suffix in ("gif", "webp"):
+        pictures = [Image.new("RGB", (40, 30), (200, 60 * i, 40)) for i in range(4)]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations)
+    else:
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("ffv1" if suffix == "mkv" else "mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            for i, rgb in enumerate(grey(0, 60, 120, 180)):
+                frame = av.VideoFrame.from_ndarray(rgb).reformat(format="yuv420p")
+                frame.pts, frame.time_base = sum(durations[:i]), Fraction(1, 1000)
+                for packet in [*stream.encode(frame), *(stream.encode() if i == 3 else [])]:
+                    packet.duration = round(durations[i] * Fraction(1, 1000) / packet.time_base)
+                    out.mux(packet)
+    assert [round(1000 * f.duration) for f in read_frames(open_clip(path))] == durations
+    assert len(times(open_clip(path), fps=Fraction(10))) == 23  # at 0, 0.1, ... 2.2
 
 
 def test_stopping_early_closes_the_file(tmp_path):
@@ -352,11 +412,11 @@ def test_damage_is_the_same_whatever_the_cores(tmp_path, monkeypatch, threads, b
     """Wherever it is, the last frames included; only those before the first good one are left out."""
 
     def with_threads(container, name):
-        stream = _video_stream(container, name)
+        stream = video_stream(container, name)
         stream.codec_context.thread_count = threads
         return stream
 
-    monkeypatch.setattr("std_cli.video.read._video_stream", with_threads)
+    monkeypatch.setattr("std_cli.video.read.video_stream", with_threads)
     levels = list(range(0, 200, 10))
     color = Color(0, 2, 1, 1)
     path = write(tmp_path / "a.mov", grey(*levels), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
@@ -472,8 +532,9 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
     for name, what in {
         "absent.mp4": "no such video", "sound.m4a": "no video stream", "header.mp4": "cannot be read",
         "empty.mp4": "empty", "text.mp4": "cannot be read", "list.m3u8": "cannot be read", "list.txt": "cannot be read",
-        "cover.mp4": "no video stream", "no frames.mkv": "no frame", "cut.gif": "cut short",
-        "bad.gif": "cannot be read", "none": "no pictures", "http://localhost/a.mp4": "no such video",
+        "cover.mp4": "no video stream", "no frames.mkv": "no frame", "cut.gif": "damaged",
+        "bad.gif": "damaged|not a picture", "none": "no pictures",
+        "http://localhost/a.mp4": "no such video",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=what) as error:
             open_clip(tmp_path / name)
@@ -501,6 +562,38 @@ def test_animations_keep_their_durations(tmp_path, suffix):
     assert np.abs(found[2].rgb[5, 5].astype(int) - (200, 40, 40)).max() <= 8
 
 
+def test_the_hidden_picture_of_an_apng_is_no_frame(tmp_path):
+    pictures = [Image.new("RGB", (40, 30), (80 * i, 0, 0)) for i in range(4)]
+    how = {"save_all": True, "append_images": pictures[1:], "default_image": True, "duration": 100}
+    pictures[0].save(tmp_path / "a.png", **how)
+    assert [int(f.rgb[0, 0, 0]) for f in read_frames(open_clip(tmp_path / "a.png"))] == [80, 160, 240]
+
+
+def test_an_animation_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("L", (100, 100)).save(tmp_path / "a.gif")
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[6:10] = (60000).to_bytes(2, "little") * 2
+    (tmp_path / "a.gif").write_bytes(data)
+    with pytest.raises(InputError, match="pixels, more than the limit"):
+        open_clip(tmp_path / "a.gif")
+
+
+def test_transparent_video_shows_white_or_keeps_its_alpha(tmp_path):
+    rgba = np.zeros((48, 64, 4), np.uint8)
+    rgba[:, 32:] = 200, 30, 40, 255
+    for name, codec in (("a.mov", "png"), ("b.mov", "qtrle"), ("c.mkv", "ffv1")):
+        pix_fmt = {"png": "rgba", "qtrle": "argb", "ffv1": "bgra"}[codec]
+        with av.open(str(tmp_path / name), "w") as out:
+            stream = out.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(rgba, "rgba").reformat(format=pix_fmt)))
+            out.mux(stream.encode())
+        clip = open_clip(tmp_path / name)
+        [white], [kept] = list(read_frames(clip)), list(read_frames(clip, keep_alpha=True))
+        assert clip.alpha and white.alpha is None and np.array_equal(kept.alpha, rgba[..., 3]), name
+        assert white.rgb[:, :32].min() == 255 and np.abs(white.rgb[0, 40].astype(int) - (200, 30, 40)).max() <= 2
+
+
 def test_what_is_transparent_shows_white(tmp_path):
     Image.new("RGBA", (40, 30), (0, 0, 0, 0)).save(tmp_path / "a.gif")
     [frame] = read_frames(open_clip(tmp_path / "a.gif"))
@@ -519,4 +612,10 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
     assert list(read_frames(open_clip(tmp_path)))[3].rgb.min() == 255  # transparent
     Image.new("RGB", (41, 30)).save(tmp_path / "f3.png")
     with pytest.raises(InputError, match="41x30"):
-        list(read_frames(open_clip(tmp_path)))
+        open_clip(tmp_path)
+    (tmp_path / "f3.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="f3.png"):
+        open_clip(tmp_path)
+    (tmp_path / "f3.png").unlink()
+    notices = open_clip(tmp_path).notices
+    assert len(notices) == 1 and "lacks 7 numbers of its sequence (3 to 9)" in notices[0]

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB, full range
+MAX_FRAME_PIXELS = 2**26
+"""67 million: twice those of 8K. Of an animation's frame, and of a video's when it is opened."""
+Alpha = NDArray[np.uint8]  # (H, W), 255 is opaque
 
 VIDEO_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
@@ -65,6 +68,14 @@ class Clip:
     """Count of audio streams."""
     part: Part | None = None
     """Where the bytes of a video are; `path` is then only its name."""
+    origin: Fraction | None = None
+    """Seconds from the container's zero to the first of picture and sound; None where that is `start`."""
+    offsets: tuple[Fraction, ...] = ()
+    """Of a file of several recordings, whose clock is set again in the middle: see `timestamps.scan`."""
+    alpha: bool = False
+    """Some of it may be transparent."""
+    notices: tuple[str, ...] = ()
+    """What was noticed when it was opened."""
 
     @property
     def display_size(self) -> tuple[int, int]:
@@ -79,3 +90,7 @@ class Frame:
     rgb: Pixels
     pts: Fraction
     """Seconds on the container's clock, exact."""
+    duration: Fraction
+    """Seconds until the next frame, or of the last one until the end."""
+    alpha: Alpha | None = None
+    """None if all is opaque, or white was put behind what is transparent."""

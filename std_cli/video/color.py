@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from std_cli.video.clip import Color, Pixels
+from std_cli.video.clip import Alpha, Color, Pixels
 
 BT709, BT601, BT2020 = 1, 6, 9
 LIMITED, FULL = 1, 2
@@ -36,6 +36,24 @@ def to_rgb(frame: av.VideoFrame, color: Color) -> Pixels:
     if color.range == LIMITED and frame.format.name.startswith(("gray", "ya")):
         return np.asarray(_expanded()[rgb])  # swscale takes grey as full range, whatever it is told
     return np.asarray(rgb)
+
+
+def has_alpha(format: av.VideoFormat) -> bool:
+    """Whether pixels of a format may be transparent."""
+    return format.has_palette or any(component.is_alpha for component in format.components)
+
+
+def alpha_of(frame: av.VideoFrame) -> Alpha | None:
+    """(H, W), 255 where a decoded frame is opaque; None for formats without alpha."""
+    if not has_alpha(frame.format):
+        return None
+    return np.asarray(frame.reformat(format="rgba").to_ndarray()[..., 3])
+
+
+def over_white(rgb: Pixels, alpha: Alpha) -> Pixels:
+    """What is transparent, composited on white."""
+    opaque = alpha[..., None].astype(np.uint32)
+    return ((rgb * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
 
 
 def from_rgb(rgb: Pixels, pix_fmt: str, color: Color) -> av.VideoFrame:

@@ -15,6 +15,8 @@ from av.subtitles.subtitle import SubtitleSet
 from std_cli.errors import InputError
 from std_cli.video.clip import Clip, Color, Pixels
 from std_cli.video.color import LIMITED, from_rgb
+from std_cli.video.decode import video_stream
+from std_cli.video.timestamps import all_continued
 from std_cli.video.write import Target, create_container, decoding_delay, early_times, exact_clock, sync_file, told
 
 
@@ -27,6 +29,7 @@ def join(
     begin: Fraction | None = None,
     until: Fraction | None = None,
     shift: Fraction = Fraction(0),
+    end: Fraction | None = None,
     audio: bool = True,
     comment: str = "",
 ) -> list[str]:
@@ -34,14 +37,15 @@ def join(
     kept is told in the returned notices.
 
     Packets of the other streams from `begin` up to `until` (seconds on the source's clock; None: no limit) are kept;
-    `shift` is taken off all times. Raises StdError if writing fails; then `out` may be there in part.
+    `shift` is taken off all times. The last frame ends at `end` (on that clock, too; None: after the nominal time of
+    one frame). Raises StdError if writing fails; then `out` may be there in part.
     """
     with told(target.path):
         if target.container == "folder":
             _folder(segments, out, comment, shift)
             return []
         if target.container in ("gif", "webp"):
-            _animate(segments, target, out)
+            _animate(segments, target, out, end)
             return [f"{target.container} has no sound: it is left out"] if source.audio and audio else []
         notices: list[str] = []
         with ExitStack() as stack:
@@ -62,11 +66,11 @@ def join(
                 video.sample_aspect_ratio = target.sample_aspect_ratio
                 if target.codec == "hevc" and target.container != "matroska":
                     video.codec_context.codec_tag = "hvc1"
-            flows = [_video_packets(segments, video, target, shift)]
+            flows = [_video_packets(segments, video, target, shift, end)]
             if before:
                 others = _other_streams(before, file, video, audio, notices)
                 if others:
-                    flows.append(_other_packets(before, others, source.path.name, notices, begin, until, shift))
+                    flows.append(_other_packets(before, others, source, notices, begin, until, shift))
                 _copy_tags(before, file, bool(comment), begin, until, shift)
             if comment:
                 file.metadata["comment"] = comment
@@ -79,23 +83,40 @@ def join(
 _Flow = Iterator[tuple[float, int, Any]]  # (seconds, of equal ones the first, packet)
 
 
-def _video_packets(segments: Sequence[Path], stream: Any, target: Target, shift: Fraction) -> _Flow:
+def _video_packets(
+    segments: Sequence[Path], stream: Any, target: Target, shift: Fraction, end: Fraction | None
+) -> _Flow:
     base = target.time_base
-    times: list[int] = []  # of all frames of a part, in order; ahead of them of the last ones before it
     delay = decoding_delay(target)
-    for path in segments:
-        if delay:
-            shown = sorted(round((packet.pts * packet.time_base - shift) / base) for packet in _packets(path))
-            if not times:
-                step = shown[1] - shown[0] if len(shown) > 1 else 1
-                times = early_times(target, shown[0], step)
-            times = times[-delay:] + shown
+    nominal = round(1 / target.frame_rate / base)
+    shown = _shown(segments[0], base, shift)
+    first = early_times(target, shown[0], shown[1] - shown[0] if len(shown) > 1 else 1)
+    times = [*first, *shown]  # of all frames of a part, in order; ahead of them of the last ones before it
+    for path, after in zip(segments, [*segments[1:], None], strict=True):
+        following = _shown(after, base, shift) if after is not None else []
+        last = max(round((end - shift) / base), shown[-1] + 1) if end is not None else shown[-1] + nominal
+        until = following[0] if following else last
+        ends = dict(zip(shown, [*shown[1:], until], strict=True))
         for number, packet in enumerate(_packets(path)):
             packet.pts = round((packet.pts * packet.time_base - shift) / base)
             packet.dts = times[number] if delay else packet.pts
+            packet.duration = ends[packet.pts] - packet.pts
+            if after is None and number == len(shown) - 1 and target.container in ("mp4", "mov"):
+                # the track is as long as what is decoded last says, the movie ends with what is shown last
+                packet.dts, packet.duration = packet.pts, until - packet.pts
             packet.time_base, packet.stream = base, stream
-            packet.duration = round(1 / target.frame_rate / base)
             yield float(packet.dts * base), 0, packet
+        times, shown = [*times[len(times) - delay :], *following], following
+
+
+def _shown(path: Path, base: Fraction, shift: Fraction) -> list[int]:
+    """When the frames of a segment are shown, in order, ticks of the result."""
+    return [round((time - shift) / base) for time in _times(path)]
+
+
+def _times(path: Path) -> list[Fraction]:
+    """When the frames of a segment are shown, in order, seconds."""
+    return sorted(packet.pts * packet.time_base for packet in _packets(path))
 
 
 def _packets(path: Path) -> Generator[Any, None, None]:
@@ -184,27 +205,33 @@ def _held(file: Any) -> set[str]:
 def _other_packets(
     before: Any,
     others: list[tuple[Any, Any, _Convert | None]],
-    name: str,
+    source: Clip,
     notices: list[str],
     begin: Fraction | None,
     until: Fraction | None,
     shift: Fraction,
 ) -> _Flow:
-    if begin is not None and begin > 1:
+    if begin is not None and begin > 1 and not source.offsets:
         with suppress(av.FFmpegError):
             before.seek(int((begin - 1) * av.time_base))
     by_index = {old.index: (new, convert) for old, new, convert in others}
     ended: set[int] = set()
-    packets = before.demux([old for old, _, _ in others])
+    streams = [old for old, _, _ in others]
+    packets: Any
+    if source.offsets:  # which times continue is known from the video
+        main = video_stream(before, source.path.name)
+        packets = all_continued(before.demux([main, *streams]), main, source.offsets)
+    else:
+        packets = before.demux(streams)
     while len(ended) < len(others):
         try:
             packet = next(packets)
         except StopIteration:
             break
         except av.FFmpegError as e:
-            notices.append(f"{name} breaks off ({e.strerror}): what goes with its video ends there")
+            notices.append(f"{source.path.name} breaks off ({e.strerror}): what goes with its video ends there")
             break
-        if not packet.size or packet.pts is None:
+        if not packet.size or packet.pts is None or packet.stream.index not in by_index:
             continue
         time = packet.pts * packet.time_base
         if until is not None and time >= until:
@@ -320,28 +347,47 @@ def _frames(segments: Sequence[Path]) -> Generator[tuple[Fraction, Any], None, N
                 yield (frame.pts or 0) * stream.time_base, frame
 
 
-def _animate(segments: Sequence[Path], target: Target, out: Path) -> None:
-    """An endless gif, with a palette for each frame, or webp."""
+def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction | None) -> None:
+    """An endless gif, with a palette for each frame, or webp. `end`: when the last frame ends."""
     webp = target.container == "webp"
     base = Fraction(1, 1000 if webp else 100)
-    with create_container(out, target.container, {"loop": "0"}) as file:
+    start = _times(segments[0])[0]
+    length = end - _times(segments[-1])[-1] if end is not None else 1 / target.frame_rate
+    hold = max(1, round(length / base))
+    options = {"loop": "0"} if webp else {"loop": "0", "final_delay": str(min(hold, 65535))}
+    with create_container(out, target.container, options) as file:
         stream = file.add_stream("libwebp_anim" if webp else "gif", rate=target.frame_rate)
         stream.width, stream.height = target.width, target.height
         stream.pix_fmt = "yuva420p" if webp else "pal8"
         stream.codec_context.time_base = stream.time_base = base
         if webp:
             stream.codec_context.options = {"quality": "90"}
-        start: Fraction | None = None
         last = -1
         for pts, frame in _frames(segments):
-            start = pts if start is None else start
             last = max(last + 1, round((pts - start) / base))  # two frames may fall on one tick
             rgb = frame.to_ndarray(format="rgb24")
             new = from_rgb(rgb, "yuva420p", Color(6, LIMITED, 2, 2)) if webp else _with_palette(rgb)
             new.pts, new.time_base = last, base
             file.mux(stream.encode(new))
         file.mux(stream.encode())
+    if webp:
+        _hold_last(out, hold)
     sync_file(out)
+
+
+def _hold_last(webp: Path, ms: int) -> None:
+    """Give the last frame of an animated webp its duration, which the encoder takes for that of the one before.
+
+    A file of RIFF chunks; the duration of an ANMF chunk is in bytes 12 to 14 (RFC 9649, section 2.7.1.1).
+    """
+    with webp.open("rb+") as file:
+        at, last = 12, None
+        while file.seek(at) and len(head := file.read(8)) == 8:
+            last = at if head[:4] == b"ANMF" else last
+            at += 8 + int.from_bytes(head[4:], "little") + (head[4] & 1)
+        if last is not None:
+            file.seek(last + 8 + 12)
+            file.write(min(ms, 2**24 - 1).to_bytes(3, "little"))
 
 
 def _with_palette(rgb: Pixels) -> av.VideoFrame:

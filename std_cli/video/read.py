@@ -1,33 +1,25 @@
 """Videos in: one decoder, frame by frame, each upright, in RGB, with its exact time. Nothing holds the clip."""
 
-import heapq
 import re
 import stat
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from std_cli.errors import InputError, StdError
-from std_cli.image import expand_inputs, read_picture
-from std_cli.video.clip import Clip, Color, Frame, Part, Pixels
-from std_cli.video.color import HDR, LIMITED, to_rgb
+from std_cli.video import animations, sequences
+from std_cli.video.clip import MAX_FRAME_PIXELS, Alpha, Clip, Color, Frame, Part, Pixels
+from std_cli.video.color import HDR, LIMITED, alpha_of, has_alpha, over_white, to_rgb
+from std_cli.video.decode import Damage, decoded, open_container, video_stream
+from std_cli.video.timestamps import may_be_set_again, scan
 
-ANIMATIONS = (".gif", ".webp", ".apng", ".png")
 FOLDER_RATE = Fraction(25)
-MAX_DAMAGED = 25
-"""Frames in a row that may be undecodable."""
 _MS = Fraction(1, 1000)
-# What is opened: containers of media, not playlists, which name other files.
-_DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,h264,hevc,obu,ivf,dv,m4v,rm"
-)
 
 
 # --- open ------------------------------------------------------------------------------------------------------------
@@ -36,9 +28,10 @@ _DEMUXERS = (
 def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | None = None) -> Clip:
     """What a video file, an animated gif, webp or png, or a folder of pictures holds, the first frame decoded.
 
-    `fps` is the frame rate of a folder, which has none of its own. What is transparent shows white.
+    `fps` is the frame rate of a folder, which has none of its own.
     part: where the bytes of a video are, if `path` is only its name; not for animations.
-    Raises InputError for what is not there, is no video, or has no frame that can be decoded.
+    Raises InputError for what is not there, is no video, or has no frame that can be decoded; of a folder for a picture
+    that cannot be read, or has another size than the first.
     """
     path = Path(path)
     name = repr(str(path))
@@ -53,13 +46,21 @@ def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | Non
     size = part.size if part else status.st_size
     if size == 0:
         raise InputError(f"{name} is empty (0 bytes); get the video again")
-    if path.suffix.lower() in ANIMATIONS:
+    if path.suffix.lower() in animations.ANIMATIONS:
         return _open_animation(path)
-    with _opened(path, part) as container:
-        stream = _video_stream(container, name)
+    return _open_video(path, part, size)
+
+
+def _open_video(path: Path, part: Part | None, size: int) -> Clip:
+    name = repr(str(path))
+    with open_container(path, part) as container:
+        stream = video_stream(container, name)
         codec = stream.codec_context
+        pixels = codec.width * codec.height
+        if pixels > MAX_FRAME_PIXELS:
+            raise InputError(f"{name} has {pixels} pixels, more than the limit of {MAX_FRAME_PIXELS}; scale it down")
         try:
-            frame, ticks = next(_decoded(container, stream, _Damage(name)), (None, None))
+            frame, ticks = next(decoded(container, stream, Damage(name)), (None, None))
         except StdError:
             frame = None
         if frame is None:
@@ -77,6 +78,13 @@ def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | Non
         if cut is not None:
             entries = stream.index_entries
             frames, duration = cut, (entries[cut].timestamp - entries[0].timestamp) * base
+        sound = [s.start_time * s.time_base for s in container.streams.audio if s.start_time is not None]
+        offsets: tuple[Fraction, ...] = ()
+        if may_be_set_again(container):
+            with open_container(path, part) as again:
+                found = scan(again, video_stream(again, name))
+            if found.end is not None and found.end > start:
+                offsets, duration, frames = found.offsets, found.end - start, found.frames
         return Clip(
             path=path,
             kind="video",
@@ -92,6 +100,9 @@ def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | Non
             hdr=hdr,
             audio=len(container.streams.audio),
             part=part,
+            origin=min([start, *sound]),
+            offsets=offsets,
+            alpha=has_alpha(frame.format),
         )
 
 
@@ -101,12 +112,12 @@ def _duration_of(container: Any, stream: Any, start: Fraction) -> Fraction | Non
     if not container.duration:
         return None
     whole = Fraction(container.duration, av.time_base) - start
-    tagged = _tagged_duration(stream)
-    return min(whole, tagged) if tagged is not None else whole  # the sound may be longer
+    tagged = _tagged_end(stream)
+    return min(whole, tagged - start) if tagged is not None else whole  # the sound may be longer
 
 
-def _tagged_duration(stream: Any) -> Fraction | None:
-    """What Matroska files say of each stream, in seconds."""
+def _tagged_end(stream: Any) -> Fraction | None:
+    """What Matroska files say of each stream: when it ends, in seconds."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
     return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3]) if match else None
 
@@ -120,63 +131,32 @@ def _cut_at(stream: Any, size: int) -> int | None:
 
 
 def _open_folder(path: Path, rate: Fraction) -> Clip:
-    pictures = expand_inputs([path])
-    width, height = read_picture(pictures[0]).rgb.size
-    count = len(pictures)
-    return _still(path, "folder", (width, height), rate, count, count / rate)
+    size, count, transparent, notices = sequences.measure(path)
+    return _still(path, "folder", size, rate, count, count / rate, transparent, tuple(notices))
 
 
 def _open_animation(path: Path) -> Clip:
-    with _animation(path) as image:
-        try:
-            size, frames = image.size, getattr(image, "n_frames", 1)
-            total = Fraction(0)
-            for i in range(frames):
-                image.seek(i)
-                image.load()  # webp tells the duration only then
-                total += _duration(image)
-        except (OSError, SyntaxError, ValueError) as e:
-            raise InputError(f"{str(path)!r} is damaged or cut short ({e}); export it again") from None
-    return _still(path, "animation", size, frames / total, frames, total)
+    size, durations, transparent = animations.measure(path)
+    total = sum(durations, Fraction(0))
+    return _still(path, "animation", size, len(durations) / total, len(durations), total, transparent)
 
 
-def _still(path: Path, kind: Any, size: tuple[int, int], rate: Fraction, frames: int, duration: Fraction) -> Clip:
+def _still(
+    path: Path,
+    kind: Any,
+    size: tuple[int, int],
+    rate: Fraction,
+    frames: int,
+    duration: Fraction,
+    alpha: bool,
+    notices: tuple[str, ...] = (),
+) -> Clip:
     # sRGB pixels have the primaries of BT.709; the matrix is ours to choose, the same for all sizes
     color, one = Color(1, LIMITED, 1, 1), Fraction(1)
     base = _MS if kind == "animation" else 1 / rate
-    return Clip(path, kind, *size, one, base, rate, frames, Fraction(0), duration, color, None, 0)
-
-
-def _opened(path: Path, part: Part | None) -> Any:
-    """PyAV's container of a local file: a name with a colon is no protocol, and nothing else is opened through it."""
-    url, protocols = f"file:{path}", "file"
-    if part:
-        url, protocols = f"subfile,,start,{part.offset},end,{part.offset + part.size},,:{part.file}", "file,subfile"
-    options = {"protocol_whitelist": protocols, "format_whitelist": _DEMUXERS}
-    try:
-        return av.open(url, options=options, metadata_errors="replace")
-    except av.FFmpegError as e:
-        reason = e.strerror or type(e).__name__
-        raise InputError(
-            f"{str(path)!r} cannot be read as a video ({reason}); it may be cut short, or of an unknown kind"
-        ) from None
-
-
-def _video_stream(container: Any, name: str) -> Any:
-    """The first stream of moving pictures: a song's cover is not one."""
-    covers = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & covers]
-    if not streams:
-        raise InputError(f"{name} has no video stream; give a file that has one")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise InputError(f"{name} has video of a kind that this build cannot decode; convert it to h264")
-    # Threads within a frame only: with one frame per thread, an error takes along the good frames that PyAV has got in
-    # the same call, how many depends on the count of cores, and what is left of a damaged frame is a matter of timing.
-    stream.thread_type = "SLICE"
-    # `max_frame_delay` is the same for dav1d. Chroma is sited at the left unless the stream says otherwise.
-    stream.codec_context.options = {"max_frame_delay": "1", "chroma_sample_location": "left"}
-    return stream
+    return Clip(
+        path, kind, *size, one, base, rate, frames, Fraction(0), duration, color, None, 0, alpha=alpha, notices=notices
+    )
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -190,41 +170,65 @@ def read_frames(
     max_frames: int | None = None,
     fps: Fraction | None = None,
     step: int = 1,
+    keep_alpha: bool = False,
     on_notice: Callable[[str], None] = lambda message: None,
 ) -> Generator[Frame, None, None]:
     """The frames from `start` up to, not including, `end` (seconds from the first frame), at most `max_frames`.
 
     Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown then. `step`
-    (of a video, without `fps`): only every step-th of them. Frames that cannot be decoded are replaced by the one
-    before, and counted in a notice after the last frame; more than MAX_DAMAGED in a row raise StdError. What breaks
-    off ends there, with a notice.
+    (of a video, without `fps`): only every step-th of them. What is transparent shows white, or with `keep_alpha` has
+    its alpha. Frames that cannot be decoded are replaced by the one before, and counted in a notice after the last
+    frame; more than MAX_DAMAGED in a row raise StdError. What breaks off ends there, with a notice.
     """
     begin = clip.start + (start or 0)
     stop = clip.start + end if end is not None else None
+    for message in clip.notices:
+        on_notice(message)
     if clip.hdr:
         on_notice(f"{clip.path.name} is HDR ({clip.hdr}): it is tone-mapped to SDR")
-    damage = _Damage(repr(str(clip.path)))
+    damage = Damage(repr(str(clip.path)))
     source = (
         _video_frames(clip, begin, step, damage) if clip.kind == "video"
         else _animation_frames(clip) if clip.kind == "animation"
         else _folder_frames(clip)
     )  # fmt: skip
-    count = 0
     # closing: a reader that stops early closes the file, whatever still refers to the frames
-    with closing(source), closing(_resampled(source, begin, fps) if fps else source) as frames:
-        while max_frames is None or count < max_frames:
-            frame = next(frames, None)
-            if frame is None or (stop is not None and frame.pts >= stop):
-                break
-            if frame.pts >= begin:
-                yield frame
-                count += 1
-    for notice in damage.notices(clip.path.name):
+    shown = _resampled(source, begin, fps) if fps else source
+    with closing(source), closing(shown), closing(_with_durations(shown, begin, stop, max_frames)) as frames:
+        for rgb, alpha, pts, duration in frames:
+            if alpha is not None and not keep_alpha:
+                rgb, alpha = over_white(rgb, alpha), None
+            yield Frame(rgb, pts, duration, alpha)
+    for notice in damage.notices(clip.path.name, clip.time_base):
         on_notice(notice)
 
 
+_Shown = tuple[Pixels, Alpha | None, Fraction]  # picture, alpha unless all is opaque, when it is shown
 # Frames, and when all are out the time at which the last one ends.
-_Source = Generator[Frame, None, Fraction]
+_Source = Generator[_Shown, None, Fraction]
+
+
+def _with_durations(
+    source: _Source, begin: Fraction, stop: Fraction | None, count: int | None
+) -> Generator[tuple[Pixels, Alpha | None, Fraction, Fraction], None, None]:
+    """The first `count` frames from `begin` up to `stop`, each with its duration, which the next one tells."""
+    held: _Shown | None = None
+    while True:
+        try:
+            following = next(source)
+            until = following[2]
+        except StopIteration as stopped:
+            following, until = None, Fraction(stopped.value)
+        except StdError:
+            if held is None or count != 1:
+                raise
+            following, until = None, held[2]  # only its time was of interest
+        if held is not None:
+            yield *held, (until if stop is None else min(until, stop)) - held[2]
+            count = count - 1 if count is not None else None
+        if following is None or count == 0 or (stop is not None and until >= stop):
+            return
+        held = following if until >= begin else None
 
 
 def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
@@ -232,24 +236,26 @@ def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
     while end is None:
         try:
             frame = next(source)
-            until = frame.pts
+            until = frame[2]
         except StopIteration as stopped:
             until = end = Fraction(stopped.value)
         while shown is not None and begin + n / fps < until:
-            yield replace(shown, pts=begin + n / fps)
+            yield *shown[:2], begin + n / fps
             n += 1
         shown = frame
-    return end
+    return begin + n / fps
 
 
-def _video_frames(clip: Clip, begin: Fraction, step: int, damage: "_Damage") -> _Source:
+def _video_frames(clip: Clip, begin: Fraction, step: int, damage: Damage) -> _Source:
     """From the frame that is shown at `begin` on; of those from `begin` on only each `step`-th."""
     target = _seek_target(clip, begin)
-    with _opened(clip.path, clip.part) as container:
-        stream = _video_stream(container, damage.name)
+    with open_container(clip.path, clip.part) as container:
+        stream = video_stream(container, damage.name)
         if target is not None:
             container.seek(target, stream=stream)
-        return (yield from _timed(_decoded(container, stream, damage), clip, begin, step, stream, damage))
+        frames = decoded(container, stream, damage, clip.offsets)
+        end = yield from _timed(frames, clip, begin, step, stream, damage)
+        return _end_of(container, stream, clip, damage, end, whole=target is None)
 
 
 def _seek_target(clip: Clip, begin: Fraction) -> int | None:
@@ -257,14 +263,16 @@ def _seek_target(clip: Clip, begin: Fraction) -> int | None:
 
     Without an index (mpegts) a seek may land behind the key frame that the frame at `begin` needs.
     """
+    if clip.offsets:
+        return None
     for back in (0, 10):
         if begin - back > clip.start:
             target = int((begin - back) / clip.time_base)
-            with _opened(clip.path, clip.part) as container:
-                stream = _video_stream(container, "")
+            with open_container(clip.path, clip.part) as container:
+                stream = video_stream(container, "")
                 try:
                     container.seek(target, stream=stream)
-                    _, ticks = next(_decoded(container, stream, _Damage("")), (None, None))
+                    _, ticks = next(decoded(container, stream, Damage("")), (None, None))
                 except (av.FFmpegError, StdError):
                     continue
             if ticks is not None and ticks * clip.time_base <= begin:
@@ -272,19 +280,27 @@ def _seek_target(clip: Clip, begin: Fraction) -> int | None:
     return None
 
 
-def _timed(frames: Any, clip: Clip, begin: Fraction, step: int, stream: Any, damage: "_Damage") -> _Source:
+def _timed(
+    frames: Any, clip: Clip, begin: Fraction, step: int, stream: Any, damage: Damage
+) -> Generator[_Shown, None, tuple[Fraction, Fraction]]:
+    """The frames, and after them (the time of the last one, when it ends as far as it says so itself)."""
     base, gap = stream.time_base, 1 / (clip.frame_rate or FOLDER_RATE)
     turn, end, last, held, count = None, clip.start, None, None, 0
 
-    def convert(frame: Any, pts: Fraction) -> Frame:
+    def convert(frame: Any, pts: Fraction) -> _Shown:
         color = clip.color if not clip.hdr else _hdr_color(frame)
-        return Frame(_upright(to_rgb(frame, color), turn or _NO_TURN), pts)
+        alpha = alpha_of(frame)
+        if alpha is not None:
+            alpha = None if alpha.min() == 255 else _upright(alpha, turn or _NO_TURN)
+        return _upright(to_rgb(frame, color), turn or _NO_TURN), alpha, pts
 
     for frame, ticks in frames:
         pts = ticks * base if ticks is not None else end
         if last is not None and pts <= last:
             damage.backward += 1
             continue
+        if last is not None:
+            damage.step(round((pts - last) / base), last - clip.start)
         turn = turn or _turn(frame)
         size = (clip.height, clip.width) if turn[0] else (clip.width, clip.height)
         if (frame.width, frame.height) != size:
@@ -302,102 +318,57 @@ def _timed(frames: Any, clip: Clip, begin: Fraction, step: int, stream: Any, dam
         count += 1
     if held is not None:
         yield convert(*held)
-    tagged = _tagged_duration(stream)
-    size_of_file = clip.part.size if clip.part else clip.path.stat().st_size
-    short = tagged is not None and not stream.duration and end + 1 < clip.start + (clip.duration or 0)
-    if damage.ended_early or short or _cut_at(stream, size_of_file) is not None:
+    return last if last is not None else end, end
+
+
+def _end_of(
+    container: Any, stream: Any, clip: Clip, damage: Damage, times: tuple[Fraction, Fraction], whole: bool
+) -> Fraction:
+    """When the last frame ends; notes whether the file breaks off. whole: it was read from its beginning.
+
+    times: those that `_timed` returns.
+    """
+    last, end = times
+    kind = container.format.name
+    size = clip.part.size if clip.part else clip.path.stat().st_size
+    cut = damage.ended_early or _cut_at(stream, size) is not None or _segment_beyond(clip, kind, size)
+    declared: Fraction | None = None
+    if kind == "avi" and whole and stream.frames > damage.packets:
+        cut, damage.expected = True, stream.frames
+    elif kind == "flv" or ("mp4" in kind and not stream.frames):
+        # in pieces, or with a header that was written at the end: each frame's own duration is right
+        declared = clip.start + clip.duration if clip.duration else None
+        cut = cut or (declared is not None and max(end, damage.reached or end) + 1 < declared)
+    elif not cut and "mp4" in kind and stream.duration:
+        # with frames out of order what FFmpeg takes for a frame's duration is that of another one
+        declared = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        end = declared if declared > last else end
+    elif not cut and (tagged := _tagged_end(stream)) is not None:
+        end = tagged if tagged > last else end
+    if cut:
         damage.broken_off = end - clip.start
+        damage.declared = clip.duration if clip.duration and clip.duration > damage.broken_off + _MS else None
     return end
+
+
+def _segment_beyond(clip: Clip, kind: str, size: int) -> bool:
+    """Whether a Matroska file is shorter than its outermost element says (RFC 8794, sections 4 to 6)."""
+    if "matroska" not in kind:
+        return False
+    with (clip.part.file if clip.part else clip.path).open("rb") as file:
+        file.seek(clip.part.offset if clip.part else 0)
+        head = file.read(4096)
+    at = head.find(b"\x18\x53\x80\x67") + 4  # the Segment's id
+    if at < 4 or at >= len(head) or not head[at]:
+        return False
+    width = 9 - head[at].bit_length()
+    length = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
+    unknown = (1 << 7 * width) - 1
+    return length != unknown and at + width + length > size
 
 
 def _hdr_color(frame: Any) -> Color:
     return Color(int(frame.colorspace), int(frame.color_range), int(frame.color_primaries), int(frame.color_trc))
-
-
-@dataclass
-class _Damage:
-    name: str
-    lost: int = 0
-    """Frames that are the one before instead."""
-    first: int = 0
-    """Lost ones that no good one came before."""
-    in_a_row: int = 0
-    backward: int = 0
-    resized: int = 0
-    ended_early: bool = False
-    broken_off: Fraction | None = None
-
-    def one(self, good: bool) -> None:
-        if good:
-            self.lost += 1
-        else:
-            self.first += 1
-        self.in_a_row += 1
-        if self.in_a_row > MAX_DAMAGED:
-            raise StdError(f"{self.name}: more than {MAX_DAMAGED} frames in a row cannot be decoded; repair the video")
-
-    def notices(self, name: str) -> list[str]:
-        told = []
-        if self.lost:
-            told.append(f"{_frames(self.lost)} of {name} could not be decoded: the one before was used")
-        if self.first:
-            told.append(f"{_frames(self.first)} at the start of {name} could not be decoded and were left out")
-        if self.backward:
-            told.append(f"{_frames(self.backward)} of {name} had no later time than the one before and were left out")
-        if self.resized:
-            told.append(f"{_frames(self.resized)} of {name} had another size than the first and were scaled to it")
-        if self.broken_off is not None:
-            told.append(f"{name} breaks off after {float(self.broken_off):.3f} seconds")
-        return told
-
-
-def _frames(count: int) -> str:
-    return f"{count} frame{'s' if count > 1 else ''}"
-
-
-def _decoded(container: Any, stream: Any, damage: _Damage) -> Generator[Any, None, None]:
-    """(frame, time in ticks or None) in order; for one that cannot be decoded the last good one again, at its time."""
-    good: Any = None
-    lost: list[int] = []
-    # FFmpeg makes up wrong times for these, which have one per packet, in the order of decoding
-    by_order = container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
-    order: list[int] = []
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except av.FFmpegError:  # the file is cut off within a packet
-            damage.ended_early, packet = True, None
-        last = packet is None or packet.size == 0
-        if by_order and not last and packet.dts is not None:
-            heapq.heappush(order, packet.dts)
-        try:
-            frames = stream.codec_context.decode(packet)
-        except av.FFmpegError:
-            damage.one(good is not None)
-            frames, when = [], None if last else packet.dts if by_order else packet.pts
-            if when is not None and not packet.is_discard:
-                lost.append(when)
-            if by_order and when in order:
-                order.remove(when)
-                heapq.heapify(order)
-        for frame in frames:
-            when = heapq.heappop(order) if order else frame.pts
-            if when is not None:
-                for late in sorted(t for t in lost if t < when and good is not None):
-                    yield good, late
-                lost = [t for t in lost if t > when]
-            if frame.is_corrupt and good is not None:
-                damage.one(True)
-                yield good, when
-                continue
-            damage.in_a_row = 0
-            good = frame
-            yield frame, when
-        if last:
-            break
-    for late in sorted(t for t in lost if good is not None):
-        yield good, late
 
 
 _NO_TURN = (False, False, False)
@@ -414,55 +385,34 @@ def _turn(frame: Any) -> tuple[bool, bool, bool]:
     return _NO_TURN
 
 
-def _upright(rgb: Pixels, turn: tuple[bool, bool, bool]) -> Pixels:
+def _upright(pixels: Pixels, turn: tuple[bool, bool, bool]) -> Pixels:
+    """(H, W[, C]) -> the same, upright."""
     swap, left_right, top_bottom = turn
     if swap:
-        rgb = rgb.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if left_right:
-        rgb = rgb[:, ::-1]
+        pixels = pixels[:, ::-1]
     if top_bottom:
-        rgb = rgb[::-1]
-    return np.ascontiguousarray(rgb)
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _folder_frames(clip: Clip) -> _Source:
     assert clip.frame_rate is not None and clip.duration is not None
-    for i, path in enumerate(expand_inputs([clip.path])):
-        read = read_picture(path)
-        picture = read.rgb
-        if picture.size != (clip.width, clip.height):
-            raise InputError(
-                f"{str(path)!r} is {picture.width}x{picture.height}, the first picture of its folder "
-                f"{clip.width}x{clip.height}; make them one size"
-            )
-        if read.alpha is not None:
-            picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), read.alpha)
-        yield Frame(np.asarray(picture), i / clip.frame_rate)
+    for i, picture in enumerate(sequences.pictures_of(clip.path, (clip.width, clip.height))):
+        alpha = np.asarray(picture.alpha) if picture.alpha is not None else None
+        yield np.asarray(picture.rgb), alpha, i / clip.frame_rate
     return clip.duration
-
-
-def _animation(path: Path) -> Any:
-    try:
-        return Image.open(path, formats=("GIF", "WEBP", "PNG"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e:
-        raise InputError(f"{str(path)!r} cannot be read as an animation ({e}); export it again") from None
-
-
-def _duration(image: Any) -> Fraction:
-    """Of the current frame, seconds; browsers show 10 ms and less for 100."""
-    ms = image.info.get("duration") or 100
-    return Fraction(round(ms) if ms > 10 else 100, 1000)
 
 
 def _animation_frames(clip: Clip) -> _Source:
     time = Fraction(0)
-    with _animation(clip.path) as image:
-        try:
-            for frame in ImageSequence.Iterator(image):
-                white = Image.new("RGBA", frame.size, "white")  # what is transparent shows white
-                white.alpha_composite(frame.convert("RGBA"))
-                yield Frame(np.asarray(white.convert("RGB")), time)
-                time += _duration(image)
-        except (OSError, SyntaxError, ValueError) as e:
-            raise InputError(f"{str(clip.path)!r} is damaged ({e}); export it again") from None
+    try:
+        for frame, duration in animations.frames(clip.path):
+            rgba = np.asarray(frame)
+            alpha = rgba[..., 3]
+            yield np.ascontiguousarray(rgba[..., :3]), None if alpha.min() == 255 else alpha.copy(), time
+            time += duration
+    except InputError as e:  # it could be read when the work began
+        raise StdError(str(e)) from None
     return time

@@ -104,6 +104,10 @@ class Target:
     color: Color
     options: dict[str, str]
 
+    @property
+    def holds_sound(self) -> bool:
+        return self.container not in ("folder", "gif", "webp")
+
 
 def choose_target(
     path: Path,
