@@ -650,6 +650,7 @@ def drop_b(content: dict[str, torch.Tensor]) -> None:
             "do not fit each",
         ),
         (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.ones(0, 9, 3, 3)}), "rank 0"),
+        (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.tensor(1.0)}), "is a single number"),
         (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.ones(4, 9) * math.nan}), "hold NaN"),
         (lambda c: c.update({"unet.mid_block.resnets.0.conv1.lora_A.weight": torch.ones(4, 9).int()}), "is int32, and"),
         (

@@ -55,7 +55,7 @@ def read_lora(path: Path, label: str) -> LoraWeights:
     with safe_open(path, framework="pt") as file:
         raw = {layer: {t: file.get_tensor(key) for t, key in tensors.items()} for layer, tensors in keys.items()}
     alphas = {layer: _alpha(label, keys[layer]["alpha"], t.pop("alpha")) for layer, t in raw.items() if "alpha" in t}
-    check_numbers(label, ((keys[layer][name], tensor) for layer, t in raw.items() for name, tensor in t.items()))
+    check_numbers(label, ((cut(keys[layer][name]), tensor) for layer, t in raw.items() for name, tensor in t.items()))
     layers = _layers(label, path, metadata, raw, alphas)
     family = lora_family(
         {name: _shape(layer) for name, layer in layers.items()},
@@ -164,6 +164,12 @@ def _layers(
     found = {name: Layer(tensors, alphas.get(name)) for name, tensors in raw.items()}
     if lone := next((name for name, layer in found.items() if not layer.tensors), None):
         raise InputError(f"{label}: {cut(lone)} has an alpha and nothing else: the file is not whole; fetch it again")
+    for name, layer in found.items():
+        empty = [f"{t} {tuple(tensor.shape)}" for t, tensor in layer.tensors.items() if not tensor.numel()]
+        if empty:
+            raise InputError(f"{label}: {cut(name)}: {empty[0]} holds no number (rank 0): choose another file")
+        if scalar := [t for t, tensor in layer.tensors.items() if not tensor.ndim]:
+            raise InputError(f"{label}: {cut(name)}: {scalar[0]} is a single number, no matrix: choose another file")
     magnitude = {name for name, layer in found.items() if {"magnitude", "dora_scale"} & layer.tensors.keys()}
     for name in magnitude:
         _tidy_magnitude(found[name].tensors)
@@ -178,9 +184,6 @@ def _layers(
     out = {}
     for name, layer in found.items():
         tensors = dict(layer.tensors)
-        empty = [f"{t} {tuple(tensor.shape)}" for t, tensor in tensors.items() if not tensor.numel()]
-        if empty:
-            raise InputError(f"{label}: {cut(name)}: {empty[0]} holds no number (rank 0): choose another file")
         layer = Layer(tensors, alphas.get(name, configured.get(name)))
         try:
             layer = _folded(layer)

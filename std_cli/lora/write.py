@@ -61,7 +61,7 @@ def _pairs(weights: LoraWeights, prefix: str, to: str) -> "dict[str, Tensor]":
         methods = " with ".join(weights.layers[other[0]].methods)
         raise InputError(
             f"{weights.label}: {len(other)} of its {len(weights.layers)} layers are no plain LoRA (first "
-            f"{cut(other[0])}: {methods}), and {to}'s spelling has no place for them: use --to kohya"
+            f"{cut(other[0])}: {methods}), for which the spelling of {to} has no place: use --to kohya"
         )
     for name, layer in weights.layers.items():
         out[f"{prefix}{name}.lora_A.weight"] = layer.tensors[DOWN]
