@@ -24,7 +24,7 @@ from std_cli.fingerprints import fingerprint
 from std_cli.image import expand_inputs, fit_to, remove_stale_drafts, working_size
 from std_cli.interruption import stoppable
 from std_cli.lora import LoraFile, resolve_lora
-from std_cli.parts import check_model
+from std_cli.parts import check_adapter, check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.picture_kinds import PICTURE_SUFFIXES
 from std_cli.stylize import (
@@ -205,6 +205,8 @@ def prepare_video(
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
     if files:
         check_model(files, motion)
+        if lora is not None and not missing:
+            check_adapter(files, motion, lora, s.allow_partial)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     if files:

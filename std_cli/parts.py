@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from std_cli.errors import InputError
 from std_cli.files import FLOATS, check_numbers, read_object, read_tensor_facts, stored_tensors
 from std_cli.layout import WEIGHTS, shard_index, single_file_key
+from std_cli.lora import LoraFile, check_lora, read_lora
 from std_cli.match import Shapes, check_ip_adapter, check_motion, from_hotshot, some
 from std_cli.weights import ModelFiles, MotionFiles, weight_files
 
@@ -51,6 +52,18 @@ def check_model(model: ModelFiles, motion: MotionFiles | None = None) -> None:
     check_ip_adapter(str(model.ip_adapter), _shapes(adapter), networks["unet"])
     if motion is not None:
         _check_motion(motion)
+
+
+def check_adapter(model: ModelFiles, motion: MotionFiles | None, lora: LoraFile, allow_partial: bool) -> None:
+    """Raises InputError unless a LoRA's layers are those of the model's UNet, with its motion adapter."""
+    import torch
+    from diffusers import MotionAdapter, UNetMotionModel
+
+    unet = _network("unet", (model.config or model.base) / "unet")
+    if motion is not None:
+        with torch.device("meta"):
+            unet = UNetMotionModel.from_unet2d(unet, MotionAdapter.from_config(motion.config))
+    check_lora(read_lora(lora.path, f"--lora {lora.name}"), unet, allow_partial)
 
 
 def check_one_file(name: str, path: Path, config: Path) -> None:

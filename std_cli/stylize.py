@@ -42,7 +42,7 @@ from std_cli.image import (
 )
 from std_cli.interruption import at_quit
 from std_cli.lora import LoraFile, resolve_lora
-from std_cli.parts import check_model
+from std_cli.parts import check_adapter, check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
 from std_cli.transparency import attach_alpha, over_white
@@ -202,6 +202,8 @@ def prepare_images(
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
     if files:
         check_model(files)
+        if lora is not None:
+            check_adapter(files, None, lora, s.allow_partial)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     if files:

@@ -376,6 +376,29 @@ def test_the_three_doors_agree(tmp_path, tiny_unet, seed):
         assert back.layers.keys() == weights.layers.keys() and back.notices == []
 
 
+def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
+    """As std plan and --dry-run need it: in another width, of another model, for videos, and on convolutions."""
+    from PIL import Image
+
+    from std_cli.stylize import prepare_images
+
+    moving = "down_blocks.0.motion_modules.0.proj_in"
+    for layer, pair, told in (
+        (
+            "mid_block.attentions.0.proj_in",
+            low(96, 128),
+            r"1 layers differ in shape .first .*: .96, 128. for .128, 128.",
+        ),
+        ("mid_block.resnets.7.conv1", low(128, 128, kernel=(3, 3)), "0 of 2 tensors match this UNet"),
+        (moving, low(48, 48), "it is for videos: give --motion auto"),
+        ("mid_block.attentions.0.proj_in", low(1280, 1280), "it is for SDXL|differ in shape"),
+    ):
+        save_file({f"unet.{layer}.{key}": tensor for key, tensor in pair.items()}, tmp_path / "x.safetensors")
+        with pytest.raises(InputError, match=told):
+            picture = Image.new("RGB", (64, 64))
+            prepare_images(picture, picture, model="tiny", size=64, lora=str(tmp_path / "x.safetensors"))
+
+
 @pytest.mark.parametrize("old", ["processor.{}_lora.{}.weight", "processor.{}.lora_linear_layer.{}.weight"])
 def test_attention_as_diffusers_named_it_first(tmp_path, tiny_unet, old):
     attention, content = "mid_block.attentions.0.transformer_blocks.0.attn1", {}
