@@ -327,14 +327,19 @@ def distill(
         given += [f"run.output={json.dumps(output)}"] if output is not None else []
         from std_cli.distill.config import load_config
 
-        settings = load_config(config, given)
-        from std_cli.distill.start import dry_run as check
+        try:
+            settings = load_config(config, given)
+            if dry_run:
+                from std_cli.distill.start import dry_run as check
+
+                report(check(settings))
+                return
+        except StdError as e:  # each process of torchrun comes here; from now on they agree who reports
+            e.reported = os.environ.get("LOCAL_RANK", "0") != "0"
+            raise
         from std_cli.distill.train import distill as train
 
-        if dry_run:
-            report(check(settings))
-        else:
-            train(settings, resume=resume, on_event=report)
+        train(settings, resume=resume, on_event=report)
 
 
 def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
@@ -358,7 +363,8 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, standalone_mode=False, prog_name="std")
         if code == 130:  # what Typer makes of Ctrl-C
-            return _fail("interrupted", 130, arguments)
+            several = arguments[:1] == ["distill"] and os.environ.get("LOCAL_RANK", "0") != "0"
+            return 130 if several else _fail("interrupted", 130, arguments)
         return code if isinstance(code, int) else 0
     except typer.TyperException as e:
         message = e.format_message()  # none where the help was shown instead
@@ -366,7 +372,7 @@ def run(arguments: list[str]) -> int:
     except StdError as e:
         if os.environ.get("STD_DEBUG") == "1":
             raise
-        return _fail(str(e), e.exit_code, arguments)
+        return e.exit_code if e.reported else _fail(str(e), e.exit_code, arguments)
     except BrokenPipeError:  # the reader of our output has gone, as in `std ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -51,6 +51,8 @@ class StdError(Exception):
     """The work could not be done; the message is the one line that the user reads."""
 
     exit_code = 1
+    reported = False
+    """Another process of the same run reports it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

@@ -41,7 +41,7 @@ MIN_SIDE, MAX_SIDE = 64, 8192
 _METADATA_KEY = "std"
 _ASCII_COMMENT = b"ASCII\0\0\0"  # the character code that starts every UserComment (Exif 2.32, tag 0x9286)
 
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP
 }  # fmt: skip
@@ -506,7 +506,7 @@ def writing(path: Path) -> Iterator[None]:
     except FileExistsError as err:
         raise InputError(f"output {name} exists; pass --overwrite to replace it, or name another file") from err
     except OSError as err:
-        if err.errno in _FULL_DISK:
+        if err.errno in FULL_DISK:
             raise StdError(f"disk full while writing {name} ({err.strerror}); free some space and run again") from err
         if err.errno in _UNWRITABLE:
             raise InputError(f"cannot write {name}: {err.strerror}; use a folder that exists and is writable") from err

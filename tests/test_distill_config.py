@@ -62,6 +62,8 @@ def test_all_problems_in_one_line_in_the_files_own_spelling():
         ({"distill": {"w_min": 9, "w_max": 8}}, "distill.w_min 9.0: must not be above w_max"),
         ({"data": {"frames": 8}}, "data.frames 8: is 1 for task i2i"),
         ({"run": {"task": "v2v"}, "model": {"motion": "none"}}, "model.motion none: task v2v needs"),
+        ({"run": {"task": "v2v"}, "data": {"frames": 1}}, "data.frames 1: must be 2 or more for task v2v"),
+        ({"export": {"weights": "average"}, "distill": {"ema": 0}}, "export.weights average: there is none where"),
     ],
 )
 def test_what_does_not_go_together(given, problem):
@@ -120,6 +122,10 @@ def test_what_tells_runs_apart():
         {"run": {"output": "x", "max_steps": 3}, "data": {"workers": 1}, "model": {"device": "cpu"}}
     )
     assert not differing_keys(a, elsewhere) and config_hash(a) == config_hash(elsewhere)
+    # what names files is told apart by the files, and lanes by their number
+    named = {"data": {"sources": ["x"]}, "model": {"name": "x"}, "style": {"folder": "x"}}
+    named |= {"adversarial": {"features": "x"}, "optimizer": {"accumulation": 8}, "export": {"weights": "average"}}
+    assert not differing_keys(a, make_config(named))
 
 
 def test_the_schema_for_editors_is_this_configurations():

@@ -18,7 +18,7 @@ from PIL import Image
 from std_cli.distill import samples, shards
 from std_cli.distill.captions import LINK, MISSING, UNCAPTIONED, UNKNOWN, find_samples
 from std_cli.distill.data import Loader, Order, check
-from std_cli.distill.samples import Data, find_pictures
+from std_cli.distill.samples import Data, find_pictures, fingerprint_samples
 from std_cli.errors import InputError, StdError
 from std_cli.video.clip import Part
 from std_cli.video.read import open_clip, read_frames
@@ -753,7 +753,45 @@ def test_check(tmp_path):
 
 def test_the_fingerprint_tells_other_data(tmp_path):
     folder_of(tmp_path, 3)
-    before = data_of(tmp_path).fingerprint
-    assert data_of(tmp_path).fingerprint == before
+    before = fingerprint_samples(data_of(tmp_path).entries)
+    assert fingerprint_samples(data_of(tmp_path).entries) == before
     (tmp_path / "01.txt").write_text("other")
-    assert data_of(tmp_path).fingerprint != before
+    assert fingerprint_samples(data_of(tmp_path).entries) != before
+
+
+@pytest.mark.parametrize("kind", ["folder", "metadata", "list", "shard"])
+def test_the_fingerprint_is_of_the_data_not_of_where_they_lie(tmp_path, kind, monkeypatch):
+    first = tmp_path / "first"
+    for name in ("a", "in/a"):
+        picture(first / f"{name}.png").with_suffix(".txt").write_text(name)
+    if kind == "metadata":
+        rows = [{"file_name": "a.png", "text": "one"}, {"file_name": "in/a.png", "text": "two"}]
+        (first / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = first
+    if kind == "list":
+        source = first / "list.csv"
+        source.write_text(f"source,caption\na.png,one\n{first / 'in/a.png'},two\n")  # an absolute path inside
+    if kind == "shard":
+        source = tar(first / "0.tar", [("a.png", png()), ("a.txt", b"x")])
+
+    def of(path):
+        return fingerprint_samples(find_samples([path]).entries)
+
+    before = of(source)
+    monkeypatch.chdir(first)
+    assert of(os.path.relpath(source)) == before
+    os.symlink(first, tmp_path / "link")
+    assert kind == "list" or of(tmp_path / "link" / source.relative_to(first)) == before
+    first.rename(tmp_path / "second")
+    moved = tmp_path / "second" / source.relative_to(first)
+    if kind == "list":
+        moved.write_text(moved.read_text().replace(str(first), str(tmp_path / "second")))
+    assert of(moved) == before
+    if kind != "shard":
+        picture(tmp_path / "second/a.png", size=(49, 32))  # another picture of the same name
+    else:
+        tar(moved, [("a.png", png(size=(41, 40))), ("a.txt", b"x")])
+    assert of(moved) != before
+    if kind == "folder":
+        (tmp_path / "second/in").rename(tmp_path / "second/on")
+        assert of(moved) != of(tmp_path / "second/on")

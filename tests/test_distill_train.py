@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from std_cli import stylize_image
 from std_cli.cli import run
-from std_cli.distill import checkpoint
+from std_cli.distill import checkpoint, samples
 from std_cli.distill.config import make_config, to_toml
 from std_cli.distill.network import TARGET, Roles, SpatialHead, Surroundings
 from std_cli.distill.train import distill
@@ -87,8 +88,12 @@ def lines(folder):
 def whole(pictures, tmp_path_factory):
     """An uninterrupted run of 4 updates, its folder and events."""
     folder, events = tmp_path_factory.mktemp("runs") / "whole", []
-    distill(a_config(pictures, folder), on_event=events.append)
-    return folder, events
+    reads = []
+    with pytest.MonkeyPatch.context() as patch:
+        read = samples.read_picture
+        patch.setattr(samples, "read_picture", lambda *what: reads.append(what) or read(*what))
+        distill(a_config(pictures, folder), on_event=events.append)
+    return folder, [*events[:-1], events[-1] | {"reads": len(reads)}]
 
 
 def test_a_run_leaves_what_it_should(whole):
@@ -106,18 +111,52 @@ def test_a_run_leaves_what_it_should(whole):
     assert events[-1]["event"] == "result" and Path(events[-1]["output"]).is_file()
 
 
+def test_a_run_reads_only_what_its_bank_does_not_supply(whole):
+    folder, events = whole
+    lanes = [checkpoint.load_part(folder / "checkpoint-000004", f"lane-0000{i}.pt") for i in range(2)]
+    begun = sum(lane["begun"] for lane in lanes)
+    assert begun < 8, "samples of 4 updates of 2 lanes"
+    # held out: the first validation, the last one and the comparison; and no more than batch + 2 x workers ahead
+    assert begun + 3 <= events[-1]["reads"] <= begun + 3 + 3
+
+
+def test_the_exported_schedule_is_the_one_that_measures_better(whole):
+    folder, events = whole
+    found = json.loads((folder / "export.json").read_text())
+    assert found == {k: events[-1][k] for k in ("weights", "schedule", "compared")}
+    assert found["weights"] == "student" and set(found["compared"]) == {"student", "average"}
+    student = found["compared"]["student"]
+    assert student["aligned"] == lines(folder)[-1]["validation"] and student["quickstart"] != student["aligned"]
+    assert found["schedule"] == min(student, key=student.get)
+    with safe_open(folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        assert (file.metadata()["schedule"], file.metadata()["weights"]) == (found["schedule"], "student")
+
+
+def test_a_finished_run_exports_its_average_from_data_that_moved(whole, pictures, tmp_path, monkeypatch):
+    folder, data = copy_of(whole[0], tmp_path / "run"), copy_of(pictures, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    distill(a_config("moved", folder, export={"weights": "average"}))
+    exported = load_file(folder / "pytorch_lora_weights.safetensors")
+    average = checkpoint.load_part(folder / "checkpoint-000004", "training.pt")["average"]
+    assert all(torch.equal(v, average[k.removeprefix("unet.")].half()) for k, v in exported.items())
+    before, found = (json.loads((f / "export.json").read_text()) for f in (whole[0], folder))
+    assert found["weights"] == "average" and found["compared"] == before["compared"], "the same figures"
+    assert lines(folder) == lines(whole[0])
+    (data / "0.png").write_bytes((data / "1.png").read_bytes() + b"0")
+    with pytest.raises(InputError, match="was made with other data"):
+        distill(a_config("moved", folder))
+
+
 def test_stylize_takes_the_lora(whole):
     folder, _ = whole
     path = folder / "pytorch_lora_weights.safetensors"
     with safe_open(path, framework="pt") as file:
         told = file.metadata()
-    assert (told["task"], told["eta"], told["steps"], told["schedule"], told["trained_steps"]) == (
-        "i2i", "0.75", "2", "aligned", "4",
-    )  # fmt: skip
+    assert (told["task"], told["eta"], told["steps"], told["trained_steps"]) == ("i2i", "0.75", "2", "4")
     assert max(v.abs().max() for k, v in load_file(path).items() if "lora_B" in k) > 0
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     how = {"model": "tiny", "size": 64, "device": "cpu"}
-    [plain] = stylize_image(photo, photo, lora="none", schedule="aligned", steps=2, **how)
+    [plain] = stylize_image(photo, photo, lora="none", schedule=told["schedule"], steps=2, **how)
     notices = []
     results = [
         np.asarray(stylize_image(photo, photo, lora=str(folder / name), on_event=notices.append, **how)[0], np.float32)
@@ -126,7 +165,8 @@ def test_stylize_takes_the_lora(whole):
     assert not [e for e in notices if e["event"] == "notice"], "every tensor has its layer"
     assert np.abs(results[0] - results[1]).max() <= 1
     started = [e["settings"] for e in notices if e["event"] == "start"]
-    assert [(s["eta"], s["steps"], s["schedule"]) for s in started] == [(0.75, 2, "aligned")] * 2, "what it is made for"
+    made_for = (0.75, 2, told["schedule"])
+    assert [(s["eta"], s["steps"], s["schedule"]) for s in started] == [made_for] * 2
     [other] = stylize_image(photo, photo, lora=str(folder / "lora_kohya.safetensors"), eta=0.5, steps=1, **how)
     assert np.abs(results[1] - np.asarray(other, np.float32)).max() > 0, "what the user asks for goes first"
     assert np.abs(results[0] - np.asarray(plain, np.float32)).max() > 0
@@ -314,8 +354,6 @@ def test_dropout_is_the_students_alone():
 
 
 def copy_of(folder, to):
-    import shutil
-
     shutil.copytree(folder, to)
     return to
 
@@ -335,7 +373,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, pictures, tmp_p
     ("sections", "how", "problem"),
     [
         ({"distill": {"eta": 0.65}}, "auto", "another distill.eta .distill.eta: 0.75, now 0.65."),
-        ({"optimizer": {"accumulation": 3}}, "auto", "another optimizer.accumulation"),
+        (
+            {"optimizer": {"accumulation": 3}},
+            "auto",
+            "has 2 lanes, now 3: processes x optimizer.acc",
+        ),
         ({}, "none", "has checkpoints of a run"),
         ({}, "nowhere", "is damaged or no checkpoint"),
     ],
@@ -352,8 +394,10 @@ def test_other_data_are_refused(whole, pictures, tmp_path):
     folder = copy_of(whole[0], tmp_path / "run")
     more = copy_of(pictures, tmp_path / "data")
     (more / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "another"}\n')
-    with pytest.raises(InputError, match="was made with another data.sources"):
+    with pytest.raises(InputError, match="was made with other data"):
         distill(a_config(more, folder))
+    with pytest.raises(InputError, match="was made with other style references"):
+        distill(a_config(pictures, folder, style={"folder": str(pictures)}))
     both = (pictures / "metadata.jsonl").read_text()
     try:
         (pictures / "metadata.jsonl").write_text(both.replace("number 3", "number three"))
@@ -365,13 +409,52 @@ def test_other_data_are_refused(whole, pictures, tmp_path):
 
 def test_other_weights_of_the_same_name_are_refused(whole, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("std_cli.distill.trainer.fingerprint", lambda base: "0" * 64)
-    with pytest.raises(InputError, match="was made on other weights of tiny: name another run.output"):
+    with pytest.raises(InputError, match="made on other weights of tiny .model.name.: name another run.output"):
         distill(a_config(pictures, copy_of(whole[0], tmp_path / "run")))
 
 
-def test_a_half_written_line_of_metrics_is_cut_off(whole, pictures, tmp_path):
-    import shutil
+@pytest.mark.parametrize("files", [{}, {"adapter.safetensors": "0"}, None])
+def test_a_state_that_lists_no_files_is_no_checkpoint(whole, tmp_path, files):
+    folder = copy_of(whole[0] / "checkpoint-000004", tmp_path / "checkpoint-000004")
+    state = json.loads((folder / "state.json").read_text())
+    assert checkpoint.read_state(folder) == state
+    (folder / "state.json").write_text(json.dumps(state | {"files": files}))
+    assert checkpoint.read_state(folder) is None
 
+
+@pytest.mark.parametrize("what", ["captions", "checkpoint", "metrics", "export"])
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(whole, pictures, tmp_path, what):
+    """Files may not grow beyond a limit, which needs no disk of its own; the system's error is EFBIG."""
+    import resource
+
+    folder = copy_of(whole[0], tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if what == "captions":
+        [kept] = folder.glob("captions-*.npy")
+        kept.unlink()
+    elif what != "export":
+        shutil.rmtree(folder / "checkpoint-000004")
+    size = {"captions": 5000, "checkpoint": 9000, "metrics": (folder / "metrics.jsonl").stat().st_size // 2}.get(what)
+
+    def limit(event):
+        if event["event"] == "start":
+            small = size or 9000
+            resource.setrlimit(resource.RLIMIT_FSIZE, (small, limits[1]))
+
+    try:
+        if what == "captions":
+            limit({"event": "start"})
+        with pytest.raises(StdError, match="disk full while writing") as error:
+            distill(a_config(pictures, folder, run={"validate_every": 100, "save_every": 3}), on_event=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.exit_code == 1 and "\n" not in str(error.value)
+    [*_, last] = checkpoint.steps_of(folder)
+    assert last == (2 if what in ("checkpoint", "metrics") else 4)
+    assert checkpoint.read_state(checkpoint.folder_of(folder, last)) is not None
+
+
+def test_a_half_written_line_of_metrics_is_cut_off(whole, pictures, tmp_path):
     folder = copy_of(whole[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoint-000004")
     with (folder / "metrics.jsonl").open("a") as file:
@@ -439,6 +522,9 @@ def test_the_command(pictures, tmp_path, capsys, monkeypatch):
 def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_path, launcher):
     config = tmp_path / "run.toml"
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", optimizer={"accumulation": 1})))
+    if launcher[0].startswith("torch"):  # the first half was made by one process with two lanes
+        copy_of(whole[0], tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "checkpoint-000004")
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", "std_cli", "distill", "--config", str(config), "-q"],
         capture_output=True,
@@ -451,7 +537,47 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
     assert apart.mean() < 1e-6 and apart.max() < 1e-3, (apart.mean(), apart.max())  # they moved by up to 4e-3
     for x, y in zip(lines(whole[0])[1:], lines(tmp_path / "run")[1:], strict=True):
         assert x["n"] == y["n"], "the same samples"
+        assert x["bank_histogram"] == y["bank_histogram"] and x["bank"] == y["bank"], "of all processes"
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+
+
+def test_an_error_of_two_processes_is_reported_once(pictures, tmp_path):
+    config, script = tmp_path / "run.toml", tmp_path / "script.py"
+    script.write_text(FAILS_IN_ONE)
+    how = {"optimizer": {"accumulation": 1}, "run": {"max_steps": 2}, "data": {"held_out": 0}}
+    how |= {"adversarial": {"features": "none"}}
+    config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for changes, problem in (
+        ([], "error: only the second process has this problem"),
+        (["--set", "data.sources=nowhere"], "error: no such data: 'nowhere'"),
+        (["--set", "distill.eta=2"], "error: "),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, str(script), "distill", "--config", str(config), "-q", *changes],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode and done.stderr.count("error: ") == 1 and problem in done.stderr, done.stderr[-2000:]
+        assert "exitcode  : " + ("2" if changes else "1") in done.stderr
+
+
+FAILS_IN_ONE = """
+import os
+from std_cli.cli import main
+from std_cli.distill.trainer import Trainer
+from std_cli.errors import StdError
+
+learn = Trainer.learn
+
+def fail(self, *arguments):
+    if os.environ["RANK"] == "1":
+        raise StdError("only the second process has this problem")
+    return learn(self, *arguments)
+
+Trainer.learn = fail
+main()
+"""
 
 
 OVERFLOWS_IN_ONE = """

@@ -119,6 +119,16 @@ class Forecast:
         return slots.count(None)
 
 
+def first_walk(bank: Bank) -> int:
+    """Teacher steps that the leads of an empty bank's slots take in all."""
+    bank, total = bank.outline(), 0
+    for _ in bank.slots:
+        lead = bank.lead()
+        total += lead
+        bank.put(None, _outline((bank.start or 0) - 1 - lead))
+    return total
+
+
 def _index(bank: Bank, slot: int | None, start: int) -> int:
     held = bank.slots[slot] if slot is not None else None
     return held.n if held is not None else start

@@ -47,6 +47,8 @@ class Entry:
     caption: str
     part: Part | None = None
     """Where the bytes of a shard's member are."""
+    name: str = ""
+    """The path inside the source, with slashes: the same wherever the source lies."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Found:
     """In an order that depends on the files alone."""
     skipped: dict[str, list[str]] = field(default_factory=dict)
     """What is not used: names by reason (MISSING, UNCAPTIONED, UNKNOWN, LINK)."""
+    base: Path = field(default=Path(), compare=False)
+    """Folder of the source that is being searched."""
 
     def skip(self, reason: str, name: str | Path) -> None:
         self.skipped.setdefault(reason, []).append(str(name))
@@ -67,7 +71,8 @@ class Found:
         elif not caption:
             self.skip(UNCAPTIONED, path)
         else:
-            self.entries.append(Entry(path, kind, caption, part))
+            name = Path(os.path.relpath(path, self.base)).as_posix()
+            self.entries.append(Entry(path, kind, caption, part, name))
 
     @property
     def captioned(self) -> float:
@@ -90,6 +95,7 @@ def find_samples(
     found = Found()
     for source in map(Path, sources):
         entries, skipped = len(found.entries), {reason: len(names) for reason, names in found.skipped.items()}
+        found.base = source if source.is_dir() else source.parent
         if source.is_dir():
             _search_folder(source, format, root, allow_absolute, found)
         else:

@@ -14,13 +14,21 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from std_cli.errors import InputError, StdError
+from std_cli.image import FULL_DISK, writing
 
+FORMAT = 2
+"""Of what the files hold; a checkpoint of another one cannot be resumed."""
+ADAPTER, TRAINING = "adapter.safetensors", "training.pt"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
+
+
+def lane_name(lane: int) -> str:
+    return f"lane-{lane:05d}.pt"
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -32,31 +40,58 @@ def draft_of(run: Path, step: int) -> Path:
     return run / f".checkpoint-{step:06d}.part"
 
 
+class _Noting:
+    """A file to write to that remembers the system's error: torch.save raises another in its place."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as e:
+            self.error = e
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def write_part(draft: Path, name: str, content: Any) -> None:
     """One file of a draft: bytes as they are, all else by torch.save. Raises StdError if the disk refuses."""
+    noting: _Noting | None = None
     try:
         draft.mkdir(parents=True, exist_ok=True)
         with (draft / name).open("wb") as file:
+            noting = _Noting(file)
             if isinstance(content, bytes):
-                file.write(content)
+                noting.write(content)
             else:
-                torch.save(content, file)
+                torch.save(content, cast(BinaryIO, noting))
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as e:  # torch.save tells of a full disk as RuntimeError
+    except (OSError, RuntimeError) as e:
         shutil.rmtree(draft, ignore_errors=True)
-        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise StdError(f"cannot write {draft.parent} ({reason}): free some space; the last checkpoint is intact") from e
+        cause = e if isinstance(e, OSError) else (noting and noting.error) or e
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        full = isinstance(cause, OSError) and cause.errno in FULL_DISK
+        raise StdError(
+            f"{'disk full while writing' if full else 'cannot write'} a checkpoint to {draft.parent} ({reason}): free "
+            "some space and run again; the last checkpoint is intact"
+        ) from e
 
 
 def finish(run: Path, step: int, state: dict[str, Any]) -> Path:
     """Turn a draft into a checkpoint."""
     draft, folder = draft_of(run, step), folder_of(run, step)
+    state = {"format": FORMAT} | state
     files = {f.name: _sha256(f) for f in sorted(draft.iterdir()) if f.name != "state.json"}
     write_part(draft, "state.json", json.dumps(state | {"step": step, "files": files}, indent=1).encode())
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(draft, folder)
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
     return folder
 
 
@@ -81,12 +116,14 @@ def newest(run: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What state.json says, if every file is there as it was written; else None."""
+    """What state.json says, if it names every file of a checkpoint and each is there as it was written; else None."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        good = all(_sha256(folder / name) == digest for name, digest in state["files"].items())
-        return state if good and isinstance(state["step"], int) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files: dict[str, str] = state["files"]
+        complete = {ADAPTER, TRAINING, *map(lane_name, range(state["lanes"]))} <= files.keys()
+        good = complete and all(_sha256(folder / name) == digest for name, digest in files.items())
+        return state if good and isinstance(state["step"], int) and isinstance(state["config"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

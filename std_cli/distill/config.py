@@ -19,6 +19,8 @@ from std_cli.distill.step import Loss, NoiseMode
 from std_cli.errors import InputError
 from std_cli.paths import user_path
 
+ExportedWeights = Literal["student", "average"]
+
 
 class RunSection(Frozen):
     """The run as a whole."""
@@ -224,6 +226,14 @@ class OptimizerSection(Frozen):
     """Micro-batches of an update, in each process."""
 
 
+class ExportSection(Frozen):
+    """The LoRA that a run leaves."""
+
+    weights: ExportedWeights = "student"
+    """student: the trained adapter, as the published LoRAs are; average: its moving average (distill.ema). Both are
+    validated at the end, and a finished run exports the other one when it is started again."""
+
+
 class DistillConfig(Frozen):
     """A training run, resolved."""
 
@@ -236,11 +246,16 @@ class DistillConfig(Frozen):
     bank: BankSection = BankSection()
     adversarial: AdversarialSection = AdversarialSection()
     optimizer: OptimizerSection = OptimizerSection()
+    export: ExportSection = ExportSection()
 
     @model_validator(mode="after")
     def _task_fits(self) -> Self:
         if self.run.task == "i2i" and self.data.frames != 1:
             raise ValueError(f"data.frames {self.data.frames}: is 1 for task i2i")
+        if self.run.task == "v2v" and self.data.frames == 1:
+            raise ValueError("data.frames 1: must be 2 or more for task v2v; for single frames use task i2i")
+        if self.export.weights == "average" and not self.distill.ema:
+            raise ValueError("export.weights average: there is none where distill.ema is 0; use student, or raise it")
         if self.run.task == "v2v" and self.model.motion == "none":
             raise ValueError("model.motion none: task v2v needs a motion adapter")
         return self
@@ -255,7 +270,10 @@ TASK_DEFAULTS: dict[Task, dict[str, dict[str, Any]]] = {
     },
 }
 _IGNORED = {"run": {"output", "max_steps", "save_every", "keep_last", "keep_every", "validate_every", "track", "push"},
-            "data": {"workers", "text_cache"}, "model": {"device", "compile", "gradient_checkpointing"}}  # fmt: skip
+            "data": {"workers", "text_cache"}, "model": {"device", "compile", "gradient_checkpointing"},
+            "export": {"weights"}}  # fmt: skip
+# What names files counts by what it names: a checkpoint has fingerprints of data, references and weights.
+_FILES = {"data": {"sources"}, "style": {"folder"}, "model": {"name", "motion"}, "adversarial": {"features", "text"}}
 
 
 def load_config(path: str | Path, changes: list[str] | None = None) -> DistillConfig:
@@ -316,9 +334,13 @@ def config_hash(config: DistillConfig) -> str:
 
 
 def differing_keys(a: DistillConfig, b: DistillConfig) -> list[str]:
-    """The keys in which two runs differ as to their weights."""
+    """The keys in which two runs differ as to their weights, without what names files.
+
+    optimizer.accumulation is none of them: only the number of lanes counts, however processes split them.
+    """
     x, y = _essence(a), _essence(b)
-    return [f"{s}.{k}" for s in x for k in x[s] if x[s][k] != y[s][k]]
+    other = [(s, k) for s in x for k in x[s] if x[s][k] != y[s][k] and k not in _FILES.get(s, ())]
+    return [f"{s}.{k}" for s, k in other if (s, k) != ("optimizer", "accumulation")]
 
 
 def _essence(config: DistillConfig) -> dict[str, dict[str, Any]]:

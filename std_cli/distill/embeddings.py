@@ -10,6 +10,7 @@ import torch
 
 from std_cli.distill.bank import Conditions
 from std_cli.errors import StdError
+from std_cli.image import FULL_DISK
 
 Encode = Callable[[Sequence[str]], list[Conditions]]
 AT_ONCE = 32  # captions
@@ -38,15 +39,19 @@ class Captions:
         part = path.with_name(f".{path.name}.{os.getpid()}")
         captions = list(self.rows)
         try:
-            table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(len(captions), width))
-            for start in range(0, len(captions), AT_ONCE):
-                made = self.encode(captions[start : start + AT_ONCE])
-                flat = [torch.cat([v.flatten() for v in row.values()]).half().cpu().numpy() for row in made]
-                table[start : start + len(flat)] = np.stack(flat)
-            table.flush()
+            with part.open("wb") as file:  # not a memory map: where that cannot grow, the process is killed
+                head = {"descr": "<f2", "fortran_order": False, "shape": (len(captions), width)}
+                np.lib.format.write_array_header_1_0(file, head)
+                for start in range(0, len(captions), AT_ONCE):
+                    made = self.encode(captions[start : start + AT_ONCE])
+                    flat = [torch.cat([v.flatten() for v in row.values()]).half().cpu().numpy() for row in made]
+                    file.write(np.stack(flat).astype("<f2").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(path)
         except OSError as e:
-            raise StdError(f"cannot write {path} ({e.strerror}): free some space, or lower data.text_cache") from e
+            what = "disk full while writing" if e.errno in FULL_DISK else "cannot write"
+            raise StdError(f"{what} {path} ({e.strerror}): free some space, or lower data.text_cache") from e
         finally:
             part.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """What a run shows of itself: the student's pictures beside what they should be."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,6 @@ def sheet(rows: list[list[Tensor]], decode: Callable[[Tensor], Tensor], path: Pa
         pixels = ((decode(z) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
         lines.append(torch.cat(list(pixels), 2))  # (8, 3, H, W) -> (3, H, 8 W)
     picture = Image.fromarray(torch.cat(lines, 1).permute(1, 2, 0).cpu().numpy().astype(np.uint8))
-    draft = path.with_name(f".{path.name}")
-    picture.save(draft, "PNG")
-    replace_file(path, draft.read_bytes())
-    draft.unlink()
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    replace_file(path, content.getvalue())

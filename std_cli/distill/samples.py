@@ -1,7 +1,7 @@
 """One training sample of a captioned picture or clip: decoded, scaled to cover the training size, cropped, mirrored."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -69,14 +69,6 @@ class Data:
                 f"no clips for samples of {frames} frames: all {len(found.entries)} captioned files are pictures; give "
                 "clips, or train for pictures"
             )
-
-    @property
-    def fingerprint(self) -> str:
-        """Of which samples there are, in which order: names and captions, without the folders."""
-        digest = hashlib.sha256()
-        for entry in self.entries:
-            digest.update(f"{entry.path.name}\0{entry.caption}\0".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()[:16]
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """A random part of one entry: of a clip the frames from somewhere on, of either kind a crop.
@@ -193,6 +185,34 @@ def _read_picture(entry: Entry) -> Picture:
 
 def _flat(picture: Picture) -> Image.Image:
     return over_white(picture.rgb, picture.alpha)
+
+
+def fingerprint_samples(entries: Sequence[Entry]) -> str:
+    """16 hex digits: which samples there are, in which order, by their names inside their source, sizes and captions.
+
+    So they are the same data wherever the source lies and however its path is written.
+    """
+    sizes = (entry.part.size if entry.part is not None else _size(entry.path) for entry in entries)
+    return _digest(f"{e.name}\0{size}\0{e.caption}\0" for e, size in zip(entries, sizes, strict=True))
+
+
+def fingerprint_references(pictures: Sequence[Path]) -> str:
+    """16 hex digits: which style pictures there are, in which order, by name and size."""
+    return _digest(f"{path.name}\0{_size(path)}\0" for path in pictures)
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it is gone since it was found: reading it will say so
+        return -1
 
 
 def find_pictures(folder: str | Path) -> list[Path]:

@@ -1,10 +1,13 @@
 """Before a run: a configuration to begin with, and a look at what it will take."""
 
+import os
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from std_cli.config import Task
 from std_cli.distill.config import DistillConfig, template
@@ -14,6 +17,9 @@ from std_cli.image import replace_file
 from std_cli.memory import Live, counting, living
 from std_cli.paths import user_path
 from std_cli.weights import TINY
+
+if TYPE_CHECKING:
+    from std_cli.distill.trainer import Trainer
 
 
 def write_template(path: str | Path, task: Task, model: str) -> str:
@@ -40,10 +46,11 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
     from std_cli.distill.data import check
     from std_cli.distill.estimate import estimate_bytes
     from std_cli.distill.samples import Data
-    from std_cli.distill.train import count_updates, distill
-    from std_cli.distill.trainer import Trainer
+    from std_cli.distill.train import count_held_out, count_updates, distill
     from std_cli.pipeline import choose_device
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("--dry-run: runs in one process: start it without torchrun or accelerate launch")
     found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
     d = config.data
     report = check(Data(found, d.size, frames=d.frames, stride=d.stride, flip=d.flip), sampled)
@@ -54,8 +61,15 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
     live: Live | None = None
     peak: int | None = None
 
-    def look(trainer: Trainer) -> None:
+    extra = 0.0  # seconds of a run that are no updates
+
+    def look(trainer: "Trainer") -> None:
+        nonlocal extra
         parts.update(estimate_bytes(trainer))
+        with suppress(torch.OutOfMemoryError):  # updates will meet it, too, and report it
+            extra = _seconds_beside_updates(trainer, config)
+        for lane in trainer.lanes:
+            lane.bank.used = len(lane.bank.slots)  # the updates that are timed are those after the first walk
         if kind == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.device)  # loading may take more
 
@@ -84,7 +98,8 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
             fits = False
     [start] = [e for _, e in seen if e["event"] == "start"]
     progress = [(t, e) for t, e in seen if e.get("stage") == "distill"]
-    steps = count_updates(config, start["samples"], config.optimizer.accumulation)
+    training = start["samples"] - count_held_out(start["samples"], d.held_out)
+    steps = count_updates(config, training, config.optimizer.accumulation)
     seconds = progress[1][0] - progress[0][0] if fits else None
     return {
         "event": "check",
@@ -101,8 +116,29 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
         "peak_memory_gib": _gib(peak) if fits and peak is not None else None,
         "peak_resident_gib": None if kind == "cuda" else _gib(progress[1][1]["memory"]) or None,
         "seconds_per_update": None if seconds is None else round(seconds, 3),
-        "hours": None if seconds is None else round(seconds * steps / 3600, 2),
+        "validation_hours": None if seconds is None else round(extra / 3600, 2),
+        "hours": None if seconds is None else round((seconds * steps + extra) / 3600, 2),
     }
+
+
+def _seconds_beside_updates(trainer: "Trainer", config: DistillConfig) -> float:
+    """What validations, the measurement at the end and the banks' first walk take, from those of one sample."""
+    from std_cli.distill.bank import first_walk
+    from std_cli.distill.train import count_held_out, count_updates
+    from std_cli.distill.validation import Validation
+
+    entries = trainer.data.entries
+    validating = Validation(trainer, replace(trainer.data.found, entries=entries[:1]))
+    times = [time.monotonic()]
+    for work in (lambda: validating.measure(0), lambda: validating.measure(1), validating.compare):
+        work()
+        times.append(time.monotonic())
+    first, again, compared = (b - a for a, b in pairwise(times))  # the first finds the teacher's end points
+    held_out = count_held_out(len(entries), config.data.held_out)
+    updates = count_updates(config, len(entries) - held_out, trainer.lane_count)
+    validations = -(-updates // config.run.validate_every)
+    walk = sum(first_walk(lane.bank) for lane in trainer.lanes) * (first - again) / (trainer.n_eta + 1)
+    return max(0.0, held_out * (first + validations * again + compared) + walk)
 
 
 def _gib(size: int) -> float:

@@ -5,7 +5,9 @@ trajectory bank; L = processes x accumulation of them make an update. All that i
 lane), so a resumed run is the uninterrupted one, and two processes compute what one does with twice the accumulation.
 
 Told through `on_event`: "notice" (message), "start" (settings), "progress" (stage "distill": step, steps, losses, bank,
-samples_per_second, eta, memory), "result" (output, steps, seconds, loss, validation).
+samples_per_second, eta, memory), "result" (output, steps, seconds, validation, weights, schedule, compared).
+Losses are means over the lanes of all processes, bank and bank_histogram sums over them, memory the most that one
+process has used; the first process validates.
 """
 
 import json
@@ -14,7 +16,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,16 +28,18 @@ import torch
 from accelerate import PartialState
 
 from std_cli.distill import checkpoint
-from std_cli.distill.captions import find_samples
+from std_cli.distill.captions import Found, find_samples
 from std_cli.distill.config import DistillConfig, differing_keys, make_config, to_toml
 from std_cli.distill.data import Loader
-from std_cli.distill.export import export
+from std_cli.distill.export import DIFFUSERS, export
+from std_cli.distill.network import STUDENT, TARGET
+from std_cli.distill.processes import together
 from std_cli.distill.resume import load, metadata, save
-from std_cli.distill.samples import find_pictures
+from std_cli.distill.samples import find_pictures, fingerprint_references, fingerprint_samples
 from std_cli.distill.trainer import OnEvent, Trainer
-from std_cli.distill.validation import Validation
+from std_cli.distill.validation import SCHEDULES, Validation
 from std_cli.errors import InputError, StdError
-from std_cli.image import replace_file
+from std_cli.image import FULL_DISK, replace_file, writing
 from std_cli.paths import user_path
 
 
@@ -52,37 +57,21 @@ def distill(
     Ctrl-C and SIGTERM save a checkpoint after the update at work, then raise KeyboardInterrupt.
     Raises InputError, before a weight is loaded, for problems of configuration or data; StdError if the work fails.
     """
-    # --- set up ---
-    r = config.run
-    folder = user_path(r.output, "run.output")
-    if r.track != "none" and find_spec(r.track) is None:
-        raise InputError(f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none")
-    found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
-    usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
-    entries, held_out = _held_out(usable, config.data.held_out, r.seed)
-    references = find_pictures(user_path(config.style.folder, "style.folder")) if config.style.folder else []
     state = PartialState(cpu=config.model.device == "cpu")
     on_event = on_event if state.is_main_process else lambda event: None
-    start = _choose_start(folder, resume, config, on_event)
-    o = config.optimizer
-    lane_count = state.num_processes * o.accumulation
-    steps = count_updates(config, len(entries), lane_count)
-    _make_folder(folder)
-    trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
-    on_ready(trainer)
-    first = load(trainer, start) if start is not None else 0
-    if state.is_main_process:
-        replace_file(folder / "config.toml", to_toml(config).encode())
-    on_event({"event": "start", "settings": config.model_dump(mode="json"), "steps": steps, **trainer.facts})
+    with together(state), _memory_suffices():
+        trainer, held_out, first = _set_up(config, resume, state, on_event, on_ready)
+        validating = Validation(trainer, held_out) if held_out.entries else None
+    r, o, main = config.run, config.optimizer, state.is_main_process
+    folder, steps, lane_count = trainer.folder, trainer.steps, trainer.lane_count
     begin = time.monotonic()
-    validating = Validation(trainer, held_out, found) if held_out else None
     validation: dict[str, float] = {}
     forecasts = {lane.number: trainer.forecast(lane) for lane in trainer.lanes}
+    saved = checkpoint.folder_of(folder, first)
 
     # --- the loop ---
     with (
         _signals() as stopped,
-        _memory_suffices(),
         Loader(
             trainer.data,
             lanes=[lane.number for lane in trainer.lanes],
@@ -95,20 +84,24 @@ def distill(
             taken={lane.number: lane.bank.begun for lane in trainer.lanes},
             on_notice=lambda message: on_event({"event": "notice", "message": message}),
         ) as loader,
-        _Log(folder, first, r.track, config, state.is_main_process) as log,
+        _Log(folder, first, r.track, config, main) as log,
     ):
-        if first == 0 and validating:  # what there is to gain
-            log.write(0, validating.measure(0))
+        with together(state), _memory_suffices():
+            if main and first == 0 and validating:  # what there is to gain
+                log.write(0, validating.measure(0))
         for step in range(first, steps):
-            figures = [trainer.train_lane(step, lane, next(loader)) for lane in trainer.lanes]
-            facts = trainer.update(step, figures)
+            with together(state), _memory_suffices():
+                figures = [trainer.train_lane(step, lane, next(loader)) for lane in trainer.lanes]
+            with _memory_suffices():
+                facts = trainer.update(step, figures)
             done = step + 1
-            if validating and (done % r.validate_every == 0 or done == steps):
-                validation = validating.measure(done)
-                facts |= validation
-            rate = (done - first) * lane_count * o.batch / (time.monotonic() - begin)
-            facts["samples_per_second"] = round(rate, 3)
-            log.write(done, facts)
+            with together(state), _memory_suffices():
+                if main and validating and (done % r.validate_every == 0 or done == steps):
+                    validation = validating.measure(done)
+                    facts |= validation
+                rate = (done - first) * lane_count * o.batch / (time.monotonic() - begin)
+                facts["samples_per_second"] = round(rate, 3)
+                log.write(done, facts)
             left = (steps - done) * lane_count * o.batch / rate
             on_event({"event": "progress", "stage": "distill", "step": done, "steps": steps, "eta": left, **facts})
             stop = trainer.agree(stopped())
@@ -119,15 +112,14 @@ def distill(
                 raise KeyboardInterrupt
 
     # --- export ---
-    if first >= steps:
-        saved = checkpoint.folder_of(folder, first)
-    path = folder / "pytorch_lora_weights.safetensors"
-    if state.is_main_process:
-        path = export(folder, trainer.roles.state_dict(), config.lora.alpha, metadata(trainer, steps))
-        if r.push:
-            from std_cli.hub import push_lora
+    path, measured = folder / DIFFUSERS, dict[str, Any]()
+    with together(state), _memory_suffices():
+        if main:
+            path, measured = _export(trainer, validating, on_event)
+            if r.push:
+                from std_cli.hub import push_lora
 
-            push_lora(path, r.push)
+                push_lora(path, r.push)
     on_event(
         {
             "event": "result",
@@ -136,9 +128,31 @@ def distill(
             "steps": steps,
             "seconds": round(time.monotonic() - begin, 3),
             **validation,
+            **measured,
         }
     )
     return path
+
+
+def _export(trainer: Trainer, validating: Validation | None, on_event: OnEvent) -> tuple[Path, dict[str, Any]]:
+    """Measure what can be exported in each schedule, and export what export.weights says with the better schedule.
+
+    (the LoRA's path, {"weights", "schedule", "compared": the figures}), which export.json holds, too.
+    """
+    weights, compared = trainer.config.export.weights, validating.compare() if validating else {}
+    schedule = min(compared[weights], key=compared[weights].__getitem__) if compared else SCHEDULES[0]
+    measured = {"weights": weights, "schedule": schedule, "compared": compared}
+    if compared:
+        best = {name: min(of.values()) for name, of in compared.items()}
+        if (other := min(best, key=best.__getitem__)) != weights and best[other] < best[weights]:
+            message = f"the {other} validates better, {best[other]:.4f} against {best[weights]:.4f} of the {weights}"
+            message += f", which is exported: --set export.weights={other} exports it from this run"
+            on_event({"event": "notice", "message": message})
+    adapter = trainer.roles.state_dict(TARGET if weights == "average" else STUDENT)
+    facts = metadata(trainer, trainer.steps, schedule, weights)
+    path = export(trainer.folder, adapter, trainer.config.lora.alpha, facts)
+    replace_file(trainer.folder / "export.json", (json.dumps(measured, indent=1) + "\n").encode())
+    return path, measured
 
 
 def count_updates(config: DistillConfig, samples: int, lane_count: int) -> int:
@@ -147,12 +161,47 @@ def count_updates(config: DistillConfig, samples: int, lane_count: int) -> int:
     return config.run.max_steps or max(1, round(epochs))
 
 
+def count_held_out(samples: int, wanted: int) -> int:
+    """Of so many samples those that are held out for validation: at most a fifth."""
+    return min(wanted, samples // 5)
+
+
 # --- set-up ----------------------------------------------------------------------------------------------------------
+
+
+def _set_up(
+    config: DistillConfig,
+    resume: str,
+    state: PartialState,
+    on_event: OnEvent,
+    on_ready: Callable[[Trainer], None],
+) -> tuple[Trainer, Found, int]:
+    """(the trainer, resumed where there is a checkpoint; the samples held out for validation; updates done before)."""
+    r = config.run
+    folder = user_path(r.output, "run.output")
+    if r.track != "none" and find_spec(r.track) is None:
+        raise InputError(f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none")
+    found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
+    usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
+    entries, held_out = _held_out(usable, config.data.held_out, r.seed)
+    references = find_pictures(user_path(config.style.folder, "style.folder")) if config.style.folder else []
+    lane_count = state.num_processes * config.optimizer.accumulation
+    samples = {"data": fingerprint_samples(entries), "style": fingerprint_references(references)}
+    start = _choose_start(folder, resume, config, lane_count, samples, on_event)
+    steps = count_updates(config, len(entries), lane_count)
+    _make_folder(folder)
+    trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
+    on_ready(trainer)
+    first = load(trainer, start) if start is not None else 0
+    if state.is_main_process:
+        replace_file(folder / "config.toml", to_toml(config).encode())
+    on_event({"event": "start", "settings": config.model_dump(mode="json"), "steps": steps, **trainer.facts})
+    return trainer, replace(found, entries=held_out), first
 
 
 def _held_out(entries: Any, count: int, seed: int) -> tuple[list[Any], list[Any]]:
     """(for training, for validation): chosen by the seed; at most a fifth."""
-    count = min(count, len(entries) // 5)
+    count = count_held_out(len(entries), count)
     chosen = set(np.random.default_rng(seed).permutation(len(entries))[:count].tolist())
     return (
         [e for i, e in enumerate(entries) if i not in chosen],
@@ -160,8 +209,10 @@ def _held_out(entries: Any, count: int, seed: int) -> tuple[list[Any], list[Any]
     )
 
 
-def _choose_start(folder: Path, resume: str, config: DistillConfig, on_event: OnEvent) -> Path | None:
-    """The checkpoint to go on from. Raises InputError if it is of a run that differs."""
+def _choose_start(
+    folder: Path, resume: str, config: DistillConfig, lanes: int, samples: dict[str, str], on_event: OnEvent
+) -> Path | None:
+    """The checkpoint to resume from. Raises InputError if it is of a run that differs."""
     if resume == "none":
         if checkpoint.steps_of(folder):
             raise InputError(f"run.output {folder}: has checkpoints of a run: name another, or --resume auto")
@@ -181,6 +232,18 @@ def _choose_start(folder: Path, resume: str, config: DistillConfig, on_event: On
         if found is None:
             return None
         start, state = found
+    _check_same_run(start, state, config, lanes, samples)
+    return start
+
+
+def _check_same_run(
+    start: Path, state: dict[str, Any], config: DistillConfig, lanes: int, samples: dict[str, str]
+) -> None:
+    """Raises InputError if a checkpoint is of a run that differs from this one."""
+    if state.get("format") != checkpoint.FORMAT:
+        raise InputError(
+            f"{start} was made by another version of std, which must finish it; or name another run.output"
+        )
     before = make_config(state["config"], str(start))
     if keys := differing_keys(before, config):
         old, new = ((getattr(getattr(c, keys[0].split(".")[0]), keys[0].split(".")[1])) for c in (before, config))
@@ -188,7 +251,14 @@ def _choose_start(folder: Path, resume: str, config: DistillConfig, on_event: On
             f"{start} was made with another {', '.join(keys)} ({keys[0]}: {old!r}, now {new!r}): give the same, "
             "or name another run.output"
         )
-    return start
+    if state["lanes"] != lanes:
+        raise InputError(
+            f"{start} has {state['lanes']} lanes, now {lanes}: processes x optimizer.accumulation must stay "
+            f"{state['lanes']}, however they are split; or name another run.output"
+        )
+    for what, name in (("data", "data"), ("style", "style references")):
+        if state["samples"].get(what) != samples[what]:
+            raise InputError(f"{start} was made with other {name}: give the same files, or name another run.output")
 
 
 def _make_folder(folder: Path) -> None:
@@ -197,6 +267,8 @@ def _make_folder(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as e:
+        if e.errno in FULL_DISK:
+            raise StdError(f"run.output {folder}: disk full ({e.strerror}): free some space") from None
         raise InputError(f"run.output {folder}: cannot be written ({e.strerror}): name another folder") from None
 
 
@@ -250,10 +322,12 @@ class _Log:
         if not main:
             return
         path = folder / "metrics.jsonl"
+        self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if first and _step_of(line) <= first]
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
-        self.file = path.open("a", encoding="utf-8")
+        with writing(path):
+            self.file = path.open("ab", buffering=0)  # what could not be written is not tried again on closing
         self.tracker: Any = None
         if track != "none":
             from accelerate import Accelerator
@@ -264,8 +338,10 @@ class _Log:
     def write(self, step: int, facts: dict[str, Any]) -> None:
         if self.file is None:
             return
-        self.file.write(json.dumps({"step": step, **facts}) + "\n")
-        self.file.flush()
+        line = (json.dumps({"step": step, **facts}) + "\n").encode()
+        with writing(self.path):
+            while line:
+                line = line[self.file.write(line) :]
         if self.tracker:
             self.tracker.log({k: v for k, v in facts.items() if isinstance(v, int | float)}, step=step)
 
@@ -274,7 +350,8 @@ class _Log:
 
     def __exit__(self, *error: object) -> None:
         if self.file is not None:
-            os.fsync(self.file.fileno())
+            with suppress(OSError):  # each line reported its own
+                os.fsync(self.file.fileno())
             self.file.close()
             if self.tracker:
                 self.tracker.end_training()

@@ -30,7 +30,7 @@ from std_cli.distill.discriminator import (
 )
 from std_cli.distill.embeddings import Captions
 from std_cli.distill.network import Roles, SpatialHead, Surroundings
-from std_cli.distill.samples import Data
+from std_cli.distill.samples import Data, fingerprint_references, fingerprint_samples
 from std_cli.distill.solver import Solver, draw_target
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.distill.text_condition import load_text_condition
@@ -77,6 +77,10 @@ class Trainer:
                 f"distill.eta {d.eta:g}: training begins at the last timestep, where model.name {m.name} predicts "
                 "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use 0.95"
             )
+        if motion is not None and config.data.frames > (most := int(motion.config.get("motion_max_seq_length", 32))):
+            raise InputError(
+                f"data.frames {config.data.frames}: the motion adapter {motion.name} takes at most {most}: lower it"
+            )
         features = None if a.features == "none" or not a.weight else self._features(a.features)
         self.device = choose_device(m.device) if state.num_processes == 1 else state.device
         dtype = choose_dtype(m.dtype, self.device)
@@ -86,6 +90,15 @@ class Trainer:
             blocks = config.style.scale if config.style.blocks == "all" else scaled(STYLE_BLOCK, config.style.scale)
             pipeline.pipe.set_ip_adapter_scale(blocks)
         self.base = fingerprint(files.base)
+        self.samples = {"data": fingerprint_samples(entries), "style": fingerprint_references(references)}
+        self.weights = {"model.name": self.base}
+        if motion is not None:
+            self.weights["model.motion"] = fingerprint(motion.weights)
+        if a.weight:
+            network = a.features if a.features in ("none", "random") else fingerprint(resolve_features(a.features))
+            self.weights["adversarial.features"] = network
+            text = user_path(a.text, "adversarial.text") if a.text != "pooled" else None
+            self.weights["adversarial.text"] = fingerprint(text) if text is not None else a.text
         self.around = Surroundings(pipeline, unconditional_pooled=d.unconditional_pooled, style=bool(references))
         self.size = config.data.size
         self.data = Data(
@@ -334,15 +347,21 @@ class Trainer:
             with torch.no_grad():
                 for average, p in zip(self.head_average.parameters(), self.head.parameters(), strict=True):
                     average.lerp_(p, 0.05)  # decay 0.95, as in MCM
+        return facts | {"lr": self.optimizer.param_groups[0]["lr"], **self._held()}
+
+    def _held(self) -> dict[str, Any]:
+        """Entries of all banks and their indices, of all processes; the most memory that one of these has used."""
         held = [n for lane in self.lanes for n in lane.bank.indices]
-        histogram = np.histogram(held, bins=8, range=(0, self.n_eta + 1))[0].tolist()
-        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _peak_rss()
-        return facts | {
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "bank": len(held),
-            "bank_histogram": histogram,
-            "memory": memory,
-        }
+        histogram = torch.from_numpy(np.histogram(held, bins=8, range=(0, self.n_eta + 1))[0])
+        memory = torch.tensor(
+            torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _peak_rss()
+        )
+        if self.world.num_processes > 1:
+            histogram, memory = histogram.to(self.device), memory.to(self.device)
+            dist.all_reduce(histogram)
+            dist.all_reduce(memory, dist.ReduceOp.MAX)
+        counts = histogram.tolist()
+        return {"bank": sum(counts), "bank_histogram": counts, "memory": int(memory)}
 
     def _rate(self, step: int) -> float:
         """The learning rate's factor at a step: linear warm-up, then half a cosine, or 1."""
