@@ -541,45 +541,6 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
 
 
-def test_an_error_of_two_processes_is_reported_once(pictures, tmp_path):
-    config, script = tmp_path / "run.toml", tmp_path / "script.py"
-    script.write_text(FAILS_IN_ONE)
-    how = {"optimizer": {"accumulation": 1}, "run": {"max_steps": 2}, "data": {"held_out": 0}}
-    how |= {"adversarial": {"features": "none"}}
-    config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for changes, problem in (
-        ([], "error: only the second process has this problem"),
-        (["--set", "data.sources=nowhere"], "error: no such data: 'nowhere'"),
-        (["--set", "distill.eta=2"], "error: "),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", *launcher, str(script), "distill", "--config", str(config), "-q", *changes],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode and done.stderr.count("error: ") == 1 and problem in done.stderr, done.stderr[-2000:]
-        assert "exitcode  : " + ("2" if changes else "1") in done.stderr
-
-
-FAILS_IN_ONE = """
-import os
-from std_cli.cli import main
-from std_cli.distill.trainer import Trainer
-from std_cli.errors import StdError
-
-learn = Trainer.learn
-
-def fail(self, *arguments):
-    if os.environ["RANK"] == "1":
-        raise StdError("only the second process has this problem")
-    return learn(self, *arguments)
-
-Trainer.learn = fail
-main()
-"""
-
-
 OVERFLOWS_IN_ONE = """
 import os, torch
 from std_cli.cli import main
