@@ -145,7 +145,7 @@ def read_picture(path: str | Path, data: bytes | None = None, side: int | None =
     """
     path = Path(path)
     with open_picture(path, data) as image:
-        return _as_seen(*decode(image, side), path, side)
+        return _as_seen(*decode(image, side, own=True), path, side)
 
 
 def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:

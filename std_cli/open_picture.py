@@ -48,7 +48,7 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[ImageFile.Im
     ):
         check_pixels(image, repr(str(path)))
         if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", ()):
-            raise _unreadable(path, "develop it to tiff or jpeg")  # what would be read is its thumbnail
+            raise _unreadable(path, "develop to tiff or jpeg first")  # what would be read is its thumbnail
         yield image
 
 
@@ -88,9 +88,10 @@ def check_pixels(image: Image.Image, name: str) -> None:
         )
 
 
-def decode(image: Image.Image, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture of its own with the pixels of an opened file, or of any image, and (width, height) of the whole.
+def decode(image: Image.Image, side: int | None = None, *, own: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+    """The pixels of an opened file, or of any image, and (width, height) of the whole.
 
+    own: the result may be `image` itself, without a copy of the pixels; else `image` is not changed.
     PNGs of 16-bit samples are rounded to 8 bits instead of cut, and a transparent colour that Pillow's pixels cannot
     tell apart from others becomes an alpha channel. side: see `std_cli.image.read_picture`.
     """
@@ -102,13 +103,17 @@ def decode(image: Image.Image, side: int | None = None) -> tuple[Image.Image, tu
     if isinstance(image, PngImagePlugin.PngImageFile) and len(image.tile) == 1:  # it has none once it is decoded
         raw_mode = str(image.tile[0].args)
         low = _low_half(image, _LOW_HALF[raw_mode]) if raw_mode in _LOW_HALF else None
-    pixels = image.copy()
+    if own:
+        image.load()
+    pixels = image if own else image.copy()
     key = pixels.info.get("transparency")
     if low is not None:
         pixels = _rounded(pixels, low, raw_mode, key)
     elif pixels.mode == "L" and isinstance(key, int) and isinstance(image, PngImagePlugin.PngImageFile):
         scale = _SCALED.get(raw_mode, 1) if raw_mode else _scale(pixels, key)
         pixels.info["transparency"] = key % (255 // scale + 1) * scale
+    elif raw_mode == "RGB" and isinstance(key, tuple):  # of 8 bits: the others are to be ignored, the standard says
+        pixels.info["transparency"] = tuple(sample & 255 for sample in key)
     return pixels, whole if drafted else pixels.size  # a TIFF turns itself when it is decoded
 
 

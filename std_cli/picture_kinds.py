@@ -44,8 +44,8 @@ def why_unreadable(suffix: str) -> str | None:
     if suffix in _HEIF_SUFFIXES - PICTURE_SUFFIXES:
         return "pip install 'std-cli[heif]'"
     if suffix in _RAW_SUFFIXES:
-        return "develop them to tiff or jpeg"
-    return "convert them to png or jpeg" if suffix in _OTHER_SUFFIXES else None
+        return "develop to tiff or jpeg first"
+    return "convert to png or jpeg first" if suffix in _OTHER_SUFFIXES else None
 
 
 def left_out(files: Iterable[Path]) -> str:

@@ -18,6 +18,8 @@ def find_alpha(image: Image.Image) -> Image.Image | None:
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of a PNG of 16 bits, cut to 8
         key = tuple(sample >> 8 for sample in key)
     if image.mode in ("L", "RGB") or image.mode.startswith("I"):
+        if not isinstance(key, tuple if image.mode == "RGB" else int):
+            return None  # left over from a picture of another mode
         # Pillow itself takes no colour that has a sample above 255.
         differs = np.asarray(image) != np.asarray(key)  # (H, W[, 3])
         opaque = differs.any(-1) if image.mode == "RGB" else differs

@@ -60,6 +60,7 @@ KINDS = {
     "grey8": (grey(8, 0, 5, 255), 0, 8, {"tRNS": b"\0\5"}, [0, 5, 255], [255, 0, 255]),
     "grey16": (grey(16, 0x1234, 0x1235, 0xFFFF), 0, 16, {"tRNS": b"\x12\x34"}, [18, 18, 255], [0, 255, 255]),
     "rgb8": ([[(1, 2, 3), (1, 2, 4)]], 2, 8, {"tRNS": b"\0\1\0\2\0\3"}, [(1, 2, 3), (1, 2, 4)], [0, 255]),
+    "rgb8_high": ([[(1, 2, 3), (1, 2, 4)]], 2, 8, {"tRNS": b"\1\1\0\2\0\3"}, [(1, 2, 3), (1, 2, 4)], [0, 255]),
     "rgb16": (
         RGB16, 2, 16, {"tRNS": b"\x12\x34\x56\x78\x9a\xbc"},
         [(18, 86, 154), (18, 86, 154), (18, 86, 154), (255, 0, 128)], [0, 255, 255, 255],
@@ -83,7 +84,7 @@ def test_transparency_of_every_kind_of_png(name: str, interlaced: bool) -> None:
     want = [(c, c, c) if isinstance(c, int) else c for c in colours]
     opened, loaded = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     loaded.load()  # Pillow has cut 16 bits to 8 by now: the colours that differ in the other half are one
-    cut = name in ("rgb16", "grey_alpha16", "rgba16")
+    cut = name in ("rgb8_high", "rgb16", "grey_alpha16", "rgba16")
     for picture in (read_picture(name, data), take_picture(opened), *([] if cut else [take_picture(loaded)])):
         assert [picture.rgb.getpixel((x, 0)) for x in range(len(want))] == want
         assert picture.alpha is not None
