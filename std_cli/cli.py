@@ -10,6 +10,7 @@ import typer
 from std_cli import __version__, cli_models
 from std_cli.config import (
     Audio,
+    Deinterlace,
     Dtype,
     ImageSettings,
     IpAdapter,
@@ -189,6 +190,7 @@ def video(
     preset: Annotated[str | None, _option("preset")] = None,
     output_size: Annotated[str | None, _option("output_size", metavar="SIZE")] = None,
     audio: Annotated[Audio | None, _option("audio")] = None,
+    deinterlace: Annotated[Deinterlace | None, _option("deinterlace")] = None,
     side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
     preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,
     resume: Annotated[

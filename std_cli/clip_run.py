@@ -253,7 +253,13 @@ class Run:
         last: Fraction | None = None
         begun = False
         frames = read_frames(
-            clip, start=s.start, end=s.end, max_frames=s.max_frames, fps=s.fps, on_notice=self.notices.append
+            clip,
+            start=s.start,
+            end=s.end,
+            max_frames=s.max_frames,
+            fps=s.fps,
+            deinterlace=s.deinterlace,
+            on_notice=self.notices.append,
         )
         for frame in self._unchanged(frames):
             cut = detect(frame.rgb, frame.pts) or shot_start is None

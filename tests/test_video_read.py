@@ -245,6 +245,47 @@ def test_a_size_that_changes_within_a_clip_is_scaled_and_told(tmp_path):
     assert any("another size" in notice for notice in notices)
 
 
+@pytest.mark.parametrize("order", ["tff", "bff"])
+@pytest.mark.parametrize("marked", [range(12), range(4, 12)], ids=["all", "in part"])
+def test_interlaced_frames_lose_their_combs_and_keep_their_times(tmp_path, order, marked):
+    """A bar that moves by 4 pixels a field: its two positions lie in alternate lines."""
+    path, base = tmp_path / "a.mkv", Fraction(1, 1000)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme", "qmin": "1", "b": "4000000"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.codec_context.gop_size = 1
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=128, height=96, format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25))
+        marks = graph.add("setfield", "prog" if not marked else order)
+        graph.link_nodes(source, marks, graph.add("buffersink")).configure()
+        for i in range(12):
+            rgb = np.full((96, 128, 3), 60, np.uint8)
+            for field in (0, 1):
+                x = 10 + 8 * i + 4 * (field if i in marked else 0)
+                lines = field if order == "tff" else 1 - field
+                rgb[lines::2, x : x + 16] = 200
+            frame = av.VideoFrame.from_ndarray(rgb).reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            if i in marked:
+                graph.push(frame)
+                frame = graph.vpull()
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    clip = open_clip(path)
+
+    def combs(frames):
+        """Of each: how far lines are from the mean of their neighbours, where the frame above is deinterlaced."""
+        lines = [f.rgb[:, :, 0].astype(int) for f in frames]
+        return np.mean([np.abs(2 * p[1:-1] - p[:-2] - p[2:]).mean() for p in lines])
+
+    notices: list[str] = []
+    plain, smooth = list(read_frames(clip, deinterlace="off")), list(read_frames(clip, on_notice=notices.append))
+    assert [f.pts for f in smooth] == [f.pts for f in plain] and len(plain) == 12
+    assert [f.duration for f in smooth] == [f.duration for f in plain] and base < plain[0].duration
+    assert combs(smooth) < combs(plain) / 3
+    assert len(notices) == 1 and "is interlaced" in notices[0]
+
+
 def test_pixels_that_are_not_square(tmp_path):
     clip = open_clip(write(tmp_path / "a.mp4", grey(90), sar=Fraction(4, 3)))
     assert (clip.width, clip.height, clip.sample_aspect_ratio) == (64, 48, Fraction(4, 3))

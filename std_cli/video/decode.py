@@ -113,20 +113,20 @@ class Damage:
 
     def notices(self, name: str, base: Fraction) -> list[str]:
         """One line for each kind of damage; `base`: seconds of a tick."""
-        found = []
+        found, some = [], count_of_frames
         if self.lost:
-            found.append(f"{_frames(self.lost)} of {name} could not be decoded: the one before was used")
+            found.append(f"{some(self.lost)} of {name} could not be decoded: the one before was used")
         if self.first:
-            found.append(f"{_frames(self.first)} at the start of {name} could not be decoded and were left out")
+            found.append(f"{some(self.first)} at the start of {name} could not be decoded and were left out")
         if self.backward:
-            found.append(f"{_frames(self.backward)} of {name} had no later time than the one before and were left out")
+            found.append(f"{some(self.backward)} of {name} had no later time than the one before and were left out")
         if self.resized:
-            found.append(f"{_frames(self.resized)} of {name} had another size than the first and were scaled to it")
+            found.append(f"{some(self.resized)} of {name} had another size than the first and were scaled to it")
         missing = self.missing()
         if missing:
             step, at = self.longest
             found.append(
-                f"{name} has gaps: about {_frames(missing)} are missing, most of them at {float(at):.3f} seconds "
+                f"{name} has gaps: about {some(missing)} are missing, most of them at {float(at):.3f} seconds "
                 f"({float(step * base):.3f} seconds without a new frame); the one before stays"
             )
         if self.broken_off is not None:
@@ -136,7 +136,8 @@ class Damage:
         return found
 
 
-def _frames(count: int) -> str:
+def count_of_frames(count: int) -> str:
+    """ "1 frame", "2 frames"."""
     return f"{count} frame{'s' if count > 1 else ''}"
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import av
 import numpy as np
 
+from std_cli.config import Deinterlace
 from std_cli.errors import InputError, StdError
 from std_cli.video import animations, sequences
 from std_cli.video.clip import MAX_FRAME_PIXELS, Alpha, Clip, Color, Frame, Part, Pixels
 from std_cli.video.color import HDR, LIMITED, alpha_of, has_alpha, over_white, to_rgb
-from std_cli.video.decode import Damage, decoded, open_container, video_stream
+from std_cli.video.decode import Damage, count_of_frames, decoded, open_container, video_stream
+from std_cli.video.deinterlace import Deinterlacer
 from std_cli.video.timestamps import may_be_set_again, scan
 
 FOLDER_RATE = Fraction(25)
@@ -171,14 +173,16 @@ def read_frames(
     fps: Fraction | None = None,
     step: int = 1,
     keep_alpha: bool = False,
+    deinterlace: Deinterlace = "auto",
     on_notice: Callable[[str], None] = lambda message: None,
 ) -> Generator[Frame, None, None]:
     """The frames from `start` up to, not including, `end` (seconds from the first frame), at most `max_frames`.
 
     Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown then. `step`
     (of a video, without `fps`): only every step-th of them. What is transparent shows white, or with `keep_alpha` has
-    its alpha. Frames that cannot be decoded are replaced by the one before, and counted in a notice after the last
-    frame; more than MAX_DAMAGED in a row raise StdError. What breaks off ends there, with a notice.
+    its alpha. Frames that are marked as interlaced are deinterlaced, or all, or none (`deinterlace` "on", "off").
+    Frames that cannot be decoded are replaced by the one before, and counted in a notice after the last frame; more
+    than MAX_DAMAGED in a row raise StdError. What breaks off ends there, with a notice.
     """
     begin = clip.start + (start or 0)
     stop = clip.start + end if end is not None else None
@@ -187,8 +191,9 @@ def read_frames(
     if clip.hdr:
         on_notice(f"{clip.path.name} is HDR ({clip.hdr}): it is tone-mapped to SDR")
     damage = Damage(repr(str(clip.path)))
+    filtered = Deinterlacer(deinterlace, clip.time_base)
     source = (
-        _video_frames(clip, begin, step, damage) if clip.kind == "video"
+        _video_frames(clip, begin, step, damage, filtered) if clip.kind == "video"
         else _animation_frames(clip) if clip.kind == "animation"
         else _folder_frames(clip)
     )  # fmt: skip
@@ -199,6 +204,11 @@ def read_frames(
             if alpha is not None and not keep_alpha:
                 rgb, alpha = over_white(rgb, alpha), None
             yield Frame(rgb, pts, duration, alpha)
+    if filtered.interlaced:
+        on_notice(
+            f"{clip.path.name} is interlaced: {count_of_frames(filtered.interlaced)} deinterlaced (bwdif); "
+            "--deinterlace off leaves them as they are"
+        )
     for notice in damage.notices(clip.path.name, clip.time_base):
         on_notice(notice)
 
@@ -246,14 +256,14 @@ def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
     return begin + n / fps
 
 
-def _video_frames(clip: Clip, begin: Fraction, step: int, damage: Damage) -> _Source:
+def _video_frames(clip: Clip, begin: Fraction, step: int, damage: Damage, filtered: Deinterlacer) -> _Source:
     """From the frame that is shown at `begin` on; of those from `begin` on only each `step`-th."""
     target = _seek_target(clip, begin)
     with open_container(clip.path, clip.part) as container:
         stream = video_stream(container, damage.name)
         if target is not None:
             container.seek(target, stream=stream)
-        frames = decoded(container, stream, damage, clip.offsets)
+        frames = filtered(decoded(container, stream, damage, clip.offsets))
         end = yield from _timed(frames, clip, begin, step, stream, damage)
         return _end_of(container, stream, clip, damage, end, whole=target is None)
 
