@@ -4,6 +4,7 @@ Results go to stdout, one line each; progress, notices and errors to stderr. Pro
 """
 
 import json
+import re
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from std_cli.errors import printable
 from std_cli.zoo import TABLE
 
 Event = dict[str, Any]
@@ -65,8 +67,10 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         if self.as_json:
-            print(json.dumps(event, ensure_ascii=False), flush=True)
-        elif event["event"] == "error":
+            print(_json(event), flush=True)
+            return
+        event = _printable(event)
+        if event["event"] == "error":
             if "input" in event:  # one of several videos: the others go on
                 self.videos.append((event["input"], "failed", event["message"]))
             else:
@@ -316,6 +320,21 @@ class Reporter:
 
     def _line(self, text: Text) -> None:
         (self.bar.console if not self.bar.disable else self.err).print(text)
+
+
+def _printable(value: Any) -> Any:
+    """An event without control characters: names and metadata in it come from files."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(inner) for key, inner in value.items()}
+    return [_printable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _json(event: Event) -> str:
+    """An event in one line of JSON; what a terminal would obey, or cannot be written, is escaped."""
+    unsafe = r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(unsafe, lambda match: f"\\u{ord(match[0]):04x}", json.dumps(event, ensure_ascii=False))
 
 
 _LOSSES = {"loss": "loss", "adversarial": "adv", "discriminator": "D", "validation": "val"}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.files import read_header
-from std_cli.model_configs import VAE, UNet, read_config
+from std_cli.model_configs import VAE, UNet, loading, read_config
 from std_cli.weights import ModelFiles, MotionFiles, weight_files
 
 MARGIN = 1.1
@@ -126,7 +126,7 @@ def activation_bytes(
 
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     vae_kind = torch.float32 if vae_config.get("force_upcast", True) and dtype == "fp16" else kind
-    with torch.device("meta"):
+    with loading("the UNet or the VAE", Path("its config.json")), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
         if motion_config is not None:
             unet = UNetMotionModel.from_unet2d(unet, MotionAdapter.from_config(motion_config))

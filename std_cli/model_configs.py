@@ -10,13 +10,14 @@ The fields are those of diffusers' and transformers' own classes, with their def
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from std_cli.errors import InputError, quote
+from std_cli.errors import InputError, StdError, printable, quote
 from std_cli.files import read_object
 
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -458,6 +459,39 @@ def problems(error: ValidationError, content: object) -> str:
     return "; ".join(lines[:3]) + (f"; and {more} more" if more > 0 else "")
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """What a file said of the fields that are known here: what a class of transformers is built from.
+
+    transformers sets every other key of its file as an attribute, whatever that replaces.
+    """
+    left_out = {"dtype", "torch_dtype", "architectures", "model_type", *(config.model_extra or {})}
+    return config.model_dump(exclude_unset=True, exclude=left_out)
+
+
+@contextmanager
+def loading(what: str, path: Path) -> Iterator[None]:
+    """Turns what a library raises while it builds or loads a part of a model into one line.
+
+    The libraries raise exceptions of some fifty kinds for files that they cannot use; those of this
+    package, and a GPU's memory that runs out, pass. Raises InputError that names part and file.
+    """
+    try:
+        yield
+    except StdError:
+        raise
+    except MemoryError as error:
+        raise StdError(f"no memory to load {what}: close other programs, or use a smaller model") from error
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = printable(lines[0], 300) if lines else "no message"
+        raise InputError(
+            f"{what} cannot be loaded from {path} ({type(error).__name__}: {reason.rstrip('.:')}): "
+            "fetch it again, or choose another"
+        ) from error
+
+
 def check_folder(folder: Path, names: Collection[str]) -> None:
     """Check every config in a model's diffusers folder, alone and against each other, before a weight is read.
 
@@ -488,7 +522,7 @@ TOKENIZERS = ("tokenizer", "tokenizer_2")
 def check_files(folder: Path, names: Collection[str]) -> None:
     """Check what would lead a library to other files: indexes of shards, adapters' configs."""
     for name in sorted(names):
-        if name.endswith(".index.json"):
+        if re.search(r"\.index\.(\w+\.)?json$", name):  # diffusers' has the variant in the middle
             part = (folder / name).parent
             index, _ = read_config(Index, folder / name)
             if lacks := [file for file in dict.fromkeys(index.weight_map.values()) if not (part / file).is_file()]:

@@ -7,11 +7,13 @@ what is ours is what surrounds it: which weights go where, embeddings kept betwe
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
@@ -24,13 +26,21 @@ from diffusers import (
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from std_cli.config import ImageSettings, Offload
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, printable
 from std_cli.files import read_header
 from std_cli.lora import LoraFile, check_lora, fuse_lora, read_lora
 from std_cli.match import check_ip_adapter, check_motion, from_hotshot
+from std_cli.model_configs import ImageEncoder, TextEncoder, loading, read_config, settings
 from std_cli.parts import check_finite
 from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
@@ -119,10 +129,8 @@ class Pipeline:
         self.notices = list(files.notices)
         self.on_notice: Callable[[str], None] = self.notices.append
         check_finite(files, motion, dtype)
-        try:
+        with loading(f"--model {printable(files.name, 200)}", files.base):
             self.pipe = self._load(files, lora, motion, dtype, allow_partial)
-        except (OSError, ValueError, RuntimeError, KeyError) as e:
-            raise InputError(f"--model {files.name}: its weights cannot be loaded: {_first_line(e)}") from e
         pipe = self.pipe
         if device.type == "cuda":
             pipe.unet.to(memory_format=torch.channels_last)
@@ -145,19 +153,22 @@ class Pipeline:
         dtype: torch.dtype,
         allow_partial: bool,
     ) -> StableDiffusionXLImg2ImgPipeline:
-        encoder = CLIPVisionModelWithProjection.from_pretrained(files.image_encoder, dtype=dtype, use_safetensors=True)
+        with loading("image_encoder", files.image_encoder):
+            vision, _ = read_config(ImageEncoder, files.image_encoder / "config.json")
+            encoder = CLIPVisionModelWithProjection.from_pretrained(
+                files.image_encoder,
+                config=CLIPVisionConfig(**settings(vision)),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+            )
         if files.single_file:
             pipe = StableDiffusionXLImg2ImgPipeline.from_single_file(
                 str(files.base), config=str(files.config), dtype=dtype, image_encoder=encoder, local_files_only=True
             )
         else:
             pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-                files.base,
-                dtype=dtype,
-                variant=files.variant,
-                image_encoder=encoder,
-                use_safetensors=True,
-                local_files_only=True,
+                files.base, image_encoder=encoder, local_files_only=True, **_load_parts(files, dtype)
             )
         pipe.scheduler = make_scheduler(self.method, _overridden(pipe.scheduler.config, files.scheduler))
         if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
@@ -431,6 +442,31 @@ class oom_is_one_line:
             raise StdError(OUT_OF_MEMORY) from error
 
 
+def _load_parts(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
+    """The networks and tokenizers of a folder, by the classes that std runs, whatever its files name."""
+    parts: dict[str, Any] = {}
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        folder = files.base / part
+        with loading(part, folder):
+            parts[part] = kind.from_pretrained(folder, **_loading_options(files, folder, dtype))
+    for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+        folder = files.base / part
+        with loading(part, folder):
+            text, _ = read_config(TextEncoder, folder / "config.json")
+            config = CLIPTextConfig(**settings(text))
+            parts[part] = kind.from_pretrained(folder, config=config, **_loading_options(files, folder, dtype))
+    for part in ("tokenizer", "tokenizer_2"):
+        with loading(part, files.base / part):
+            parts[part] = CLIPTokenizer.from_pretrained(files.base / part, local_files_only=True)
+    return parts
+
+
+def _loading_options(files: ModelFiles, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Of `from_pretrained`: a part that lacks the variant is read without it, as diffusers' pipelines do."""
+    variant = files.variant if any(folder.glob(f"*.{files.variant}*")) else None
+    return {"dtype": dtype, "variant": variant, "use_safetensors": True, "local_files_only": True}
+
+
 def _not_a_number(dtype: torch.dtype) -> str:
     wider = {torch.float16: "try --dtype bf16 or --dtype fp32", torch.bfloat16: "try --dtype fp32"}
     none_is = "no precision is wider: use another model or LoRA, or a smaller scale or --cfg"
@@ -446,11 +482,12 @@ def scaled(value: Any, scale: float) -> Any:
 
 def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionModel:
     """The UNet with the adapter's temporal layers between its own; denoises (B, 4, F, h, w)."""
-    adapter = MotionAdapter.from_config(motion.config)
+    with loading(f"--motion {motion.name}", motion.weights), torch.device("meta"):
+        adapter = MotionAdapter.from_config(motion.config)
     shapes = read_header(motion.weights)[0]
     check_motion(motion.name, from_hotshot(shapes) if motion.hotshot else shapes, adapter)
     weights = load_file(motion.weights)
-    adapter.load_state_dict(from_hotshot(weights) if motion.hotshot else weights)
+    adapter.load_state_dict(from_hotshot(weights) if motion.hotshot else weights, assign=True)
     return join_motion(unet, adapter)
 
 
@@ -463,7 +500,3 @@ def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotio
 
 def name_dtype(dtype: torch.dtype) -> str:
     return {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -122,7 +122,7 @@ def test_an_adapter_for_another_unet_is_refused(tmp_path, changed, message):
 
 
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
-    with pytest.raises(InputError, match="motion adapter's"):
+    with pytest.raises(InputError, match="_class_name .UNet2DConditionModel.: must be .MotionAdapter."):
         resolve_motion(str(resolve_model("tiny").base / "unet"), resolve_model("tiny"))
     with pytest.raises(InputError, match="no motion adapter"):
         resolve_motion("absent folder", resolve_model("tiny"))

@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from std_cli.errors import InputError
 from std_cli.files import check_numbers, read_header, read_object, stored_tensors
+from std_cli.model_configs import TextEncoder, check_config, settings
 
 
 class TextCondition:
@@ -40,8 +41,12 @@ def load_text_condition(folder: Path) -> TextCondition:
         raise InputError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): download it again")
     try:
         if fields["model_type"] == "clip":  # the whole model; often only its own field tells the width after projection
-            fields = {**fields["text_config"], "projection_dim": fields["projection_dim"]}
-        config = CLIPTextConfig.from_dict(fields)
+            fields = {
+                "model_type": "clip_text_model",
+                **fields["text_config"],
+                "projection_dim": fields["projection_dim"],
+            }
+        config = CLIPTextConfig(**settings(check_config(TextEncoder, fields, str(folder / "config.json"))))
         loaded: Any = CLIPTextModelWithProjection.from_pretrained(
             folder,
             config=config,
@@ -51,6 +56,8 @@ def load_text_condition(folder: Path) -> TextCondition:
             output_loading_info=True,
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except InputError:
+        raise
     except Exception as error:  # transformers checks configs with exceptions of many kinds
         raise InputError(f"{wrong}: its config, weights and tokenizer do not go together: download it again") from error
     check_numbers(str(folder / "model.safetensors"), stored_tensors(folder / "model.safetensors"))
