@@ -469,11 +469,12 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def loading(what: str, path: Path) -> Iterator[None]:
+def loading(what: str, path: Path, fails: str = "cannot be loaded from") -> Iterator[None]:
     """Turns what a library raises while it builds or loads a part of a model into one line.
 
     The libraries raise exceptions of some fifty kinds for files that they cannot use; those of this
-    package, and a GPU's memory that runs out, pass. Raises InputError that names part and file.
+    package, and a GPU's memory that runs out, pass. `fails`: what cannot be done, for the error.
+    Raises InputError that names part and file.
     """
     try:
         yield
@@ -487,8 +488,7 @@ def loading(what: str, path: Path) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = printable(lines[0], 300) if lines else "no message"
         raise InputError(
-            f"{what} cannot be loaded from {path} ({type(error).__name__}: {reason.rstrip('.:')}): "
-            "fetch it again, or choose another"
+            f"{what} {fails} {path} ({type(error).__name__}: {reason.rstrip('.:')}): fetch it again, or choose another"
         ) from error
 
 

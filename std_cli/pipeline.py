@@ -7,6 +7,7 @@ what is ours is what surrounds it: which weights go where, embeddings kept betwe
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,10 @@ class Pipeline:
             pipe.vae.to(memory_format=torch.channels_last)
         self.savings = Savings(pipe, device, offload, lambda message: self.on_notice(message))
         enable_offload(pipe, offload, device)
+        self._parts = files.base  # for errors
         if offload == "none":
-            self.savings.work(lambda: pipe.to(device) if self.savings.offload == "none" else None)
+            with self._first_use():
+                self.savings.work(lambda: pipe.to(device) if self.savings.offload == "none" else None)
         if compile:
             pipe.unet = torch.compile(pipe.unet)
         pipe.set_progress_bar_config(disable=True)
@@ -193,6 +196,10 @@ class Pipeline:
         )
         return pipe
 
+    def _first_use(self) -> AbstractContextManager[None]:
+        """Around the first use of a part: what its library raises there is due to its files."""
+        return loading("the model", self._parts, "does not run with the configs and weights in")
+
     def _timesteps_of(self, s: ImageSettings, schedule: Schedule) -> list[int]:
         """The timesteps of a run."""
         if isinstance(self.pipe.scheduler, _GivenDDIM):
@@ -211,7 +218,7 @@ class Pipeline:
         """
         self.pipe.set_ip_adapter_scale(scale if blocks == "all" else scaled(STYLE_BLOCK, scale))
         embed = self.pipe.prepare_ip_adapter_image_embeds
-        with torch.inference_mode():
+        with torch.inference_mode(), self._first_use():
             each = [
                 self.savings.work(lambda r=r: embed(r, None, self.device, 1, do_classifier_free_guidance=True)[0])  # type: ignore[misc]
                 for r in references
@@ -223,7 +230,7 @@ class Pipeline:
     def _prompt(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
         key = (prompt, negative)
         if key not in self._prompts:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._first_use():
                 values = self.savings.work(
                     lambda: self.pipe.encode_prompt(
                         prompt, device=self.device, do_classifier_free_guidance=True, negative_prompt=negative

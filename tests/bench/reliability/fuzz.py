@@ -43,13 +43,15 @@ WEIGHTS = sorted(path.relative_to(PACK).as_posix() for path in PACK.rglob("*.saf
 CONFIGS = sorted(path.relative_to(PACK).as_posix() for path in PACK.rglob("*.json"))
 EXTREMES = (
     0, -1, 1, 2, 3, 7, 1000, 65536, 2**31, 2**31 - 1, 2**63, 10**12, 10**19, 10**30, 0.5, -0.5, 1e-300, 1e308,
-    float("nan"), float("inf"), "@1e400@", True, False, None, "", "a", "a" * 10_000, "../../x", "/etc/passwd", "\x1b[31m",
-    "\ud83d", "é\u202e", [], [[]], {}, [1], [1, 2, 3], [10**12] * 3, [0] * 3, [None], ["a"], {"a": 1}, [1] * 5000,
+    float("nan"), float("inf"), "@1e400@", True, False, None, "", "a", "a" * 10_000, "../../x", "/etc/passwd",
+    "\x1b[31m", "\ud83d", "é\u202e", [], [[]], {}, [1], [1, 2, 3], [10**12] * 3, [0] * 3, [None], ["a"], {"a": 1},
+    [1] * 5000,
     [[[[[[[[1]]]]]]]],
 )  # fmt: skip
 DANGEROUS = {
     "auto_map": {"AutoModel": "code.Model"}, "custom_pipeline": "owner/name", "attn_implementation": "owner/kernel",
-    "_attn_implementation": "owner/kernel", "quantization_config": {"load_in_4bit": True}, "transformers_weights": "../x",
+    "_attn_implementation": "owner/kernel", "quantization_config": {"load_in_4bit": True},
+    "transformers_weights": "../x",
     "num_labels": 10**9, "return_dict": False, "__class__": "x", "to_dict": 1, "tie_word_embeddings": 3,
 }  # fmt: skip
 
@@ -229,9 +231,8 @@ def _make_loras(folder: Path) -> None:
 
     (folder / "peft").mkdir(parents=True)
     with safe_open(PACK / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
-        shapes = {
-            key: file.get_slice(key).get_shape() for key in file.keys() if ".to_" in key and key.endswith("weight")
-        }
+        names = [name for name in sorted(file.keys()) if ".to_" in name and name.endswith("weight")]
+        shapes = {name: file.get_slice(name).get_shape() for name in names}
     torch.manual_seed(0)
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
         key.removesuffix(".weight"): (torch.randn(2, shape[1]) * 0.01, torch.randn(shape[0], 2) * 0.01)
@@ -300,10 +301,8 @@ def make_case(kind: str, seed: int, number: int, files: Path, work: Path) -> lis
     pack = _linked(work / "model")
     data = (PACK / name).read_bytes()
     if kind == "weights":
-        if rng.random() < 0.1:
-            damaged = (PACK / rng.choice(WEIGHTS)).read_bytes()  # swapped
-        else:
-            damaged = damage_safetensors(rng, data)
+        swapped = (PACK / rng.choice(WEIGHTS)).read_bytes()
+        damaged = swapped if rng.random() < 0.1 else damage_safetensors(rng, data)
     elif rng.random() < 0.08:
         name = f"{rng.choice(('unet', 'vae'))}/diffusion_pytorch_model.safetensors.index.json"
         index = {"metadata": {"total_size": 1}, "weight_map": {"a": "diffusion_pytorch_model.safetensors"}}
