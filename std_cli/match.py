@@ -11,21 +11,19 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, list[int]]
 
-# Width of what cross attention reads, and of the tokens of the models that are transformers throughout.
+# Width of what cross attention reads.
 _UNETS = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 2048: "SDXL"}
-_TRANSFORMERS = {3072: "Flux", 1536: "Stable Diffusion 3", 2432: "Stable Diffusion 3.5"}
-_CROSS = re.compile(r"attn2[._](processor[._])?to_k([._]lora[._](A|down)\b|\.weight$)|to_k_ip\.weight$")
-_JOINT = re.compile(r"(double|single|joint)_blocks[._]\d|(single_)?transformer_blocks[._]\d+[._](attn|norm1|ff)[._]")
+_CROSS = re.compile(r"attn2\.to_k\.weight$|to_k_ip\.weight$")
 
 
 def family(shapes: Shapes) -> tuple[str, int] | None:
-    """(name, width) of the kind of model that a LoRA or an IP-Adapter is for, or a UNet is; None if nothing tells."""
+    """(name, width) of the kind of model that an IP-Adapter is for, or a UNet is, by its cross attention; or None.
+
+    A LoRA's is found by `std_cli.lora.family`.
+    """
     for key, shape in shapes.items():
         if _CROSS.search(key) and len(shape) == 2 and shape[1] in _UNETS:
             return _UNETS[shape[1]], shape[1]
-        inside = "attentions" in key or "motion_modules" in key  # of a UNet: its blocks are named alike
-        if not inside and _JOINT.search(key) and re.search(r"lora[._](A|down)\b", key) and len(shape) == 2:
-            return _TRANSFORMERS.get(shape[1], "a transformer such as Flux or Stable Diffusion 3"), shape[1]
     return None
 
 

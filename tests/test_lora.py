@@ -13,12 +13,13 @@ from std_cli.convert import convert
 from std_cli.errors import InputError
 from std_cli.files import read_header
 from std_cli.identify import METADATA_CHARACTERS, METADATA_KEYS, inspect_file
-from std_cli.lora import check_lora, read_lora, resolve_lora
+from std_cli.lora import LoraFile, check_lora, read_lora, resolve_lora
 from std_cli.lora.family import UNETS, lora_family, unet_layers
 from std_cli.lora.layer import Layer
 from std_cli.lora.names import from_original, parse, to_original
 from std_cli.lora.read import of_pairs
 from std_cli.lora.write import lora_bytes
+from std_cli.parts import check_adapter
 from std_cli.weights import TINY, resolve_model
 from tests.test_real_layout import UNET
 
@@ -394,9 +395,12 @@ def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
         ("mid_block.attentions.0.proj_in", low(1280, 1280), "it is for SDXL|differ in shape"),
     ):
         save_file({f"unet.{layer}.{key}": tensor for key, tensor in pair.items()}, tmp_path / "x.safetensors")
+        file = LoraFile("x", tmp_path / "x.safetensors", 1.0, None, {}, None)
         with pytest.raises(InputError, match=told):
-            picture = Image.new("RGB", (64, 64))
-            prepare_images(picture, picture, model="tiny", size=64, lora=str(tmp_path / "x.safetensors"))
+            check_adapter(resolve_model("tiny"), None, file, False)
+    picture = Image.new("RGB", (64, 64))
+    with pytest.raises(InputError, match="--lora .*x.safetensors: 1 layers differ in shape"):
+        prepare_images(picture, picture, model="tiny", size=64, lora=str(tmp_path / "x.safetensors"))
 
 
 @pytest.mark.parametrize("old", ["processor.{}_lora.{}.weight", "processor.{}.lora_linear_layer.{}.weight"])
