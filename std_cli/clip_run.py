@@ -32,7 +32,8 @@ from std_cli.stylize import (
     Event,
     OnEvent,
 )
-from std_cli.video.clip import Clip, Frame, Pixels
+from std_cli.transparency import fill_hidden
+from std_cli.video.clip import Alpha, Clip, Frame, Pixels
 from std_cli.video.cuts import CutDetector, GivenCuts
 from std_cli.video.join import join
 from std_cli.video.motion import Grey, Steady, grey
@@ -87,6 +88,8 @@ class _Item:
     """It begins a shot."""
     source: Pixels
     """What the quality figures need of it; with side_by_side the frame in the size of the result."""
+    alpha: Alpha | None = None
+    """In the size of the result, where that has it."""
     grey: Grey | None = None
     """The source in the working size, where the result is to be made steady."""
     latent: Any = None
@@ -191,7 +194,7 @@ class Run:
                     result = item.picture
                     self.first_pts = item.pts if self.first_pts is None else self.first_pts
                     self.end = item.pts + item.duration
-                    writer.write(self._beside(item.source, result), item.pts)
+                    writer.write(self._beside(item.source, result), item.pts, item.alpha)
                     quality.add(item.source, result, joint=item.joint, cut=item.cut)
                     done += 1
                     shot += item.cut
@@ -259,10 +262,14 @@ class Run:
             max_frames=s.max_frames,
             fps=s.fps,
             deinterlace=s.deinterlace,
+            keep_alpha=self.job.target.alpha,
             on_notice=self.notices.append,
         )
         for frame in self._unchanged(frames):
-            cut = detect(frame.rgb, frame.pts) or shot_start is None
+            rgb = frame.rgb
+            if frame.alpha is not None:  # what cannot be seen has no effect
+                rgb = np.asarray(fill_hidden(Image.fromarray(np.dstack([rgb, frame.alpha]))))
+            cut = detect(rgb, frame.pts) or shot_start is None
             if cut:
                 shot_start, begun = frame.pts, False
             assert shot_start is not None
@@ -276,7 +283,8 @@ class Run:
             begun_now, begun = not begun, True
             pts = frame.pts if s.preview is None else time_out
             if index >= skip:
-                yield _Item(index, pts, frame.duration, begun_now, frame.rgb)
+                alpha = _resized(frame.alpha, self.job.size) if frame.alpha is not None else None
+                yield _Item(index, pts, frame.duration, begun_now, rgb, alpha)
             index += 1
 
     def _unchanged(self, frames: Generator[Frame, None, None]) -> Iterator[Frame]:
@@ -522,9 +530,12 @@ def _stage(items: Generator[T, None, None]) -> Generator[T, None, None]:
 
 
 def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """RGB (H, W, 3) or alpha (H, W) in another (width, height)."""
     if pixels.shape[1::-1] == size:
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    # Lanczos rings: what is opaque would become less so
+    how = Image.Resampling.LANCZOS if pixels.ndim == 3 else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(pixels).resize(size, how))
 
 
 def preview_path(target: Path) -> Path:

@@ -344,7 +344,16 @@ def _plan(
     # where the frames do not keep their times
     rate = s.fps or (clip.frame_rate or Fraction(25) if s.preview is not None else None)
     written = choose_target(
-        target, clip, codec=s.codec, crf=s.crf, preset=s.preset, size=full, sar=sar, rate=rate, made=made
+        target,
+        clip,
+        codec=s.codec,
+        crf=s.crf,
+        preset=s.preset,
+        size=full,
+        sar=sar,
+        rate=rate,
+        made=made,
+        alpha=clip.alpha and not s.side_by_side,
     )
     return Job(source, clip, written, index, total, working, size, cuts, _estimate(clip, s))
 

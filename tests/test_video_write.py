@@ -238,6 +238,39 @@ def test_animations(tmp_path, name):
     assert np.abs(found[4].rgb.astype(int) - pictures()[4]).mean() < 25
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"), [("o.mov", "prores"), ("o.mkv", "ffv1"), ("o", "png"), ("o.gif", None), ("o.webp", None)]
+)
+def test_alpha_is_kept(tmp_path, name, codec):
+    target = target_for(tmp_path / name, a_clip(alpha=True), codec=codec, alpha=True)
+    alpha = np.zeros((48, 64), np.uint8)
+    alpha[:, 32:] = 255
+    times = [Fraction(i, 10) for i in (0, 1, 2)]
+    with SegmentWriter(tmp_path / "s", target) as writer:
+        for rgb, t in zip(pictures(), times, strict=False):
+            writer.write(rgb, t, alpha)
+    join([tmp_path / "s"], target, a_clip(kind="animation"), out=tmp_path / name, end=Fraction(7, 10))
+    clip = open_clip(tmp_path / name)
+    found = list(read_frames(clip, keep_alpha=True))
+    assert clip.alpha and len(found) == 3
+    for frame, rgb in zip(found, pictures(), strict=False):
+        assert frame.alpha[:, :30].max() <= 2 and frame.alpha[:, 34:].min() >= 253
+        assert np.abs(frame.rgb.astype(int) - rgb)[:, 34:].mean() < 25
+    assert codec == "png" or found[-1].duration == Fraction(1, 2)
+
+
+@pytest.mark.parametrize("name", ["o.mp4", "o.mov", "o.mkv", "o.webm", "o.gif", "o.webp"])
+def test_the_last_frame_keeps_its_duration(tmp_path, name):
+    target = target_for(tmp_path / name)
+    times = [Fraction(t, 600) for t in (60, 120, 150, 210)]  # from 0.1 s on
+    paths = segments_of(tmp_path, target, pictures(4), times, each=3)
+    out = tmp_path / f"joined{target.path.suffix}"
+    join(paths, target, a_clip(kind="animation"), out=out, shift=times[0], end=times[-1] + 2)
+    found = list(read_frames(open_clip(out)))
+    assert [round(f.pts, 2) for f in found] == [0, Fraction(1, 10), Fraction(15, 100), Fraction(1, 4)]
+    assert abs(found[-1].duration - 2) <= Fraction(1, 500)
+
+
 def test_a_folder_of_pictures(tmp_path):
     target = target_for(tmp_path / "out", codec="png")
     paths = segments_of(tmp_path, target, pictures())

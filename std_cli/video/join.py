@@ -365,40 +365,55 @@ def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction 
         last = -1
         for pts, frame in _frames(segments):
             last = max(last + 1, round((pts - start) / base))  # two frames may fall on one tick
-            rgb = frame.to_ndarray(format="rgb24")
+            rgb = frame.to_ndarray(format="rgba" if target.alpha else "rgb24")
             new = from_rgb(rgb, "yuva420p", Color(6, LIMITED, 2, 2)) if webp else _with_palette(rgb)
             new.pts, new.time_base = last, base
             file.mux(stream.encode(new))
         file.mux(stream.encode())
     if webp:
-        _hold_last(out, hold)
+        _complete_webp(out, last + hold, target.alpha)
     sync_file(out)
 
 
-def _hold_last(webp: Path, ms: int) -> None:
-    """Give the last frame of an animated webp its duration, which the encoder takes for that of the one before.
+def _complete_webp(webp: Path, total: int, alpha: bool) -> None:
+    """Write into an animated webp what the encoder does not: how long the last picture lasts, and that there is alpha.
 
-    A file of RIFF chunks; the duration of an ANMF chunk is in bytes 12 to 14 (RFC 9649, section 2.7.1.1).
+    The last picture gets what the others leave of `total` ms; frames that are alike have become one. The encoder cuts
+    transparent edges off and then says that all is opaque, on white. A file of RIFF chunks (RFC 9649, section 2.7): the
+    duration is in bytes 12 to 14 of an ANMF chunk, the background in the first 4 of ANIM, alpha bit 4 of VP8X.
     """
     with webp.open("rb+") as file:
-        at, last = 12, None
-        while file.seek(at) and len(head := file.read(8)) == 8:
-            last = at if head[:4] == b"ANMF" else last
-            at += 8 + int.from_bytes(head[4:], "little") + (head[4] & 1)
-        if last is not None:
-            file.seek(last + 8 + 12)
-            file.write(min(ms, 2**24 - 1).to_bytes(3, "little"))
+        at, found = 12, []
+        while file.seek(at) and len(head := file.read(23)) >= 8:
+            if head[:4] == b"ANMF":
+                found.append((at + 20, int.from_bytes(head[20:23], "little")))
+            elif alpha and head[:4] == b"VP8X":
+                file.seek(at + 8)
+                file.write(bytes([head[8] | 0x10]))
+            elif alpha and head[:4] == b"ANIM":
+                file.seek(at + 8)
+                file.write(bytes(4))
+            at += 8 + int.from_bytes(head[4:8], "little") + (head[4] & 1)
+        if found:
+            file.seek(found[-1][0])
+            left = total - sum(ms for _, ms in found[:-1])
+            file.write(min(max(left, 1), 2**24 - 1).to_bytes(3, "little"))
 
 
 def _with_palette(rgb: Pixels) -> av.VideoFrame:
-    """The frame in 256 colours of its own."""
+    """The frame, (H, W, 3) or with alpha (H, W, 4), in 256 colours of its own; what is less than half opaque is
+    transparent."""
     from PIL import Image
 
-    image = Image.fromarray(rgb).quantize(256)
+    hidden = rgb[..., 3] < 128 if rgb.shape[2] == 4 else np.zeros(rgb.shape[:2], bool)
+    image = Image.fromarray(np.ascontiguousarray(rgb[..., :3])).quantize(255 if rgb.shape[2] == 4 else 256)
     palette = np.zeros((256, 4), np.uint8)
-    colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)[:256]
     palette[:, 0], palette[: len(colours), 1:] = 255, colours  # ARGB
-    return av.VideoFrame.from_ndarray((np.asarray(image), palette), "pal8")  # type: ignore[arg-type]
+    indices = np.asarray(image).copy()
+    if hidden.any():
+        indices[hidden], palette[255] = 255, 0
+    return av.VideoFrame.from_ndarray((indices, palette), "pal8")  # type: ignore[arg-type]
 
 
 def _folder(segments: Sequence[Path], out: Path, comment: str, shift: Fraction) -> None:

@@ -200,10 +200,15 @@ def read_frames(
     # closing: a reader that stops early closes the file, whatever still refers to the frames
     shown = _resampled(source, begin, fps) if fps else source
     with closing(source), closing(shown), closing(_with_durations(shown, begin, stop, max_frames)) as frames:
+        flattened = False
         for rgb, alpha, pts, duration in frames:
             if alpha is not None and not keep_alpha:
-                rgb, alpha = over_white(rgb, alpha), None
+                rgb, alpha, flattened = over_white(rgb, alpha), None, True
             yield Frame(rgb, pts, duration, alpha)
+    if flattened:
+        on_notice(
+            f"{clip.path.name} is transparent in parts: they show white (prores, ffv1, png, gif and webp keep them)"
+        )
     if filtered.interlaced:
         on_notice(
             f"{clip.path.name} is interlaced: {count_of_frames(filtered.interlaced)} deinterlaced (bwdif); "

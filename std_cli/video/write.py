@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import av
+import numpy as np
 
 from std_cli.errors import InputError, StdError
-from std_cli.video.clip import Clip, Color, Pixels
+from std_cli.video.clip import Alpha, Clip, Color, Pixels
 from std_cli.video.color import LIMITED, from_rgb, matrix_of
 
 os.environ.setdefault("SVT_LOG", "1")  # else SVT-AV1 prints its settings; read when it is first opened
@@ -36,6 +37,8 @@ class Encoder:
     """Range of that."""
     preset: str = ""
     presets: tuple[str, ...] = ()
+    alpha: str = ""
+    """Pixel format for transparent pictures, "" if it has none."""
 
 
 _X26 = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
@@ -57,9 +60,9 @@ ENCODERS = {
         "vp9", _P420, _P420, {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}, "crf", (0, 63), "cpu-used",
         tuple(map(str, range(9))),
     ),
-    "prores_ks": Encoder("prores", "yuv422p10le", "yuv444p10le", {"profile": "hq"}),
-    "ffv1": Encoder("ffv1", "bgr0", "bgr0", {"level": "3"}),
-    "png": Encoder("png", "rgb24", "rgb24", {}),
+    "prores_ks": Encoder("prores", "yuv422p10le", "yuv444p10le", {"profile": "hq"}, alpha="yuva444p10le"),
+    "ffv1": Encoder("ffv1", "bgr0", "bgr0", {"level": "3"}, alpha="bgra"),
+    "png": Encoder("png", "rgb24", "rgb24", {}, alpha="rgba"),
     "h264_nvenc": Encoder("h264", _P420, _P444, {"rc": "vbr", "cq": "19"}, **_NVENC),  # type: ignore[arg-type]
     "hevc_nvenc": Encoder("hevc", _P420, _P444, {"rc": "vbr", "cq": "21"}, **_NVENC),  # type: ignore[arg-type]
     "av1_nvenc": Encoder("av1", _P420, None, {"rc": "vbr", "cq": "28"}, **_NVENC),  # type: ignore[arg-type]
@@ -105,6 +108,11 @@ class Target:
     options: dict[str, str]
 
     @property
+    def alpha(self) -> bool:
+        """Whether it has transparency."""
+        return self.pix_fmt in {encoder.alpha for encoder in ENCODERS.values()}
+
+    @property
     def holds_sound(self) -> bool:
         return self.container not in ("folder", "gif", "webp")
 
@@ -120,9 +128,10 @@ def choose_target(
     sar: Fraction,
     rate: Fraction | None,
     made: bool = False,
+    alpha: bool = False,
 ) -> Target:
     """Decide how to write, trying the encoder. `rate`: of the result, if not the clip's own times. `made`: the folder
-    of `path` will be there when it is written.
+    of `path` will be there when it is written. `alpha`: keep transparency if the encoder has it.
 
     Raises InputError for what cannot be written so.
     """
@@ -156,6 +165,9 @@ def choose_target(
         options[e.preset] = preset
     width, height = size
     pix_fmt = e.odd if width % 2 or height % 2 else e.pix_fmt
+    if alpha and e.alpha:
+        pix_fmt = e.alpha
+        options |= {"profile": "4444"} if e.codec == "prores" else {}
     if pix_fmt is None:
         raise InputError(f"{encoder} takes no odd sides, {width}x{height}; use --output-size with even ones, or h264")
     if not made and not path.parent.is_dir():
@@ -163,7 +175,7 @@ def choose_target(
     color = clip.color
     if color.matrix == 2 and matrix_of(color, clip.width, clip.height) != matrix_of(color, width, height):
         color = Color(matrix_of(color, clip.width, clip.height), color.range, color.primaries, color.transfer)
-    if pix_fmt in ("bgr0", "rgb24"):
+    if pix_fmt in ("bgr0", "rgb24", "bgra", "rgba"):
         color = Color(0, 2, color.primaries, color.transfer)
     elif color.matrix in (0, 8, 14):  # RGB and what is not written here
         color = Color(matrix_of(Color(), width, height), color.range or LIMITED, color.primaries, color.transfer)
@@ -257,8 +269,10 @@ class SegmentWriter:
             if target.codec == "hevc":
                 self.stream.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
 
-    def write(self, rgb: Pixels, pts: Fraction) -> None:
-        """A frame (H, W, 3) at `pts` seconds."""
+    def write(self, rgb: Pixels, pts: Fraction, alpha: Alpha | None = None) -> None:
+        """A frame (H, W, 3) at `pts` seconds, opaque without `alpha` (H, W), which is for a target that has it."""
+        if self.target.alpha:
+            rgb = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8) if alpha is None else alpha])
         ticks = round(pts / self.target.time_base)
         self.times += [ticks] if self.times else [*early_times(self.target, ticks, 1), ticks]
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
