@@ -73,7 +73,8 @@ def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
         parts = [("lacks", lacks), ("has beyond them", beyond), ("differ in shape", wrong)]
         told = "; ".join(f"{len(keys)} {what} ({some(keys)})" for what, keys in parts if keys)
         right = len(wanted) - len(lacks) - len(wrong)
-        raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {told}: choose one made for this model")
+        remedy = "choose one made for this model" if beyond or wrong else "fetch it again, or choose another"
+        raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {told}: {remedy}")
 
 
 T = TypeVar("T")
