@@ -158,6 +158,7 @@ class Reporter:
     def _result(self, e: Event) -> None:
         if "steps" in e and "width" not in e:
             score = f"  validation {e['validation']:.4f}" if "validation" in e else ""
+            score += f"  {e['weights']} weights, schedule {e['schedule']}" if "schedule" in e else ""
             line = Text.assemble((e["output"], "bold"), f"  {e['steps']} updates  {e['seconds']:.1f} s{score}")
             (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
             return

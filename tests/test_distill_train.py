@@ -541,6 +541,42 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
 
 
+FAILS_IN_ONE = """
+import sys
+from accelerate import PartialState
+from std_cli.cli import main
+from std_cli.distill.processes import together
+from std_cli.errors import InputError, StdError
+
+world = PartialState(cpu=True)
+with together(world):
+    pass
+try:
+    with together(world):
+        if world.process_index == 1:
+            raise InputError("only the second has this problem")
+except StdError as e:
+    print(f"{world.process_index} {type(e).__name__}: {e}, reported elsewhere: {e.reported}\\n", end="", flush=True)
+main()
+"""
+
+
+def test_an_error_of_two_processes_is_reported_once(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(FAILS_IN_ONE)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(script), "distill", "--config", str(tmp_path / "no.toml")],
+        capture_output=True,
+        text=True,
+    )
+    assert sorted(line for line in done.stdout.splitlines() if "problem" in line) == [
+        "0 InputError: only the second has this problem, reported elsewhere: False",
+        "1 InputError: only the second has this problem, reported elsewhere: True",
+    ]
+    assert done.returncode and done.stderr.count("error: --config") == 1, done.stderr[-2000:]
+
+
 OVERFLOWS_IN_ONE = """
 import os, torch
 from std_cli.cli import main

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -19,6 +20,8 @@ from std_cli.paths import user_path
 from std_cli.weights import TINY
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from std_cli.distill.trainer import Trainer
 
 
@@ -122,23 +125,41 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
 
 
 def _seconds_beside_updates(trainer: "Trainer", config: DistillConfig) -> float:
-    """What validations, the measurement at the end and the banks' first walk take, from those of one sample."""
-    from std_cli.distill.bank import first_walk
-    from std_cli.distill.train import count_held_out, count_updates
-    from std_cli.distill.validation import Validation
+    """What validations, the comparison at the end and the banks' first walk take: each part is timed once, by count."""
+    import torch
 
-    entries = trainer.data.entries
-    validating = Validation(trainer, replace(trainer.data.found, entries=entries[:1]))
-    times = [time.monotonic()]
-    for work in (lambda: validating.measure(0), lambda: validating.measure(1), validating.compare):
-        work()
-        times.append(time.monotonic())
-    first, again, compared = (b - a for a, b in pairwise(times))  # the first finds the teacher's end points
+    from std_cli.distill.bank import first_walk
+    from std_cli.distill.step import jump, teacher_step
+    from std_cli.distill.train import count_held_out, count_updates
+    from std_cli.distill.validation import SCHEDULES, Validation
+
+    t, steps, entries = trainer, config.distill.steps, trainer.data.entries
     held_out = count_held_out(len(entries), config.data.held_out)
-    updates = count_updates(config, len(entries) - held_out, trainer.lane_count)
-    validations = -(-updates // config.run.validate_every)
-    walk = sum(first_walk(lane.bank) for lane in trainer.lanes) * (first - again) / (trainer.n_eta + 1)
-    return max(0.0, held_out * (first + validations * again + compared) + walk)
+    validating = Validation(t, replace(t.data.found, entries=entries[:1]))
+    n, times = torch.tensor([t.n_eta]), [time.monotonic()]
+    with torch.no_grad():
+        start = validating.start(0)
+        x, c = start.x, start.c
+        works: list[Callable[[], Tensor]] = [
+            lambda: start.x0,
+            lambda: teacher_step(t.roles.teacher, t.solver, x, n, c, t.around.unconditional(c), validating.w),
+            lambda: jump(t.roles.student, t.solver, x, n, c, n - 1)[0],
+            lambda: t.around.decode(x[:, :, 0] if x.ndim == 5 else x),
+        ]
+        for work in works if held_out else works[:2]:
+            work().sum().item()  # waits for the device
+            times.append(time.monotonic())
+    read, teacher, *others = (b - a for a, b in pairwise(times))
+    walk = sum(first_walk(lane.bank) for lane in t.lanes) * teacher
+    if not held_out:
+        return walk
+    student, decoding = others
+    updates = count_updates(config, len(entries) - held_out, t.lane_count)
+    validations = 1 + -(-updates // config.run.validate_every)
+    weights = 2 if config.distill.ema else 1
+    each = validations * (read + teacher + (steps + 2) * student)
+    once = (t.n_eta + 1) * teacher + read + weights * len(SCHEDULES) * steps * student
+    return held_out * (each + once) + validations * min(4, held_out) * 8 * decoding + walk
 
 
 def _gib(size: int) -> float:

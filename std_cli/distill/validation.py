@@ -72,7 +72,7 @@ class Validation:
         found: dict[str, dict[str, list[float]]] = {name: {s: [] for s in SCHEDULES} for name in networks}
         for i in range(len(self.data.entries)):
             try:
-                start = self._start(i)
+                start = self.start(i)
             except StdError:  # `measure` has said so
                 continue
             for name, network in networks.items():
@@ -85,7 +85,7 @@ class Validation:
         }
 
     @torch.no_grad()
-    def _distance(self, i: int, start: "_Start", network: Network, schedule: Schedule) -> tuple[float, Tensor]:
+    def _distance(self, i: int, start: "Start", network: Network, schedule: Schedule) -> tuple[float, Tensor]:
         """(distance to the teacher's end point, where the network ends)."""
         t, d = self.trainer, self.trainer.config.distill
         steps, end = timesteps(d.steps, d.eta, schedule), self._end(i, start)
@@ -96,7 +96,7 @@ class Validation:
         return ((made - end).square().mean() / (end - start.x0).square().mean()).sqrt().item(), made
 
     @torch.no_grad()
-    def _end(self, i: int, start: "_Start") -> Tensor:
+    def _end(self, i: int, start: "Start") -> Tensor:
         """Where the teacher ends from x_eta of sample i; kept."""
         t, end = self.trainer, start.x
         if i not in self.ends:
@@ -107,7 +107,8 @@ class Validation:
         return self.ends[i].to(start.x)
 
     @torch.no_grad()
-    def _start(self, i: int) -> "_Start":
+    def start(self, i: int) -> "Start":
+        """Held-out sample i, noised to x_eta. Raises StdError if it cannot be read."""
         t = self.trainer
         random = t.generator(NO_STEP, i)
         picture = self.data.read(i, np.random.default_rng((t.config.run.seed, NO_STEP, i)))
@@ -115,13 +116,13 @@ class Validation:
         c = t.conditions(picture.caption, list(picture.original_size), list(picture.crop), picture.reference)
         c = {k: v[None] for k, v in c.items()}
         noise = torch.randn(x0.shape, generator=random).to(x0)
-        return _Start(x0, noise, t.solver.begin(x0, noise, t.n_eta), c, random)
+        return Start(x0, noise, t.solver.begin(x0, noise, t.n_eta), c, random)
 
     @torch.no_grad()
     def _one(self, i: int) -> tuple[float, list[Tensor]]:
         """(distance, the sheet's latents) of one sample."""
         t, solver, roles = self.trainer, self.trainer.solver, self.trainer.roles
-        start = self._start(i)
+        start = self.start(i)
         x0, noise, x, c, random = start.x0, start.noise, start.x, start.c, start.random
         distance, made = self._distance(i, start, roles.student, "aligned")
         n, s = torch.tensor([t.n_eta]), torch.tensor([max(0, t.n_eta - t.reach)])
@@ -133,7 +134,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class _Start:
+class Start:
     """One held-out sample, a batch of 1."""
 
     x0: Tensor
