@@ -1,4 +1,14 @@
-from std_cli.cli import main
+"""`std`, and `python -m std_cli`: signals are taken before anything is imported that takes time."""
+
+from std_cli.interruption import install
+
+
+def main() -> None:
+    install()
+    from std_cli.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -3,11 +3,12 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
-from std_cli import __version__, cli_models
+from std_cli import __version__, cli_models, interruption
 from std_cli.config import (
     Audio,
     Deinterlace,
@@ -356,8 +357,15 @@ def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong request or input, 130 interrupted."""
-    sys.exit(run(sys.argv[1:]))
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong request or input, 130 Ctrl-C, 143 SIGTERM."""
+    interruption.install()
+    code = run(sys.argv[1:])
+    if code >= 128:  # threads may still be at work: the interpreter's own end would have to wait for them, or abort
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -366,7 +374,8 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False, prog_name="std")
         if code == 130:  # what Typer makes of Ctrl-C
             several = arguments[:1] == ["distill"] and os.environ.get("LOCAL_RANK", "0") != "0"
-            return 130 if several else _fail("interrupted", 130, arguments)
+            code = interruption.exit_code()
+            return code if several else _fail(interruption.message(), code, arguments)
         return code if isinstance(code, int) else 0
     except typer.TyperException as e:
         message = e.format_message()  # none where the help was shown instead

@@ -27,6 +27,7 @@ from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_adapter, check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.picture_kinds import PICTURE_SUFFIXES
+from std_cli.startup import LOADING
 from std_cli.stylize import (
     Event,
     Find,
@@ -125,7 +126,8 @@ def _stylize(r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on
     failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
 
     on_event({"event": "progress", "stage": "load", "model": files.name})
-    from std_cli.pipeline import choose_device, choose_dtype, name_dtype
+    with LOADING:
+        from std_cli.pipeline import choose_device, choose_dtype, name_dtype
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
@@ -204,9 +206,10 @@ def prepare_video(
     how = {"task": "v2v" if motion else "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
     if files:
-        check_model(files, motion)
-        if lora is not None and not missing:
-            check_adapter(files, motion, lora, s.allow_partial)
+        with LOADING:
+            check_model(files, motion)
+            if lora is not None and not missing:
+                check_adapter(files, motion, lora, s.allow_partial)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     if files:
@@ -234,12 +237,13 @@ def load_pipeline(
     r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
 ) -> "VideoPipeline":
     """Load what a request asks for, with its style."""
-    from std_cli.pipeline import VideoPipeline
-
     assert r.files is not None
-    pipeline = VideoPipeline(
-        r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion, r.s.method, r.s.allow_partial
-    )
+    with LOADING:
+        from std_cli.pipeline import VideoPipeline
+
+        pipeline = VideoPipeline(
+            r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion, r.s.method, r.s.allow_partial
+        )
     for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
         on_notice(message)
     pipeline.on_notice = on_notice

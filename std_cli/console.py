@@ -5,6 +5,8 @@ Results go to stdout, one line each; progress, notices and errors to stderr. Pro
 
 import json
 import re
+import sys
+import threading
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,7 +69,7 @@ class Reporter:
 
     def __call__(self, event: Event) -> None:
         if self.as_json:
-            print(_json(event), flush=True)
+            _write_line(_json(event))
             return
         event = _printable(event)
         if event["event"] == "error":
@@ -339,6 +341,23 @@ def _json(event: Event) -> str:
 
 
 _LOSSES = {"loss": "loss", "adversarial": "adv", "discriminator": "D", "validation": "val"}
+
+
+_WRITING = threading.Lock()
+
+
+def _write_line(line: str) -> None:
+    """A line to stdout in one system call: several processes or threads that write to one pipe or file do not mix.
+
+    Half of a surrogate pair, which stands for a byte of a file name, is written as JSON escapes it.
+    """
+    left = memoryview(f"{line}\n".encode("utf-8", "backslashreplace"))
+    with _WRITING:
+        sys.stdout.flush()
+        buffer = sys.stdout.buffer
+        raw = getattr(buffer, "raw", buffer)
+        while left:  # once, unless a signal comes while a pipe is full
+            left = left[raw.write(left) or 0 :]
 
 
 def _bars(counts: list[int]) -> str:

@@ -74,4 +74,6 @@ def at_work() -> Iterator[None]:
     try:
         yield
     except InputError as e:
-        raise StdError(str(e)) from e
+        error = StdError(str(e))
+        error.reported = e.reported
+        raise error from e

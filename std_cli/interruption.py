@@ -102,7 +102,8 @@ def deferred() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, remember) for number in _SIGNALS}
+        taken = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, remember) for number in taken}
     try:
         yield lambda: asked
     finally:

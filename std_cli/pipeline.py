@@ -45,6 +45,7 @@ from std_cli.model_configs import ImageEncoder, TextEncoder, loading, read_confi
 from std_cli.parts import check_finite
 from std_cli.savings import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
+from std_cli.startup import LOADING
 from std_cli.weights import ModelFiles, MotionFiles
 from std_cli.zoo import Method, MethodName, zoo
 
@@ -130,7 +131,7 @@ class Pipeline:
         self.notices = list(files.notices)
         self.on_notice: Callable[[str], None] = self.notices.append
         check_finite(files, motion, dtype)
-        with loading(f"--model {printable(files.name, 200)}", files.base):
+        with LOADING, loading(f"--model {printable(files.name, 200)}", files.base):
             self.pipe = self._load(files, lora, motion, dtype, allow_partial)
         pipe = self.pipe
         if device.type == "cuda":

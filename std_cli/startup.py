@@ -2,7 +2,11 @@
 
 import logging
 import os
+import threading
 import warnings
+
+LOADING = threading.RLock()
+"""Held while a model is loaded: diffusers, transformers and accelerate patch torch for the whole process meanwhile."""
 
 
 def hush() -> None:

@@ -45,6 +45,7 @@ from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_adapter, check_model
 from std_cli.paths import check_path, names_folder, user_path
 from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
+from std_cli.startup import LOADING
 from std_cli.transparency import attach_alpha, over_white
 from std_cli.weights import ModelFiles, blind_at_the_end, resolve_model, scheduler_config
 from std_cli.zoo import cfg_range, zoo
@@ -127,7 +128,8 @@ def _stylize(r: ImageRequest, overwrite: bool, on_event: OnEvent) -> Iterator[Im
     for folder in {target.parent for target in r.targets if target}:
         remove_stale_drafts(folder)
     on_event({"event": "progress", "stage": "load", "model": files.name})
-    from std_cli.pipeline import choose_device, choose_dtype, name_dtype
+    with LOADING:
+        from std_cli.pipeline import choose_device, choose_dtype, name_dtype
 
     device = choose_device(s.device)
     dtype = choose_dtype(s.dtype, device)
@@ -201,9 +203,10 @@ def prepare_images(
     how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
     if files:
-        check_model(files)
-        if lora is not None:
-            check_adapter(files, None, lora, s.allow_partial)
+        with LOADING:
+            check_model(files)
+            if lora is not None:
+                check_adapter(files, None, lora, s.allow_partial)
     s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     if files:
@@ -215,12 +218,13 @@ def load_pipeline(
     r: ImageRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
 ) -> "ImagePipeline":
     """Load what a request asks for, with its style."""
-    from std_cli.pipeline import ImagePipeline
-
     assert r.files is not None
-    pipeline = ImagePipeline(
-        r.files, r.lora, device, dtype, r.s.offload, r.s.compile, method=r.s.method, allow_partial=r.s.allow_partial
-    )
+    with LOADING:
+        from std_cli.pipeline import ImagePipeline
+
+        pipeline = ImagePipeline(
+            r.files, r.lora, device, dtype, r.s.offload, r.s.compile, method=r.s.method, allow_partial=r.s.allow_partial
+        )
     for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
         on_notice(message)
     pipeline.on_notice = on_notice

@@ -95,6 +95,12 @@ def finish(run: Path, step: int, state: dict[str, Any]) -> Path:
     return folder
 
 
+def remove_drafts(run: Path) -> None:
+    """Remove what a killed run left of checkpoints that it was writing."""
+    for draft in run.glob(".checkpoint-*.part"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def steps_of(run: Path) -> list[int]:
     """The steps that there are checkpoints of, ascending."""
     found = (_NAME.fullmatch(f.name) for f in run.iterdir() if f.is_dir()) if run.is_dir() else ()

@@ -13,7 +13,6 @@ process has used; the first process validates.
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,8 +37,9 @@ from std_cli.distill.resume import load, metadata, save
 from std_cli.distill.samples import find_pictures, fingerprint_references, fingerprint_samples
 from std_cli.distill.trainer import OnEvent, Trainer
 from std_cli.distill.validation import SCHEDULES, Validation
-from std_cli.errors import InputError, StdError
-from std_cli.image import FULL_DISK, replace_file, writing
+from std_cli.errors import InputError, StdError, at_work
+from std_cli.image import FULL_DISK, remove_stale_drafts, replace_file, writing
+from std_cli.interruption import at_quit, deferred
 from std_cli.paths import user_path
 
 
@@ -71,7 +71,8 @@ def distill(
 
     # --- the loop ---
     with (
-        _signals() as stopped,
+        at_work(),
+        deferred() as stopped,
         Loader(
             trainer.data,
             lanes=[lane.number for lane in trainer.lanes],
@@ -108,7 +109,7 @@ def distill(
             if stop or done % r.save_every == 0 or done == steps:
                 saved = save(trainer, done)
             if stop and done < steps:
-                on_event({"event": "notice", "message": f"stopped after {done} updates; the same command goes on"})
+                on_event({"event": "notice", "message": f"stopped after {done} updates; the same command resumes"})
                 raise KeyboardInterrupt
 
     # --- export ---
@@ -189,12 +190,16 @@ def _set_up(
     samples = {"data": fingerprint_samples(entries), "style": fingerprint_references(references)}
     start = _choose_start(folder, resume, config, lane_count, samples, on_event)
     steps = count_updates(config, len(entries), lane_count)
-    _make_folder(folder)
-    trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
-    on_ready(trainer)
-    first = load(trainer, start) if start is not None else 0
-    if state.is_main_process:
-        replace_file(folder / "config.toml", to_toml(config).encode())
+    with _new_folder(folder):
+        _make_folder(folder)
+        if state.is_main_process:
+            remove_stale_drafts(folder)
+            checkpoint.remove_drafts(folder)
+        trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
+        on_ready(trainer)
+        first = load(trainer, start) if start is not None else 0
+        if state.is_main_process:
+            replace_file(folder / "config.toml", to_toml(config).encode())
     on_event({"event": "start", "settings": config.model_dump(mode="json"), "steps": steps, **trainer.facts})
     return trainer, replace(found, entries=held_out), first
 
@@ -261,6 +266,24 @@ def _check_same_run(
             raise InputError(f"{start} was made with other {name}: give the same files, or name another run.output")
 
 
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """A run's folder that was not there, and the folders above it, are removed again if its set-up fails."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    ready = False
+
+    def undo() -> None:
+        if missing and not ready:
+            shutil.rmtree(folder, ignore_errors=True)
+            for place in missing[1:]:
+                with suppress(OSError):
+                    place.rmdir()
+
+    with at_quit(undo):
+        yield
+        ready = True
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -270,30 +293,6 @@ def _make_folder(folder: Path) -> None:
         if e.errno in FULL_DISK:
             raise StdError(f"run.output {folder}: disk full ({e.strerror}): free some space") from None
         raise InputError(f"run.output {folder}: cannot be written ({e.strerror}): name another folder") from None
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM is only remembered: the function tells."""
-    asked = False
-
-    def remember(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            before[number] = signal.signal(number, remember)
-        except ValueError:  # not in the main thread
-            break
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

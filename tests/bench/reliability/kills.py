@@ -1,0 +1,199 @@
+"""Runs that are killed and interrupted at random moments, then repeated to their end.
+
+The result must be the uninterrupted one's bit for bit, with the documented exit codes and nothing left over. Each run is
+the command line itself, in a process that is forked from one which has imported the libraries.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+LIMIT = 180.0
+"""Seconds after which a run counts as hanging."""
+WAYS = {
+    "SIGKILL": ([signal.SIGKILL], -signal.SIGKILL),
+    "Ctrl-C": ([signal.SIGINT], 130),
+    "two Ctrl-C": ([signal.SIGINT, signal.SIGINT], 130),
+    "SIGTERM": ([signal.SIGTERM], 143),
+}
+"""What is sent, and the exit code of a run that it ends."""
+_FAST = ["--model", "tiny", "--size", "64", "--style", "../style.png", "--json"]
+
+
+@dataclass
+class Counts:
+    """What happened to one kind of work."""
+
+    killed: int = 0
+    resumed: int = 0
+    """Runs that were started again after a signal."""
+    equal: int = 0
+    different: int = 0
+    leftovers: int = 0
+    hangs: int = 0
+    wrong: list[str] = field(default_factory=list)
+    """Exit codes and texts that should not be."""
+
+    @property
+    def good(self) -> bool:
+        return not (self.different or self.leftovers or self.hangs or self.wrong)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kind of work: its command line, and the files that are its result; run in a folder of its own."""
+
+    name: str
+    arguments: list[str]
+    results: str
+    """A pattern."""
+
+
+WORKS = {
+    "video": Work("video", ["stylize", "video", "../in.mp4", *_FAST, "--steps", "2", "--motion", "auto", "-o", "out.mp4"], "out.mp4"),
+    "pictures": Work("pictures", ["stylize", "image", "../in", *_FAST, "--steps", "4", "-o", "out", "--overwrite"], "out/*"),
+    "distill": Work("distill", ["distill", "--config", "../run.toml", "--json"], "run/*.safetensors"),
+}  # fmt: skip
+
+
+def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Counts:
+    """Send `kills` signals to runs of one kind of work; each result is finished after at most `most` of them."""
+    work, counts, r = WORKS[kind], Counts(), random.Random(f"{kind}{seed}")
+    if not (folder / "style.png").exists():
+        prepare(folder)
+    whole, seconds = folder / f"{kind}-whole", 0.0
+    whole.mkdir()
+    for _ in range(2):  # the first waits for the imports
+        begin = time.monotonic()
+        code = _run(work, whole, None, 0, counts)
+        seconds = time.monotonic() - begin
+        if code:
+            raise SystemExit(f"the uninterrupted run failed: {(whole / 'err.log').read_text()}")
+        expected = _digests(whole, work)
+        _clear(whole, work)
+    number = 0
+    while counts.killed < kills:
+        number += 1
+        place = folder / f"{kind}-{number}"
+        place.mkdir()
+        for _ in range(min(most, kills - counts.killed)):
+            way = r.choice(list(WAYS))
+            code = _run(work, place, way, r.uniform(0.05, 1.0) * seconds, counts)
+            if code == 0:
+                break
+            counts.killed += 1
+            counts.resumed += 1
+            if way != "SIGKILL" and (stale := _drafts(place)):
+                counts.wrong.append(f"{way} left {stale}")
+        code = _run(work, place, None, 0, counts)
+        over = code == 2 and "exists" in (place / "out.log").read_text()  # it was killed when all was done
+        if code != 0 and not over:
+            counts.wrong.append(f"the last run ended with {code}: {(place / 'out.log').read_text()[-300:]}")
+        if _digests(place, work) == expected:
+            counts.equal += 1
+        else:
+            counts.different += 1
+        left = [name for name in os.listdir(place) if name.startswith(".")] + _drafts(place)
+        counts.leftovers += bool(left)
+        counts.wrong += [f"left over: {left}"] if left else []
+    return counts
+
+
+def prepare(folder: Path) -> None:
+    """The inputs of all kinds, drawn from a fixed seed."""
+    import av
+
+    noise = np.random.default_rng(0).integers(0, 256, (8, 6, 16, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(n).resize((128, 48), Image.Resampling.BICUBIC) for n in noise]
+    pictures[0].save(folder / "style.png")
+    (folder / "in").mkdir()
+    rows = []
+    for i, picture in enumerate(pictures[1:6]):
+        picture.resize((96, 72)).save(folder / "in" / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"number {i}"}))
+    (folder / "in" / "metadata.jsonl").write_text("\n".join(rows))
+    with av.open(str(folder / "in.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(26):
+            file.mux(stream.encode(av.VideoFrame.from_image(pictures[6].crop((i, 0, i + 64, 48)))))
+        file.mux(stream.encode())
+    (folder / "run.toml").write_text(
+        'run = {output = "run", max_steps = 4, save_every = 1, validate_every = 4}\n'
+        'model = {name = "tiny", device = "cpu"}\n'
+        'data = {sources = ["../in"], size = [64, 64], workers = 1, held_out = 1}\n'
+        'lora = {rank = 4, alpha = 4, targets = ["to_q", "conv1"]}\n'
+        "distill = {steps = 2}\n"
+        'adversarial = {features = "none"}\n'
+        "optimizer = {warmup_steps = 1, accumulation = 1}\n"
+    )
+
+
+def _run(work: Work, place: Path, way: str | None, delay: float, counts: Counts) -> int | None:
+    """The exit code of one run, which gets the signals of `way` after `delay` seconds; None if it hangs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["std_cli.clips", "std_cli.distill.train"])
+    child = context.Process(target=_child, args=(work.arguments, str(place)))
+    child.start()
+    sent, expected = WAYS[way] if way else ([], 0)
+    if way:
+        child.join(delay)
+        while child.is_alive() and not (place / "ready").exists():  # signals before it is the command line are not its
+            time.sleep(0.01)
+    for number in sent:
+        if child.is_alive() and child.pid is not None:
+            os.kill(child.pid, number)
+            child.join(0.03)
+    child.join(LIMIT)
+    code = child.exitcode
+    if code is None:
+        counts.hangs += 1
+        child.kill()
+        child.join()
+    (place / "ready").unlink(missing_ok=True)
+    texts = (place / "err.log").read_text() if (place / "err.log").exists() else ""
+    if re.search("Traceback|Fatal|terminate called|Exception ignored", texts):
+        counts.wrong.append(f"{way}: {texts[-500:]}")
+    if way and code not in (0, expected):
+        counts.wrong.append(f"{way} ended with {code}: {texts[-200:]}")
+    return code
+
+
+def _child(arguments: list[str], place: str) -> None:
+    """The command line, in `place`, with its output in out.log and err.log, and short segments."""
+    from std_cli import cli, clip_run
+    from std_cli.interruption import install
+
+    os.chdir(place)
+    for name, number in (("out.log", 1), ("err.log", 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+    sys.argv = ["std", *arguments]
+    clip_run.SEGMENT = 6
+    install()
+    open("ready", "w").close()
+    cli.main()
+
+
+def _digests(place: Path, work: Work) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(place.glob(work.results))}
+
+
+def _drafts(place: Path) -> list[str]:
+    return [str(f.relative_to(place)) for f in place.rglob(".std-*.tmp") if ".out.mp4.std" not in f.parts]
+
+
+def _clear(place: Path, work: Work) -> None:
+    from std_cli.image import remove
+
+    remove(place / Path(work.results).parts[0])
