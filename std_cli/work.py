@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -59,9 +59,9 @@ class WorkFolder:
 
     def _get_lock(self) -> IO[bytes]:
         while True:
+            check_folder(self.path)
             try:
                 self.path.mkdir(exist_ok=True)
-                check_folder(self.path)
                 lock = open(self.path / _LOCK, "ab")  # noqa: SIM115  # closed by _leave
             except OSError as e:
                 if isinstance(e, FileNotFoundError) and self.path.parent.is_dir():
@@ -83,7 +83,7 @@ class WorkFolder:
         """Give the folder up, and remove it if there is nothing to resume from, or all is done."""
         if lock.closed:
             return
-        with suppress(OSError):
+        try:
             if self._opened and not (self.path / _STATE).exists():
                 self._empty()
                 remove(self.path / _RUN)
@@ -91,7 +91,10 @@ class WorkFolder:
                     lock.close()
                 (self.path / _LOCK).unlink()
                 self.path.rmdir()
-        lock.close()
+        except OSError:  # it stays for the next run
+            pass
+        finally:
+            lock.close()
 
     def _open(self) -> None:
         check_folder(self.path)  # again, with the lock: no other run changes it now

@@ -13,6 +13,7 @@ process has used; the first process validates.
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,7 @@
 """Runs that are killed and interrupted at random moments, then repeated to their end.
 
-The result must be the uninterrupted one's bit for bit, with the documented exit codes and nothing left over. Each run is
-the command line itself, in a process that is forked from one which has imported the libraries.
+The result must be the uninterrupted one's bit for bit, with the documented exit codes and nothing left over. Each run
+is the command line itself, in a process that is forked from one which has imported the libraries.
 """
 
 import hashlib
@@ -60,11 +60,13 @@ class Work:
     """A pattern."""
 
 
+_VIDEO = ["stylize", "video", "../in.mp4", *_FAST, "--steps", "2", "--motion", "auto", "-o", "out.mp4"]
+_PICTURES = ["stylize", "image", "../in", *_FAST, "--steps", "4", "-o", "out", "--overwrite"]
 WORKS = {
-    "video": Work("video", ["stylize", "video", "../in.mp4", *_FAST, "--steps", "2", "--motion", "auto", "-o", "out.mp4"], "out.mp4"),
-    "pictures": Work("pictures", ["stylize", "image", "../in", *_FAST, "--steps", "4", "-o", "out", "--overwrite"], "out/*"),
+    "video": Work("video", _VIDEO, "out.mp4"),
+    "pictures": Work("pictures", _PICTURES, "out/*"),
     "distill": Work("distill", ["distill", "--config", "../run.toml", "--json"], "run/*.safetensors"),
-}  # fmt: skip
+}
 
 
 def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Counts:
