@@ -126,7 +126,7 @@ def test_wherever_its_removal_stops_a_finished_result_is_known(output, monkeypat
         real(path)
 
     real = std_cli.work.remove
-    for limit in range(4):  # noqa: B007  # it is used by remove_some
+    for limit in range(3):  # noqa: B007  # it is used by remove_some
         removed.clear()
         monkeypatch.setattr(std_cli.work, "remove", real)
         with pytest.raises(Killed), WorkFolder(output, RUN, True) as work:
