@@ -203,8 +203,6 @@ class Run:
         except BaseException as e:
             if writer is not None:
                 writer.__exit__(type(e), e, None)
-            if isinstance(e, StdError):
-                self._check_source(work)  # where it was, this is the true reason
             if isinstance(e, KeyboardInterrupt):
                 then = f"resumes after frame {saved}" if saved else "starts over: no part was finished yet"
                 self.notice(f"stopped after {done} frames; the same command {then}")
@@ -213,20 +211,7 @@ class Run:
             pictures.close()
         if not done:
             raise StdError(f"{self.job.source.name}: no frames between --start and --end: widen them")
-        self._check_source(work)
         return self._finish(work, segments, done, resumed, quality, begin, thumbnail, overwrite, keep_work)
-
-    def _check_source(self, work: WorkFolder) -> None:
-        """Raises StdError if the input is another one than at the beginning."""
-        try:
-            same = input_fingerprint(self.job.source) == work.run["input"]["sha256"]
-        except OSError:
-            same = False
-        if not same:
-            raise StdError(
-                f"{self.job.source.name} was changed or removed while it was read: give the command again with "
-                "--no-resume when it is complete"
-            )
 
     def _wavefront(self, pipeline: "VideoPipeline") -> "Wavefront":
         from std_cli.wavefront import Wavefront
