@@ -14,7 +14,7 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("kind", "count"), [("weights", 5), ("configs", 10), ("clips", 3)])
+@pytest.mark.parametrize(("kind", "count"), [("weights", 4), ("configs", 6), ("clips", 3)])
 def test_damaged_files_are_taken_or_refused_in_one_line(files, monkeypatch, kind, count):
     from std_cli import clips, stylize
 
