@@ -495,7 +495,7 @@ def test_the_command(pictures, tmp_path, capsys, monkeypatch):
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", adversarial={"features": "none"})))
     assert run(["distill", "--config", str(config), "--max-steps", "1", "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [e["event"] for e in events if e["event"] != "progress"] == ["start", "result"]
+    assert [e["event"] for e in events if e["event"] not in ("progress", "notice")] == ["start", "result"]
     for arguments, code, problem in (
         ([], 2, "--config is missing"),
         (["--config", str(tmp_path / "no.toml")], 2, "cannot be read"),
