@@ -18,6 +18,7 @@ from std_cli.config import (
     Offload,
     ScheduleChoice,
     StyleBlocks,
+    Subtitles,
     Task,
     VideoSettings,
 )
@@ -191,6 +192,7 @@ def video(
     preset: Annotated[str | None, _option("preset")] = None,
     output_size: Annotated[str | None, _option("output_size", metavar="SIZE")] = None,
     audio: Annotated[Audio | None, _option("audio")] = None,
+    subtitles: Annotated[Subtitles | None, _option("subtitles")] = None,
     deinterlace: Annotated[Deinterlace | None, _option("deinterlace")] = None,
     side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
     preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,

@@ -35,6 +35,7 @@ from std_cli.stylize import (
 from std_cli.transparency import fill_hidden
 from std_cli.video.clip import Alpha, Clip, Frame, Pixels
 from std_cli.video.cuts import CutDetector, GivenCuts
+from std_cli.video.extras import Extras
 from std_cli.video.join import join
 from std_cli.video.motion import Grey, Steady, grey
 from std_cli.video.quality import Quality
@@ -60,6 +61,8 @@ class Job:
     source: Path
     clip: Clip
     target: Target
+    extras: Extras
+    """What the result has in addition to its pictures."""
     index: int
     total: int
     working: tuple[int, int]
@@ -149,6 +152,8 @@ class Run:
 
     def go(self, pipeline: "VideoPipeline", work: WorkFolder, overwrite: bool, keep_work: bool) -> Event:
         begin = time.monotonic()
+        for message in self.job.extras.notices:
+            self.notice(message)
         wave = self._wavefront(pipeline)
         quality, steady, segments, emitted, pushed = Quality(), Steady(self.s.steady), 0, 0, 0
         if work.state is not None:
@@ -289,7 +294,7 @@ class Run:
             now = input_fingerprint(self.job.source)
         except OSError as e:
             raise StdError(f"{name} cannot be read any more ({e.strerror}): {again}") from None
-        if self.input_sha256 and now != self.input_sha256:  # a plan only counts the frames
+        if now != self.input_sha256:
             raise StdError(f"{name} was changed or cut while it was read: {again}")
 
     def _frame_time(self) -> Fraction:
@@ -403,8 +408,6 @@ class Run:
         zero = round(self.first_pts / target.time_base)  # ticks, as the parts have them
         if sound and begin_at is None and clip.origin is not None:
             zero = min(zero, clip.origin // target.time_base)  # sound that is there before the picture
-        if s.preview is not None and clip.audio and s.audio == "copy":
-            self.notice("a preview has no sound")
         self._check_input()
         with writing(target.path):
             try:
@@ -414,11 +417,11 @@ class Run:
                     target,
                     clip,
                     out=work.draft,
+                    extras=self.job.extras,
                     begin=begin_at,
                     until=self.end if s.end is not None or s.max_frames is not None else None,
                     shift=zero * target.time_base,
                     end=self.end,
-                    audio=s.audio == "copy" and s.preview is None,
                     comment=comment,
                 )
                 seconds = time.monotonic() - begin

@@ -46,6 +46,7 @@ from std_cli.stylize import (
 )
 from std_cli.video.clip import VIDEO_SUFFIXES, Clip
 from std_cli.video.cuts import parse_time, read_cuts
+from std_cli.video.extras import choose_extras
 from std_cli.video.read import open_clip
 from std_cli.video.write import choose_target
 from std_cli.weights import WINDOW, ModelFiles, MotionFiles, resolve_model, resolve_motion
@@ -359,7 +360,15 @@ def _plan(
         made=made,
         alpha=clip.alpha and not s.side_by_side,
     )
-    return Job(source, clip, written, index, total, working, size, cuts, _estimate(clip, s))
+    extras = choose_extras(
+        clip,
+        written,
+        audio=s.audio == "copy",
+        subtitles=s.subtitles == "copy",
+        preview=s.preview is not None,
+        side_by_side=s.side_by_side,
+    )
+    return Job(source, clip, written, extras, index, total, working, size, cuts, _estimate(clip, s))
 
 
 def _estimate(clip: Clip, s: VideoSettings) -> int | None:

@@ -20,6 +20,7 @@ StyleBlocks = Literal["style", "all"]
 ScheduleChoice = Literal["auto", "quickstart", "aligned"]
 Offload = Literal["none", "model", "sequential"]
 Audio = Literal["copy", "none"]
+Subtitles = Literal["copy", "none"]
 Deinterlace = Literal["auto", "off", "on"]
 Task = Literal["i2i", "v2v"]
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
@@ -173,6 +174,8 @@ class VideoSettings(ImageSettings):
     """Size of the result: the source's, the working size, or WxH."""
     audio: Audio = "copy"
     """Copy the sound, or leave it out."""
+    subtitles: Subtitles = "copy"
+    """Copy the subtitles, converted where the container holds another kind of text, or leave them out."""
     deinterlace: Deinterlace = "auto"
     """Deinterlace the frames that are marked as interlaced (auto), none (off), or all (on)."""
     side_by_side: bool = False

@@ -114,6 +114,7 @@ def plan_video(*args: Any, probe: bool = True, on_event: OnEvent = lambda event:
     working = max((job.working for job in r.jobs), key=_area)
     p = _Planner(r, found.missing, working, inputs, r.window, r.overlap, probe, on_event)
     p.notes += [f"{e['input']} is left out: {e['message']}" for e in r.failed]
+    p.notes += [f"{job.source.name}: {notice}" for job in r.jobs for notice in job.extras.notices]
     return p.plan(r, r.jobs[0].target.path, lambda device, dtype: _time_windows(p, r, device, dtype))
 
 

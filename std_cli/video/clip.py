@@ -94,3 +94,15 @@ class Frame:
     """Seconds until the next frame, or of the last one until the end."""
     alpha: Alpha | None = None
     """None if all is opaque, or white was put behind what is transparent."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a source's clock that a result has, in seconds."""
+
+    begin: Fraction | None = None
+    """The first moment that is kept; None: all from the start."""
+    until: Fraction | None = None
+    """The first moment that is not kept any more; None: all to the end."""
+    shift: Fraction = Fraction(0)
+    """What is taken off all times."""

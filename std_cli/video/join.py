@@ -1,23 +1,33 @@
-"""Finished segments to one output: joined without encoding them again, with sound, subtitles, chapters and tags."""
+"""Finished segments to one output: joined without encoding them again, with what the source has in addition."""
 
 import heapq
-import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.subtitles.subtitle import SubtitleSet
 
 from std_cli.errors import InputError
-from std_cli.video.clip import Clip, Color, Pixels
+from std_cli.video.clip import Clip, Color, Pixels, Span
 from std_cli.video.color import LIMITED, from_rgb
-from std_cli.video.decode import video_stream
-from std_cli.video.timestamps import all_continued
-from std_cli.video.write import Target, create_container, decoding_delay, early_times, exact_clock, sync_file, told
+from std_cli.video.extras import NOTHING, REFUSALS, Extras, container_options, describe, open_source
+from std_cli.video.projection import with_projection
+from std_cli.video.streams import Added, Carried, Flow, add_stream, other_packets
+from std_cli.video.tags import file_tags, request_in
+from std_cli.video.write import (
+    Target,
+    create_container,
+    decoding_delay,
+    early_times,
+    exact_clock,
+    of_the_disk,
+    sync_file,
+    write_errors,
+)
 
 
 def join(
@@ -26,66 +36,151 @@ def join(
     source: Clip,
     *,
     out: Path,
+    extras: Extras,
     begin: Fraction | None = None,
     until: Fraction | None = None,
     shift: Fraction = Fraction(0),
     end: Fraction | None = None,
-    audio: bool = True,
     comment: str = "",
 ) -> list[str]:
-    """Put the segments into one file `out` and copy the source's other streams, chapters and tags; what could not be
-    kept is told in the returned notices.
+    """Put the segments into one file `out`, with what `choose_extras` chose of the source.
 
     Packets of the other streams from `begin` up to `until` (seconds on the source's clock; None: no limit) are kept;
     `shift` is taken off all times. The last frame ends at `end` (on that clock, too; None: after the nominal time of
-    one frame). Raises StdError if writing fails; then `out` may be there in part.
+    one frame). What the container refuses only now is left out. Returns notices of what could not be kept.
+    Raises StdError if writing fails; then `out` may be there in part.
     """
-    with told(target.path):
+    with write_errors(target.path):
         if target.container == "folder":
             _folder(segments, out, comment, shift)
             return []
         if target.container in ("gif", "webp"):
             _animate(segments, target, out, end)
-            return [f"{target.container} has no sound: it is left out"] if source.audio and audio else []
+            return []
         notices: list[str] = []
-        with ExitStack() as stack:
-            before: Any = None
-            if source.kind == "video":
-                before = stack.enter_context(av.open(f"file:{source.path}", metadata_errors="replace"))
-            options = {}
-            if target.container in ("mp4", "mov"):
-                rates = [s.sample_rate for s in before.streams.audio if s.codec_context] if before else []
-                options = {"movflags": "+faststart"} | exact_clock(target, *filter(None, rates))
-            file = stack.enter_context(create_container(out, target.container, options))
-            first: Any = stack.enter_context(av.open(f"file:{segments[0]}"))
-            template: Any = first.streams.video[0]
-            video = file.add_stream_from_template(template, opaque=target.codec == "av1")
-            video.time_base = target.time_base
-            video.codec_context.framerate = target.frame_rate
-            if target.codec != "av1":
-                video.sample_aspect_ratio = target.sample_aspect_ratio
-                if target.codec == "hevc" and target.container != "matroska":
-                    video.codec_context.codec_tag = "hvc1"
-            flows = [_video_packets(segments, video, target, shift, end)]
-            if before:
-                others = _other_streams(before, file, video, audio, notices)
-                if others:
-                    flows.append(_other_packets(before, others, source, notices, begin, until, shift))
-                _copy_tags(before, file, bool(comment), begin, until, shift)
-            if comment:
-                file.metadata["comment"] = comment
-            for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
+        span = Span(begin, until, shift)
+        while True:
+            try:
+                return notices + _written(segments, target, source, out, extras, span, end, comment)
+            except REFUSALS as e:
+                if of_the_disk(e) or extras == NOTHING:
+                    raise
+                extras, lost = _without_what_fails(target, source, extras, span, end)
+                reason = getattr(e, "strerror", None) or str(e)
+                notices.append(f"{target.path.name} cannot hold {lost} ({reason}): left out")
+
+
+def _without_what_fails(
+    target: Target, source: Clip, extras: Extras, span: Span, end: Fraction | None
+) -> tuple[Extras, str]:
+    """(the extras without the streams that fail when each is written alone, else without all of them; their names)"""
+    failing = [c for c in extras.streams if not _goes_in(target, source, c, span, end)]
+    if not failing and (extras.timecode or extras.projection):
+        return replace(extras, timecode=None, projection=b""), "the timecode or projection"
+    failing = failing or list(extras.streams)
+    if not failing:
+        return NOTHING, "the source's tags and chapters"
+    kept = tuple(c for c in extras.streams if c not in failing)
+    return replace(extras, streams=kept), ", ".join(c.what for c in failing)
+
+
+def _goes_in(target: Target, source: Clip, carried: Carried, span: Span, end: Fraction | None) -> bool:
+    """Whether all packets of one stream, without the pictures, go into the container, which is written to nowhere."""
+    try:
+        with open_source(source) as before, av.open(Nowhere(), "w", format=target.container) as file:
+            added = [add_stream(file, before.streams[carried.index], carried)]
+            for _, _, packet in other_packets(before, source, added, span, end, {}, lambda reason: None):
                 file.mux(packet)
-        sync_file(out)
-        return notices
+    except REFUSALS:
+        return False
+    return True
 
 
-_Flow = Iterator[tuple[float, int, Any]]  # (seconds, of equal ones the first, packet)
+class Nowhere:
+    """A file that keeps nothing."""
+
+    def __init__(self) -> None:
+        self.at = self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Count the bytes."""
+        self.at += len(data)
+        self.size = max(self.size, self.at)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As a file's."""
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def tell(self) -> int:
+        """As a file's."""
+        return self.at
+
+
+def _written(
+    segments: Sequence[Path],
+    target: Target,
+    source: Clip,
+    out: Path,
+    extras: Extras,
+    span: Span,
+    end: Fraction | None,
+    comment: str,
+) -> list[str]:
+    """Write the result once; what was found missing on the way."""
+    notices: list[str] = []
+    count: dict[int, int] = {}
+    added: list[Added] = []
+    with ExitStack() as stack:
+        before = stack.enter_context(open_source(source)) if source.kind == "video" else None
+        options = container_options(target, extras, file_tags(before, False) if before else {})
+        if target.container in ("mp4", "mov"):
+            rates = [s.sample_rate for s in before.streams.audio if s.codec_context] if before else []
+            options["movflags"] = options.get("movflags", "") + "+faststart"
+            options |= exact_clock(target, *filter(None, rates))
+        file = stack.enter_context(create_container(out, target.container, options))
+        video = _video_stream(stack, file, segments[0], target, extras)
+        flows = [_video_packets(segments, video, target, span.shift, end)]
+        if before:
+            added = [add_stream(file, before.streams[c.index], c) for c in extras.streams]
+            with suppress(av.FFmpegError):
+                before.seek(0)  # a cover was read
+
+            def broken(reason: str) -> None:
+                notices.append(f"{source.path.name} breaks off ({reason}): what goes with its video ends there")
+
+            flows.append(other_packets(before, source, added, span, end, count, broken))
+            describe(before, file, video, target, extras, span, source, commented=bool(comment))
+        if comment:
+            file.metadata["comment"] = comment
+        for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
+            file.mux(packet)
+        # while the source is open: PyAV's streams point into it
+        silent = [a.carried.what for a in added if a.old.type == "audio" and not count.get(a.old.index)]
+    sync_file(out)
+    if silent:
+        notices.append(f"no sound was found in {', '.join(silent)}")
+    return notices
+
+
+def _video_stream(stack: ExitStack, file: Any, segment: Path, target: Target, extras: Extras) -> Any:
+    template: Any = stack.enter_context(av.open(f"file:{segment}")).streams.video[0]
+    if extras.projection:
+        template = stack.enter_context(with_projection(template, extras.projection)).streams.video[0]
+    video = file.add_stream_from_template(template, opaque=target.codec == "av1")
+    video.time_base = target.time_base
+    video.codec_context.framerate = target.frame_rate
+    if target.codec != "av1":
+        video.sample_aspect_ratio = target.sample_aspect_ratio
+        if target.codec == "hevc" and target.container != "matroska":
+            video.codec_context.codec_tag = "hvc1"
+    return video
 
 
 def _video_packets(
     segments: Sequence[Path], stream: Any, target: Target, shift: Fraction, end: Fraction | None
-) -> _Flow:
+) -> Flow:
     base = target.time_base
     delay = decoding_delay(target)
     nominal = round(1 / target.frame_rate / base)
@@ -125,218 +220,6 @@ def _packets(path: Path) -> Generator[Any, None, None]:
         for packet in part.demux(part.streams.video[0]):
             if packet.size and packet.pts is not None:
                 yield packet
-
-
-_Convert = Callable[[Any], Iterator[Any]]  # packets of the source, or None at the end -> packets of the result
-
-
-def _other_streams(
-    before: Any, file: Any, video: Any, audio: bool, notices: list[str]
-) -> list[tuple[Any, Any, _Convert | None]]:
-    """(stream of the source, stream of the result, how its packets are made anew or None); the tags of video's, too."""
-    found: list[tuple[Any, Any, _Convert | None]] = []
-    into = file.format.name
-    covers = av.stream.Disposition.attached_pic
-    main: Any = next((s for s in before.streams.video if not s.disposition & covers), None)
-    for stream in before.streams:
-        if stream is main:
-            video.metadata.update(_stream_tags(stream))
-            video.disposition = stream.disposition
-            continue
-        if stream.type == "audio" and not audio:
-            continue
-        codec = stream.codec_context.codec.canonical_name if getattr(stream, "codec_context", None) else None
-        if stream.type == "data" and stream.name == "bin_data" and before.chapters():
-            continue  # how mp4 holds the names of its chapters, which are copied as such
-        kind = {"audio": "sound", "subtitle": "subtitle", "video": "second video"}.get(stream.type, stream.type)
-        what = f"{kind} stream ({codec or 'of an unknown kind'})"
-        copied = _copied(file, stream) if stream.type in ("audio", "subtitle") and codec else None
-        if copied is not None:
-            found.append((stream, copied, None))
-        elif stream.type == "audio" and codec:
-            name = "libopus" if into == "webm" else "aac"
-            found.append((stream, *_encoded_sound(stream, file, name)))
-            notices.append(f"{what} does not go into {into}: it was encoded anew as {name}")
-        elif codec in _TEXT and into in _TEXT_IN:
-            found.append((stream, *_converted_text(stream, file, _TEXT_IN[into])))
-            notices.append(f"{what} does not go into {into}: it was converted to {_TEXT_IN[into]}, without its styles")
-        elif stream.type == "video":
-            notices.append(f"{what}: left out")
-        else:
-            notices.append(f"{what} does not go into {into}: left out")
-    return found
-
-
-def _stream_tags(stream: Any) -> dict[str, str]:
-    """Without those that count what the stream was before, as mkvmerge writes them, or describe its encoding."""
-    stale = ("duration", "number_of_frames", "number_of_bytes", "bps", "encoder", "timecode", "rotate")
-    return {
-        key: value
-        for key, value in stream.metadata.items()
-        if key.lower().split("-")[0] not in stale and not key.lower().startswith("_statistics")
-    }
-
-
-def _copied(file: Any, stream: Any) -> Any:
-    """A stream of the result that takes this one's packets as they are; None if the container has no place for it."""
-    name = stream.codec_context.codec.canonical_name
-    if name not in _held(file):
-        return None
-    try:
-        new = file.add_stream_from_template(stream, opaque=True)
-    except (ValueError, av.FFmpegError):
-        return None
-    new.time_base = stream.time_base
-    new.metadata.update(_stream_tags(stream))
-    new.disposition = stream.disposition
-    return new
-
-
-def _held(file: Any) -> set[str]:
-    if file.format.name == "webm":
-        return {"opus", "vorbis", "webvtt"}
-    if file.format.name in ("mp4", "mov"):
-        return {"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus", "mov_text", "dvd_subtitle"} | (
-            {"pcm_s16le", "pcm_s24le", "pcm_s16be", "pcm_s24be", "pcm_f32le"} if file.format.name == "mov" else set()
-        )
-    return set(file.supported_codecs) - {"mov_text", "bin_data"}
-
-
-def _other_packets(
-    before: Any,
-    others: list[tuple[Any, Any, _Convert | None]],
-    source: Clip,
-    notices: list[str],
-    begin: Fraction | None,
-    until: Fraction | None,
-    shift: Fraction,
-) -> _Flow:
-    if begin is not None and begin > 1 and not source.offsets:
-        with suppress(av.FFmpegError):
-            before.seek(int((begin - 1) * av.time_base))
-    by_index = {old.index: (new, convert) for old, new, convert in others}
-    ended: set[int] = set()
-    streams = [old for old, _, _ in others]
-    packets: Any
-    if source.offsets:  # which times continue is known from the video
-        main = video_stream(before, source.path.name)
-        packets = all_continued(before.demux([main, *streams]), main, source.offsets)
-    else:
-        packets = before.demux(streams)
-    while len(ended) < len(others):
-        try:
-            packet = next(packets)
-        except StopIteration:
-            break
-        except av.FFmpegError as e:
-            notices.append(f"{source.path.name} breaks off ({e.strerror}): what goes with its video ends there")
-            break
-        if not packet.size or packet.pts is None or packet.stream.index not in by_index:
-            continue
-        time = packet.pts * packet.time_base
-        if until is not None and time >= until:
-            ended.add(packet.stream.index)
-            continue
-        if begin is not None and time < begin:
-            continue
-        ticks = round(shift / packet.time_base)
-        packet.pts -= ticks
-        packet.dts = packet.dts - ticks if packet.dts is not None else packet.pts
-        new, convert = by_index[packet.stream.index]
-        for made in convert(packet) if convert else [packet]:
-            made.stream = new
-            yield float(made.dts * made.time_base), 1, made
-    for new, convert in by_index.values():
-        for made in convert(None) if convert else []:
-            made.stream = new
-            yield float(made.dts * made.time_base), 1, made
-
-
-_LAYOUTS = {1: "mono", 3: "3.0", 5: "5.0", 6: "5.1"}  # that both encoders know, by count of channels; else stereo
-_BIT_RATE = {"libopus": 64_000, "aac": 96_000}  # a channel's
-
-
-def _encoded_sound(stream: Any, file: Any, name: str) -> tuple[Any, _Convert]:
-    channels = stream.codec_context.layout.nb_channels
-    layout = _LAYOUTS.get(channels, "stereo")
-    new = file.add_stream(name, rate=48000, layout=layout)
-    new.codec_context.bit_rate = _BIT_RATE[name] * new.codec_context.layout.nb_channels
-    new.metadata.update(_stream_tags(stream))
-    new.disposition = stream.disposition
-    resampler = av.AudioResampler(new.codec_context.format, layout, 48000)
-
-    def convert(packet: Any) -> Iterator[Any]:
-        decoded: list[Any] = [None]
-        if packet is not None:
-            try:
-                decoded = stream.codec_context.decode(packet)
-            except av.FFmpegError:  # a damaged packet: silence, as a player has it
-                return
-        for frame in decoded:
-            for piece in resampler.resample(frame):
-                yield from new.encode(piece)
-        if packet is None:
-            yield from new.encode(None)
-
-    return new, convert
-
-
-_TEXT = ("subrip", "ass", "webvtt", "mov_text", "text")
-_TEXT_IN = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip", "webm": "webvtt"}
-_MS = Fraction(1, 1000)
-
-
-def _converted_text(stream: Any, file: Any, name: str) -> tuple[Any, _Convert]:
-    """Subtitles of text in another format."""
-    new = file.add_stream(name)
-    new.codec_context.subtitle_header = stream.codec_context.subtitle_header
-    new.time_base = new.codec_context.time_base = _MS
-    new.metadata.update(_stream_tags(stream))
-    new.disposition = stream.disposition
-
-    def convert(packet: Any) -> Iterator[Any]:
-        if packet is None:
-            return
-        try:
-            shown = stream.codec_context.decode2(packet)
-        except av.FFmpegError:
-            return
-        lines = [rect.ass for rect in shown or () if rect.type in (b"ass", b"text") and rect.ass]
-        if not lines:  # mov_text has empty ones for the time between
-            return
-        start, length = (
-            round(packet.pts * packet.time_base / _MS),
-            round((packet.duration or 0) * packet.time_base / _MS),
-        )
-        made = new.codec_context.encode_subtitle(SubtitleSet.create(lines[0], 0, length, start))
-        made.pts = made.dts = start
-        made.time_base, made.duration = _MS, length
-        yield made
-
-    return new, convert
-
-
-def _copy_tags(
-    before: Any, file: Any, commented: bool, begin: Fraction | None, until: Fraction | None, shift: Fraction
-) -> None:
-    technical = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode")
-    tags = {k: v for k, v in before.metadata.items() if k.lower() not in technical}
-    if commented:  # ours takes its place
-        old = next((v for k, v in tags.items() if k.lower() == "comment"), None)
-        tags = {k: v for k, v in tags.items() if k.lower() != "comment"}
-        if old and _request(old) is None and "description" not in map(str.lower, tags):
-            tags["description"] = old
-    file.metadata.update(tags)
-    chapters = []
-    for chapter in before.chapters():
-        base = chapter["time_base"]
-        start, end = chapter["start"] * base, chapter["end"] * base
-        start, end = max(start, begin or start), min(end, until or end)
-        if start < end:
-            ticks = {"start": round((start - shift) / base), "end": round((end - shift) / base)}
-            chapters.append(chapter | ticks)
-    if chapters:
-        file.set_chapters(chapters)
 
 
 def _frames(segments: Sequence[Path]) -> Generator[tuple[Fraction, Any], None, None]:
@@ -440,12 +323,4 @@ def read_comment(path: Path) -> dict[str, Any] | None:
             tags = {key.lower(): value for key, value in file.metadata.items()}
     except (av.FFmpegError, OSError) as e:
         raise InputError(f"{str(path)!r} cannot be read as a video ({e.strerror}); check the path") from None
-    return _request(tags.get("comment", ""))
-
-
-def _request(comment: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(comment)["std"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, dict) else None
+    return request_in(tags.get("comment", ""))

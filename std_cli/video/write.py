@@ -4,6 +4,7 @@ A part (segment) is mp4 or mov, whose clock is as fine as asked for; ffv1, which
 step copies packets, so that nothing is encoded twice; gif and webp alone are made from lossless parts.
 """
 
+import errno
 import math
 import os
 from contextlib import suppress
@@ -260,7 +261,7 @@ class SegmentWriter:
         # frames than it looks ahead.
         self.times: list[int] = []
         self.muxed = 0
-        with told(path):
+        with write_errors(path):
             self.container = create_container(self.part, format, {} if format == "nut" else exact_clock(target))
             self.stream = self.container.add_stream(target.encoder, rate=target.frame_rate)
             _set_up(self.stream.codec_context, target)
@@ -277,7 +278,7 @@ class SegmentWriter:
         self.times += [ticks] if self.times else [*early_times(self.target, ticks, 1), ticks]
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
         frame.pts, frame.time_base = ticks, self.target.time_base
-        with told(self.path):
+        with write_errors(self.path):
             self._mux(self.stream.encode(frame))
 
     def _mux(self, packets: list[Any]) -> None:
@@ -288,7 +289,7 @@ class SegmentWriter:
 
     def close(self) -> None:
         try:
-            with told(self.path):
+            with write_errors(self.path):
                 self._mux(self.stream.encode())
                 self.container.close()
                 sync_file(self.part)
@@ -324,8 +325,18 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-class told:
-    """The system's errors while `path` is written, as one line."""
+# What the system says of a disk; an error of a container is none of these.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO}
+_PLACE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
+
+
+def of_the_disk(error: BaseException) -> bool:
+    """Whether an error comes from the file system and not from what is written."""
+    return getattr(error, "errno", None) in _DISK | _PLACE
+
+
+class write_errors:
+    """The errors while `path` is written, as one line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -333,8 +344,11 @@ class told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, av.FFmpegError)):
-            reason = error.strerror or str(error)
-            raise StdError(
-                f"cannot write {self.path} ({reason}); check the disk and run the same command again"
-            ) from error
+        if isinstance(error, (OSError, av.FFmpegError, ValueError, OverflowError)):
+            reason = getattr(error, "strerror", None) or str(error)
+            remedy = "try another container, such as .mkv"
+            if getattr(error, "errno", None) in _DISK:
+                remedy = "check the disk"
+            elif getattr(error, "errno", None) in _PLACE:
+                remedy = "check that its folder is there and can be written to"
+            raise StdError(f"cannot write {self.path} ({reason}); {remedy} and run the same command again") from error

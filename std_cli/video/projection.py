@@ -1,0 +1,85 @@
+"""The projection of a 360-degree video and the layout of a 3D one, from a source to a result.
+
+PyAV can neither read these of a stream nor set them. Decoded frames have them as FFmpeg's structures
+(AVSphericalMapping, AVStereo3D). From them come the boxes of Google's Spherical Video V2
+(https://github.com/google/spatial-media/blob/master/docs/spherical-video-v2-rfc.md). They are put into a small mp4
+whose stream is then the template of the result's, so that FFmpeg writes them in the way of each container.
+"""
+
+import io
+import struct
+from typing import Any
+
+import av
+
+_EQUIRECTANGULAR, _CUBEMAP, _TILE, _HALF = range(4)  # AVSphericalProjection
+_STEREO = {1: 2, 2: 1}  # AVStereo3DType -> the box's mode: side by side is 2 there, top and bottom 1
+
+
+def projection_of(frame: Any) -> tuple[bytes, list[str]]:
+    """(boxes of a decoded frame's projection and 3D layout, what these boxes cannot say in words)."""
+    boxes, lost = b"", []
+    for data in frame.side_data:
+        kind, raw = str(data.type).split(".")[-1], bytes(data)
+        if kind == "STEREO3D":
+            mode, flags = struct.unpack_from("=ii", raw)
+            if mode in _STEREO and not flags & 1:  # 1: the views are swapped
+                boxes += _box(b"st3d", bytes(4), bytes([_STEREO[mode]]))
+            elif mode:
+                lost.append("its layout of 3D views")
+        elif kind == "SPHERICAL":
+            written = _spherical(raw)
+            boxes += written
+            if not written:
+                lost.append("its 360-degree projection")
+    return boxes, lost
+
+
+def _spherical(raw: bytes) -> bytes:
+    kind, yaw, pitch, roll, left, top, right, bottom, padding = struct.unpack_from("=4i5I", raw)
+    if kind == _HALF:
+        left = right = 1 << 30  # a quarter of the width, as 0.32 fixed point
+    if kind in (_EQUIRECTANGULAR, _TILE, _HALF):
+        shape = _box(b"equi", bytes(4), struct.pack(">4I", top, bottom, left, right))
+    elif kind == _CUBEMAP:
+        shape = _box(b"cbmp", bytes(4), struct.pack(">2I", 0, padding))
+    else:
+        return b""
+    angles = _box(b"prhd", bytes(4), struct.pack(">3i", yaw, pitch, roll))
+    return _box(b"sv3d", _box(b"svhd", bytes(4), b"std\0"), _box(b"proj", angles, shape))
+
+
+def _box(name: bytes, *inside: bytes) -> bytes:
+    content = b"".join(inside)
+    return struct.pack(">I", 8 + len(content)) + name + content
+
+
+def with_projection(stream: Any, boxes: bytes) -> Any:
+    """A container in memory whose first stream is coded as `stream` is, and has the projection of the boxes.
+
+    Raises ValueError or FFmpegError if mp4 and mov cannot hold the codec.
+    """
+    buffer = io.BytesIO()
+    codec = stream.codec_context.name
+    with av.open(buffer, "w", format="mov" if codec == "prores" else "mp4") as file:
+        new = file.add_stream_from_template(stream, opaque=True)
+        packet = next(p for p in stream.container.demux(stream) if p.size)
+        packet.stream = new
+        file.mux(packet)
+    return av.open(io.BytesIO(_insert(buffer.getvalue(), boxes)))
+
+
+def _insert(file: bytes, boxes: bytes) -> bytes:
+    """The mp4 with `boxes` at the end of its first sample entry. Its index is the last box, so that no offset moves."""
+    data, sizes, start = bytearray(file), [], 0
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", None):
+        while name is not None and bytes(data[start + 4 : start + 8]) != name:
+            start += int.from_bytes(data[start : start + 4], "big")
+        sizes.append(start)
+        start += 16 if name == b"stsd" else 8
+    entry = sizes[-1]
+    end = entry + int.from_bytes(data[entry : entry + 4], "big")
+    data[end:end] = boxes
+    for at in sizes:
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + len(boxes)).to_bytes(4, "big")
+    return bytes(data)
