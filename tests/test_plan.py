@@ -224,6 +224,7 @@ def windows_of(plan, *shots):
 @pytest.mark.parametrize(("cuts", "shots"), [("auto", (20, 12)), ("off", (32,))])
 def test_a_plan_of_a_video(tmp_path, reference, cuts, shots):
     clip = make_clip(tmp_path / "in.mp4", frames=32, cut_at=20)
+    (tmp_path / "new").mkdir()  # a run could not make a folder by way of one that is not there
     before = sorted(tmp_path.rglob("*"))
     plan = plan_video(
         clip, str(reference), tmp_path / "new" / ".." / "out", cuts=cuts, steps=3, cfg=1.0, motion="auto", **FAST
