@@ -74,16 +74,11 @@ def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Co
     work, counts, r = WORKS[kind], Counts(), random.Random(f"{kind}{seed}")
     if not (folder / "style.png").exists():
         prepare(folder)
-    whole, seconds = folder / f"{kind}-whole", 0.0
+    whole = folder / f"{kind}-whole"
     whole.mkdir()
-    for _ in range(2):  # the first waits for the imports
-        begin = time.monotonic()
-        code = _run(work, whole, None, 0, counts)
-        seconds = time.monotonic() - begin
-        if code:
-            raise SystemExit(f"the uninterrupted run failed: {(whole / 'err.log').read_text()}")
-        expected = _digests(whole, work)
-        _clear(whole, work)
+    if _run(work, whole, None, (0, 0), counts):
+        raise SystemExit(f"the uninterrupted run failed: {(whole / 'err.log').read_text()}")
+    expected, events = _digests(whole, work), _lines(whole)
     number = 0
     while counts.killed < kills:
         number += 1
@@ -91,16 +86,16 @@ def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Co
         place.mkdir()
         for _ in range(min(most, kills - counts.killed)):
             way = r.choice(list(WAYS))
-            code = _run(work, place, way, r.uniform(0.05, 1.0) * seconds, counts)
-            if code == 0:
+            code = _run(work, place, way, (r.randint(0, events), r.uniform(0, 0.3)), counts)
+            if code == 0 or (code == 2 and _over(place)):
                 break
             counts.killed += 1
             counts.resumed += 1
             if way != "SIGKILL" and (stale := _drafts(place)):
                 counts.wrong.append(f"{way} left {stale}")
-        code = _run(work, place, None, 0, counts)
-        over = code == 2 and "exists" in (place / "out.log").read_text()  # it was killed when all was done
-        if code != 0 and not over:
+        else:
+            code = _run(work, place, None, (0, 0), counts)
+        if code != 0 and not (code == 2 and _over(place)):
             counts.wrong.append(f"the last run ended with {code}: {(place / 'out.log').read_text()[-300:]}")
         if _digests(place, work) == expected:
             counts.equal += 1
@@ -142,17 +137,21 @@ def prepare(folder: Path) -> None:
     )
 
 
-def _run(work: Work, place: Path, way: str | None, delay: float, counts: Counts) -> int | None:
-    """The exit code of one run, which gets the signals of `way` after `delay` seconds; None if it hangs."""
+def _run(work: Work, place: Path, way: str | None, moment: tuple[int, float], counts: Counts) -> int | None:
+    """The exit code of one run, None if it hangs. It gets the signals of `way` at a moment: (events told, seconds).
+
+    Counted in events, so that the moments are spread over the work however busy the machine is.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["std_cli.clips", "std_cli.distill.train"])
     child = context.Process(target=_child, args=(work.arguments, str(place)))
     child.start()
     sent, expected = WAYS[way] if way else ([], 0)
     if way:
-        child.join(delay)
-        while child.is_alive() and not (place / "ready").exists():  # signals before it is the command line are not its
-            time.sleep(0.01)
+        ready = place / "ready"  # signals before it is the command line are not its
+        while child.is_alive() and not (ready.exists() and _lines(place) >= moment[0]):
+            time.sleep(0.005)
+        child.join(moment[1])
     for number in sent:
         if child.is_alive() and child.pid is not None:
             os.kill(child.pid, number)
@@ -167,7 +166,7 @@ def _run(work: Work, place: Path, way: str | None, delay: float, counts: Counts)
     texts = (place / "err.log").read_text() if (place / "err.log").exists() else ""
     if re.search("Traceback|Fatal|terminate called|Exception ignored", texts):
         counts.wrong.append(f"{way}: {texts[-500:]}")
-    if way and code not in (0, expected):
+    if way and code not in (0, expected) and not (code == 2 and _over(place)):
         counts.wrong.append(f"{way} ended with {code}: {texts[-200:]}")
     return code
 
@@ -195,7 +194,11 @@ def _drafts(place: Path) -> list[str]:
     return [str(f.relative_to(place)) for f in place.rglob(".std-*.tmp") if ".out.mp4.std" not in f.parts]
 
 
-def _clear(place: Path, work: Work) -> None:
-    from std_cli.image import remove
+def _lines(place: Path) -> int:
+    log = place / "out.log"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
-    remove(place / Path(work.results).parts[0])
+
+def _over(place: Path) -> bool:
+    """The run before was killed when all was done: its result is there, and nothing else of it."""
+    return "exists; pass --overwrite" in (place / "out.log").read_text()

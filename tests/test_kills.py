@@ -1,0 +1,15 @@
+"""A short form of `python -m tests.bench.reliability`: two signals for each kind of work."""
+
+import os
+
+import pytest
+
+from tests.bench.reliability.kills import WORKS, measure
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+@pytest.mark.parametrize("kind", WORKS)
+def test_what_is_killed_ends_bit_for_bit_as_if_it_was_not(tmp_path, kind):
+    counts = measure(kind, 2, 0, tmp_path)
+    assert counts.good and counts.equal and counts.killed == 2, counts
