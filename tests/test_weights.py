@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -704,3 +705,15 @@ def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
         check_lora(lora, sdxl)
     full = pairs(sdxl, rank=64, device="meta")
     assert check_lora(of_pairs("published", full, 64), sdxl) == (1576, 1576)  # 788 layers
+
+
+def test_a_file_without_a_suffix_next_to_half_weights(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(weights.TINY, folder)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        [file] = (folder / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert weights.resolve_model(str(folder)).variant == "fp16"
+    (folder / "unet" / "LICENSE").touch()
+    with pytest.raises(InputError, match="LICENSE has no suffix"):
+        weights.resolve_model(str(folder))
