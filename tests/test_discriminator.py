@@ -697,7 +697,7 @@ def test_text_condition_is_the_projected_embedding(tmp_path):
 
     config = reference.config.to_dict()
     (tower / "config.json").write_text(json.dumps(config | {"num_attention_heads": 7}))
-    refused("do not go together")
+    refused("hidden_size 64 is no multiple of num_attention_heads 7")
     (tower / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
     refused("model_type in config.json is 'bert'")
     (tower / "config.json").write_text(json.dumps(config))

@@ -219,6 +219,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(whole, pictures, tmp_path, stops
         assert same(a, b), name
 
 
+# A CPU is slow in fp16: no walk of the teacher before the first update, and no validation.
+LITTLE_TEACHER = {"data": {"held_out": 0}, "bank": {"length": 1}}
+
+
 def test_half_precision_skips_what_overflows(pictures, tmp_path, monkeypatch):
     """Two updates overflow, as the scale starts far too high; the run tells them, and resumes between them exactly."""
     monkeypatch.setattr(
@@ -226,9 +230,10 @@ def test_half_precision_skips_what_overflows(pictures, tmp_path, monkeypatch):
     )
     folder, parts = tmp_path / "whole", tmp_path / "parts"
     how = {"model": {"dtype": "fp16"}, "run": {"max_steps": 3, "save_every": 1}, "adversarial": {"features": "none"}}
+    how |= LITTLE_TEACHER
     distill(a_config(pictures, folder, **how))
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
-    norms = [row["norm"] for row in lines(folder)[1:]]
+    norms = [row["norm"] for row in lines(folder)]
     assert norms[:2] == [None, None] and 0 < norms[2] < 10
     adapters = [load_file(folder / f"checkpoint-00000{n}" / "adapter.safetensors") for n in (2, 3)]
     changed = [any(v.abs().max() > 0 for k, v in a.items() if "lora_B" in k) for a in adapters]
@@ -598,7 +603,7 @@ def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
     config, script = tmp_path / "run.toml", tmp_path / "script.py"
     script.write_text(OVERFLOWS_IN_ONE)
     how = {"model": {"dtype": "fp16"}, "optimizer": {"accumulation": 1}, "run": {"max_steps": 2}}
-    how |= {"adversarial": {"features": "none"}}
+    how |= {"adversarial": {"features": "none"}} | LITTLE_TEACHER
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -607,7 +612,7 @@ def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    norms = [row["norm"] for row in lines(tmp_path / "run")[1:]]
+    norms = [row["norm"] for row in lines(tmp_path / "run")]
     assert norms[0] is None and 0 < norms[1] < 10
     lora = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
     assert all(torch.isfinite(v).all() for v in lora.values())
