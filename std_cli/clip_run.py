@@ -21,13 +21,8 @@ from PIL import Image
 from std_cli.config import VideoSettings
 from std_cli.errors import StdError
 from std_cli.fingerprints import fingerprint
-from std_cli.image import (
-    fit_to,
-    move,
-    remove,
-    save_picture,
-    writing,
-)
+from std_cli.image import fit_to, save_picture
+from std_cli.paths import move, remove, writing
 from std_cli.stylize import (
     Event,
     OnEvent,

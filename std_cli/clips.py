@@ -21,11 +21,11 @@ from std_cli.clip_run import Job, Run, preview_path
 from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
 from std_cli.errors import InputError, StdError, at_work
 from std_cli.fingerprints import fingerprint
-from std_cli.image import expand_inputs, fit_to, remove_stale_drafts, working_size
+from std_cli.image import expand_inputs, fit_to, working_size
 from std_cli.interruption import stoppable
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_adapter, check_model
-from std_cli.paths import check_path, names_folder, user_path
+from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
 from std_cli.picture_kinds import PICTURE_SUFFIXES
 from std_cli.startup import LOADING
 from std_cli.stylize import (

@@ -13,14 +13,13 @@ from std_cli.errors import InputError, StdError
 from std_cli.files import check_numbers, read_header, stored_tensors
 from std_cli.hub import fetch, source
 from std_cli.identify import inspect_file
-from std_cli.image import hidden_beside, move, writing
 from std_cli.layout import check_checkpoint, checkpoint_scheduler
 from std_cli.lora import LoraWeights, read_lora
 from std_cli.lora.layer import Layer
 from std_cli.lora.read import cut
 from std_cli.lora.write import lora_bytes, peft_config
 from std_cli.parts import check_one_file
-from std_cli.paths import user_path
+from std_cli.paths import hidden_next_to, move, user_path, writing
 from std_cli.weights import HOTSHOT_CONFIG
 from std_cli.zoo import LoraLayout
 
@@ -44,7 +43,7 @@ def convert(
     from safetensors import SafetensorError
 
     notices: list[str] = []
-    draft = hidden_beside(target)
+    draft = hidden_next_to(target)
     with writing(target):
         try:
             if kind == "lora":

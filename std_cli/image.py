@@ -3,20 +3,16 @@
 Pictures are Pillow images of 8 bits per channel, sizes are (width, height). Only Pillow and numpy are imported here.
 """
 
-import errno
 import glob
 import io
 import json
 import math
 import os
 import re
-import shutil
 import struct
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +21,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
 from std_cli.color_profile import to_srgb
-from std_cli.errors import InputError, StdError
-from std_cli.interruption import at_quit
+from std_cli.errors import InputError
 from std_cli.open_picture import LARGE, check_pixels, decode, open_picture, readable
-from std_cli.paths import check_path, user_path
+from std_cli.paths import check_path, draft, replace_file, user_path, writing
 from std_cli.picture_kinds import PICTURE_SUFFIXES, left_out
 from std_cli.transparency import fill_hidden, find_alpha
 
@@ -41,10 +36,6 @@ MIN_SIDE, MAX_SIDE = 64, 8192
 _METADATA_KEY = "std"
 _ASCII_COMMENT = b"ASCII\0\0\0"  # the character code that starts every UserComment (Exif 2.32, tag 0x9286)
 
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNWRITABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP
-}  # fmt: skip
 
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
 """Modes of premultiplied alpha, and what they are converted to."""
@@ -340,92 +331,6 @@ def save_picture(image: Image.Image, path: str | Path, metadata: dict[str, Any],
     replace_file(path, _encode(image, _write_format(path), metadata), overwrite)
 
 
-def replace_file(path: Path, data: bytes, overwrite: bool = True) -> None:
-    """Write a file so that it appears whole, and is on the disk, or not at all. Errors as of `save_picture`."""
-    with writing(path), draft(path, data) as temporary:
-        move(temporary, path, overwrite)
-
-
-@contextmanager
-def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
-    """A hidden name next to `path` for what will be moved there; whatever has it at the end is removed.
-
-    data: what the file holds, on the disk; None: it is an empty folder. Its lock shows that its run is alive, see
-    `remove_stale_drafts`. Raises OSError.
-    """
-    with ExitStack() as stack:
-        while True:
-            temporary = hidden_beside(path)
-            stack.enter_context(at_quit(partial(remove, temporary)))
-            if data is None:
-                temporary.mkdir()
-            else:
-                temporary.open("xb").close()
-            if _hold(temporary, stack) is not False:
-                break
-        if data is not None:
-            with temporary.open("r+b") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        yield temporary
-
-
-def remove_stale_drafts(folder: Path) -> None:
-    """Remove the drafts in a folder that runs left when they were killed: nobody holds their locks any more."""
-    with suppress(OSError):
-        for file in folder.iterdir():
-            if _DRAFT.fullmatch(file.name) and not file.is_symlink():
-                with suppress(OSError), ExitStack() as stack:
-                    if _hold(file, stack):
-                        remove(file)
-
-
-def _hold(file: Path, stack: ExitStack) -> bool | None:
-    """Lock a draft until `stack` is left: False if another run has it or removed it, None where there are no locks.
-
-    A run that makes a draft and another one that looks for stale ones cannot both get True.
-    """
-    if os.name == "nt":  # an open file cannot be moved there
-        return None
-    import fcntl
-
-    try:
-        handle = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    stack.callback(os.close, handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(handle), file.lstat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError:  # some network folders
-        return None
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def move(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give a finished file or folder its name; without `overwrite` only if nothing has it. Raises OSError."""
-    if temporary.is_dir():
-        old = hidden_beside(path)
-        if overwrite and path.exists():
-            os.replace(path, old)
-        os.rename(temporary, path)  # never onto a folder that has something in it
-        remove(old)
-    elif overwrite:
-        os.replace(temporary, path)
-    else:
-        _move_to_new(temporary, path)
-
-
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
     """What `save_picture` stored in a png, jpg or webp; None in pictures of other origin. InputError as on reading."""
     with open_picture(Path(path)) as image:  # what std writes stands before the pixels, which are not decoded
@@ -472,42 +377,3 @@ def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
         options = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
         image.save(buffer, kind, quality=95, exif=exif, **options)
     return buffer.getvalue()
-
-
-def hidden_beside(path: Path) -> Path:
-    # Not named after `path`, whose name may already be as long as the file system allows.
-    return path.with_name(f".std-{uuid.uuid4().hex}.tmp")
-
-
-_DRAFT = re.compile(r"\.std-[0-9a-f]{32}\.tmp")
-
-
-def _move_to_new(temporary: Path, path: Path) -> None:
-    """Give a finished file its name only if no file has that name. Raises FileExistsError."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # no hard links here (FAT, some network folders): claim the name with an empty file
-        path.open("xb").close()
-        try:
-            os.replace(temporary, path)
-        except BaseException:
-            path.unlink()
-            raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Translate the operating system's errors while `path` is written."""
-    name = repr(str(path))
-    try:
-        yield
-    except FileExistsError as err:
-        raise InputError(f"output {name} exists; pass --overwrite to replace it, or name another file") from err
-    except OSError as err:
-        if err.errno in FULL_DISK:
-            raise StdError(f"disk full while writing {name} ({err.strerror}); free some space and run again") from err
-        if err.errno in _UNWRITABLE:
-            raise InputError(f"cannot write {name}: {err.strerror}; use a folder that exists and is writable") from err
-        raise StdError(f"cannot write {name}: {err.strerror or err}; check the disk") from err

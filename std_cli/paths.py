@@ -1,10 +1,17 @@
-"""Every path that a user gives, by option, configuration file or Python parameter, becomes a `Path` here."""
+"""Paths that users give become `Path` here, and files that are written appear whole or not at all."""
 
 import errno
 import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
+from std_cli.interruption import at_quit
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _REMEDY = {
@@ -12,6 +19,12 @@ _REMEDY = {
     errno.EACCES: "change the permissions of its folder",
     errno.ELOOP: "its symbolic links lead to each other: remove one",
 }
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP
+}  # fmt: skip
+_DRAFT = re.compile(r"\.std-[0-9a-f]{32}\.tmp")
 
 
 def user_path(given: str | os.PathLike[str], what: str) -> Path:
@@ -75,3 +88,125 @@ def quoted(text: str | os.PathLike[str], limit: int = 120) -> str:
         half = (limit - 1) // 2
         name = f"{name[:half]}…{name[-half:]}"
     return repr(name)
+
+
+def replace_file(path: Path, data: bytes, overwrite: bool = True) -> None:
+    """Write a file so that it appears whole, and is on the disk, or not at all. Errors as of `save_picture`."""
+    with writing(path), draft(path, data) as temporary:
+        move(temporary, path, overwrite)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Translate the operating system's errors while `path` is written."""
+    name = repr(str(path))
+    try:
+        yield
+    except FileExistsError as err:
+        raise InputError(f"output {name} exists; pass --overwrite to replace it, or name another file") from err
+    except OSError as err:
+        if err.errno in FULL_DISK:
+            raise StdError(f"disk full while writing {name} ({err.strerror}); free some space and run again") from err
+        if err.errno in _UNWRITABLE:
+            raise InputError(f"cannot write {name}: {err.strerror}; use a folder that exists and is writable") from err
+        raise StdError(f"cannot write {name}: {err.strerror or err}; check the disk") from err
+
+
+@contextmanager
+def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
+    """A hidden name next to `path` for what will be moved there; whatever has it at the end is removed.
+
+    data: what the file holds, on the disk; None: it is an empty folder. Its lock shows that its run is alive, see
+    `remove_stale_drafts`. Raises OSError.
+    """
+    with ExitStack() as stack:
+        while True:
+            temporary = hidden_next_to(path)
+            stack.enter_context(at_quit(partial(remove, temporary)))
+            if data is None:
+                temporary.mkdir()
+            else:
+                temporary.open("xb").close()
+            if _hold(temporary, stack) is not False:
+                break
+        if data is not None:
+            with temporary.open("r+b") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        yield temporary
+
+
+def remove_stale_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that runs left when they were killed: nobody holds their locks any more."""
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if _DRAFT.fullmatch(file.name) and not file.is_symlink():
+                with suppress(OSError), ExitStack() as stack:
+                    if _hold(file, stack):
+                        remove(file)
+
+
+def move(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Give a finished file or folder its name; without `overwrite` only if nothing has it. Raises OSError."""
+    if temporary.is_dir():
+        old = hidden_next_to(path)
+        if overwrite and path.exists():
+            os.replace(path, old)
+        os.rename(temporary, path)  # never onto a folder that has something in it
+        remove(old)
+    elif overwrite:
+        os.replace(temporary, path)
+    else:
+        _move_to_new(temporary, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def hidden_next_to(path: Path) -> Path:
+    # Not named after `path`, whose name may already be as long as the file system allows.
+    return path.with_name(f".std-{uuid.uuid4().hex}.tmp")
+
+
+def _hold(file: Path, stack: ExitStack) -> bool | None:
+    """Lock a draft until `stack` is left: False if another run has it or removed it, None where there are no locks.
+
+    A run that makes a draft and another one that looks for stale ones cannot both get True.
+    """
+    if os.name == "nt":  # an open file cannot be moved there
+        return None
+    import fcntl
+
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    stack.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), file.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # some network folders
+        return None
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Give a finished file its name only if no file has that name. Raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here (FAT, some network folders): claim the name with an empty file
+        path.open("xb").close()
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise

@@ -34,7 +34,6 @@ from std_cli.image import (
     image_of,
     read_metadata,
     read_picture,
-    remove_stale_drafts,
     save_picture,
     seen,
     take_picture,
@@ -43,7 +42,7 @@ from std_cli.image import (
 from std_cli.interruption import at_quit
 from std_cli.lora import LoraFile, resolve_lora
 from std_cli.parts import check_adapter, check_model
-from std_cli.paths import check_path, names_folder, user_path
+from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
 from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
 from std_cli.startup import LOADING
 from std_cli.transparency import attach_alpha, over_white

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from std_cli.errors import InputError, StdError
-from std_cli.image import remove, replace_file
 from std_cli.interruption import at_quit
-from std_cli.paths import check_path
+from std_cli.paths import check_path, remove, replace_file
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ import pytest
 from std_cli import InputError, StdError
 from std_cli.console import Reporter
 from std_cli.errors import at_work
-from std_cli.image import draft, remove_stale_drafts, replace_file
+from std_cli.paths import draft, remove_stale_drafts, replace_file
 from std_cli.work import WorkFolder, check_folder, finished, folder_of
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, locks and links")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from std_cli.errors import InputError, StdError
-from std_cli.image import FULL_DISK, writing
+from std_cli.paths import FULL_DISK, writing
 
 FORMAT = 2
 """Of what the files hold; a checkpoint of another one cannot be resumed."""

@@ -18,7 +18,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from std_cli.errors import InputError
 from std_cli.files import check_numbers, read_header, read_object
-from std_cli.image import replace_file
+from std_cli.paths import replace_file
 from std_cli.pickles import check_size, read_pickle
 
 SIZE = 224  # side of the pictures that the pre-trained nets see here (StyleGAN-T, and the reference of STD)

@@ -10,7 +10,7 @@ import torch
 
 from std_cli.distill.bank import Conditions
 from std_cli.errors import StdError
-from std_cli.image import FULL_DISK
+from std_cli.paths import FULL_DISK
 
 Encode = Callable[[Sequence[str]], list[Conditions]]
 AT_ONCE = 32  # captions

@@ -12,7 +12,7 @@ from torch import Tensor
 from std_cli.distill.bank import Conditions
 from std_cli.distill.solver import Solver
 from std_cli.distill.step import Network
-from std_cli.image import replace_file
+from std_cli.paths import replace_file
 
 
 @torch.no_grad()

@@ -14,9 +14,8 @@ from std_cli.config import Task
 from std_cli.distill.config import DistillConfig, template
 from std_cli.errors import InputError, StdError
 from std_cli.files import read_object
-from std_cli.image import replace_file
 from std_cli.memory import Live, counting, living
-from std_cli.paths import user_path
+from std_cli.paths import replace_file, user_path
 from std_cli.weights import TINY
 
 if TYPE_CHECKING:

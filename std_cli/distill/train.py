@@ -39,9 +39,8 @@ from std_cli.distill.samples import find_pictures, fingerprint_references, finge
 from std_cli.distill.trainer import OnEvent, Trainer
 from std_cli.distill.validation import SCHEDULES, Validation
 from std_cli.errors import InputError, StdError, at_work
-from std_cli.image import FULL_DISK, remove_stale_drafts, replace_file, writing
 from std_cli.interruption import at_quit, deferred
-from std_cli.paths import user_path
+from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file, user_path, writing
 
 
 def distill(

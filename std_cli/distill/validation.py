@@ -13,7 +13,7 @@ from std_cli.distill.samples import Data
 from std_cli.distill.step import Network, jump, noisy_pair, teacher_step
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
-from std_cli.image import writing
+from std_cli.paths import writing
 from std_cli.schedule import Schedule, timesteps
 
 SCHEDULES: tuple[Schedule, ...] = ("aligned", "quickstart")

@@ -32,7 +32,7 @@ from std_cli.distill.export import DIFFUSERS
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
 from std_cli.fingerprints import fingerprint
-from std_cli.image import replace_file
+from std_cli.paths import replace_file
 from std_cli.weights import resolve_model
 from tests.bench.students_report import CFGS, STEPS, Line, report
 from tests.bench.students_walk import Model, Samples, make_samples, relative, to_picture

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.stats import t as student_t
 
-from std_cli.image import replace_file
+from std_cli.paths import replace_file
 
 STEPS = (1, 2, 4, 8)
 CFGS = (1, 2, 4, 6)
