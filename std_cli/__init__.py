@@ -14,13 +14,13 @@ __all__ = ["InputError", "StdError", "__version__", "stylize_image", "stylize_im
 def __getattr__(name: str) -> Any:
     """The functions, imported when they are first asked for: `std --help` loads nothing heavy."""
     if name in ("stylize_image", "stylize_images"):
-        from std_cli import stylize
+        from std_cli.stylize import pictures
 
-        return getattr(stylize, name)
+        return getattr(pictures, name)
     if name == "stylize_video":
-        from std_cli import clips
+        from std_cli.stylize import videos
 
-        return clips.stylize_video
+        return videos.stylize_video
     if name in ("InputError", "StdError"):
         from std_cli import errors
 

@@ -5,7 +5,7 @@ from std_cli.interruption import install
 
 def main() -> None:
     install()
-    from std_cli.cli import main as run
+    from std_cli.cli.commands import main as run
 
     run()
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from std_cli.errors import InputError, printable, quote
 from std_cli.paths import user_path
 from std_cli.schedule import MAX_STEPS
-from std_cli.zoo import MethodName, method_defaults
+from std_cli.weights.zoo import MethodName, method_defaults
 
 StyleBlocks = Literal["style", "all"]
 ScheduleChoice = Literal["auto", "quickstart", "aligned"]

@@ -4,7 +4,7 @@
     └── InputError      exit code 2: the request or an input is wrong, no work was begun
         └── NotDownloaded   it names weights that are not on this machine
 
-The message is one line: what is wrong, the value, and what to do about it. Only `std_cli.cli` catches these.
+The message is one line: what is wrong, the value, and what to do about it. Only `std_cli.cli.commands` catches these.
 
 Names and values in it may come from files of anyone. So every message is made printable and cut here, and `quote` shows
 a value out of a file.

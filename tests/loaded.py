@@ -5,9 +5,9 @@ Torch has one thread (see conftest.py), so the fork loses none.
 
 import torch
 
-from std_cli import pipeline
-from std_cli.fingerprints import fingerprint
-from std_cli.weights import resolve_model, resolve_motion
+from std_cli.diffusion import pipeline
+from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.resolve import resolve_model, resolve_motion
 
 _files = resolve_model("tiny")
 fingerprint(_files.base)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from std_cli import InputError, StdError
-from std_cli.console import Reporter
+from std_cli.cli.console import Reporter
 from std_cli.errors import at_work
 from std_cli.paths import draft, remove_stale_drafts, replace_file
-from std_cli.work import WorkFolder, check_folder, finished, folder_of
+from std_cli.stylize.work_folder import WorkFolder, check_folder, finished, folder_of
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, locks and links")
 
@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_at_once_left_only_a_lock(output):
 
 def test_wherever_its_removal_stops_a_finished_result_is_known(output, monkeypatch):
     """The run file goes last, and what it says of the result holds until then."""
-    import std_cli.work
+    import std_cli.stylize.work_folder
 
     removed = []
 
@@ -125,10 +125,10 @@ def test_wherever_its_removal_stops_a_finished_result_is_known(output, monkeypat
         removed.append(path.name)
         real(path)
 
-    real = std_cli.work.remove
+    real = std_cli.stylize.work_folder.remove
     for limit in range(3):  # noqa: B007  # it is used by remove_some
         removed.clear()
-        monkeypatch.setattr(std_cli.work, "remove", real)
+        monkeypatch.setattr(std_cli.stylize.work_folder, "remove", real)
         with pytest.raises(Killed), WorkFolder(output, RUN, True) as work:
             work.segment(0).write_bytes(b"a part")
             work.save({"segments": 1}, {})
@@ -136,9 +136,9 @@ def test_wherever_its_removal_stops_a_finished_result_is_known(output, monkeypat
             work.finish({"frames": 7})
             work.draft.rename(output)
             work.remove()
-            monkeypatch.setattr(std_cli.work, "remove", remove_some)
+            monkeypatch.setattr(std_cli.stylize.work_folder, "remove", remove_some)
         assert finished(output) == {"frames": 7}
-        monkeypatch.setattr(std_cli.work, "remove", real)
+        monkeypatch.setattr(std_cli.stylize.work_folder, "remove", real)
         with pytest.raises(InputError, match="begun with another"), WorkFolder(output, {"settings": {"seed": 1}}, True):
             pass
         with WorkFolder(output, RUN, True):
@@ -181,7 +181,7 @@ def test_the_exit_code_2_is_of_requests_only():
 @posix
 def test_json_lines_of_several_processes_do_not_mix(tmp_path):
     script = (
-        "from std_cli.console import Reporter; r = Reporter(as_json=True)\n"
+        "from std_cli.cli.console import Reporter; r = Reporter(as_json=True)\n"
         "for i in range(200): r({'event': 'notice', 'message': 'é' * 1500 + str(i)})"
     )
     with (tmp_path / "log").open("ab") as log:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from std_cli import InputError, stylize_image, stylize_video
-from std_cli.cli import run
+from std_cli.cli.commands import run
 from std_cli.paths import quoted, user_path
 
 WRONG = [

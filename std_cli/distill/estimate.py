@@ -19,8 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from std_cli.diffusion.memory import Live, counting
 from std_cli.distill.trainer import Trainer
-from std_cli.memory import Live, counting
 
 
 def estimate_bytes(t: Trainer) -> dict[str, int]:

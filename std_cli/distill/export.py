@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from std_cli.errors import StdError
-from std_cli.lora.read import of_pairs, read_lora
-from std_cli.lora.write import lora_bytes
 from std_cli.paths import replace_file
+from std_cli.weights.lora.read import of_pairs, read_lora
+from std_cli.weights.lora.write import lora_bytes
 
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from std_cli.errors import InputError
-from std_cli.video.clip import Part
+from std_cli.media.video.clip import Part
 
 _BLOCK = 512
 

@@ -28,15 +28,15 @@ import torch
 from accelerate import PartialState
 
 from std_cli.distill import checkpoint
-from std_cli.distill.captions import Found, find_samples
+from std_cli.distill.conditioner import STUDENT, TARGET
 from std_cli.distill.config import DistillConfig, differing_keys, make_config, to_toml
-from std_cli.distill.data import Loader
+from std_cli.distill.dataset import find_pictures, fingerprint_references, fingerprint_samples
 from std_cli.distill.export import DIFFUSERS, export
-from std_cli.distill.network import STUDENT, TARGET
+from std_cli.distill.find_samples import Found, find_samples
+from std_cli.distill.loader import Loader
 from std_cli.distill.processes import together
-from std_cli.distill.resume import load, metadata, save
-from std_cli.distill.samples import find_pictures, fingerprint_references, fingerprint_samples
 from std_cli.distill.trainer import OnEvent, Trainer
+from std_cli.distill.trainer_state import load, metadata, save
 from std_cli.distill.validation import SCHEDULES, Validation
 from std_cli.errors import InputError, StdError, at_work
 from std_cli.interruption import at_quit, deferred
@@ -118,7 +118,7 @@ def distill(
         if main:
             path, measured = _export(trainer, validating, on_event)
             if r.push:
-                from std_cli.hub import push_lora
+                from std_cli.weights.hub import push_lora
 
                 push_lora(path, r.push)
     on_event(

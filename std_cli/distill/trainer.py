@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from std_cli import __version__
+from std_cli.diffusion.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
 from std_cli.distill.augment import augment, prepare
 from std_cli.distill.bank import Bank, Conditions, Entry, Forecast, stack
+from std_cli.distill.caption_cache import Captions
+from std_cli.distill.conditioner import Roles, SpatialHead, Surroundings
 from std_cli.distill.config import DistillConfig
-from std_cli.distill.data import Batch
-from std_cli.distill.dino import Dino, load_dino, tiny_dino
+from std_cli.distill.dataset import Data, fingerprint_references, fingerprint_samples
 from std_cli.distill.discriminator import (
     Discriminator,
     PenaltyWeight,
@@ -28,18 +30,16 @@ from std_cli.distill.discriminator import (
     generator_loss,
     gradient_penalty,
 )
-from std_cli.distill.embeddings import Captions
-from std_cli.distill.network import Roles, SpatialHead, Surroundings
-from std_cli.distill.samples import Data, fingerprint_references, fingerprint_samples
+from std_cli.distill.loader import Batch
 from std_cli.distill.solver import Solver, draw_target
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.distill.text_condition import load_text_condition
 from std_cli.errors import InputError, StdError
-from std_cli.fingerprints import fingerprint
-from std_cli.parts import check_model
 from std_cli.paths import user_path
-from std_cli.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
-from std_cli.weights import blind_at_the_end, resolve_features, resolve_model, resolve_motion
+from std_cli.weights.dino import Dino, load_dino, tiny_dino
+from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.parts import check_model
+from std_cli.weights.resolve import blind_at_the_end, resolve_features, resolve_model, resolve_motion
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]

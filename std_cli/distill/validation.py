@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from std_cli.distill.bank import Conditions
-from std_cli.distill.captions import Found
+from std_cli.distill.dataset import Data
+from std_cli.distill.find_samples import Found
 from std_cli.distill.monitor import sample, sheet
-from std_cli.distill.samples import Data
 from std_cli.distill.step import Network, jump, noisy_pair, teacher_step
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-from std_cli.tinypack import data, export, motion, train, vae
+from std_cli.tinypack import data, export, vae
+from std_cli.tinypack import train_denoiser as train
+from std_cli.tinypack import train_motion as motion
 
 
 def main() -> None:

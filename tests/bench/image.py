@@ -55,7 +55,7 @@ def snippet(pictures, reference, clock):
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline, TCDScheduler
 
-    from std_cli.weights import resolve_model
+    from std_cli.weights.resolve import resolve_model
 
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
@@ -81,16 +81,17 @@ def snippet(pictures, reference, clock):
 
 
 def ours(pictures, reference, clock):
-    from std_cli import stylize, stylize_images
+    from std_cli import stylize_images
+    from std_cli.stylize import pictures
 
-    load = stylize.load_pipeline
+    load = pictures.load_pipeline
 
     def hooked(*a):
         pipeline = load(*a)
         clock.loaded(pipeline.pipe)
         return pipeline
 
-    stylize.load_pipeline = hooked
+    pictures.load_pipeline = hooked
     for _ in stylize_images(pictures, reference, model="tiny", size=pictures[0].size):
         clock.tick()
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from std_cli.media.video.quality import Quality
+from std_cli.media.video.read import open_clip, read_frames
 
 from std_cli import stylize_video
 from std_cli.config import VideoSettings
-from std_cli.video.motion import Steady, grey
-from std_cli.video.quality import Quality
-from std_cli.video.read import open_clip, read_frames
-from std_cli.wavefront import window_starts
+from std_cli.diffusion.windows import window_starts
+from std_cli.media.video.steady import Steady, grey
 from tests.measures import colour_distance, flicker, texture_distance
 
 

@@ -7,7 +7,7 @@ is where few steps end, against where the teacher ends from the same x_eta, on p
 gap: how far the teacher's own few steps end from its end point. train: what is there already is kept, what was
 interrupted goes on. evaluate: each student once; results.jsonl, results.md and grid.png of all that there are.
 
-The data: python -m std_cli.tinypack.pictures DRAWN --scenes 400 --clips 0 --styles 120
+The data: python -m std_cli.tinypack.draw_data DRAWN --scenes 400 --clips 0 --styles 120
 """
 
 import argparse
@@ -31,9 +31,9 @@ from std_cli.distill.config import DistillConfig, config_hash, load_config
 from std_cli.distill.export import DIFFUSERS
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
-from std_cli.fingerprints import fingerprint
 from std_cli.paths import replace_file
-from std_cli.weights import resolve_model
+from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.resolve import resolve_model
 from tests.bench.students_report import CFGS, STEPS, Line, report
 from tests.bench.students_walk import Model, Samples, make_samples, relative, to_picture
 from tests.measures import colour_quantiles, edge_correlation, sharpness, texture_energies

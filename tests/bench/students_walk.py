@@ -10,18 +10,18 @@ from PIL import Image
 from skimage import data as photographs
 from torch import Tensor
 
+from std_cli.diffusion.pipeline import Pipeline
 from std_cli.distill.bank import Conditions
+from std_cli.distill.conditioner import Surroundings
 from std_cli.distill.config import DistillConfig
 from std_cli.distill.monitor import sample
-from std_cli.distill.network import Surroundings
 from std_cli.distill.solver import Solver
 from std_cli.distill.step import Network
-from std_cli.lora import resolve_lora
-from std_cli.pipeline import Pipeline
 from std_cli.schedule import timesteps
 from std_cli.tinypack import styles
 from std_cli.tinypack.scenes import scene, vary
-from std_cli.weights import resolve_model
+from std_cli.weights.lora import resolve_lora
+from std_cli.weights.resolve import resolve_model
 
 STYLES = Path(__file__).parents[2] / "examples"
 HELD_OUT = 99  # seed of the drawn scenes and styles; training's is 7

@@ -69,10 +69,10 @@ def make_sdxl(folder):
     from safetensors.torch import save_file
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    from std_cli.files import read_object
-    from std_cli.memory import SDXL_UNET, SDXL_VAE
-    from std_cli.weights import TINY
-    from tests.test_real_layout import ip_adapter
+    from std_cli.diffusion.memory import SDXL_UNET, SDXL_VAE
+    from std_cli.weights.files import read_object
+    from std_cli.weights.resolve import TINY
+    from tests.weights.test_sdxl_files import ip_adapter
 
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("std.json", "motion_adapter"))
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ class Peak:
 def ours(config):
     from accelerate import PartialState
 
-    from std_cli.distill.captions import find_samples
+    from std_cli.distill.find_samples import find_samples
     from std_cli.distill.trainer import Trainer
 
     found = find_samples([Path(s) for s in config.data.sources])
@@ -145,14 +145,14 @@ def port(config, encode_once):
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
+    from std_cli.diffusion.pipeline import Pipeline, choose_device
     from std_cli.distill.augment import augment, prepare
-    from std_cli.distill.captions import find_samples
-    from std_cli.distill.dino import tiny_dino
+    from std_cli.distill.dataset import Data
     from std_cli.distill.discriminator import Discriminator, discriminator_loss, generator_loss, gradient_penalty
-    from std_cli.distill.samples import Data
+    from std_cli.distill.find_samples import find_samples
     from std_cli.distill.solver import Solver
-    from std_cli.pipeline import Pipeline, choose_device
-    from std_cli.weights import resolve_model
+    from std_cli.weights.dino import tiny_dino
+    from std_cli.weights.resolve import resolve_model
 
     device = choose_device(config.model.device)
     files = resolve_model("tiny" if config.model.name == "tiny" else config.model.name)
@@ -262,7 +262,7 @@ def measure(a):
     from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel  # noqa: F401  imports are the base
 
     import std_cli.distill.train  # noqa: F401
-    from std_cli.distill.data import Loader
+    from std_cli.distill.loader import Loader
 
     torch.set_num_threads(a.threads)
     folder = Path(a.folder)

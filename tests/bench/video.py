@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from std_cli.image import working_size
+from std_cli.media.pictures import working_size
 from tests.bench.turns import in_turns
 
 
@@ -68,7 +68,8 @@ def settings(a):
 
 
 def ours(a, source, reference, out):
-    from std_cli import pipeline, stylize_video
+    from std_cli import stylize_video
+    from std_cli.diffusion import pipeline
 
     spent, prepare, begun = Spent(), pipeline.VideoPipeline.prepare, []
 
@@ -90,9 +91,9 @@ def plain(a, source, reference, out):
     from PIL import Image
 
     from std_cli.config import video_settings
-    from std_cli.pipeline import VideoPipeline, choose_device, choose_dtype
-    from std_cli.wavefront import blend_weights, window_starts
-    from std_cli.weights import resolve_model, resolve_motion
+    from std_cli.diffusion.pipeline import VideoPipeline, choose_device, choose_dtype
+    from std_cli.diffusion.windows import blend_weights, window_starts
+    from std_cli.weights.resolve import resolve_model, resolve_motion
 
     files = resolve_model("tiny")
     s = video_settings(settings(a), files.pack)

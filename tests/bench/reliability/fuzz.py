@@ -345,7 +345,7 @@ def _linked(folder: Path) -> Path:
 
 def run_case(kind: str, seed: int, number: int, files: Path) -> tuple[str, str]:
     """("taken", ""), ("refused", the line) or ("raw", the traceback) of one case, in this process."""
-    from std_cli.cli import run
+    from std_cli.cli.commands import run
     from std_cli.errors import StdError
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -367,9 +367,9 @@ def run_case(kind: str, seed: int, number: int, files: Path) -> tuple[str, str]:
 
 def share_pipelines() -> None:
     """Load the tiny pack once for all clips: it is not what they test."""
-    from std_cli import clips, stylize
+    from std_cli.stylize import pictures, videos
 
-    for module in (clips, stylize):
+    for module in (videos, pictures):
         load, kept = module.load_pipeline, []  # type: ignore[attr-defined, var-annotated]
 
         def once(*args, load=load, kept=kept):  # type: ignore[no-untyped-def]
@@ -388,7 +388,7 @@ def _work(pipe: Connection, files: Path) -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    from std_cli.startup import go_offline
+    from std_cli.environment import go_offline
 
     go_offline()
     pipe.send(("ready", ""))

@@ -143,7 +143,7 @@ def _run(work: Work, place: Path, way: str | None, moment: tuple[int, float], co
     Counted in events, so that the moments are spread over the work however busy the machine is.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["std_cli.clips", "std_cli.distill.train"])
+    context.set_forkserver_preload(["std_cli.stylize.videos", "std_cli.distill.train"])
     child = context.Process(target=_child, args=(work.arguments, str(place)))
     child.start()
     sent, expected = WAYS[way] if way else ([], 0)
@@ -173,17 +173,18 @@ def _run(work: Work, place: Path, way: str | None, moment: tuple[int, float], co
 
 def _child(arguments: list[str], place: str) -> None:
     """The command line, in `place`, with its output in out.log and err.log, and short segments."""
-    from std_cli import cli, clip_run
+    from std_cli.cli import commands
     from std_cli.interruption import install
+    from std_cli.stylize import video_run
 
     os.chdir(place)
     for name, number in (("out.log", 1), ("err.log", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
     sys.argv = ["std", *arguments]
-    clip_run.SEGMENT = 6
+    video_run.SEGMENT = 6
     install()
     open("ready", "w").close()
-    cli.main()
+    commands.main()
 
 
 def _digests(place: Path, work: Work) -> dict[str, str]:

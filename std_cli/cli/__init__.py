@@ -1,0 +1,1 @@
+"""What the user types and sees; nothing below imports it."""

@@ -1,0 +1,404 @@
+"""The command line: parses, calls one public function, and turns every error into one line and an exit code."""
+
+import json
+import os
+import sys
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+
+from std_cli import __version__, interruption
+from std_cli.cli import models
+from std_cli.cli.console import Reporter
+from std_cli.config import (
+    Audio,
+    Deinterlace,
+    Dtype,
+    ImageSettings,
+    IpAdapter,
+    Offload,
+    ScheduleChoice,
+    StyleBlocks,
+    Subtitles,
+    Task,
+    VideoSettings,
+)
+from std_cli.environment import go_offline, hush
+from std_cli.errors import InputError, StdError
+from std_cli.weights.zoo import MethodName
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
+)
+stylize = typer.Typer(no_args_is_help=True, help="Give pictures and videos the style of a reference.")
+app.add_typer(stylize, name="stylize")
+app.add_typer(models.app, name="models")
+
+
+def _help(name: str, shown: bool = True) -> str:
+    """A setting's docstring and default, from config."""
+    field = VideoSettings.model_fields[name]
+    text = " ".join(str(field.description).split())
+    return f"{text} [dim]\\[default: {field.default}][/dim]" if shown and field.default is not None else text
+
+
+def _option(name: str, *more: str, shown: bool = True, **how: Any) -> Any:
+    """The flag of a setting: `style_scale` is --style-scale."""
+    return typer.Option(*more, f"--{name.replace('_', '-')}", help=_help(name, shown), **how)
+
+
+# What pictures and videos have in common; a value that is None was not given.
+StyleFlag = Annotated[
+    list[str] | None,
+    typer.Option("--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."),
+]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+PromptFlag = Annotated[str | None, _option("prompt", "-p")]
+NegativePromptFlag = Annotated[str | None, _option("negative_prompt", "-n")]
+EtaFlag = Annotated[float | None, _option("eta")]
+StepsFlag = Annotated[int | None, _option("steps")]
+CfgFlag = Annotated[float | None, _option("cfg")]
+StyleScaleFlag = Annotated[float | None, _option("style_scale")]
+StyleBlocksFlag = Annotated[StyleBlocks | None, _option("style_blocks")]
+SizeFlag = Annotated[str | None, _option("size", metavar="WxH|N")]
+SeedFlag = Annotated[int | None, _option("seed")]
+ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule", metavar="SCHEDULE")]
+MethodFlag = Annotated[MethodName | None, _option("method", metavar="METHOD")]
+ModelFlag = Annotated[str | None, _option("model")]
+IpAdapterFlag = Annotated[IpAdapter | None, _option("ip_adapter")]
+LoraFlag = Annotated[str | None, _option("lora", metavar="NAME[:SCALE]")]
+AllowPartialFlag = Annotated[bool, _option("allow_partial", shown=False)]
+DeviceFlag = Annotated[str | None, _option("device")]
+DtypeFlag = Annotated[Dtype | None, _option("dtype", metavar="DTYPE")]
+OffloadFlag = Annotated[Offload | None, _option("offload", metavar="MODE")]
+CompileFlag = Annotated[bool, _option("compile", shown=False)]
+OfflineFlag = models.OfflineFlag
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Only tell what it would take: work, memory, disk, time. As std plan.")
+]
+NoProbeFlag = Annotated[
+    bool, typer.Option("--no-probe", help="With --dry-run: load no model, so that no time is measured.")
+]
+QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+VerboseFlag = Annotated[bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"std {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@stylize.command("image")
+def image(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns.")],
+    style: StyleFlag = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png here][/dim]",
+        ),
+    ] = None,
+    overwrite: OverwriteFlag = False,
+    prompt: PromptFlag = None,
+    negative_prompt: NegativePromptFlag = None,
+    eta: EtaFlag = None,
+    steps: StepsFlag = None,
+    cfg: CfgFlag = None,
+    style_scale: StyleScaleFlag = None,
+    style_blocks: StyleBlocksFlag = None,
+    size: SizeFlag = None,
+    seed: SeedFlag = None,
+    schedule: ScheduleFlag = None,
+    model: ModelFlag = None,
+    ip_adapter: IpAdapterFlag = None,
+    method: MethodFlag = None,
+    lora: LoraFlag = None,
+    allow_partial: AllowPartialFlag = False,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    offload: OffloadFlag = None,
+    compile: CompileFlag = False,
+    dry_run: DryRunFlag = False,
+    no_probe: NoProbeFlag = False,
+    offline: OfflineFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Stylize pictures.
+
+    Settings that are not given are the model's own defaults where its folder has a std.json, else those shown.
+    """
+    settings = {name: value for name, value in locals().items() if name in ImageSettings.model_fields}
+    styles = _ready(style, verbose, offline)
+    from std_cli.stylize.pictures import stylize_images
+
+    settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
+    with Reporter(as_json, quiet) as report:
+        if dry_run:
+            from std_cli.stylize.plan import plan_images
+
+            report(plan_images(inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings))
+            return
+        for _ in stylize_images(inputs, styles, output or ".", on_event=report, **settings):
+            pass
+
+
+@stylize.command("video")
+def video(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Videos, folders of videos, patterns; a folder of pictures is a video."),
+    ],
+    style: StyleFlag = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.mp4 here][/dim]",
+        ),
+    ] = None,
+    overwrite: OverwriteFlag = False,
+    start: Annotated[str | None, _option("start", metavar="T")] = None,
+    end: Annotated[str | None, _option("end", metavar="T")] = None,
+    max_frames: Annotated[int | None, _option("max_frames")] = None,
+    fps: Annotated[str | None, _option("fps", metavar="N")] = None,
+    motion: Annotated[str | None, _option("motion", metavar="NAME|FOLDER")] = None,
+    overlap: Annotated[int | None, _option("overlap")] = None,
+    steady: Annotated[float | None, _option("steady")] = None,
+    batch: Annotated[int | None, _option("batch")] = None,
+    cuts: Annotated[str | None, _option("cuts", metavar="auto|off|FILE")] = None,
+    codec: Annotated[str | None, _option("codec")] = None,
+    crf: Annotated[int | None, _option("crf")] = None,
+    preset: Annotated[str | None, _option("preset")] = None,
+    output_size: Annotated[str | None, _option("output_size", metavar="SIZE")] = None,
+    audio: Annotated[Audio | None, _option("audio")] = None,
+    subtitles: Annotated[Subtitles | None, _option("subtitles")] = None,
+    deinterlace: Annotated[Deinterlace | None, _option("deinterlace")] = None,
+    side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
+    preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on where the same command was interrupted, or start over.")
+    ] = True,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Keep the work folder .OUT.std/ when the result is finished.")
+    ] = False,
+    prompt: PromptFlag = None,
+    negative_prompt: NegativePromptFlag = None,
+    eta: EtaFlag = None,
+    steps: StepsFlag = None,
+    cfg: CfgFlag = None,
+    style_scale: StyleScaleFlag = None,
+    style_blocks: StyleBlocksFlag = None,
+    size: SizeFlag = None,
+    seed: SeedFlag = None,
+    schedule: ScheduleFlag = None,
+    model: ModelFlag = None,
+    ip_adapter: IpAdapterFlag = None,
+    method: MethodFlag = None,
+    lora: LoraFlag = None,
+    allow_partial: AllowPartialFlag = False,
+    device: DeviceFlag = None,
+    dtype: DtypeFlag = None,
+    offload: OffloadFlag = None,
+    compile: CompileFlag = False,
+    dry_run: DryRunFlag = False,
+    no_probe: NoProbeFlag = False,
+    offline: OfflineFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Stylize videos of any length.
+
+    Sound, subtitles, chapters and frame times are kept. An interrupted command goes on when it is given again.
+    """
+    settings = {name: value for name, value in locals().items() if name in VideoSettings.model_fields}
+    styles = _ready(style, verbose, offline)
+    from std_cli.stylize.videos import stylize_video
+
+    settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
+    settings |= {"side_by_side": side_by_side or None}
+    with Reporter(as_json, quiet) as report:
+        if dry_run:
+            from std_cli.stylize.plan import plan_video
+
+            report(plan_video(inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings))
+            return
+        stylize_video(inputs, styles, output or ".", resume=resume, keep_work=keep_work, on_event=report, **settings)
+
+
+@app.command(
+    "plan",
+    context_settings={"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True},
+)
+def plan(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="image|video", help="What to stylize.")],
+) -> None:
+    """Tell what a command would take, before it runs: std plan video in.mp4 --style ref.png ...
+
+    Takes the arguments of std stylize image or video; tells shots, evaluations,
+    memory, disk, time, and the settings that fit. Downloads and writes nothing.
+    --no-probe leaves the time out, for which the model is loaded.
+    """
+    if what not in ("image", "video"):
+        raise InputError(f"plan {what}: give image or video, and what std stylize takes after it")
+    stylize_command = ["stylize", what, *context.args, "--dry-run"]
+    code = app(stylize_command, standalone_mode=False, prog_name="std")
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+@app.command("doctor")
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Leave the Hub alone.")] = False,
+    as_json: models.JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Look for what would break a run: versions, devices, encoders, cache, the Hub, and a small stylization.
+
+    The exit code is 1 if something would.
+    """
+    if not verbose:
+        hush()
+    from std_cli.stylize.doctor import examine
+
+    with Reporter(as_json) as report:
+        found = examine(offline=offline, on_event=report)
+        report(found)
+    raise typer.Exit(1 if any(problem["breaks"] for problem in found["problems"]) else 0)
+
+
+@app.command("distill")
+def distill(
+    config: Annotated[str | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of it; repeat.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", metavar="DIR", help="The run's folder: run.output.")] = None,
+    resume: Annotated[
+        str, typer.Option(metavar="auto|none|CHECKPOINT", help="Go on from the newest good checkpoint, none, or this.")
+    ] = "auto",
+    max_steps: Annotated[int | None, typer.Option(help="Updates: run.max_steps.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, run some updates, tell time and memory, keep nothing.")
+    ] = False,
+    init: Annotated[
+        str | None, typer.Option("--init", metavar="RUN.toml", help="Write a commented configuration and stop.")
+    ] = None,
+    task: Annotated[Task, typer.Option(help="With --init: pictures or videos.")] = "i2i",
+    model: Annotated[str, typer.Option(help="With --init: the model to train for.")] = "sdxl",
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Distil a model into a few-step LoRA.
+
+    Start with `std distill --init run.toml`, fill in data.sources, then `std distill --config run.toml`.
+    An interrupted command goes on, bit for bit, when it is given again.
+    """
+    if not verbose:
+        hush()
+    with Reporter(as_json, quiet) as report:
+        if init is not None:
+            from std_cli.distill.dry_run import write_template
+
+            report({"event": "notice", "message": write_template(init, task, model)})
+            return
+        if config is None:
+            raise InputError(
+                "--config is missing: give a configuration, such as one made by std distill --init run.toml"
+            )
+        given = [*(changes or []), *([f"run.max_steps={max_steps}"] if max_steps is not None else [])]
+        given += [f"run.output={json.dumps(output)}"] if output is not None else []
+        from std_cli.distill.config import load_config
+
+        try:
+            settings = load_config(config, given)
+            if dry_run:
+                from std_cli.distill.dry_run import dry_run as check
+
+                report(check(settings))
+                return
+        except StdError as e:  # each process of torchrun comes here; from now on they agree who reports
+            e.reported = os.environ.get("LOCAL_RANK", "0") != "0"
+            raise
+        from std_cli.distill.train import distill as train
+
+        train(settings, resume=resume, on_event=report)
+
+
+def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
+    """What comes before the heavy imports."""
+    if not style:
+        raise InputError("--style is missing: give a reference picture, such as --style painting.png")
+    if offline:
+        go_offline()
+    if not verbose:
+        hush()
+    return style
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong request or input, 130 Ctrl-C, 143 SIGTERM."""
+    interruption.install()
+    code = run(sys.argv[1:])
+    if code >= 128:  # threads may still be at work: the interpreter's own end would have to wait for them, or abort
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command line; never raises, unless STD_DEBUG=1."""
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="std")
+        if code == 130:  # what Typer makes of Ctrl-C
+            several = arguments[:1] == ["distill"] and os.environ.get("LOCAL_RANK", "0") != "0"
+            code = interruption.exit_code()
+            return code if several else _fail(interruption.message(), code, arguments)
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as e:
+        message = e.format_message()  # none where the help was shown instead
+        return _fail(message, e.exit_code, arguments) if message else e.exit_code
+    except StdError as e:
+        if os.environ.get("STD_DEBUG") == "1":
+            raise
+        return e.exit_code if e.reported else _fail(str(e), e.exit_code, arguments)
+    except BrokenPipeError:  # the reader of our output has gone, as in `std ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:  # a bug of ours or a library's: still one line
+        if os.environ.get("STD_DEBUG") == "1":
+            raise
+        text = " ".join(str(e).split()) or "no message"
+        return _fail(
+            f"unexpected {type(e).__name__}: {text}: run again with STD_DEBUG=1 for the traceback", 1, arguments
+        )
+
+
+def _fail(message: str, code: int, arguments: list[str]) -> int:
+    Reporter(as_json="--json" in arguments)({"event": "error", "message": message, "code": code})
+    return code

@@ -1,0 +1,1 @@
+"""One request, from names to a finished file."""

@@ -1,0 +1,384 @@
+"""Stylization of videos as a function: what `std stylize video` calls, and what a script or a notebook can.
+
+What happens is told through `on_event`, as for pictures (see `stylize`), with these differences:
+
+    start     for each video: also input, frames (an estimate, or null), width, height, codec
+    progress  stage "video": input, index, total, frame (finished), frames (of the video, null if not known), progress
+              (frames, those in flight in part), fps, eta (seconds, null if not known), shot, step (of the oldest frame
+              at work), steps; thumbnail with --preview
+    result    also frames, fps, seam_ratio, flicker, resumed (frames that an earlier run had finished)
+    error     for one video of several that fails: message, input, code; the others go on
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
+from std_cli.environment import LOADING
+from std_cli.errors import InputError, StdError, at_work
+from std_cli.interruption import stoppable
+from std_cli.media.picture_kinds import PICTURE_SUFFIXES
+from std_cli.media.pictures import expand_inputs, fit_to, working_size
+from std_cli.media.video.clip import VIDEO_SUFFIXES, Clip
+from std_cli.media.video.cuts import parse_time, read_cuts
+from std_cli.media.video.extras import choose_extras
+from std_cli.media.video.read import open_clip
+from std_cli.media.video.write import choose_target
+from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
+from std_cli.stylize.pictures import (
+    Event,
+    Find,
+    OnEvent,
+    Source,
+    Style,
+    check_noise,
+    choose_schedule,
+    follow_lora,
+    new_folder,
+    read_references,
+    request_facts,
+    request_notices,
+    try_folder,
+    weigh_styles,
+)
+from std_cli.stylize.video_run import Job, Run, preview_path
+from std_cli.stylize.work_folder import WorkFolder, check_folder, finished, folder_of
+from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.lora import LoraFile, resolve_lora
+from std_cli.weights.parts import check_adapter, check_model
+from std_cli.weights.resolve import WINDOW, ModelFiles, MotionFiles, resolve_model, resolve_motion
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from std_cli.diffusion.pipeline import VideoPipeline
+    from std_cli.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """Videos to stylize, checked before a weight is loaded."""
+
+    jobs: list[Job]
+    failed: list[Event]
+    """Error events of those that cannot be stylized."""
+    folder: Path | None
+    """Of the targets, where it is still to be made."""
+    styles: "list[tuple[Source, float]]"
+    references: "list[Image.Image]"
+    files: ModelFiles | None
+    """None in a plan for a model that is not downloaded; so are the next two."""
+    motion: MotionFiles | None
+    lora: LoraFile | None
+    s: VideoSettings
+    schedule: "Schedule"
+    window: int
+    """Frames that are denoised at once."""
+    overlap: int
+    """Frames that neighbouring windows share."""
+    notices: list[str]
+    """What the user should know of inputs and references."""
+
+
+def stylize_video(
+    inputs: str | Path | Sequence[str | Path],
+    style: Style | Sequence[Style],
+    output: str | Path = ".",
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    keep_work: bool = False,
+    on_event: OnEvent = lambda event: None,
+    size: str | int | tuple[int, int] | None = None,
+    output_size: str | tuple[int, int] | None = None,
+    **settings: Any,
+) -> list[Event]:
+    """Stylize videos one by one with one loaded model; returns the result events.
+
+    inputs: video files, animated gif or webp, folders of videos, glob patterns; a folder of pictures is one video.
+    style: as in `stylize_images`. output: a file (one input), or a folder.
+    resume: go on from where the same request was interrupted (its work folder `.OUT.std/` is beside the output), else
+    start over. keep_work: leave that folder. start, end and preview may be written as "1:30" or "1.5s". The other
+    settings are the fields of `config.VideoSettings`.
+
+    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails. Of
+    several inputs one that fails does not stop the others; a StdError then tells how many did.
+    """
+    options: dict[str, Any] = dict(overwrite=overwrite, size=size, output_size=output_size)
+    r = prepare_video(inputs, style, output, **options, **settings)
+    with new_folder(r.folder):
+        return _stylize(r, overwrite, resume, keep_work, on_event)
+
+
+def _stylize(r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on_event: OnEvent) -> list[Event]:
+    files, motion, lora, s, window, overlap = r.files, r.motion, r.lora, r.s, r.window, r.overlap
+    assert files is not None
+    for folder in {job.target.path.parent for job in r.jobs}:
+        remove_stale_drafts(folder)
+    for message in r.notices:
+        on_event({"event": "notice", "message": message})
+    for error in r.failed:
+        on_event(error)
+    failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
+
+    on_event({"event": "progress", "stage": "load", "model": files.name})
+    with LOADING:
+        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
+
+    device = choose_device(s.device)
+    dtype = choose_dtype(s.dtype, device)
+    facts = request_facts(s, r.schedule, files, lora, str(device), name_dtype(dtype), r.styles)
+    facts["settings"] |= {
+        "motion": {"name": motion.name, "sha256": fingerprint(motion.weights)} if motion else None,
+        "window": window,
+        "overlap": overlap,
+    }
+    for kept, reference in zip(facts["settings"]["style"], r.references, strict=True):
+        kept["sha256"] = hashlib.sha256(reference.tobytes()).hexdigest()[:16]
+    pipeline: VideoPipeline | None = None
+    results = []
+    for job in r.jobs:
+        run = Run(job, facts, s, window, window - overlap, on_event)
+        try:
+            with WorkFolder(job.target.path, run.record(), resume) as work:
+                if told := finished(job.target.path):  # killed after the result was moved into its place
+                    results.append(run.tell(told))
+                    work.remove(keep_work)
+                    continue
+                if job.target.path.exists() and not overwrite:
+                    raise _exists(job.target.path)
+                on_event({"event": "start", **facts, **run.about, **job.facts})
+                if pipeline is None:
+                    pipeline = load_pipeline(r, device, dtype, run.notice)
+                pipeline.on_notice = run.notice
+                pipeline.prepare(s, r.schedule, job.working)
+                with at_work(), stoppable():
+                    results.append(run.go(pipeline, work, overwrite, keep_work))
+        except (InputError, StdError) as e:
+            if total == 1:
+                raise
+            failed.append(job.source.name)
+            on_event({"event": "error", "message": str(e), "input": job.source.name, "code": e.exit_code})
+    if failed:
+        raise StdError(f"{len(failed)} of {total} videos failed: {', '.join(failed)}")
+    return results
+
+
+def prepare_video(
+    inputs: str | Path | Sequence[str | Path],
+    style: Style | Sequence[Style],
+    output: str | Path = ".",
+    *,
+    overwrite: bool = False,
+    size: str | int | tuple[int, int] | None = None,
+    output_size: str | tuple[int, int] | None = None,
+    find: Find = lambda resolve, *args, **options: resolve(*args, **options),
+    **settings: Any,
+) -> VideoRequest:
+    """What `stylize_video` does before a weight is loaded: check everything, leave nothing behind.
+
+    Parameters and errors as there.
+    """
+    given = settings | {
+        "size": parse_size(size) if isinstance(size, str) else size,
+        "output_size": parse_output_size(output_size) if isinstance(output_size, str) else output_size,
+    }
+    for flag in ("start", "end", "preview"):
+        if isinstance(given.get(flag), str):
+            given[flag] = parse_time(given[flag], f"--{flag}")
+    asked = video_settings(given)  # raises what is wrong whatever the model says
+    notices: list[str] = []
+    sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs, notices)
+    styles = weigh_styles(style)
+    references, white = read_references(styles)
+    notices += white
+    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
+    s = video_settings(given, files.pack, f"{files.base}/std.json") if files else video_settings(given)
+    targets, folder = _targets(sources, user_path(output, "-o"), s.codec, names_folder(output))
+    motion = find(resolve_motion, s.motion, files) if files else None
+    own = files is not None and bool(files.pack) and s.motion == "auto"  # a pack has one of its own, or none
+    missing = motion is None and s.motion != "none" and not own  # of a plan: as the usual one
+    window, overlap = _window(s, motion.window if motion else WINDOW if missing else 1)
+    how = {"task": "v2v" if motion else "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
+    lora = find(resolve_lora, s.lora, model=files, **how) if files else None
+    if files:
+        with LOADING:
+            check_model(files, motion)
+            if lora is not None and not missing:
+                check_adapter(files, motion, lora, s.allow_partial)
+    s, lora = follow_lora(s, lora, given)
+    schedule = choose_schedule(s, lora)
+    if files:
+        check_noise(s, schedule, files)
+    pack = Pack(**files.pack if files else {})
+    cuts = None if s.cuts in ("auto", "off") else read_cuts(user_path(s.cuts, "--cuts"))
+    made = try_folder(folder)
+    jobs, failed = [], []
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
+        try:
+            jobs.append(_plan(source, target, i, len(sources), s, pack, overwrite, cuts, made is not None))
+        except (InputError, StdError) as e:
+            if len(sources) == 1:
+                raise
+            failed.append({"event": "error", "message": str(e), "input": source.name, "code": e.exit_code})
+    return VideoRequest(
+        jobs, failed, made, styles, references, files, motion, lora, s, schedule, window, overlap, notices
+    )
+
+
+# --- the request -----------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(
+    r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
+) -> "VideoPipeline":
+    """Load what a request asks for, with its style."""
+    assert r.files is not None
+    with LOADING:
+        from std_cli.diffusion.pipeline import VideoPipeline
+
+        pipeline = VideoPipeline(
+            r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion, r.s.method, r.s.allow_partial
+        )
+    for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
+        on_notice(message)
+    pipeline.on_notice = on_notice
+    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    return pipeline
+
+
+def _exists(target: Path) -> InputError:
+    return InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file")
+
+
+def _sources(inputs: Sequence[str | Path], notices: list[str]) -> list[Path]:
+    found: list[Path] = []
+    for item in inputs:
+        path = user_path(item, "input")
+        inside = _suffixes_in(path) if path.is_dir() else set()
+        if inside & (PICTURE_SUFFIXES - VIDEO_SUFFIXES) and not inside & (VIDEO_SUFFIXES - PICTURE_SUFFIXES):
+            expand_inputs([path], notices=notices)  # the frames, for what is left out of them
+            found.append(path)
+        else:
+            found += expand_inputs([item], VIDEO_SUFFIXES, "video", notices)
+    if not found:
+        raise InputError("no input: give videos, folders of videos, or patterns such as 'clips/*.mp4'")
+    return list(dict.fromkeys(found))
+
+
+def _suffixes_in(folder: Path) -> set[str]:
+    try:
+        return {file.suffix.lower() for file in folder.iterdir()}
+    except OSError as e:
+        raise InputError(f"cannot list folder {str(folder)!r}: {e.strerror}; check its permissions") from None
+
+
+def _targets(sources: list[Path], output: Path, codec: str | None, a_folder: bool) -> tuple[list[Path], Path | None]:
+    """Where each result goes, the named file or NAME_stylized in the named folder; and that folder.
+
+    a_folder: the output is written as a folder's name, with a slash at its end.
+    """
+    one_file = bool(output.suffix) and not output.is_dir() and not a_folder
+    its_own = len(sources) == 1 and codec == "png" and (not output.is_dir() or finished(output) is not None)
+    if one_file or its_own:
+        if len(sources) > 1:
+            raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
+        return [output], None
+    targets = [check_path(output / f"{s.stem}_stylized{_suffix(s, codec)}", "-o") for s in sources]
+    if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
+        raise InputError(f"two inputs would both be written to {double}: rename one, or give them in two runs")
+    return targets, output
+
+
+def _suffix(source: Path, codec: str | None) -> str:
+    """Of a result that was given no name: a folder's is a folder, what a container of the source's kind can hold."""
+    if codec is None:
+        if source.is_dir():
+            return ""
+        return source.suffix.lower() if source.suffix.lower() in (".mov", ".mkv", ".webm", ".gif", ".webp") else ".mp4"
+    by_codec = {"png": "", "prores": ".mov", "ffv1": ".mkv", "vp9": ".webm", "gif": ".gif", "webp": ".webp"}
+    return by_codec.get(codec, ".mp4")
+
+
+def _window(s: VideoSettings, window: int) -> tuple[int, int]:
+    """(frames of a window, frames that neighbours share)."""
+    overlap = s.overlap if s.overlap is not None else window // 2
+    if overlap and window == 1:
+        raise InputError(f"--overlap {overlap}: frame by frame nothing overlaps: leave it out, or give --motion auto")
+    if overlap >= window:
+        raise InputError(f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}")
+    return window, overlap
+
+
+def _plan(
+    source: Path,
+    target: Path,
+    index: int,
+    total: int,
+    s: VideoSettings,
+    pack: Pack,
+    overwrite: bool,
+    cuts: list[Fraction] | None,
+    made: bool,
+) -> Job:
+    if target.exists() and not overwrite and finished(target) is None:
+        raise _exists(target)
+    check_folder(folder_of(target))
+    if s.preview is not None:
+        check_path(preview_path(target), "--preview")
+    if target.exists() and target.resolve() == source.resolve():
+        raise InputError(f"output {str(target)!r} is the input: name another file")
+    clip = open_clip(source)
+    if s.start is not None and clip.duration is not None and s.start >= clip.duration:
+        raise InputError(f"--start {float(s.start):g}: {source.name} ends after {float(clip.duration):.3f} seconds")
+    width, height = clip.display_size
+    working = working_size(width, height, s.size, pack.base_resolution, pack.size_by == "area")
+    if s.output_size == "source":
+        size, sar = (clip.width, clip.height), clip.sample_aspect_ratio
+    elif s.output_size == "model":
+        left, top, right, bottom = fit_to(width, height, working).box
+        size, sar = (right - left, bottom - top), Fraction(1)
+    else:
+        size, sar = s.output_size, Fraction(1)
+    full = (size[0] * 2, size[1]) if s.side_by_side else size
+    # where the frames do not keep their times
+    rate = s.fps or (clip.frame_rate or Fraction(25) if s.preview is not None else None)
+    written = choose_target(
+        target,
+        clip,
+        codec=s.codec,
+        crf=s.crf,
+        preset=s.preset,
+        size=full,
+        sar=sar,
+        rate=rate,
+        made=made,
+        alpha=clip.alpha and not s.side_by_side,
+    )
+    extras = choose_extras(
+        clip,
+        written,
+        audio=s.audio == "copy",
+        subtitles=s.subtitles == "copy",
+        preview=s.preview is not None,
+        side_by_side=s.side_by_side,
+    )
+    return Job(source, clip, written, extras, index, total, working, size, cuts, _estimate(clip, s))
+
+
+def _estimate(clip: Clip, s: VideoSettings) -> int | None:
+    """Frames that a run will have; None where nothing tells."""
+    duration = clip.duration
+    if duration is None or s.preview is not None:
+        return s.max_frames
+    kept = max(Fraction(0), min(duration, s.end or duration) - (s.start or 0))
+    rate = s.fps or (Fraction(clip.frames) / duration if clip.frames and duration else clip.frame_rate)
+    if rate is None:
+        return s.max_frames
+    frames = max(1, round(kept * rate))
+    return min(frames, s.max_frames) if s.max_frames else frames

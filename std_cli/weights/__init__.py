@@ -1,0 +1,1 @@
+"""Names to files, checked before a weight is loaded."""

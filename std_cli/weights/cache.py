@@ -1,0 +1,147 @@
+"""The models of the table on this machine: what is here, fetch, verify, remove. What `std models` calls.
+
+What happens is told through `on_event`, with "event" one of
+
+    model      of list: name, title, kind, repo, revision, gb, licence, checked, note, here, path (null if not here),
+               needed_by
+    progress   stage "pull": name, done, total (bytes)
+    pulled     name, path, bytes (0 if it was here)
+    verified   name, files, problems (a list of "file: what is wrong")
+    removed    name, bytes
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from std_cli.errors import InputError, StdError
+from std_cli.weights import downloads
+from std_cli.weights.hub import source
+from std_cli.weights.zoo import Entry, TaskName, find_entry, std_lora, zoo
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+
+def list_models() -> list[Event]:
+    """A `model` event of each."""
+    return [_describe(entry) for entry in zoo().models.values()]
+
+
+def _describe(entry: Entry) -> Event:
+    here = {} if entry.url else downloads.files_here(source(entry.name))
+    facts = entry.model_dump(include={"name", "title", "kind", "repo", "revision", "gb", "licence", "checked", "note"})
+    tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
+    if entry.method == "std":
+        tasks.append("image" if entry.task == "i2i" else "video")
+    return {"event": "model", **facts, "here": bool(here), "path": _place(here) if here else None, "needed_by": tasks}
+
+
+def needed(task: TaskName, eta: float = 0.75) -> list[str]:
+    """The names of what a task needs; for pictures and videos with the STD LoRA nearest to `eta`."""
+    loras = {"image": ("i2i",), "video": ("v2v",)}.get(task, ())
+    return [*zoo().tasks[task], *(std_lora(kind, eta).name for kind in loras)]  # type: ignore[arg-type]
+
+
+def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
+    """Bring models into the cache, those that are not there; returns the `pulled` events.
+
+    Raises InputError for an unknown name, or one that is not on the Hub; StdError if the Hub or the disk fails.
+    """
+    by_hand = [name for name in names if find_entry(name).url]
+    for name in by_hand if len(by_hand) < len(names) else ():
+        on_event({"event": "notice", "message": f"{name} is not on the Hub: download {find_entry(name).url}"})
+    sources = {name: source(name) for name in dict.fromkeys(names) if name not in by_hand or len(by_hand) == len(names)}
+    missing = {name: downloads.list_files(s) for name, s in sources.items() if not downloads.files_here(s)}
+    files = list({(f.source.repo, f.source.revision, f.name): f for fs in missing.values() for f in fs}.values())
+    told = 0.0
+
+    def on_bytes(done: int, total: int) -> None:
+        nonlocal told
+        if done == total or time.monotonic() - told > 0.2:
+            told = time.monotonic()
+            on_event({"event": "progress", "stage": "pull", "done": done, "total": total})
+
+    if files:
+        downloads.download(files, on_bytes)
+    results = []
+    for name, s in sources.items():
+        here = downloads.files_here(s)
+        if not here:
+            raise StdError(f"{name} is not whole in the cache although it was downloaded: run std models verify {name}")
+        size = sum(f.size for f in missing.get(name, ()))
+        results.append({"event": "pulled", "name": name, "path": _place(here), "bytes": size})
+        on_event(results[-1])
+    return results
+
+
+def path_of(name: str) -> str:
+    """Where a model is: its file, or the folder of several. Raises InputError if it is not here."""
+    return _place(_here(name))
+
+
+def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent = lambda event: None) -> list[Event]:
+    """Check the hashes and headers of models, of all that are here if none is named; returns the `verified` events.
+
+    `repair` fetches again what is damaged. Raises StdError if something is damaged and stays so.
+    """
+    wanted = list(names) or [e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))]
+    results: list[Event] = []
+    damaged: dict[str, list[Path]] = {}
+    for name in wanted:
+        here = _here(name)
+        wrong = dict(downloads.problems(here))
+        results.append(
+            {"event": "verified", "name": name, "files": len(here), "problems": [f"{f}: {w}" for f, w in wrong.items()]}
+        )
+        on_event(results[-1])
+        if wrong:
+            damaged[name] = [here[file] for file in wrong]
+    if damaged and repair:
+        for name in damaged:
+            downloads.list_files(source(name))  # the Hub must have them, before anything is deleted
+        for path in {path for paths in damaged.values() for path in paths}:
+            downloads.discard(path)
+        pull(list(damaged), on_event=on_event)
+    elif damaged:
+        raise StdError(
+            f"{', '.join(damaged)}: damaged: std models verify --repair {' '.join(damaged)} fetches it again"
+        )
+    return results
+
+
+def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
+    """Delete models from the cache, but for files that another one that is here needs, too; the `removed` events.
+
+    Raises InputError if one of them is not here; then none is deleted.
+    """
+    found = {name: _here(name) for name in names}
+    results = []
+    for name, here in found.items():
+        others = [e for e in zoo().models.values() if e.repo == find_entry(name).repo and e.name not in names]
+        kept = {path for e in others for path in downloads.files_here(source(e.name)).values()}
+        freed = sum(downloads.discard(path) for path in here.values() if path not in kept)
+        downloads.tidy(_folder(here))
+        results.append({"event": "removed", "name": name, "bytes": freed})
+        on_event(results[-1])
+    return results
+
+
+def _here(name: str) -> dict[str, Path]:
+    """{file name: path} of a model that is here."""
+    here = downloads.files_here(source(name))
+    if not here:
+        raise InputError(f"{name} is not here: run std models pull {name}")
+    return here
+
+
+def _folder(here: dict[str, Path]) -> Path:
+    """The snapshot that the files of a model are in."""
+    first = next(iter(here))
+    return here[first].parents[first.count("/")]
+
+
+def _place(here: dict[str, Path]) -> str:
+    """A model's only file, or the folder of several."""
+    return str(next(iter(here.values())) if len(here) == 1 else _folder(here))

@@ -1,0 +1,255 @@
+"""Names to files: models from the table, from disk or from the Hub, checked before a weight is loaded.
+
+Only safetensors are read, never pickles.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from std_cli.errors import InputError, quote
+from std_cli.paths import user_path
+from std_cli.weights.files import file_names, read_header, read_object
+from std_cli.weights.hub import HubRepo, fetch, hub_id, source
+from std_cli.weights.model_configs import Motion, check_folder, check_image_encoder, read_config
+from std_cli.weights.sdxl_files import (
+    SINGLE_FILE_PREFIXES,
+    WEIGHTS,
+    check_checkpoint,
+    check_unet,
+    checkpoint_scheduler,
+    choose_weights,
+    missing_files,
+)
+from std_cli.weights.zoo import find_entry, names_of
+
+TINY = Path(__file__).parents[1] / "packs" / "tiny"  # the model inside this package
+NAMES = ("tiny", *names_of("base"))
+IP_ADAPTERS = {"plus": "ip-adapter-plus", "plain": "ip-adapter"}  # of models that have none of their own
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk, checked as far as its file headers tell."""
+
+    name: str
+    """What the user asked for."""
+    base: Path
+    """A diffusers folder, or one .safetensors checkpoint."""
+    single_file: bool
+    config: Path | None
+    """For a single file: the folder with the configs and tokenizers that it lacks (`from_single_file(config=...)`)."""
+    variant: str | None
+    """The `variant` that diffusers needs to find the weights of a folder: "fp16" or none."""
+    ip_adapter: Path
+    """IP-Adapter weights, plus or plain: keys "image_proj.*" and "ip_adapter.*"."""
+    image_encoder: Path
+    """Folder of the CLIPVisionModelWithProjection."""
+    pack: dict[str, Any]
+    """Contents of the folder's std.json, {} if it has none."""
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    """What a single file says of its noise, in place of the config's: prediction_type, rescale_betas_zero_snr."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know about the files."""
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plus") -> ModelFiles:
+    """The files of a model: a name of the table, a diffusers folder, a FILE.safetensors, or `owner/name[@revision]`.
+
+    ip_adapter: "plus" or "plain", of a model that has none of its own. What is missing is downloaded, unless
+    `local_only`. Raises InputError for what cannot be had or is no SDXL model.
+    """
+    path = user_path(name, "--model")
+    if name == "tiny":
+        return _folder_model(name, TINY, False, local_only, ip_adapter)
+    if name in NAMES:
+        folder, _ = fetch([source(name), source(IP_ADAPTERS[ip_adapter])], local_only)
+        return _folder_model(name, folder, True, local_only, ip_adapter)
+    if os.path.isdir(path):
+        return _folder_model(name, path, False, local_only, ip_adapter)
+    if os.path.isfile(path):
+        return _single_file_model(name, path, local_only, ip_adapter)
+    hub = hub_id(name)
+    if not hub or hub[2]:
+        raise InputError(
+            f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file that exists, "
+            "or owner/name[@revision] on the Hub"
+        )
+    return _folder_model(name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only, ip_adapter)
+
+
+def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool, kind: str) -> ModelFiles:
+    """Check a diffusers folder, its headers included, and find its IP-Adapter."""
+    names = file_names(folder, depth=2)
+    if lacks := missing_files(names):
+        raise InputError(f"the model {name} is not a whole SDXL folder ({folder}): {lacks}")
+    unet = read_object(folder / "unet" / "config.json")
+    check_unet(name, {key: unet.get(key) for key in ("addition_embed_type", "in_channels")}, "unet/config.json")
+    check_folder(folder, names)
+    noise = read_object(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
+    if noise.startswith(("EDM", "FlowMatch")):  # Playground v2.5, CosXL, models of rectified flow
+        raise InputError(f"{name} is not an SDXL model: it is made for {noise}: choose an SDXL base model")
+    weights, variant = choose_weights(names, prefer_half=from_hub)
+    for weight in weights:
+        read_header(folder / weight)
+    dotless = sorted(n for n in names if n.count("/") == 1 and "." not in n.split("/")[1])
+    if variant and dotless:  # diffusers takes what follows the first dot for a variant, and fails where there is none
+        raise InputError(
+            f"{folder / dotless[0]} has no suffix, and diffusers cannot load {variant} weights from such a folder: "
+            "move that file out of it"
+        )
+    pack = read_object(folder / "std.json") if "std.json" in names else {}
+    return ModelFiles(name, folder, False, None, variant, *_ip_adapter(name, folder, names, local_only, kind), pack)
+
+
+def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> ModelFiles:
+    """Check a checkpoint in one file, and fetch what it cannot hold."""
+    check_checkpoint(name, path)
+    config, _ = fetch([source("sdxl-config"), source(IP_ADAPTERS[kind])], local_only)
+    check_folder(config, file_names(config, depth=2))
+    adapter = _ip_adapter(name, path.parent, set(), local_only, kind)
+    scheduler, notices = checkpoint_scheduler(name, path)
+    return ModelFiles(name, path, True, config, None, *adapter, {}, scheduler, notices)
+
+
+def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool, kind: str) -> tuple[Path, Path]:
+    """(weights, image encoder folder): each the model's own if `names` tells that it has one, else the Hub's."""
+    own = [folder / n for n in sorted(names) if n.startswith("ip_adapter/") and n.endswith(".safetensors")]
+    own_encoder = any(n.startswith("image_encoder/") for n in names)
+    if len(own) > 1:
+        raise InputError(f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use")
+    if own and kind != "plus":
+        raise InputError(f"--ip-adapter {kind}: the model {name} has an IP-Adapter of its own: leave it out")
+    published = source(IP_ADAPTERS[kind])
+    hub = folder if own and own_encoder else fetch([published], local_only)[0]
+    weights = own[0] if own else hub / published.files[0]
+    encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent
+    if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:
+        raise InputError(f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*")
+    check_image_encoder(encoder)
+    read_header(encoder / "model.safetensors")
+    return weights, encoder
+
+
+def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
+    """The weight files of the UNet, the VAE and the text encoders, and what the keys of each part start with there."""
+    if model.single_file:
+        return {part: ([model.base], start) for part, start in SINGLE_FILE_PREFIXES.items()}
+    chosen, _ = choose_weights(file_names(model.base, depth=2), prefer_half=model.variant == "fp16")
+    return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in WEIGHTS}
+
+
+def scheduler_config(model: ModelFiles) -> dict[str, Any]:
+    """What a model says of the noise that it was trained on, in the words of diffusers' schedulers."""
+    folder = (model.config or model.base) / "scheduler"
+    return read_object(folder / "scheduler_config.json") | model.scheduler
+
+
+def blind_at_the_end(model: ModelFiles) -> bool:
+    """Whether the last timestep tells the model nothing: it predicts noise, and there all is noise.
+
+    With zero terminal SNR (Lin et al. 2023, arXiv 2305.08891) x0 = (x - eps) / 0 at timestep 999.
+    """
+    config = scheduler_config(model)
+    return bool(config.get("rescale_betas_zero_snr")) and config.get("prediction_type", "epsilon") == "epsilon"
+
+
+# --- motion ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MotionFiles:
+    """A motion adapter on disk, checked against the UNet's config."""
+
+    name: str
+    """What the user asked for, or what auto chose."""
+    weights: Path
+    config: dict[str, Any]
+    """Of diffusers' MotionAdapter."""
+    hotshot: bool
+    """The weights have HotShot-XL's own keys."""
+    window: int
+    """Frames that it denoises at once."""
+
+
+# HotShot-XL's layers as a MotionAdapter's (SDXL's three blocks, none in the middle).
+HOTSHOT_CONFIG: dict[str, Any] = {
+    "block_out_channels": [320, 640, 1280],
+    "motion_layers_per_block": 2,
+    "motion_num_attention_heads": 8,
+    "motion_norm_num_groups": 32,
+    "motion_max_seq_length": 24,
+    "use_motion_mid_block": False,
+}
+WINDOW = 8  # frames, of an adapter that nothing tells more of; STD trains its video LoRAs on 8 frames
+
+
+def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
+    """The motion adapter that `spec` names: auto, none, hotshot, animatediff, a diffusers folder, or a Hub id.
+
+    "auto" is the pack's own (`motion_adapter/` in the model's folder, with `motion_window` in its std.json), else
+    HotShot-XL, which STD's video LoRAs are trained with. Raises InputError if it is not there, is no motion adapter, or
+    does not fit the model's UNet.
+    """
+    own = model.base / "motion_adapter"
+    if spec == "none":
+        return None
+    if spec == "auto" and (model.pack or own.is_dir()):
+        if not own.is_dir():
+            return None
+        folder, window, name = own, model.pack.get("motion_window", WINDOW), "motion_adapter"
+        if type(window) is not int or not 1 <= window <= 64:
+            raise InputError(f"{model.base}/std.json: motion_window {quote(window)}: give a number from 1 to 64")
+    elif spec in ("auto", *names_of("motion")):
+        name = "hotshot" if spec == "auto" else spec
+        folder, window = fetch([source(name)])[0], find_entry(name).window or WINDOW
+    elif os.path.isdir(folder := user_path(spec, "--motion")):
+        window, name = WINDOW, spec
+    else:
+        hub = hub_id(spec)
+        if not hub or hub[2]:
+            raise InputError(
+                f"no motion adapter {spec!r}: give auto, none, {', '.join(names_of('motion'))}, a diffusers folder, "
+                "or owner/name"
+            )
+        files = HubRepo(hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors"))
+        folder, window, name = fetch([files])[0], WINDOW, spec
+    if name == "hotshot":
+        weights, config = folder / find_entry(name).files[0], HOTSHOT_CONFIG
+    else:
+        _, config = read_config(Motion, folder / "config.json")
+        found = [folder / f"diffusion_pytorch_model{v}.safetensors" for v in (".fp16", "")]
+        weights = next((f for f in found if f.is_file()), found[1])
+    keys = read_header(weights)[0]
+    if not any(".motion_modules." in key or ".temporal_attentions." in key for key in keys):
+        raise InputError(f"--motion {name}: none of the {len(keys)} tensors in {weights.name} is a motion adapter's")
+    _check_motion(name, config, model)
+    window = min(window, int(config.get("motion_max_seq_length", 32)))
+    return MotionFiles(name, weights, config, name == "hotshot", window)
+
+
+def _check_motion(name: str, config: dict[str, Any], model: ModelFiles) -> None:
+    unet = read_object((model.config or model.base) / "unet" / "config.json")
+    for theirs, ours in (("block_out_channels", "block_out_channels"), ("motion_layers_per_block", "layers_per_block")):
+        if config.get(theirs) != unet.get(ours):
+            raise InputError(
+                f"--motion {name} does not fit --model {model.name}: its {theirs} is {config.get(theirs)}, the UNet's "
+                f"{ours} {unet.get(ours)}: choose an adapter made for this model, or --motion none"
+            )
+
+
+# --- features --------------------------------------------------------------------------------------------------------
+
+
+def resolve_features(name: str) -> Path:
+    """A DINOv2 on disk: "dinov2" (ViT-S/14, from the Hub), or a folder or .pth file that exists."""
+    path = user_path(name, "adversarial.features")
+    if name == "dinov2":
+        return fetch([source("dinov2-small")])[0]
+    if not path.exists():
+        raise InputError(f"adversarial.features {name!r}: give dinov2, random, none, or a folder or .pth that exists")
+    return path

@@ -1,0 +1,180 @@
+"""The command line: exit codes, one-line errors, what goes to stdout, and that nothing is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from std_cli.cli.commands import run
+from tests.conftest import QUIET
+
+FAST = ["--model", "tiny", "--steps", "1", "--size", "64"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def std(*arguments, env=(), **options):
+    """As a user's shell starts it: nothing in the environment quiets the libraries."""
+    command = [sys.executable, "-m", "std_cli", *map(str, arguments)]
+    env = {k: v for k, v in os.environ.items() if k not in QUIET} | dict(env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
+
+
+def one_error(capsys, *arguments):
+    """Run a command line that must fail as wrong input; its one line."""
+    before = set(os.listdir())
+    assert run([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    assert set(os.listdir()) == before
+    return err
+
+
+def test_a_picture_in_a_pipe(here, picture, reference):
+    done = std("stylize", "image", picture, "--style", reference, *FAST, cwd=here)
+    assert (done.returncode, done.stderr) == (0, "tiny on cpu in fp32\n")
+    assert done.stdout.startswith("in_stylized.png  64 x 4") and done.stdout.count("\n") == 1
+    assert "\x1b" not in done.stdout + done.stderr
+    with Image.open(here / "in_stylized.png") as out:
+        out.load()
+        assert out.format == "PNG"
+    again = std("stylize", "image", picture, "--style", reference, *FAST, cwd=here)
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
+
+
+def test_json_is_all_that_stdout_carries(here, picture, reference, capsys):
+    assert run(["stylize", "image", str(picture), "--style", str(reference), *FAST, "--json", "-o", "a.webp"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert err == ""
+    assert {e["event"] for e in events} == {"start", "progress", "result"}
+    assert events[-1]["output"] == "a.webp" and events[-1]["width"] == 64
+    assert run(["stylize", "image", "missing.png", "--style", str(reference), "--json"]) == 2
+    [error] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert error["event"] == "error" and error["code"] == 2 and "missing.png" in error["message"]
+
+
+def test_quiet(here, picture, reference, capsys):
+    assert run(["stylize", "image", str(picture), "--style", str(reference), *FAST, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_wrong_requests(here, picture, reference, capsys):
+    image, style = ["stylize", "image", picture], ["--style", reference]
+    (here / "text.png").write_text("no picture")
+    (here / "cut.png").write_bytes(picture.read_bytes()[:900])
+    (here / "half").mkdir()
+    (here / "half" / "model_index.json").write_text("{}")
+    for arguments, told in [
+        ([*image], "--style is missing"),
+        ([*image, "--style", "gone.png"], "gone.png"),
+        ([*image, "--style", "text.png"], "text.png"),
+        (["stylize", "image", "text.png", *style, *FAST], "text.png"),
+        (["stylize", "image", "cut.png", *style, *FAST], "cut.png"),
+        ([*image, *style, "--eta", "0"], "--eta"),
+        ([*image, *style, "--eta", "1.5"], "--eta"),
+        ([*image, *style, "--steps", "0"], "--steps"),
+        ([*image, *style, "--steps", "many"], "--steps"),
+        ([*image, *style, "--size", "big"], "--size"),
+        ([*image, *style, "--model", "nonsense"], "nonsense"),
+        ([*image, *style, "--model", "half"], "unet"),
+        ([*image, *style, *FAST, "--lora", "gone.safetensors"], "gone.safetensors"),
+        ([*image, *style, *FAST, "-o", "no/such/folder/a.png"], "no/such/folder"),
+        ([*image, *style, *FAST, "-o", "a.tiff"], ".tiff"),
+        ([*image, *style, "--colour", "red"], "--colour"),
+        (["paint"], "paint"),
+    ]:
+        assert told in one_error(capsys, *arguments), arguments
+
+
+def test_a_lora_that_matches_nothing(here, picture, reference, capsys):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(
+        {"unet.other.lora_A.weight": torch.ones(4, 8), "unet.other.lora_B.weight": torch.ones(8, 4)},
+        here / "l.safetensors",
+    )
+    error = one_error(capsys, "stylize", "image", picture, "--style", reference, *FAST, "--lora", "l.safetensors", "-q")
+    assert "0 of 2 tensors match" in error
+
+
+def test_a_missing_model_without_network(here, picture, reference):
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
+    done = std("stylize", "image", picture, "--style", reference, "--model", "sdxl", cwd=here, env=env)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "--model tiny" in done.stderr and "hf download stabilityai/stable-diffusion-xl-base-1.0" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
+    for name in "abcdefgh":
+        photo.resize((128, 128)).save(here / f"{name}.png")
+    command = [
+        sys.executable,
+        "-m",
+        "std_cli",
+        "stylize",
+        "image",
+        "*.png",
+        "--style",
+        str(reference),
+        "--model",
+        "tiny",
+        "--size",
+        "128",
+        "--steps",
+        "20",
+        "-o",
+        "out",
+        "--json",
+    ]
+    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if json.loads(line)["event"] == "result":
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+                break
+        rest, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert json.loads(rest.splitlines()[-1]) == {"event": "error", "message": "interrupted", "code": 130}
+    assert err == ""
+    files = sorted((here / "out").iterdir())
+    assert 1 <= len(files) < 8 and not any(f.name.startswith(".") for f in files)
+    for f in files:
+        with Image.open(f) as out:
+            out.load()
+
+
+def test_full_disk(here, picture, reference):
+    """A file size limit stands for it: the system refuses the bytes in the same way."""
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); "
+        "import sys; from std_cli.cli.commands import run; sys.exit(run(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "stylize", "image", str(picture), "--style", str(reference), *FAST, "-q"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1 and "disk" in done.stderr
+    assert [p.name for p in here.iterdir() if "stylized" in p.name] == []
+
+
+def test_debug_shows_the_traceback(here, reference):
+    done = std("stylize", "image", "gone.png", "--style", reference, env={"STD_DEBUG": "1"}, cwd=here)
+    assert "Traceback" in done.stderr

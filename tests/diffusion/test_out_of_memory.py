@@ -1,0 +1,189 @@
+"""When memory runs out: each saving in its order, told, and the same result. The errors are torch's own, from modules
+that are told to run out of memory as a small GPU's would."""
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from std_cli import stylize_video
+from std_cli.config import image_settings
+from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY
+from std_cli.diffusion.pipeline import ImagePipeline, VideoPipeline
+from std_cli.diffusion.windows import Wavefront
+from std_cli.errors import StdError
+from std_cli.stylize import video_run
+from std_cli.weights.resolve import resolve_model, resolve_motion
+from tests.stylize.test_videos import frames_of, make_clip
+
+CPU = torch.device("cpu")
+S = image_settings({"model": "tiny", "steps": 2, "cfg": 4.0, "style_blocks": "all"})
+
+
+@pytest.fixture(autouse=True)
+def offload_to_the_cpu(monkeypatch):
+    """diffusers asks for "cpu:0", which a tensor that is on the CPU never answers to: without the number."""
+    real = accelerate.cpu_offload
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, device, **o: real(model, torch.device("cpu"), **o))
+
+
+class Small:
+    """Makes a module's forward run out of memory while `short` says so of its first argument."""
+
+    def __init__(self, module, short):
+        self.forward, self.short, self.failures = module.forward, short, 0
+        module.forward = self
+
+    def __call__(self, *args, **kwargs):
+        if self.short(args[0]):
+            self.failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.forward(*args, **kwargs)
+
+
+def video_pipeline(size=(64, 64)):
+    files = resolve_model("tiny")
+    pipeline = VideoPipeline(files, None, CPU, torch.float32, motion=resolve_motion("auto", files))
+    pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
+    pipeline.prepare(S, "quickstart", size)
+    return pipeline
+
+
+def latents(count, seed=0):
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def denoised(pipeline, frames, batch=4, halved=lambda now: None):
+    wave = Wavefront(8, 4, S.steps, pipeline.predict, pipeline.step, batch, halved)
+    out = [f for latent in frames for f in wave.push(latent)]
+    out += [f for finished in wave.end() for f in finished]
+    return torch.stack([f.latent for f in out])
+
+
+def test_a_video_goes_on_with_fewer_windows_and_then_offloaded():
+    pipeline, frames = video_pipeline(), latents(16)
+    whole = denoised(pipeline, frames)
+    said = []
+    pipeline.on_notice = said.append
+    savings = pipeline.savings
+    net = Small(pipeline.pipe.unet, lambda x: len(x) > 2 or (said and savings.offload != "sequential"))
+    saved = denoised(pipeline, frames, halved=lambda now: said.append(f"batch {now}"))
+    assert net.failures == 3  # two windows at once, one, one with --offload model
+    assert said[0] == "batch 1" and [s.split(":")[0] for s in said[1:]] == ["the GPU is out of memory"] * 2
+    assert "--offload model" in said[1] and "--offload sequential" in said[2]
+    torch.testing.assert_close(saved, whole, rtol=0, atol=2e-5)  # a batch of another size rounds otherwise
+
+
+def test_offloading_changes_no_bit():
+    pipeline = video_pipeline()
+    window = latents(8).transpose(0, 1)[None]
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+
+    def work():
+        latent = pipeline.encode(pixels)
+        return pipeline.predict(window, [0]), latent, torch.from_numpy(pipeline.decode(latent))
+
+    before = work()
+    for how in ("model", "sequential"):
+        savings, short = pipeline.savings, [True]
+        net = Small(pipeline.pipe.unet, lambda x, s=short: bool(s) and bool(s.pop()))
+        after = work()
+        assert net.failures == 1 and savings.offload == how and savings.tile is None
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        net.short = lambda x: False
+
+
+def test_the_vae_goes_on_in_tiles_first():
+    pipeline = video_pipeline((320, 640))
+    said = []
+    pipeline.on_notice = said.append
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (640, 320, 3), np.uint8).repeat(1, 0))
+    picture = picture.resize((32, 64)).resize((320, 640))  # something smooth, as pictures are
+    latent = pipeline.encode(picture)
+    whole = pipeline.decode(latent)
+    part = Small(pipeline.pipe.vae.decoder, lambda z: max(z.shape) * pipeline.pipe.vae_scale_factor > 256)
+    tiled = pipeline.decode(latent)
+    assert part.failures == 2 and pipeline.savings.tile == 256 and pipeline.savings.offload == "none"
+    assert [t for s in said for t in ("512", "256") if f"tiles of {t} pixels, which changes colours" in s] == [
+        "512",
+        "256",
+    ]
+    assert tiled.shape == whole.shape and 0 < np.abs(tiled.astype(float) - whole).mean() < 8
+    part.short = lambda z: pipeline.savings.offload != "sequential"
+    assert np.array_equal(pipeline.decode(latent), tiled)
+    assert pipeline.savings.offload == "sequential"
+    assert pipeline.encode(picture).shape == latent.shape
+
+
+def test_a_picture_starts_again_and_is_the_same():
+    pipeline = ImagePipeline(resolve_model("tiny"), None, CPU, torch.float32)
+    said, steps = [], []
+    pipeline.on_notice = said.append
+    pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    whole = pipeline.stylize(picture, S, "quickstart", steps.append)
+    calls = []
+    Small(pipeline.pipe.unet, lambda x: calls.append(1) or len(calls) == 2)  # at the second step
+    again = pipeline.stylize(picture, S, "quickstart", steps.append)
+    assert again.tobytes() == whole.tobytes()
+    assert steps == [1, 2, 1, 1, 2] and pipeline.savings.tile is None
+    assert len(said) == 1 and "--offload model" in said[0]
+
+
+@pytest.mark.parametrize("kind", [ImagePipeline, VideoPipeline])
+def test_nothing_left_to_save_is_one_line(kind):
+    pipeline = kind(resolve_model("tiny"), None, CPU, torch.float32)
+    pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
+    Small(pipeline.pipe.unet, lambda x: True)
+    with pytest.raises(StdError) as raised:
+        if kind is ImagePipeline:
+            pipeline.stylize(Image.new("RGB", (64, 64)), S, "quickstart", lambda step: None)
+        else:
+            pipeline.prepare(S, "quickstart", (64, 64))
+            pipeline.predict(latents(1).transpose(0, 1)[None], [0])
+    assert str(raised.value) == OUT_OF_MEMORY
+    assert len(pipeline.notices) == 2
+
+
+def test_a_resumed_video_goes_on_in_tiles(tmp_path, monkeypatch):
+    """What the first run took when memory ran out, the second has from the start: the same frames."""
+    source = make_clip(tmp_path / "in.mp4", 6, (320, 64), sound=False)
+    style = Image.linear_gradient("L").convert("RGB")
+    request = {"model": "tiny", "steps": 1, "size": 320, "motion": "none", "codec": "ffv1", "device": "cpu"}
+    prepare, pipelines = VideoPipeline.prepare, []
+
+    def stylized(name, short, on_event=lambda event: None):
+        def prepared(pipeline, *arguments):
+            prepare(pipeline, *arguments)
+            pipelines.append(pipeline)
+            if short:
+                Small(pipeline.pipe.vae.encoder, lambda x: max(x.shape) > 256)  # at the first frame
+
+        monkeypatch.setattr(VideoPipeline, "prepare", prepared)
+        stylize_video(source, style, tmp_path / f"{name}.mkv", on_event=on_event, **request)
+        return [pixels for _, pixels in frames_of(tmp_path / f"{name}.mkv")]
+
+    def stop(event):
+        if event.get("stage") == "video" and event["frame"] >= 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(video_run, "SEGMENT", 2)
+    whole, roomy = stylized("whole", True), stylized("roomy", False)
+    with pytest.raises(KeyboardInterrupt):
+        stylized("stopped", True, stop)
+    resumed = stylized("stopped", False)
+    assert [p.savings.tile for p in pipelines] == [256, None, 256, 256]
+    assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert not np.array_equal(whole[-1], roomy[-1])
+
+
+def test_savings_are_taken_again():
+    first, second = video_pipeline(), video_pipeline()
+    first.savings.take_again({"tile": 256, "offload": "model"})
+    assert first.savings.taken == {"tile": 256, "offload": "model"}
+    first.savings.take_again({"tile": None, "offload": "none"})  # what is in force stays so
+    first.savings.take_again({"tile": 512, "offload": "sequential"})
+    assert first.savings.taken == {"tile": 256, "offload": "sequential"}
+    latent = latents(1)[0]
+    assert np.array_equal(first.decode(latent), second.decode(latent))  # a frame that is smaller than a tile

@@ -1,0 +1,148 @@
+"""The video pipeline's pieces against the picture pipeline and against diffusers."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import MotionAdapter
+from PIL import Image
+
+from std_cli.config import ImageSettings
+from std_cli.diffusion.pipeline import ImagePipeline, VideoPipeline, seeded_noise
+from std_cli.diffusion.windows import Wavefront
+from std_cli.errors import InputError
+from std_cli.schedule import timesteps
+from std_cli.weights.files import read_object
+from std_cli.weights.fit import from_hotshot
+from std_cli.weights.resolve import HOTSHOT_CONFIG, resolve_model, resolve_motion
+
+IMG2IMG = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
+CPU, FP32 = torch.device("cpu"), torch.float32
+
+
+def make_adapter(folder, zero=True, **changed):
+    """A random motion adapter for the tiny UNet; `zero`: its temporal layers add nothing."""
+    unet = read_object(resolve_model("tiny").base / "unet" / "config.json")
+    config = {
+        "block_out_channels": unet["block_out_channels"],
+        "motion_layers_per_block": unet["layers_per_block"],
+        "motion_num_attention_heads": 4,
+        "motion_norm_num_groups": unet["norm_num_groups"],
+        "motion_max_seq_length": 16,
+        "use_motion_mid_block": False,
+    } | changed
+    torch.manual_seed(0)
+    adapter = MotionAdapter(**config)
+    for name, parameter in adapter.named_parameters():
+        if zero and ".proj_out." in name:
+            torch.nn.init.zeros_(parameter)
+    adapter.save_pretrained(folder)
+    return str(folder)
+
+
+def pictures(count, size=(64, 48)):
+    r = np.random.default_rng(3)
+    coarse = r.integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
+    return [Image.fromarray(c).resize(size, Image.Resampling.BICUBIC) for c in coarse]
+
+
+def video_pipeline(spec, s, size):
+    model = resolve_model("tiny")
+    motion = resolve_motion(spec, model)
+    pipeline = VideoPipeline(model, None, CPU, FP32, motion=motion)
+    pipeline.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], s.style_scale, s.style_blocks)
+    pipeline.prepare(s, "quickstart", size)
+    return pipeline
+
+
+@pytest.mark.parametrize("cfg", [3.0, 1.0])
+@pytest.mark.parametrize("motion", ["zeroed", "none"])
+def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(tmp_path, monkeypatch, motion, cfg):
+    s = ImageSettings(model="tiny", prompt="sea", negative_prompt="", steps=3, cfg=cfg, seed=7, style_blocks="all")
+    frames, length = pictures(5), 1 if motion == "none" else 4
+    video = video_pipeline(make_adapter(tmp_path) if motion == "zeroed" else "none", s, frames[0].size)
+    wave = Wavefront(length, max(1, length // 2), s.steps, video.predict, video.step, batch=2)
+    done = [f for p in frames for f in wave.push(video.add_noise(video.encode(p)))]
+    done += [f for group in wave.end() for f in group]
+    ours = [video.decode(f.latent) for f in done]
+
+    still = ImagePipeline(resolve_model("tiny"), None, CPU, FP32)
+    still.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], s.style_scale, s.style_blocks)
+    for i, picture in enumerate(frames):
+        latent = video.encode(picture)
+        # img2img takes a 4-channel "image" as latents, and draws its noise here
+        monkeypatch.setattr(f"{IMG2IMG}.randn_tensor", lambda *a, n=latent.shape, **k: seeded_noise(7, n)[None])
+        out = still.pipe(
+            image=latent[None],
+            ip_adapter_image_embeds=[still._style if cfg > 1 else still._style.chunk(2)[1]],
+            guidance_scale=cfg,
+            timesteps=timesteps(s.steps, s.eta, "quickstart"),
+            strength=1.0,
+            output_type="np",
+            **still._prompt(s.prompt, s.negative_prompt),
+        ).images[0]
+        assert np.abs(out * 255 - ours[i]).max() < 0.51  # ours is rounded to bytes
+
+
+def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):
+    s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=2, style_blocks="all")
+    video = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
+    latents = torch.randn(1, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0))
+    other = latents.clone()
+    other[:, :, 3] += 1
+    a, b = video.predict(latents, [0]), video.predict(other, [0])
+    assert (a[:, :, 0] - b[:, :, 0]).abs().max() > 1e-3
+
+
+def test_windows_of_one_batch_may_be_at_different_steps(tmp_path):
+    s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=4, style_blocks="all")
+    video = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
+    latents = torch.randn(2, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0))
+    both = video.predict(latents, [0, 3])
+    torch.testing.assert_close(both[:1], video.predict(latents[:1], [0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(both[1:], video.predict(latents[1:], [3]), atol=1e-4, rtol=0)
+
+
+def test_noise_follows_from_the_seed():
+    noise = seeded_noise(1, (4, 64, 64))
+    assert torch.equal(noise, seeded_noise(1, (4, 64, 64))) and not torch.equal(noise, seeded_noise(2, (4, 64, 64)))
+    assert noise.mean().abs() < 0.03 and (noise.std() - 1).abs() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"block_out_channels": (32, 64)}, "block_out_channels"),
+        ({"motion_layers_per_block": 1}, "layers_per_block"),
+    ],
+)
+def test_an_adapter_for_another_unet_is_refused(tmp_path, changed, message):
+    folder = make_adapter(tmp_path, **changed)
+    with pytest.raises(InputError, match=f"--motion .* does not fit --model tiny: .*{message}"):
+        resolve_motion(folder, resolve_model("tiny"))
+
+
+def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
+    with pytest.raises(InputError, match="_class_name .UNet2DConditionModel.: must be .MotionAdapter."):
+        resolve_motion(str(resolve_model("tiny").base / "unet"), resolve_model("tiny"))
+    with pytest.raises(InputError, match="no motion adapter"):
+        resolve_motion("absent folder", resolve_model("tiny"))
+
+
+def test_hotshot_keys_become_exactly_a_motion_adapters():
+    """SDXL's real shapes on the meta device; 15 pairs of attention blocks, each with its own copy of the encoding."""
+    with torch.device("meta"):
+        adapter = MotionAdapter(**HOTSHOT_CONFIG).state_dict()
+    theirs = {}
+    for key, tensor in adapter.items():
+        key = key.replace(".motion_modules.", ".temporal_attentions.").replace(".norm3.", ".ff_norm.")
+        key = key.replace(".norm1.", ".norms.0.").replace(".norm2.", ".norms.1.")
+        key = key.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")
+        if key.endswith("pos_embed.pe"):
+            stem = key.removesuffix("pos_embed.pe")
+            for k in (0, 1):
+                theirs[f"{stem}attention_blocks.{k}.pos_encoder.positional_encoding"] = tensor
+        else:
+            theirs[key] = tensor
+    assert (len(theirs), len(adapter)) == (420, 405)
+    found = from_hotshot(theirs)
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in adapter.items()}

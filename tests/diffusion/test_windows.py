@@ -1,0 +1,198 @@
+"""The wavefront against a plain implementation that holds the whole clip."""
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from std_cli.diffusion.windows import Wavefront, blend_weights, window_starts
+
+STEPS = 4
+
+
+def predict(latents, steps):
+    """A toy network: every frame's prediction depends on its whole window, on its place in it, and on the step."""
+    frames = latents.shape[2]
+    place = torch.arange(frames, dtype=latents.dtype).view(1, 1, frames, 1, 1)
+    t = torch.tensor(steps, dtype=latents.dtype).view(-1, 1, 1, 1, 1)
+    return torch.sin(3 * latents.mean(2, keepdim=True) + latents * (1 + 0.1 * place) + t) + 0.3 * latents.flip(2)
+
+
+def step(prediction, latent, k):
+    return 0.8 * latent + 0.3 * prediction / (k + 1)
+
+
+def clip(frames, seed=0):
+    return torch.randn(frames, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(latents, shots, length, stride):
+    """Every window of every shot at step k, then the next step: all frames held. Shots are (start, end)."""
+    x = latents.clone()
+    for k in range(STEPS):
+        total, weight = torch.zeros_like(x), torch.zeros(len(x), 1, 1, 1)
+        for begin, end in shots:
+            for s in window_starts(end - begin, length, stride):
+                span = slice(begin + s, min(begin + s + length, end))
+                out = predict(x[span].transpose(0, 1)[None], [k])[0].transpose(0, 1)
+                w = torch.tensor(blend_weights(len(out), length - stride)).view(-1, 1, 1, 1)
+                total[span] += out * w
+                weight[span] += w
+        x = torch.stack([step(p, latent, k) for p, latent in zip(total / weight, x, strict=True)])
+    return x
+
+
+def shots_of(frames, cuts):
+    edges = [0, *cuts, frames]
+    return list(itertools.pairwise(edges))
+
+
+def run(wave, latents, cuts=(), begin=0):
+    done = [f for i in range(begin, len(latents)) for f in wave.push(latents[i], cut=i in cuts)]
+    return done + [f for group in wave.end() for f in group]
+
+
+def wavefront(length, stride, batch=4, **options):
+    return Wavefront(length, stride, STEPS, predict, step, batch, **options)
+
+
+LAYOUTS = [
+    (1, (), 8, 4),  # one frame
+    (7, (), 8, 4),  # one short window
+    (8, (), 8, 4),
+    (9, (), 8, 4),  # the shifted window is one frame off
+    (12, (), 8, 4),
+    (40, (), 8, 6),
+    (41, (), 8, 6),
+    (50, (), 8, 2),  # four windows on a frame
+    (33, (), 8, 8),  # no overlap but the shifted window's
+    (60, (20, 21, 24, 43), 8, 5),  # shots of one frame, of three, of a window and a bit
+    (64, (8, 16, 32), 8, 4),  # cuts where windows end
+    (30, (13,), 16, 12),
+    (20, (), 1, 1),  # frame by frame
+]
+
+
+@pytest.mark.parametrize(("frames", "cuts", "length", "stride"), LAYOUTS)
+def test_equals_the_whole_clip_computation(frames, cuts, length, stride):
+    latents = clip(frames)
+    expected = whole(latents, shots_of(frames, cuts), length, stride)
+    done = run(wavefront(length, stride), latents, cuts)
+    assert len(done) == frames
+    torch.testing.assert_close(torch.stack([f.latent for f in done]), expected, atol=1e-5, rtol=0)
+
+
+def test_equals_it_for_random_layouts():
+    r = random.Random(1)
+    for _ in range(40):
+        frames, length = r.randint(1, 70), r.randint(1, 12)
+        stride = r.randint(1, length)
+        cuts = sorted(r.sample(range(1, frames), r.randint(0, min(5, frames - 1))))
+        latents = clip(frames)
+        done = run(wavefront(length, stride, r.randint(1, 9)), latents, cuts)
+        expected = whole(latents, shots_of(frames, cuts), length, stride)
+        torch.testing.assert_close(torch.stack([f.latent for f in done]), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_the_batch_does_not_change_the_result(batch):
+    latents = clip(60)
+    one = run(wavefront(8, 4, batch), latents, {25})
+    other = run(wavefront(8, 4, 4), latents, {25})
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(one, other, strict=True))
+
+
+def test_holds_a_bounded_number_of_frames_and_fills_its_batches():
+    """METHOD's bound: about m K S + L live frames, m = 2, and one window per step in a batch."""
+    length, stride, sizes, live = 8, 4, [], []
+
+    def counted(latents, steps):
+        sizes.append(len(steps))
+        return predict(latents, steps)
+
+    wave = Wavefront(length, stride, STEPS, counted, step, batch=100)
+    for latent in clip(1000):
+        wave.push(latent)
+        live.append(wave.live)
+    assert max(live) <= 2 * STEPS * stride + length
+    assert max(live[:200]) == max(live)
+    assert sum(sizes[20:]) / len(sizes[20:]) > STEPS - 0.1
+
+
+def test_many_short_shots_are_bounded_too():
+    wave, live = wavefront(8, 4), []
+    for i, latent in enumerate(clip(400)):
+        wave.push(latent, cut=i % 3 == 0)
+        live.append(wave.live)
+    assert max(live) <= 3 * (STEPS + 1)
+
+
+def test_a_saved_state_goes_on_bit_for_bit():
+    latents, cuts = clip(60), {17, 40}
+    expected = run(wavefront(8, 5), latents, cuts)
+    for stop in range(1, 60, 7):
+        first = wavefront(8, 5)
+        done = [f for i in range(stop) for f in first.push(latents[i], cut=i in cuts)]
+        tensors, rest = first.state()
+        tensors = {k: v.clone() for k, v in tensors.items()}
+        first.push(latents[stop], cut=stop in cuts)  # the state is not touched by what comes after
+        second = wavefront(8, 5, batch=1)
+        second.load_state(tensors, rest)
+        assert second.batch == 4
+        done += run(second, latents, cuts, begin=stop)
+        assert all(torch.equal(a.latent, b.latent) and a.joint == b.joint for a, b in zip(done, expected, strict=True))
+
+
+def test_a_state_of_the_drain_goes_on():
+    latents = clip(40)
+    expected = run(wavefront(8, 4), latents)
+    first = wavefront(8, 4)
+    done = [f for latent in latents for f in first.push(latent)]
+    drain = first.end()
+    done += [f for _ in range(3) for f in next(drain)]
+    second = wavefront(8, 4)
+    second.load_state(*first.state())
+    done += [f for group in second.end() for f in group]
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(done, expected, strict=True))
+
+
+def test_joints_are_where_windows_start_and_end():
+    done = run(wavefront(8, 5), clip(14))  # windows 0-8, 5-13, 6-14
+    assert [i for i, f in enumerate(done) if f.joint] == [0, 5, 6, 8, 13]
+
+
+def test_out_of_memory_halves_the_batch_with_the_same_result():
+    told, latents = [], clip(40)
+
+    def small(x, steps):
+        if len(steps) > 1:
+            raise torch.OutOfMemoryError
+        return predict(x, steps)
+
+    wave = Wavefront(8, 4, STEPS, small, step, batch=4, on_halved=told.append)
+    done = run(wave, latents)
+    expected = run(wavefront(8, 4), latents)
+    assert told[-1] == 1 and wave.batch == 1
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(done, expected, strict=True))
+
+
+def test_out_of_memory_on_one_window_is_told():
+    def never(x, steps):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run(Wavefront(8, 4, STEPS, never, step, batch=4), clip(9))
+
+
+def test_blend_weights():
+    assert blend_weights(8, 4) == [1, 2, 3, 4, 4, 3, 2, 1]
+    assert blend_weights(8, 2) == [1, 2, 2, 2, 2, 2, 2, 1]
+    assert blend_weights(5, 0) == [1, 1, 1, 1, 1]
+
+
+def test_window_starts():
+    assert window_starts(5, 8, 4) == [0]
+    assert window_starts(8, 8, 4) == [0]
+    assert window_starts(16, 8, 4) == [0, 4, 8]
+    assert window_starts(17, 8, 4) == [0, 4, 8, 9]

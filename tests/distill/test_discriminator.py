@@ -1,0 +1,710 @@
+"""The discriminator and what feeds it, against plain torch written out, and numbers worked out by hand."""
+
+import io
+import json
+import math
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from std_cli.distill.augment import augment, cut_out, jitter_color, prepare, translate
+from std_cli.distill.discriminator import (
+    Discriminator,
+    PenaltyWeight,
+    VirtualBatchNorm,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+)
+from std_cli.distill.text_condition import load_text_condition
+from std_cli.errors import InputError, StdError
+from std_cli.weights import dino as dino_module
+from std_cli.weights.convert import convert
+from std_cli.weights.dino import load_dino, tiny_dino
+from std_cli.weights.resolve import TINY
+
+WIDTH, HEADS, DEPTH, PATCH, GRID = 128, 2, 4, 4, 5  # a DINOv2 in small; heads of 64 as in every DINOv2
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=rng(seed))
+
+
+# --- DINOv2 ----------------------------------------------------------------------------------------------------------
+
+
+def original_weights(seed=0):
+    """Random weights under the names of the original net, of a size that makes every part of it count."""
+    shapes = {
+        "cls_token": (1, 1, WIDTH),
+        "pos_embed": (1, 1 + GRID**2, WIDTH),
+        "mask_token": (1, WIDTH),
+        "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": (WIDTH,),
+        "norm.weight": (WIDTH,),
+        "norm.bias": (WIDTH,),
+    }
+    for i in range(DEPTH):
+        for name, shape in {
+            "attn.qkv": (3 * WIDTH, WIDTH),
+            "attn.proj": (WIDTH, WIDTH),
+            "mlp.fc1": (4 * WIDTH, WIDTH),
+            "mlp.fc2": (WIDTH, 4 * WIDTH),
+            "norm1": (WIDTH,),
+            "norm2": (WIDTH,),
+        }.items():
+            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
+        shapes |= {f"blocks.{i}.ls{n}.gamma": (WIDTH,) for n in (1, 2)}
+    generator = rng(seed)
+    return {k: torch.randn(s, generator=generator) * math.prod(s[1:]) ** -0.5 for k, s in shapes.items()}
+
+
+def original_features(w, images, blocks):
+    """DINOv2's ViT written out (facebookresearch/dinov2, vision_transformer.py): normed patch tokens of `blocks`."""
+    batch, _, height, width = images.shape
+    x = F.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=PATCH)
+    x = torch.cat([w["cls_token"].expand(batch, 1, WIDTH), x.flatten(2).mT], 1)
+    positions = w["pos_embed"]
+    if (height, width) != (GRID * PATCH, GRID * PATCH):
+        grid = positions[0, 1:].T.reshape(1, WIDTH, GRID, GRID)
+        scale = [(side // PATCH + 0.1) / GRID for side in (height, width)]
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=False)
+        assert grid.shape[2:] == (height // PATCH, width // PATCH)
+        positions = torch.cat([positions[:, :1], grid.flatten(2).mT], 1)
+    x = x + positions
+
+    def norm(x, name):
+        mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return (x - mean) / (var + 1e-6).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    features = []
+    for i in range(DEPTH):
+        p = f"blocks.{i}"
+        h = F.linear(norm(x, f"{p}.norm1"), w[f"{p}.attn.qkv.weight"], w[f"{p}.attn.qkv.bias"])
+        q, k, v = h.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
+        h = ((q @ k.mT / math.sqrt(WIDTH // HEADS)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + w[f"{p}.ls1.gamma"] * F.linear(h, w[f"{p}.attn.proj.weight"], w[f"{p}.attn.proj.bias"])
+        h = F.linear(norm(x, f"{p}.norm2"), w[f"{p}.mlp.fc1.weight"], w[f"{p}.mlp.fc1.bias"])
+        h = F.linear(h / 2 * (1 + torch.erf(h / math.sqrt(2))), w[f"{p}.mlp.fc2.weight"], w[f"{p}.mlp.fc2.bias"])
+        x = x + w[f"{p}.ls2.gamma"] * h
+        if i in blocks:
+            features.append(norm(x, "norm")[:, 1:])
+    return features
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return original_weights()
+
+
+@pytest.fixture
+def pth(tmp_path, weights):
+    torch.save(weights, tmp_path / "dino.pth")
+    return tmp_path / "dino.pth"
+
+
+# The grid that it was trained on, smaller, larger, oblong, and sides that are no multiple of the patch.
+@pytest.mark.parametrize("sides", [(20, 20), (12, 12), (32, 32), (16, 28), (21, 30)])
+def test_dino_features_are_those_of_the_original_net(pth, weights, sides):
+    images = normal(2, 3, *sides)
+    for blocks in (None, (1, 3)):
+        features = load_dino(pth, blocks)(images)
+        expected = original_features(weights, images, blocks or (0, 1, 2, 3))
+        for ours, reference in zip(features, expected, strict=True):
+            assert ours.shape == (2, (sides[0] // PATCH) * (sides[1] // PATCH), WIDTH)
+            torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_positions_are_not_interpolated_as_transformers_does(pth, weights):
+    """What the test above is able to tell apart."""
+    images = normal(1, 3, 32, 32)
+    dino = load_dino(pth)
+    ours = dino(images)[-1]
+    del dino.model.embeddings.interpolate_pos_encoding
+    assert (dino(images)[-1] - ours).abs().max() > 1e-3
+
+
+def test_default_blocks_end_the_quarters(pth):
+    assert load_dino(pth).blocks == (0, 1, 2, 3)
+    twelve = dino_module.Dinov2Config(hidden_size=12, num_attention_heads=1, num_hidden_layers=12)
+    assert dino_module.Dino(dino_module.Dinov2Model(twelve)).blocks == (2, 5, 8, 11)
+    with pytest.raises(InputError, match="blocks \\(4,\\) of a DINOv2 that has 4: choose from 0 to 3"):
+        load_dino(pth, (4,))
+
+
+def test_gradients_reach_the_picture_and_never_the_weights(pth):
+    dino = load_dino(pth).train()
+    assert not dino.model.training
+    images = normal(1, 3, 32, 32).requires_grad_()
+    dino(images)[-1].square().sum().backward()
+    assert images.grad.abs().min() > 0
+    assert not any(p.requires_grad or p.grad is not None for p in dino.parameters())
+
+
+def test_converted_folder_gives_the_same_features(pth, tmp_path, weights):
+    folder = tmp_path / "dino"
+    convert(pth, folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dino", "dino.pth"]  # nothing left beside
+    images = normal(1, 3, 32, 20)
+    for ours, other in zip(load_dino(folder)(images), load_dino(pth)(images), strict=True):
+        assert torch.equal(ours, other)
+    model, info = dino_module.Dinov2Model.from_pretrained(folder, output_loading_info=True)  # plain transformers
+    assert not any(info.values())
+    whole = model(normal(1, 3, 20, 20)).last_hidden_state[:, 1:]  # at this size it needs no interpolation
+    torch.testing.assert_close(whole, original_features(weights, normal(1, 3, 20, 20), (3,))[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_that_transformers_saved_loads_too(tmp_path):
+    """As on the Hub, where heads are not of 64."""
+    dino = tiny_dino()
+    dino.model.save_pretrained(tmp_path)
+    images = normal(1, 3, 64, 64)
+    for ours, other in zip(load_dino(tmp_path)(images), dino(images), strict=True):
+        torch.testing.assert_close(ours, other)
+
+
+def test_an_interrupted_conversion_leaves_nothing(pth, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dino_module, "replace_file", full)
+    with pytest.raises(StdError, match="disk full while writing .*dino'"):
+        convert(pth, tmp_path / "dino")
+    assert [p.name for p in tmp_path.iterdir()] == ["dino.pth"]
+
+
+class Payload:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    target = tmp_path / "ran"
+    torch.save({"cls_token": Payload(target)}, tmp_path / "zip.pth")
+    torch.save({"cls_token": Payload(target)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Payload(target)))
+    for name in ("zip", "old", "plain"):
+        with pytest.raises(InputError, match="would run code when read") as error:
+            load_dino(tmp_path / f"{name}.pth")
+        one_line(error)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("cls_token"), "1 tensors too few or too many \\(first embeddings.cls_token\\)"),
+        (lambda w: w.pop("pos_embed"), "embeddings.position_embeddings"),
+        (lambda w: w.update(register_tokens=torch.zeros(1, 4, WIDTH)), "register_tokens"),
+        (lambda w: w.update(pos_embed=torch.zeros(1, 25, WIDTH)), "25 positions do not go together"),
+        (lambda w: w.update(pos_embed=torch.zeros(1, 26, 0)), "width 0, 0 heads"),
+        (lambda w: w.update({"blocks.2.attn.qkv.weight": torch.zeros(7, 7)}), "too few or too many"),
+        (lambda w: w.update({"blocks.2.mlp.fc2.weight": torch.zeros(7, 7)}), "differ in shape"),
+        (lambda w: w.update(cls_token="x"), "named tensors only"),
+        (lambda w: w.update(mask_token=torch.zeros(1).expand(2**35)), "more than the 2"),
+    ],
+    ids=[
+        "lacks one",
+        "lacks positions",
+        "registers",
+        "no square",
+        "no width",
+        "qkv",
+        "shape",
+        "no tensor",
+        "huge view",
+    ],
+)
+def test_what_is_no_dino_is_refused_in_one_line(tmp_path, weights, change, message):
+    other = dict(weights)
+    change(other)
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=message) as error:
+        load_dino(tmp_path / "other.pth")
+    one_line(error)
+
+
+def test_numbers_that_are_none_are_named(weights, tmp_path):
+    key = sorted(weights)[0]
+    for value, message in ((weights[key] * torch.nan, "hold NaN or infinity"), (weights[key].long(), "is int64")):
+        torch.save(weights | {key: value}, tmp_path / "dino.pth")
+        with pytest.raises(InputError, match=rf"dino.pth: .*{message}") as error:
+            load_dino(tmp_path / "dino.pth")
+        assert key in str(error.value)
+
+
+def test_damaged_files_are_refused_in_one_line(pth, tmp_path):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(pth.read_bytes()[:5000])
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(bomb, "w") as archive:
+        archive.writestr("dino/data/0", b"")
+        archive.filelist[0].file_size = 3 * 2**30
+    (tmp_path / "empty").mkdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    torch.save([1], tmp_path / "list.pth")
+    for path, message in [
+        (cut, "missing or damaged"),
+        (tmp_path / "none.pth", "missing or damaged"),
+        (bomb, "holds 3.0 GiB, more than the 2"),
+        (tmp_path / "empty", "config.json is missing"),
+        (other, "model_type in config.json is 'vit'"),
+        (tmp_path / "list.pth", "named tensors only"),
+    ]:
+        with pytest.raises(InputError, match=message) as error:
+            load_dino(path)
+        one_line(error)
+
+
+def test_tiny_dino_is_a_function_of_its_seed_and_tells_pictures_apart():
+    images = normal(2, 3, 112, 112)
+    one, same, other = tiny_dino(1)(images), tiny_dino(1)(images), tiny_dino(2)(images)
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert [f.shape for f in one] == [(2, 196, 48)] * 4
+    assert not torch.equal(one[0], other[0])
+    ends = torch.stack([one[0].flatten(), one[-1].flatten()])
+    assert torch.corrcoef(ends)[0, 1] < 0.98  # the blocks do something
+    assert all((f[0] - f[1]).square().mean() > 0.1 for f in one)
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_virtual_batch_norm_written_out():
+    norm = VirtualBatchNorm(6)
+    norm.weight.data, norm.bias.data = normal(6, seed=1), normal(6, seed=2)
+    for batch, groups in [(1, [1]), (5, [5]), (8, [8]), (16, [8, 8]), (12, [6, 6]), (11, [6, 5])]:
+        x = 3 * normal(batch, 6, 7, seed=batch) + 1
+        expected = []
+        for g in x.split(groups):
+            mean = g.mean((0, 2), keepdim=True)
+            var = (g - mean).square().mean((0, 2), keepdim=True)
+            expected.append((g - mean) / (var + 1e-5).sqrt() * norm.weight[:, None] + norm.bias[:, None])
+        torch.testing.assert_close(norm(x), torch.cat(expected))
+        torch.testing.assert_close(norm.eval()(x), torch.cat(expected))  # no running averages
+    assert sorted(norm.state_dict()) == ["bias", "weight"]
+
+
+def normed(conv):
+    """The convolution's weight over its largest singular value, by the power iteration's vectors."""
+    p = conv.parametrizations.weight
+    matrix = p.original.flatten(1)
+    return p.original / (p[0]._u @ matrix @ p[0]._v)
+
+
+def head_written_out(head, x, condition):
+    """StyleGAN-T's head, step by step; x (B, T, C)."""
+
+    def block(layers, x):
+        conv, norm, _ = layers
+        half = conv.kernel_size[0] // 2
+        if half:
+            x = torch.cat([x[..., -half:], x, x[..., :half]], -1)  # circular
+        x = sum(  # convolution as a sum over taps
+            torch.einsum("oi,bit->bot", normed(conv)[..., k], x[..., k : k + x.shape[-1] - 2 * half])
+            for k in range(conv.kernel_size[0])
+        )
+        x = x + conv.bias[:, None]
+        mean, var = x.mean((0, 2), keepdim=True), x.var((0, 2), keepdim=True, unbiased=False)
+        x = (x - mean) / (var + 1e-5).sqrt() * norm.weight[:, None] + norm.bias[:, None]
+        return torch.where(x > 0, x, 0.2 * x)
+
+    x = block(head.first, x.mT)
+    x = (x + block(head.second, x)) / 2**0.5
+    x = torch.einsum("oi,bit->bot", normed(head.out)[..., 0], x) + head.out.bias[:, None]
+    projected = condition @ head.condition.weight.T + head.condition.bias
+    return torch.einsum("bot,bo->bt", x, projected) / 8  # sqrt(64)
+
+
+def test_heads_written_out():
+    torch.manual_seed(0)
+    discriminator = Discriminator(channels=12, condition_dim=10, heads=3).eval()
+    for p in discriminator.parameters():  # no neutral value anywhere
+        p.data += 0.1 * normal(*p.shape)
+    features = [normal(4, 16, 12, seed=i) for i in range(3)]
+    condition = normal(4, 10)
+    heads = zip(discriminator.heads, features, strict=True)
+    expected = torch.cat([head_written_out(head, x, condition) for head, x in heads], 1)
+    logits = discriminator(features, condition)
+    assert logits.shape == (4, 3 * 16)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_spectral_norm_is_the_largest_singular_value():
+    torch.manual_seed(0)
+    discriminator = Discriminator(channels=12, condition_dim=10, heads=1)
+    features, condition = [normal(2, 16, 12)], normal(2, 10)
+    for _ in range(200):  # power iterations
+        discriminator(features, condition)
+    head = discriminator.eval().heads[0]
+    convs = [head.first[0], head.second[0], head.out]
+    assert [tuple(c.weight.shape) for c in convs] == [(12, 12, 1), (12, 12, 9), (64, 12, 1)]
+    for conv in convs:
+        exact = (
+            conv.parametrizations.weight.original
+            / torch.linalg.svdvals(conv.parametrizations.weight.original.flatten(1)).max()
+        )
+        torch.testing.assert_close(conv.weight, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_the_students_step_moves_nothing_and_a_resumed_run_is_the_same():
+    def step(discriminator, optimizer, i):
+        """Like a training step: the student's look in evaluation, the discriminator's own in training."""
+        real, fake = ([normal(2, 9, 8, seed=10 * i + j + k) for j in range(2)] for k in (0, 5))
+        condition = normal(2, 6, seed=i)
+        discriminator.eval().requires_grad_(False)
+        before = {k: v.clone() for k, v in discriminator.state_dict().items()}
+        seen = generator_loss(discriminator(fake, condition)).item()
+        assert all(torch.equal(v, before[k]) for k, v in discriminator.state_dict().items())
+        discriminator.train().requires_grad_(True)
+        loss = discriminator_loss(discriminator(real, condition), discriminator(fake, condition))
+        loss = loss + gradient_penalty(discriminator, real, fake, condition, torch.full((2,), 0.3))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return seen, loss.item()
+
+    def new(seed):
+        torch.manual_seed(seed)
+        discriminator = Discriminator(channels=8, condition_dim=6, heads=2)
+        return discriminator, torch.optim.AdamW(discriminator.parameters(), 1e-2)
+
+    whole = new(0)
+    losses = [step(*whole, i) for i in range(3)]
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in whole], file)
+    losses += [step(*whole, i) for i in range(3, 6)]
+
+    resumed = new(1)  # other weights, other vectors
+    file.seek(0)
+    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    assert [step(*resumed, i) for i in range(3, 6)] == losses[3:]
+    final = whole[0].state_dict()
+    assert all(torch.equal(v, final[k]) for k, v in resumed[0].state_dict().items())
+    assert sum(key.endswith(("_u", "_v")) for key in final) == 2 * 3 * 2
+
+
+def test_heads_stay_in_float32_under_autocast():
+    torch.manual_seed(0)
+    discriminator = Discriminator(channels=8, condition_dim=6, heads=1).eval()
+    features, condition = normal(2, 9, 8).bfloat16(), normal(2, 6).bfloat16()
+    plain = discriminator([features.float()], condition.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        under = discriminator([features], condition)
+    assert under.dtype == torch.float32
+    assert torch.equal(under, plain)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+REAL, FAKE = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "of_discriminator", "of_generator"),
+    [
+        ("wgan", (-1 - 0.5) / 2 + (-1 + 1) / 2, 1),
+        ("hinge", (0 + 0.5) / 2 + (0 + 2) / 2, 1),
+        # log(1 + e^-2) = 0.126928, log(1 + e^-0.5) = 0.474077; log(1 + e^-3) = 0.048587, log(1 + e) = 1.313262
+        ("bce", (0.126928 + 0.474077) / 2 + (0.048587 + 1.313262) / 2, (3.048587 + 0.313262) / 2),
+    ],
+)
+def test_losses_worked_out_by_hand(loss, of_discriminator, of_generator):
+    assert discriminator_loss(REAL, FAKE, loss).item() == pytest.approx(of_discriminator, abs=1e-6)
+    assert generator_loss(FAKE, loss).item() == pytest.approx(of_generator, abs=1e-6)
+
+
+def test_the_clamped_wgan_is_the_hinge_loss_less_two():
+    real, fake = 2 * normal(4, 9, seed=1), 2 * normal(4, 9, seed=2)
+    wgan, hinge = (discriminator_loss(real, fake, loss) for loss in ("wgan", "hinge"))
+    torch.testing.assert_close(wgan, hinge - 2)
+
+
+class Linear(torch.nn.Module):
+    """A discriminator whose gradient is known: 3 everywhere on the first feature, 4 on the second."""
+
+    def forward(self, features, condition):
+        return torch.cat([3 * features[0].flatten(1), 4 * features[1].flatten(1)], 1)
+
+
+class Square(torch.nn.Module):
+    def forward(self, features, condition):
+        return features[0].square().flatten(1)
+
+
+def test_gradient_penalty_worked_out_by_hand():
+    features = [torch.zeros(2, 1, 1), torch.zeros(2, 1, 1)]
+    u = torch.tensor([0.25, 1.0])
+    assert gradient_penalty(Linear(), features, features, None, u).item() == 16  # (sqrt(3^2 + 4^2) - 1)^2
+    # Gradient of x^2 at x = u real + (1 - u) fake: 2 x, with x = 0.25 * 2 + 0.75 * -2 = -1, and 2
+    real, fake = [torch.full((2, 1, 1), 2.0)], [torch.full((2, 1, 1), -2.0)]
+    penalty = gradient_penalty(Square(), real, fake, None, u)
+    assert penalty.item() == ((2 - 1) ** 2 + (4 - 1) ** 2) / 2
+
+
+def test_gradient_penalty_and_its_gradient_by_finite_differences():
+    torch.manual_seed(0)
+    discriminator = Discriminator(channels=6, condition_dim=5, heads=2).eval()
+    real, fake = ([normal(3, 5, 6, seed=j + k) for j in range(2)] for k in (0, 5))
+    condition, u = normal(3, 5), torch.tensor([0.1, 0.5, 0.9])
+    mixed = [u.view(3, 1, 1) * r + (1 - u.view(3, 1, 1)) * f for r, f in zip(real, fake, strict=True)]
+    step = 1e-2
+    squares = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        for feature in mixed:
+            for index in torch.cartesian_prod(*map(torch.arange, feature.shape)).tolist():
+                place = tuple(index)
+                value = feature[place].item()
+                ends = []
+                for moved in (value + step, value - step):
+                    feature[place] = moved
+                    ends.append(discriminator(mixed, condition).double().sum())
+                feature[place] = value
+                squares[place[0]] += ((ends[0] - ends[1]) / (2 * step)) ** 2
+    penalty = gradient_penalty(discriminator, real, fake, condition, u)
+    assert penalty.item() == pytest.approx((squares.sqrt() - 1).square().mean().item(), rel=2e-2)
+
+    penalty.backward()
+    weight = discriminator.heads[0].condition.weight
+    direction = weight.grad / weight.grad.norm()
+    ends = []
+    for moved in (step, -step):
+        with torch.no_grad():
+            weight += moved * direction
+        ends.append(gradient_penalty(discriminator, real, fake, condition, u).item())
+        with torch.no_grad():
+            weight -= moved * direction
+    assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(weight.grad.norm().item(), rel=2e-2)
+
+
+def test_gradient_penalty_leaves_the_features_alone():
+    features = [normal(2, 5, 6).requires_grad_()]
+    gradient_penalty(Discriminator(6, 5, 1), features, features, normal(2, 5), torch.rand(2)).backward()
+    assert features[0].grad is None
+
+
+def test_penalty_weight_is_raised_once_in_500_steps_at_most():
+    weight = PenaltyWeight()
+    assert weight.update(1e4, 500) == 1e-5  # too early
+    assert weight.update(99.9, 501) == 1e-5
+    assert weight.update(100, 501) == 5e-5
+    assert weight.update(1e4, 1001) == 5e-5
+    resumed = PenaltyWeight()
+    resumed.load_state_dict(json.loads(json.dumps(weight.state_dict())))
+    assert resumed.update(1e4, 1001) == 5e-5
+    assert resumed.update(1e4, 1002) == 25e-5
+
+
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def pictures(batch=3, height=40, width=48, seed=0):
+    return torch.rand(batch, 3, height, width, generator=rng(seed)) * 2 - 1
+
+
+def test_colour_jitter_by_hand():
+    x = pictures()
+    torch.testing.assert_close(jitter_color(x, torch.zeros(3), torch.ones(3), torch.ones(3)), x)
+    grey = jitter_color(x, torch.zeros(3), torch.zeros(3), torch.ones(3))
+    torch.testing.assert_close(grey, x.mean(1, keepdim=True).expand_as(x))
+    flat = jitter_color(x, torch.tensor([0.1, 0.2, -0.3]), torch.ones(3), torch.zeros(3))
+    expected = x.mean((1, 2, 3)) + torch.tensor([0.1, 0.2, -0.3])
+    torch.testing.assert_close(flat, expected.view(3, 1, 1, 1).expand_as(x))
+    one = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1)  # grey 0.3; saturation 2: -0.3, 0.3, 0.9; contrast 0.5
+    factor = (torch.tensor([v]) for v in (0.1, 2.0, 0.5))
+    torch.testing.assert_close(jitter_color(one, *factor).flatten(), torch.tensor([0.1, 0.4, 0.7]))
+
+
+def test_translation_and_cutout_by_hand():
+    x = pictures(2)
+    assert torch.equal(translate(x, [[0, 0], [0, 0]]), x)
+    moved = translate(x, [[2, -3], [-1, 5]])
+    assert torch.equal(moved[0, :, 2:, :-3], x[0, :, :-2, 3:])
+    assert torch.equal(moved[1, :, :-1, 5:], x[1, :, 1:, :-5])
+    assert not moved[0, :, :2].any() and not moved[0, :, :, -3:].any()
+    assert not moved[1, :, -1:].any() and not moved[1, :, :, :5].any()
+
+    cut = cut_out(x, [[10, 20], [0, 48]], [4, 5])
+    hole = torch.zeros(2, 40, 48, dtype=torch.bool)
+    hole[0, 8:12, 18:23] = True
+    hole[1, 0:2, 46:48] = True
+    assert torch.equal(cut == 0, hole[:, None].expand_as(cut))
+    assert torch.equal(cut[~hole[:, None].expand_as(cut)], x[~hole[:, None].expand_as(cut)])
+
+
+def test_augmentation_repeats_and_differs_between_pictures():
+    x = pictures(1).expand(4, -1, -1, -1)
+    once, again, other = augment(x, rng(1)), augment(x, rng(1)), augment(x, rng(2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    assert not any(torch.equal(once[0], picture) for picture in once[1:])
+    assert once.shape == x.shape
+
+
+def test_augmentation_covers_its_ranges():
+    """Every random part over many draws, read off the pictures themselves."""
+    white = torch.ones(400, 3, 40, 80)
+    out = augment(white, rng(0))  # grey, so colour is 1 + brightness; then holes of 0
+    level = out.amax((1, 2, 3))
+    assert 0.5 <= level.min() < 0.52 and 1.48 < level.max() <= 1.5
+    rows, columns = (out[:, 0] != 0).any(2), (out[:, 0] != 0).any(1)  # what translation left
+    assert set((~rows).sum(1).tolist()) == set(range(6)) and set((~columns).sum(1).tolist()) == set(range(11))
+    assert (~rows[:, 0]).any() and (~rows[:, -1]).any()  # moved both ways
+    inside = rows[:, :, None] & columns[:, None]
+    hole = (inside & (out[:, 0] == 0)).sum((1, 2))
+    assert hole.max() == 8 * 16 and hole.min() < 8 * 16 / 2
+
+    tinted = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1).expand(2000, 3, 2, 2)  # too small to be moved or cut
+    out = augment(tinted, rng(0))
+    spread = (out.amax((1, 2, 3)) - out.amin((1, 2, 3))) / 0.6  # saturation in [0, 2] times contrast in [0.5, 1.5]
+    assert 0 <= spread.min() < 0.05 and 2.7 < spread.max() <= 3
+    assert spread.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_augmentation_passes_gradients():
+    x = pictures().requires_grad_()
+    out = prepare(augment(x, rng(0)), 16, rng(1))
+    out.sum().backward()
+    assert x.grad.isfinite().all() and (x.grad != 0).float().mean() > 0.1
+    # By finite differences, in a direction of its own
+    direction = normal(*x.shape, seed=3)
+    with torch.no_grad():
+        ends = [prepare(augment(x + h * direction, rng(0)), 16, rng(1)).double().sum() for h in (1e-2, -1e-2)]
+    assert ((ends[0] - ends[1]) / 2e-2).item() == pytest.approx((x.grad * direction).sum().item(), rel=1e-2)
+
+
+def test_prepare_resizes_by_area_and_normalises():
+    x = pictures(2, 32, 48)
+    out = prepare(x, 16, rng(0), crop=0)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    expected = ((x + 1) / 2).unflatten(3, (16, 3)).unflatten(2, (16, 2)).mean((3, 5))
+    torch.testing.assert_close(out, (expected - mean) / std)
+    same = prepare(pictures(2, 16, 16), 16, rng(0), crop=1)  # not larger: neither cropped nor resized
+    torch.testing.assert_close(same * std + mean, (pictures(2, 16, 16) + 1) / 2)
+    assert prepare(pictures(2, 8, 8), 16, rng(0)).shape == (2, 3, 16, 16)
+    oblong = prepare(pictures(2, 8, 40), 16, rng(0), crop=1)  # one side is too short for a crop
+    torch.testing.assert_close(oblong, prepare(pictures(2, 8, 40), 16, rng(0), crop=0))
+
+
+def test_prepare_crops_half_of_the_pictures_at_random():
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    x = torch.stack([rows, columns, rows]).expand(400, 3, 20, 24) / 24  # a pixel tells its place
+    out = prepare(x, 16, rng(0))
+    assert torch.equal(out, prepare(x, 16, rng(0)))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    places = ((out * std + mean) * 2 - 1) * 24
+    cropped = (places[:, 0, 15, 0] - places[:, 0, 0, 0] - 15).abs() < 1e-3  # rows one apart: not resized
+    assert 160 < cropped.sum() < 240
+    corners = places[cropped][:, :2, 0, 0].round().int().tolist()
+    assert {r for r, _ in corners} == set(range(5)) and {c for _, c in corners} == set(range(9))
+
+
+# --- together --------------------------------------------------------------------------------------------------------
+
+
+def test_a_discriminator_on_random_features_learns_to_tell_blurred_pictures(photo):
+    """The whole chain, without augmentation: heads over `tiny_dino` tell crops of a photograph from blurred ones."""
+    import numpy as np
+
+    pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
+    torch.manual_seed(0)
+    generator, dino = rng(0), tiny_dino()
+    discriminator = Discriminator(dino.channels, 8)
+    optimizer = torch.optim.AdamW(discriminator.parameters(), 2e-3)
+
+    def batch(count):
+        corners = torch.randint(0, 512 - 112, (count, 2), generator=generator).tolist()
+        real = torch.stack([pixels[:, r : r + 112, c : c + 112] for r, c in corners])
+        return real, F.interpolate(F.avg_pool2d(real, 4), scale_factor=4, mode="bilinear")
+
+    def logits(images):
+        features = dino(prepare(images, dino.size, generator))
+        return discriminator(features, torch.ones(len(images), 8))
+
+    for _ in range(80):
+        real, fake = batch(4)
+        loss = discriminator_loss(logits(real), logits(fake))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    discriminator.eval()
+    with torch.no_grad():
+        real, fake = batch(16)
+        right = (logits(real).mean(1)[:, None] > logits(fake).mean(1)[None]).float().mean()
+    assert right > 0.7  # 0.5 by chance
+
+    fake.requires_grad_()
+    generator_loss(logits(fake)).backward()
+    assert fake.grad.isfinite().all() and fake.grad.abs().sum() > 0
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def test_text_condition_is_the_projected_embedding(tmp_path):
+    """Of a text tower, and of a whole CLIP whose config tells the projection's width in its own field only."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    tower, whole = tmp_path / "tower", tmp_path / "whole"
+    shutil.copytree(TINY / "tokenizer_2", tower)
+    shutil.copytree(TINY / "tokenizer_2", whole)
+    reference = CLIPTextModelWithProjection.from_pretrained(TINY / "text_encoder_2", dtype=torch.float32)
+    reference.save_pretrained(tower)
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    text = {k: v for k, v in reference.config.to_dict().items() if k != "projection_dim"}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=reference.config.projection_dim))
+    clip.text_projection.load_state_dict(reference.text_projection.state_dict())
+    clip.text_model.load_state_dict(reference.text_model.state_dict())
+    clip.save_pretrained(whole)
+
+    captions = ["a red house", "", "stripes " * 200]
+    tokens = CLIPTokenizer.from_pretrained(tower)(
+        captions, padding="max_length", max_length=32, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = reference(tokens.input_ids).text_embeds
+    for folder in (tower, whole):
+        embeddings = load_text_condition(folder)(captions)
+        assert embeddings.dtype == torch.float32 and not embeddings.requires_grad
+        torch.testing.assert_close(embeddings, expected)
+
+    def refused(message):
+        with pytest.raises(InputError, match=message) as error:
+            load_text_condition(tower)
+        one_line(error)
+
+    config = reference.config.to_dict()
+    (tower / "config.json").write_text(json.dumps(config | {"num_attention_heads": 7}))
+    refused("hidden_size 64 is no multiple of num_attention_heads 7")
+    (tower / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    refused("model_type in config.json is 'bert'")
+    (tower / "config.json").write_text(json.dumps(config))
+    weights = load_file(tower / "model.safetensors")
+    weights.popitem()
+    save_file(weights, tower / "model.safetensors", {"format": "pt"})
+    refused("1 tensors are missing")
+    for name in ("tokenizer.json", "vocab.json"):
+        (tower / name).unlink(missing_ok=True)
+    refused("has no tokenizer")

@@ -1,0 +1,93 @@
+"""Motion that is known, and what the filter along it takes out and leaves alone."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from std_cli.media.video.steady import Motion, Steady, grey
+from tests.measures import flicker, sharpness
+
+PHOTO = np.asarray(Image.fromarray(data.astronaut()).resize((400, 300)))
+
+
+def panned(count, step=3, size=(160, 90)):
+    """A camera that goes to the right, whole pixels."""
+    return [np.ascontiguousarray(PHOTO[60 : 60 + size[1], i * step : i * step + size[0]]) for i in range(count)]
+
+
+def jittered(frames, sigma=8.0):
+    """Of each pixel's own and, as a style has it, of larger patches."""
+    r, out = np.random.default_rng(0), []
+    for f in frames:
+        patches = np.kron(r.normal(0, sigma, (f.shape[0] // 5, f.shape[1] // 5, 3)), np.ones((5, 5, 1)))
+        out.append((f * 0.8 + 20 + patches + r.normal(0, sigma, f.shape)).clip(0, 255).astype(np.uint8))
+    return out
+
+
+def steadied(sources, results, strength=0.75, cuts=()):
+    steady = Steady(strength)
+    return [
+        steady(grey(Image.fromarray(s)), r, i in cuts) for i, (s, r) in enumerate(zip(sources, results, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("size", [(160, 96), (1024, 576)])  # the second is larger than what motion is looked for in
+def test_motion_is_found(size):
+    big = np.asarray(Image.fromarray(PHOTO).convert("L").resize((size[0] + 20, size[1] + 20)))
+    before, now = (np.ascontiguousarray(big[y : y + size[1], x : x + size[0]]) for x, y in ((4, 8), (6, 5)))
+    there, off = Motion().back(before, now)
+    places = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1])), -1)
+    moved = (there - places)[20:-20, 20:-20]
+    assert np.abs(np.median(moved, (0, 1)) - (2, -3)).max() < 0.1
+    assert np.median(off) < 0.3
+    assert np.isinf(off[:2]).mean() > 0.9 and np.isinf(off[:, -1]).mean() > 0.9  # they were outside before
+
+
+def test_frames_too_small_for_the_method_have_motion_too():
+    still = np.random.default_rng(0).integers(0, 256, (8, 160), np.uint8)
+    there, off = Motion().back(still, still)
+    assert np.abs(there[..., 0] - np.arange(160)).max() < 0.1 and off.max() < 0.1
+
+
+def test_jitter_goes_and_the_picture_stays():
+    sources = panned(12)
+    clean, noisy = [(f * 0.8 + 20).astype(np.uint8) for f in sources], jittered(sources)
+    steady = steadied(sources, noisy)
+    assert flicker(sources, steady) < 0.5 * flicker(sources, noisy)
+    errors = [np.abs(x[-1].astype(float) - clean[-1]).mean() for x in (steady, noisy)]
+    assert errors[0] < 0.7 * errors[1]
+    kept = steadied(sources, clean)[-1]  # where nothing flickers, next to nothing happens
+    assert np.abs(kept.astype(float) - clean[-1]).mean() < 1.5
+    assert sharpness(Image.fromarray(kept)) > 0.95 * sharpness(Image.fromarray(clean[-1]))
+
+
+def test_first_frames_of_shots_are_as_they_are():
+    sources = panned(4)
+    noisy = jittered(sources)
+    out = steadied(sources, noisy, cuts=(0, 2))
+    assert [np.array_equal(a, b) for a, b in zip(out, noisy, strict=True)] == [True, False, True, False]
+
+
+def test_what_comes_into_view_or_lights_up_is_new_at_once():
+    still = [PHOTO[60:150, :160].copy() for _ in range(4)]
+    lamp, box = np.s_[20:50, 20:60], np.s_[30:70, 90:140]
+    sources = [f.copy() for f in still]
+    sources[3][lamp] = (sources[3][lamp].astype(int) + 90).clip(0, 255).astype(np.uint8)
+    sources[3][box] = np.kron([[40, 220], [230, 10]], np.ones((20, 25)))[..., None].astype(np.uint8)
+    results = [255 - f for f in sources]
+    now = steadied(sources, results, 0.9)[3].astype(float)
+    for at in (lamp, box):
+        inner = tuple(slice(s.start + 4, s.stop - 4) for s in at)
+        assert np.abs(now[inner] - results[3][inner]).mean() < 4
+
+
+def test_it_goes_on_from_its_state():
+    sources = panned(6)
+    noisy = jittered(sources)
+    whole, steady, parts = steadied(sources, noisy), Steady(0.75), []
+    for s, r in zip(sources, noisy, strict=True):
+        parts.append(steady(grey(Image.fromarray(s)), r, False))
+        before, steady = steady.before, Steady(0.75)
+        steady.before = before
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))

@@ -1,0 +1,205 @@
+"""The public function, on the embedded pack, against diffusers itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import std_cli
+from std_cli import stylize_image
+from std_cli.errors import InputError
+from std_cli.media.pictures import read_metadata
+from std_cli.weights.resolve import resolve_model
+
+FAST = {"model": "tiny", "steps": 1, "size": 64}
+
+
+def difference(a, b):
+    return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
+def snippet(image, reference, prompt, negative, n, eta, cfg, seed, blocks=None):
+    """The published snippet, on the pack, in fp32 with a seeded CPU generator."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline, TCDScheduler
+
+    folder = resolve_model("tiny").base
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
+    pipe.load_ip_adapter(
+        str(folder), subfolder="ip_adapter", weight_name="ip-adapter-plus_tiny.safetensors", image_encoder_folder=None
+    )
+    pipe.set_ip_adapter_scale(blocks or {"down": 0, "mid": 0, "up": {"block_0": [0, 1, 0], "block_1": 0}})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt=prompt,
+        negative_prompt=negative,
+        num_inference_steps=n,
+        guidance_scale=cfg,
+        strength=eta,
+        image=image,
+        ip_adapter_image=reference,
+        generator=torch.Generator("cpu").manual_seed(seed),
+    ).images[0]
+
+
+@pytest.mark.parametrize(("steps", "eta", "n", "cfg"), [(8, 0.75, 11, 6), (4, 0.95, 5, 2.5), (2, 0.5, 4, 1)])
+def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n, cfg):
+    image, style = photo.resize((96, 64)), Image.open(reference).copy()
+    want = snippet(image, style, "stick figure", "blurred", n, eta, cfg, 7)
+    [got] = stylize_image(
+        image,
+        style,
+        model="tiny",
+        size=(96, 64),
+        prompt="stick figure",
+        negative_prompt="blurred",
+        steps=steps,
+        eta=eta,
+        cfg=cfg,
+        seed=7,
+        schedule="quickstart",
+        style_blocks="style",
+        lora="none",
+        device="cpu",
+        dtype="fp32",
+    )
+    assert difference(got, want) <= 1
+
+
+def test_stock_diffusers_loads_the_pack_in_half_precision(photo, reference):
+    """No variant argument, and every weight is used: nothing in the pack is of our own making."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    folder = resolve_model("tiny").base
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float16)
+    assert pipe.unet.config.down_block_types == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 30e6  # with its motion adapter
+
+
+@pytest.mark.parametrize(
+    ("steps", "eta", "schedule"), [(1, 0.01, "quickstart"), (3, 1.0, "aligned"), (40, 0.5, "quickstart")]
+)
+def test_steps_are_the_steps_that_run(photo, reference, steps, eta, schedule):
+    seen = []
+    [out] = stylize_image(
+        photo,
+        reference,
+        model="tiny",
+        size=64,
+        steps=steps,
+        eta=eta,
+        schedule=schedule,
+        on_event=lambda e: seen.append(e.get("step")) if e.get("stage") == "picture" else None,
+    )
+    assert seen == list(range(steps + 1))
+    assert out.size == (64, 64)
+
+
+def test_same_seed_same_picture_and_neighbours_do_not_matter(photo, reference):
+    a, b = stylize_image([photo, photo.rotate(90)], str(reference), seed=3, **FAST)
+    [c] = stylize_image(photo.rotate(90), reference, seed=3, **FAST)
+    [d] = stylize_image(photo.rotate(90), reference, seed=4, **FAST)
+    assert difference(b, c) == 0
+    assert difference(a, b) > 0 and difference(c, d) > 0
+
+
+def test_weights_of_references_are_normalised(photo, reference, tmp_path):
+    other = tmp_path / "blue.png"
+    Image.new("RGB", (64, 64), "blue").save(other)
+
+    def run(*styles):
+        return stylize_image(photo, list(styles), style_scale=2, **FAST)[0]
+
+    alone, equal = run(str(reference)), run(f"{reference}:1", f"{other}:1")
+    assert difference(run(f"{reference}:3", f"{other}:3"), equal) == 0
+    assert difference(run(f"{reference}:3"), alone) == 0
+    assert difference(equal, alone) > 0
+    assert difference(run((reference, 1.0), (other, 1e-9)), alone) <= 1
+
+
+def test_style_scale_zero_does_not_follow_the_reference(photo, reference, tmp_path):
+    other = Image.new("RGB", (64, 64), "blue")
+    a, b = (stylize_image(photo, style, style_scale=0, **FAST)[0] for style in (reference, other))
+    assert difference(a, b) == 0
+
+
+def test_files_alpha_and_metadata(tmp_path, photo, reference):
+    rgba = photo.resize((100, 60)).convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize((100, 60)))
+    folder = tmp_path / "fotos ü"
+    folder.mkdir()
+    rgba.save(folder / "a.png")
+    photo.resize((60, 100)).save(folder / "b.jpg")
+    events = []
+    out = tmp_path / "out"
+    results = stylize_image(folder, reference, out, on_event=events.append, seed=5, **FAST)
+    assert sorted(p.name for p in out.iterdir()) == ["a_stylized.png", "b_stylized.png"]
+    assert [r.mode for r in results] == ["RGBA", "RGB"]
+    with Image.open(out / "a_stylized.png") as saved:
+        assert saved.mode == "RGBA"
+        assert abs(saved.width / saved.height - 100 / 60) < 0.05  # a pixel of 40
+    kept = read_metadata(out / "b_stylized.png")
+    assert kept["settings"]["seed"] == 5 and kept["settings"]["steps"] == 1
+    assert kept["settings"]["style"] == [{"name": "style.png", "weight": 1.0}]
+    assert kept["settings"]["model"]["name"] == "tiny" and len(kept["settings"]["model"]["sha256"]) == 16
+    assert kept["version"] == std_cli.__version__ and kept["input"] == "b.jpg"
+    json.dumps(events)
+    kinds = [e["event"] for e in events]
+    assert kinds[:2] == ["progress", "start"] and kinds.count("result") == 2
+
+
+def test_a_model_folder_with_defaults_of_its_own(tmp_path, photo, reference):
+    import shutil
+
+    folder = tmp_path / "mine"
+    shutil.copytree(resolve_model("tiny").base, folder)
+    (folder / "std.json").write_text('{"base_resolution": 64, "size_by": "long_side", "i2i": {"steps": 2, "cfg": 1.0}}')
+    steps = []
+    [out] = stylize_image(
+        photo,
+        reference,
+        model=str(folder),
+        on_event=lambda e: steps.append(e["settings"]) if e["event"] == "start" else None,
+    )
+    assert out.size == (64, 64)
+    assert (steps[0]["steps"], steps[0]["cfg"], steps[0]["eta"]) == (2, 1.0, 0.75)
+    (folder / "std.json").write_text('{"i2i": {"steps": 0}}')
+    with pytest.raises(InputError, match=r"std\.json: steps 0"):
+        stylize_image(photo, reference, model=str(folder))
+
+
+def test_a_lora_changes_the_picture_by_its_scale(tmp_path, photo, reference):
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    layer = "up_blocks.0.resnets.0.conv1"
+    weight = (
+        UNet2DConditionModel.from_pretrained(resolve_model("tiny").base, subfolder="unet").get_submodule(layer).weight
+    )
+    torch.manual_seed(0)
+    state = {
+        f"unet.{layer}.lora_A.weight": torch.randn(4, weight.shape[1], 3, 3) * 0.3,
+        f"unet.{layer}.lora_B.weight": torch.randn(weight.shape[0], 4, 1, 1) * 0.3,
+    }
+    save_file(state, tmp_path / "x_eta0.65.safetensors", metadata={"schedule": "aligned"})
+    lora, events = tmp_path / "x_eta0.65.safetensors", []
+
+    def run(spec, **more):
+        return stylize_image(photo, reference, lora=spec, on_event=events.append, **{**FAST, **more})[0]
+
+    plain, half, full = run("none"), run(f"{lora}:0.5"), run(str(lora))
+    assert difference(half, plain) > 0 and difference(full, half) > 0
+    assert not [e for e in events if e["event"] == "notice"], "its eta is taken over"
+    assert difference(run(f"{lora}:0", schedule="quickstart", eta=0.75), plain) <= 1
+    starts = [e for e in events if e["event"] == "start"]
+    assert starts[0]["settings"]["schedule"] == "quickstart" and starts[1]["settings"]["schedule"] == "aligned"
+    assert starts[0]["settings"]["eta"] == 0.75 and starts[1]["settings"]["eta"] == 0.65
+    assert any("trained for 0.65" in e["message"] for e in events if e["event"] == "notice")
+
+
+def test_settings_that_cannot_be(photo, reference):
+    for wrong in ({"device": "cuda:99"}, {"offload": "model", "device": "cpu"}, {"size": (0, 64)}, {"seed": -1}):
+        with pytest.raises(InputError, match="--" + next(iter(wrong))):
+            stylize_image(photo, reference, **{**FAST, **wrong})

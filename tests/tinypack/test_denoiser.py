@@ -1,0 +1,169 @@
+"""The training of the embedded pack: its data, its noise, its layout, and that a resumed run is the same run."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from std_cli.tinypack import export, styles
+from std_cli.tinypack import train_denoiser as train
+from std_cli.tinypack.data import make_shard
+from std_cli.tinypack.model import CROSS, Denoiser, make_vae
+from std_cli.tinypack.scenes import scene, vary
+from std_cli.tinypack.vocabulary import make_tokenizer
+from tests.measures import colour_distance, edge_correlation, texture_distance
+
+
+def as_picture(x):
+    return Image.fromarray((x * 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", styles.KINDS)
+def test_every_style_draws_a_picture_and_repeats(kind):
+    def draw(seed):
+        r = np.random.default_rng(seed)
+        x = vary(scene(r), r)
+        return styles.stylize(x, styles.random_style(r, kind), r)
+
+    a = draw(1)
+    assert a.shape == (256, 256, 3) and a.dtype == np.float32
+    assert np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1 and a.std() > 0.02
+    assert np.array_equal(a, draw(1)) and not np.array_equal(a, draw(2))
+
+
+def test_match_moves_a_target_to_its_reference():
+    r = np.random.default_rng(4)
+    style = styles.random_style(r, "painted")
+    ref, x = (styles.stylize(scene(r), style, r) for _ in range(2))
+    y, plain, ref = as_picture(styles.match(x, ref)), as_picture(x), as_picture(ref)
+    assert colour_distance(y, ref) < 0.6 * colour_distance(plain, ref)
+    assert texture_distance(y, ref) < texture_distance(plain, ref)
+    assert edge_correlation(y, plain) > 0.6
+
+
+def test_a_shard_follows_from_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("std_cli.tinypack.data.GROUPS", 2)
+    monkeypatch.setattr("std_cli.tinypack.data.SCENES", 5)
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        make_shard(folder, 3, 7)
+    one, two = (np.load(tmp_path / f / "groups-0007.npz") for f in "ab")
+    assert sorted(one.files) == ["caption", "kind", "plain", "reference", "styled"]
+    assert all(np.array_equal(one[k], two[k]) for k in one.files)
+    assert one["plain"].shape == one["styled"].shape == (2, 2, 256, 256, 3)
+
+
+def test_noise_schedule_is_sdxls():
+    from diffusers import DDIMScheduler
+
+    reference = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    assert torch.allclose(train.ALPHAS_CUMPROD, reference, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tinypack") / "tokenizer")
+
+
+@pytest.fixture
+def latents():
+    r, n = torch.Generator().manual_seed(0), train.HELD_OUT + 8
+    plain, styled = (torch.randn(n, 2, 4, 40, 40, generator=r).half() for _ in range(2))
+    reference = np.random.default_rng(0).integers(0, 255, (n, 128, 128, 3), np.uint8)
+    captions = np.array([["halftone print, red", "halftone dots"]] * n)
+    return train.Latents(plain, styled, reference, torch.zeros(n, dtype=torch.long), captions)
+
+
+def make_net(tokenizer):
+    torch.manual_seed(0)
+    return Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id).eval()
+
+
+def test_at_its_start_time_a_bridge_is_the_noised_plain_picture(latents, tokenizer, monkeypatch):
+    """The network must see sqrt(abar) z_plain + sqrt(1 - abar) eps there, as at inference."""
+    seen = {}
+    trainer = train.Trainer(latents, tokenizer, np.random.default_rng(0))
+    net = make_net(tokenizer)
+    latents.plain[:] = 7.0  # so that the residue of the plain picture shows in the mean
+    latents.styled[:] = 0.0
+
+    def catch(x_t, t, *rest):
+        seen.update(x_t=x_t, t=t)
+        return torch.zeros_like(x_t)
+
+    monkeypatch.setattr(net, "forward", catch)
+    with torch.no_grad():
+        trainer.loss(net, np.arange(60, 68), 40)
+    abar = train.ALPHAS_CUMPROD[seen["t"]]
+    mean = seen["x_t"].mean((1, 2, 3))
+    assert (mean < abar.sqrt() * 7 + 0.1).all()
+    at_start = (mean - abar.sqrt() * 7).abs() < 0.06  # 6400 values of unit noise: 0.0125 is one standard error
+    assert at_start.sum() >= 3  # 30% of the bridged samples of this draw
+
+
+def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    net = make_net(tokenizer)
+    make_vae().save_pretrained(tmp_path / "vae")
+    (tmp_path / "denoiser").mkdir()
+    torch.save(net.state_dict(), tmp_path / "denoiser" / "average.pt")
+    tokenizer.save_pretrained(tmp_path / "denoiser" / "tokenizer")
+    export.export(tmp_path / "vae", tmp_path / "denoiser", tmp_path / "pack")
+
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(tmp_path / "pack", dtype=torch.float32)
+    pipe.load_ip_adapter(
+        str(tmp_path / "pack"),
+        subfolder="ip_adapter",
+        weight_name="ip-adapter-plus_tiny.safetensors",
+        image_encoder_folder=None,
+    )
+    pipe.set_ip_adapter_scale(1.0)
+    for name, state in export.load_parts(tmp_path / "pack").items():  # so that training can go on from a pack
+        own = getattr(net, name).state_dict()
+        assert own.keys() == state.keys() and all(
+            torch.equal(own[k].half().float(), v.float()) for k, v in state.items()
+        )
+    g = torch.Generator().manual_seed(1)
+    x, pixels = torch.randn(1, 4, 16, 16, generator=g), torch.randn(1, 3, 112, 112, generator=g)
+    t, sizes = torch.tensor([500]), torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+    ids = tokenizer(["halftone print"], padding="max_length", max_length=32, return_tensors="pt").input_ids
+    with torch.no_grad():
+        states, pooled = net.text_states(ids)
+        want = net(x, t, states, pooled, net.picture_tokens(pixels), sizes)
+        hidden = pipe.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        states, _, pooled, _ = pipe.encode_prompt("halftone print", device="cpu", do_classifier_free_guidance=False)
+        got = pipe.unet(
+            x,
+            t,
+            states,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden[:, None]]},
+        ).sample
+    assert states.shape == (1, 32, CROSS)
+    assert (got - want).abs().max() < 0.02 * want.std()  # weights were rounded to fp16
+
+
+def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
+    monkeypatch.setattr(train, "load", lambda *folders: latents)
+    monkeypatch.setattr(train, "validate", lambda net, trainer: 0.0)
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+
+    def go(out):
+        out.mkdir(exist_ok=True)
+        train.train(tmp_path, tmp_path, out, seed=1, steps=4, minutes=1e6, rate=1e-3, facts_steps=1)
+        return torch.load(out / "average.pt", weights_only=True)
+
+    whole = go(tmp_path / "whole")
+    loss, calls = train.Trainer.loss, []
+
+    def dies_at_the_fourth_step(self, *a, **k):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(self, *a, **k)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Trainer, "loss", dies_at_the_fourth_step)
+        go(tmp_path / "cut")
+    resumed = go(tmp_path / "cut")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -1,0 +1,721 @@
+"""The path of real weights, on folders that are SDXL in everything but width.
+
+No real weight can be had where these tests run. Real here: the configs, as published, the names of files and tensors,
+the number and place of the blocks, and the layout of the Hub's cache; what is not: widths, values, the vocabulary, and
+the number of layers of the CLIP encoders.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, TCDScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from std_cli import stylize_image
+from std_cli.config import image_settings
+from std_cli.diffusion.pipeline import ImagePipeline
+from std_cli.errors import InputError
+from std_cli.media.pictures import read_metadata
+from std_cli.weights import resolve
+from std_cli.weights.convert import convert
+from std_cli.weights.hub import source
+from std_cli.weights.parts import _in_one_file, check_model
+from tests.hub import Hub
+from tests.weights.test_resolve import cache, pairs
+
+State = dict[str, torch.Tensor]
+
+# --- SDXL base 1.0 and h94's image encoder: their configs, as published ----------------------------------------------
+
+INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "_diffusers_version": "0.19.0.dev0",
+    "force_zeros_for_empty_prompt": True,
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.19.0.dev0",
+    "act_fn": "silu",
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_dim": 2048,
+    "cross_attention_norm": None,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "projection_class_embeddings_input_dim": 2816,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "sample_size": 128,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+    "use_linear_projection": True,
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.20.0.dev0",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "force_upcast": True,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 1024,
+    "scaling_factor": 0.13025,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,  # neither is true of the tokenizer: the models are published so
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "projection_dim": 768,
+    "torch_dtype": "float16",
+    "transformers_version": "4.32.0.dev0",
+    "vocab_size": 49408,
+}
+TEXT_2 = TEXT | {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+}
+VISION = {
+    "architectures": ["CLIPVisionModelWithProjection"],
+    "attention_dropout": 0.0,
+    "dropout": 0.0,
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "image_size": 224,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 5120,
+    "layer_norm_eps": 1e-05,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 32,
+    "patch_size": 14,
+    "projection_dim": 1024,
+    "torch_dtype": "float16",
+    "transformers_version": "4.28.0.dev0",
+}
+
+
+def special_token(content: str) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+SPECIAL_TOKENS = {
+    "bos_token": special_token("<|startoftext|>"),
+    "eos_token": special_token("<|endoftext|>"),
+    "unk_token": special_token("<|endoftext|>"),
+}
+
+# --- the same, narrow ------------------------------------------------------------------------------------------------
+
+NARROW_UNET = UNET | {
+    "attention_head_dim": [1, 2, 4],
+    "block_out_channels": [32, 64, 96],
+    "cross_attention_dim": 96,  # of both text encoders together, as in SDXL
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64 + 6 * 8,
+}
+NARROW_VAE = VAE | {"block_out_channels": [32, 64, 96, 96]}
+LAYERS = {"num_attention_heads": 2, "num_hidden_layers": 2}
+NARROW_TEXT = TEXT | LAYERS | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32, "vocab_size": 892}
+NARROW_TEXT_2 = TEXT_2 | LAYERS | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64, "vocab_size": 892}
+NARROW_VISION = VISION | LAYERS | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 48}
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape) / (shape[-1] ** 0.5 if len(shape) > 1 else 1)
+
+
+def ip_adapter(kind: str, unet: dict[str, Any], vision: dict[str, Any], heads: int) -> State:
+    """An IP-Adapter for SDXL as h94 publishes it: attentions numbered 1, 3, ... in the order down, up, middle."""
+    _, half, quarter = unet["block_out_channels"]
+    cross, state = unet["cross_attention_dim"], {}
+    for i, width in enumerate([half] * 4 + [quarter] * 20 + [quarter] * 30 + [half] * 6 + [quarter] * 10):
+        for name in ("to_k_ip", "to_v_ip"):
+            state[f"ip_adapter.{2 * i + 1}.{name}.weight"] = noise(width, cross)
+    if kind == "plain":
+        shapes = {"proj.weight": (4 * cross, vision["projection_dim"]), "proj.bias": (4 * cross,)}
+        shapes |= {"norm.weight": (cross,), "norm.bias": (cross,)}
+    else:
+        inside = 64 * heads
+        shapes = {"latents": (1, 16, inside)}
+        shapes |= {"proj_in.weight": (inside, vision["hidden_size"]), "proj_in.bias": (inside,)}
+        shapes |= {"proj_out.weight": (cross, inside), "proj_out.bias": (cross,)}
+        shapes |= {"norm_out.weight": (cross,), "norm_out.bias": (cross,)}
+        for layer in (f"layers.{i}." for i in range(4)):
+            for norm in ("0.norm1", "0.norm2", "1.0"):
+                shapes |= {f"{layer}{norm}.weight": (inside,), f"{layer}{norm}.bias": (inside,)}
+            shapes |= {f"{layer}0.to_q.weight": (inside, inside), f"{layer}0.to_kv.weight": (2 * inside, inside)}
+            shapes |= {f"{layer}0.to_out.weight": (inside, inside)}
+            shapes |= {f"{layer}1.1.weight": (4 * inside, inside), f"{layer}1.3.weight": (inside, 4 * inside)}
+    return state | {f"image_proj.{name}": noise(*shape) for name, shape in shapes.items()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, pad: str) -> None:
+    """In the four files of SDXL's tokenizers, with the small vocabulary of the tiny pack."""
+    model = json.loads((resolve.TINY / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    merges = "\n".join(" ".join(merge) for merge in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    write_json(folder / "special_tokens_map.json", SPECIAL_TOKENS | {"pad_token": pad})
+    tokens = {name: {"__type": "AddedToken", **token} for name, token in SPECIAL_TOKENS.items()}
+    settings = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77}
+    settings |= {"pad_token": pad, "tokenizer_class": "CLIPTokenizer"}
+    write_json(folder / "tokenizer_config.json", tokens | settings)
+
+
+class Sdxl:
+    """SDXL base 1.0, h94/IP-Adapter and a published STD LoRA, narrow, on disk; and what is in their files."""
+
+    def __init__(self, root: Path) -> None:
+        torch.manual_seed(0)
+        self.base, self.h94, self.lora = root / "sdxl", root / "h94", root / "std_sdxl_i2i_eta0.75.safetensors"
+        write_json(self.base / "model_index.json", INDEX)
+        write_json(self.base / "scheduler" / "scheduler_config.json", SCHEDULER)
+        write_tokenizer(self.base / "tokenizer", "<|endoftext|>")
+        write_tokenizer(self.base / "tokenizer_2", "!")
+        unet = UNet2DConditionModel.from_config(NARROW_UNET)
+        text = CLIPTextModel(CLIPTextConfig(**NARROW_TEXT)).state_dict()
+        self.states: dict[str, State] = {
+            "unet": unet.state_dict(),
+            "vae": AutoencoderKL.from_config(NARROW_VAE).state_dict(),
+            # transformers 5 dropped the prefix from its names, not from the files of old
+            "text_encoder": {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in text.items()},
+            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**NARROW_TEXT_2)).state_dict(),
+        }
+        configs = {"unet": NARROW_UNET, "vae": NARROW_VAE, "text_encoder": NARROW_TEXT, "text_encoder_2": NARROW_TEXT_2}
+        for part, config in configs.items():
+            write_json(self.base / part / "config.json", config)
+            self.states[part] = {key: tensor.half() for key, tensor in self.states[part].items()}
+            stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+            save_file(self.states[part], self.base / part / f"{stem}.fp16.safetensors", {"format": "pt"})
+
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**NARROW_VISION)).state_dict()
+        vision["vision_model.embeddings.position_ids"] = torch.arange(257)[None]  # as transformers 4.28 saved it
+        write_json(self.h94 / "models" / "image_encoder" / "config.json", NARROW_VISION)
+        save_file(vision, self.h94 / "models" / "image_encoder" / "model.safetensors", {"format": "pt"})
+        (self.h94 / "sdxl_models").mkdir()
+        self.adapters = {"plus": "ip-adapter-plus_sdxl_vit-h", "plain": "ip-adapter_sdxl_vit-h"}
+        for kind, stem in self.adapters.items():
+            self.states[kind] = {k: t.half() for k, t in ip_adapter(kind, NARROW_UNET, NARROW_VISION, heads=2).items()}
+            save_file(self.states[kind], self.h94 / "sdxl_models" / f"{stem}.safetensors")
+
+        self.states["lora"] = {f"unet.{key}": 0.02 * tensor for key, tensor in pairs(unet, rank=4).items()}
+        save_file(self.states["lora"], self.lora, {"format": "pt"})
+
+    def fill(self, home: Path, model: str = "sdxl") -> None:
+        """Lay out the Hub's cache under an HF_HOME."""
+        base, adapter = source(model), source("ip-adapter-plus")
+        link(self.base, cache(home, base.repo, base.revision))
+        link(self.h94, cache(home, adapter.repo, adapter.revision))
+        link(self.lora, cache(home, source("std-i2i-0.75").repo, "main") / self.lora.name)
+
+
+def link(source: Path, target: Path) -> None:
+    """As huggingface_hub does: symbolic links, and copies on Windows."""
+    place = shutil.copy2 if os.name == "nt" else os.symlink
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=place, dirs_exist_ok=True)
+    else:
+        place(source, target)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Sdxl:
+    return Sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An HF_HOME of this test, empty, without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[ImagePipeline]:
+    """The pipelines that a run builds."""
+    pipelines = []
+
+    class Kept(ImagePipeline):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            pipelines.append(self)
+
+    monkeypatch.setattr("std_cli.diffusion.pipeline.ImagePipeline", Kept)
+    return pipelines
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
+def assert_holds(part: torch.nn.Module, state: State, also: str = r"(?!)") -> None:
+    """Its weights are exactly those of a file, in fp32; but for names that match `also`, which are in addition."""
+    found = {key.removeprefix("text_model."): t for key, t in part.state_dict().items() if not re.search(also, key)}
+    wanted = {key.removeprefix("text_model."): t.float() for key, t in state.items()}
+    assert found.keys() == wanted.keys()
+    assert [k for k, t in wanted.items() if found[k].dtype != torch.float32 or not torch.equal(found[k], t)] == []
+
+
+IP_WEIGHTS = r"_ip\.0\.weight$|^encoder_hid_proj\."
+
+# --- a folder --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plus", "plain"])
+def test_a_folder_of_fp16_files(
+    sdxl: Sdxl, kind: str, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+) -> None:
+    """With the published LoRA and plus; without one and plain."""
+    sdxl.fill(home)
+    folder = home / "mine"
+    link(sdxl.base, folder)
+    link(sdxl.h94 / "models" / "image_encoder", folder / "image_encoder")
+    (folder / "ip_adapter").mkdir()
+    link(sdxl.h94 / "sdxl_models" / f"{sdxl.adapters[kind]}.safetensors", folder / "ip_adapter" / "any.safetensors")
+    lora = {"plus": "auto", "plain": "none"}[kind]
+    request = {"model": str(folder), "size": 64, "steps": 1, "cfg": 6, "device": "cpu", "lora": lora}
+    small = photo.resize((64, 64))
+    [out] = stylize_image(small, reference, **request)
+    assert out.size == (64, 64)
+
+    [whole] = built
+    pipe = whole.pipe
+    scales = {name: p.scale for name, p in pipe.unet.attn_processors.items() if hasattr(p, "scale")}
+    styled = [f"up_blocks.0.attentions.1.transformer_blocks.{i}.attn2.processor" for i in range(10)]
+    assert len(scales) == 70
+    assert {name: scale for name, scale in scales.items() if scale != [0]} == {name: [1] for name in styled}
+    found, adapter = pipe.unet.state_dict(), sdxl.states[kind]
+    for i, name in enumerate(styled):  # InstantStyle's style block: ip_adapter.69 to 87
+        for half in ("to_k_ip", "to_v_ip"):
+            wanted = adapter[f"ip_adapter.{69 + 2 * i}.{half}.weight"].float()
+            assert torch.equal(found[f"{name}.{half}.0.weight"], wanted)
+
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        assert_holds(getattr(pipe, part), sdxl.states[part])
+    if kind == "plus":
+        assert_fused(found, sdxl.states["unet"], sdxl.states["lora"])
+    else:
+        assert_holds(pipe.unet, sdxl.states["unet"], also=IP_WEIGHTS)
+    for tokenizer, pad in ((pipe.tokenizer, 891), (pipe.tokenizer_2, 0)):
+        assert tokenizer("a dog", padding="max_length").input_ids == [890, 320, 828, 891] + [pad] * 73
+    assert isinstance(pipe.scheduler, TCDScheduler)
+    assert float(pipe.scheduler.alphas_cumprod[999]) == pytest.approx(0.00466, rel=1e-3)  # SDXL's last noise level
+
+    # hidden states of 257 patches or one embedding, each for the unconditional side and the styled one
+    assert whole._style is not None
+    assert whole._style.shape == {"plus": (2, 1, 257, 32), "plain": (2, 1, 48)}[kind]
+    one, other = (render(whole, small, style, request) for style in (Image.open(reference), photo))
+    assert difference(one, out) == 0 and difference(one, other) > 0
+
+
+def render(whole: ImagePipeline, image: Image.Image, style: Image.Image, request: dict[str, Any]) -> Image.Image:
+    """Once more with a pipeline that is there already."""
+    whole.set_style([style.convert("RGB")], [1.0], 1.0, "style")
+    return whole.stylize(image, image_settings(request), "quickstart", lambda step: None)
+
+
+def assert_fused(found: State, base: State, lora: State) -> None:
+    """Every one of METHOD's 788 layers is W + B A, and all else is as it was."""
+    layers = {key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in lora if "lora_A" in key}
+    assert len(layers) == 788
+    for key, tensor in base.items():
+        layer, wanted = key.removesuffix(".weight"), tensor.float()
+        if key.endswith(".weight") and layer in layers:
+            down, up = (lora[f"unet.{layer}.lora_{half}.weight"] for half in "AB")
+            wanted = wanted + (up.flatten(1) @ down.flatten(1)).view_as(wanted)
+            layers.remove(layer)
+        torch.testing.assert_close(found[key], wanted, rtol=0, atol=1e-6, msg=key)
+    assert not layers
+    assert all(re.search(IP_WEIGHTS, key) for key in found.keys() - base.keys())  # no wrapper is left
+
+
+def test_half_precision_and_a_vae_that_needs_more(
+    sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+) -> None:
+    """What a GPU runs by default. SDXL's VAE overflows in fp16, and its config says so (force_upcast)."""
+    sdxl.fill(home)
+    small = photo.resize((64, 64))
+    request: dict[str, Any] = {"model": "sdxl", "size": 64, "steps": 1, "device": "cpu", "lora": "none"}
+    [half] = stylize_image(small, reference, dtype="fp16", **request)
+    pipe, decoded_in = built[0].pipe, []
+    pipe.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded_in.append(inputs[0].dtype))
+    again = render(built[0], small, Image.open(reference), request)
+    assert difference(half, again) == 0  # the second picture comes out of a VAE that was cast to and fro
+    assert decoded_in == [torch.float32] and {pipe.unet.dtype, pipe.vae.dtype} == {torch.float16}
+    [full] = stylize_image(small, reference, dtype="fp32", **request)
+    assert difference(half, full) <= 3
+
+
+# --- the Hub's cache, end to end -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "eta"), [("sdxl", 0.75), ("dreamshaper", 0.8)])
+def test_from_the_cache_without_a_network(
+    sdxl: Sdxl, model: str, eta: float, tmp_path: Path, picture: Path, reference: Path
+) -> None:
+    sdxl.fill(tmp_path / "home", model)
+    command = [sys.executable, "-m", "std_cli", "stylize", "image", str(picture), "--style", str(reference)]
+    command += ["--model", model, "--lora", "auto", "--eta", str(eta), "--size", "64", "--steps", "1"]
+    command += ["-o", "out.png", "--json"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env = kept | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    lora = "std_sdxl_i2i_eta0.75.safetensors"
+    [start] = [event for event in events if event["event"] == "start"]
+    settings = [start["settings"][name] for name in ("eta", "cfg", "style_blocks", "schedule")]
+    assert (start["model"], start["lora"], settings) == (model, lora, [eta, 6, "style", "quickstart"])
+    notice = [f"no LoRA for eta 0.8: {lora}, trained for 0.75, is used"] if model == "dreamshaper" else []
+    assert [event["message"] for event in events if event["event"] == "notice"] == notice
+    with Image.open(tmp_path / "out.png") as out:
+        out.load()
+        assert (out.format, out.mode, out.width) == ("PNG", "RGB", 64)
+    assert read_metadata(tmp_path / "out.png")["settings"]["model"]["name"] == model
+
+
+def test_pulled_from_a_hub_and_run_without_it(
+    sdxl: Sdxl, hub: tuple[str, type[Hub]], tmp_path: Path, picture: Path, reference: Path
+) -> None:
+    url, handler = hub
+    (tmp_path / "std").mkdir()
+    link(sdxl.lora, tmp_path / "std" / sdxl.lora.name)
+    places = {"sdxl": sdxl.base, "ip-adapter-plus": sdxl.h94, "std-i2i-0.75": tmp_path / "std"}
+    handler.repos.update({source(name).repo: folder for name, folder in places.items()})
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    env = kept | home | {"HF_ENDPOINT": url, "NO_PROXY": "*"}
+    image = ["stylize", "image", str(picture), "--style", str(reference), "--size", "64", "--steps", "2"]
+    for command in (["models", "pull", "--for", "image"], [*image, "--offline", "-o", "out.png", "--method", "std"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "std_cli", *command, "--json"], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert read_metadata(tmp_path / "out.png")["settings"]["lora"]["name"] == sdxl.lora.name
+
+
+# --- a checkpoint in one file, with the names of the original code ---------------------------------------------------
+
+
+def original(states: dict[str, State]) -> State:
+    """The tensors of an SDXL folder under the names of sd_xl_base_1.0.safetensors."""
+    out = {f"model.diffusion_model.{unet_name(key)}": tensor for key, tensor in states["unet"].items()}
+    for key, tensor in states["vae"].items():
+        linear = "attentions" in key and tensor.ndim == 2  # a convolution of 1 x 1 in the original
+        out[f"first_stage_model.{vae_name(key)}"] = tensor[:, :, None, None] if linear else tensor
+    out |= {f"conditioner.embedders.0.transformer.{key}": tensor for key, tensor in states["text_encoder"].items()}
+    out["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    text_2 = {"logit_scale": torch.tensor(4.6)}
+    for key, tensor in states["text_encoder_2"].items():
+        if ".q_proj." in key:  # one tensor in the original
+            qkv = torch.cat([states["text_encoder_2"][key.replace("q_proj", f"{name}_proj")] for name in "qkv"])
+            text_2[open_clip_name(key).replace("q_proj.", "in_proj_")] = qkv
+        elif ".k_proj." not in key and ".v_proj." not in key:
+            text_2[open_clip_name(key)] = tensor.T if key == "text_projection.weight" else tensor
+    out |= {f"conditioner.embedders.1.model.{key}": tensor for key, tensor in text_2.items()}
+    return {key: tensor.contiguous() for key, tensor in out.items()}
+
+
+def renamed(key: str, names: dict[str, str]) -> str:
+    for ours, theirs in names.items():
+        key = key.replace(ours, theirs)
+    return key
+
+
+def unet_name(key: str) -> str:
+    match = re.fullmatch(r"(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(.+)", key)
+    if not match:
+        names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+        names |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+        return renamed(key, names | {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"})
+    side, block, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    if kind == "resnets":
+        names = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+        rest = renamed(rest, names | {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"})
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{3 * block + 3}.0.{rest.replace('conv', 'op')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{3 * block + 2}.2.{rest}"
+    place = f"input_blocks.{3 * block + index + 1}" if side == "down" else f"output_blocks.{3 * block + index}"
+    return f"{place}.{int(kind == 'attentions')}.{rest}"
+
+
+def vae_name(key: str) -> str:
+    key = re.sub(r"up_blocks\.(\d)", lambda match: f"up.{3 - int(match[1])}", key)
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
+    names = {"down_blocks": "down", "downsamplers.0": "downsample", "upsamplers.0": "upsample", "resnets": "block"}
+    names |= {"conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out", "group_norm": "norm"}
+    names |= {"mid_block.attentions.0": "mid.attn_1", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    return renamed(key, names)
+
+
+def open_clip_name(key: str) -> str:
+    names = {"text_model.encoder.layers": "transformer.resblocks", "text_model.final_layer_norm": "ln_final"}
+    names |= {"text_model.embeddings.position_embedding.weight": "positional_embedding"}
+    names |= {"text_model.embeddings.token_embedding": "token_embedding", "text_projection.weight": "text_projection"}
+    names |= {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn": "attn", "fc1": "c_fc", "fc2": "c_proj"}
+    return renamed(key, names)
+
+
+def test_a_checkpoint_in_one_file(
+    sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+) -> None:
+    """Of the Hub, only the configs are in the cache: every weight must come out of the file."""
+    sdxl.fill(home)
+    for file in (home / "hub").glob("models--stabilityai--*/snapshots/*/*/*.safetensors"):
+        file.unlink()
+    state = original(sdxl.states)
+    for known in (
+        "input_blocks.3.0.op.bias",
+        "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight",
+        "middle_block.2.in_layers.0.weight",
+        "output_blocks.5.2.conv.weight",
+        "output_blocks.8.0.skip_connection.bias",
+        "label_emb.0.0.weight",
+        "out.2.bias",
+    ):
+        assert f"model.diffusion_model.{known}" in state
+    save_file(state, home / "checkpoint.safetensors")
+    [out] = stylize_image(
+        photo, reference, model=str(home / "checkpoint.safetensors"), size=64, steps=1, cfg=6, device="cpu", lora="none"
+    )
+    assert out.size == (64, 64)
+    pipe = built[0].pipe
+    assert_holds(pipe.unet, sdxl.states["unet"], also=IP_WEIGHTS)
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        assert_holds(getattr(pipe, part), sdxl.states[part])
+    assert pipe.vae.config.force_upcast and pipe.vae.config.scaling_factor == 0.13025
+
+    convert(home / "checkpoint.safetensors", home / "folder")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        [file] = (home / "folder" / part).glob("*.safetensors")
+        written = {key.removeprefix("text_model."): tensor for key, tensor in load_file(file).items()}
+        assert written.keys() == {key.removeprefix("text_model.") for key in sdxl.states[part]}
+        for key, tensor in sdxl.states[part].items():
+            assert torch.equal(written[key.removeprefix("text_model.")], tensor), key
+    assert pipe.scheduler.config.beta_schedule == "scaled_linear" and pipe.tokenizer_2.pad_token == "!"
+
+
+def test_a_checkpoint_that_predicts_v(
+    sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+) -> None:
+    sdxl.fill(home)
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    path = home / "checkpoint.safetensors"
+    save_file(original(sdxl.states) | marks, path, {"modelspec.prediction_type": "epsilon"})
+    events: list[dict[str, Any]] = []
+    stylize_image(
+        photo, reference, model=str(path), size=64, steps=1, device="cpu", lora="none", on_event=events.append
+    )
+    wanted = ("v_prediction", True)
+    config = built[0].pipe.scheduler.config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == wanted
+    assert float(built[0].pipe.scheduler.alphas_cumprod[999]) == 0
+    contradiction = "its tensor v_pred says v_prediction: v_prediction is used"
+    assert [contradiction in e["message"] for e in events if e["event"] == "notice"] == [True]
+    done = convert(path, home / "folder")
+    assert [contradiction in notice for notice in done["notices"]] == [True]
+    written = json.loads((home / "folder" / "scheduler" / "scheduler_config.json").read_text())
+    assert (written["prediction_type"], written["rescale_betas_zero_snr"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("unet", "model.diffusion_model.output_blocks.5.2.conv.weight"),
+        ("vae", "first_stage_model.decoder.up.3.upsample.conv.bias"),
+        ("text_encoder", "conditioner.embedders.0.transformer.text_model.encoder.layers.1.mlp.fc1.weight"),
+        ("text_encoder_2", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_layer(sdxl: Sdxl, home: Path, part: str, key: str) -> None:
+    sdxl.fill(home)
+    state = original(sdxl.states)
+    checkpoint = home / "checkpoint.safetensors"
+    save_file({k: t for k, t in state.items() if k != key}, checkpoint)
+    model = resolve.resolve_model(str(checkpoint))
+    message = rf"{part} lacks 1 of \d+ tensors \(first {re.escape(key)}\): fetch it again"
+    with pytest.raises(InputError, match=message):
+        check_model(model)
+    with pytest.raises(InputError, match=message):
+        convert(checkpoint, home / "folder")
+    save_file(state | {key: torch.zeros(5)}, checkpoint)
+    with pytest.raises(InputError, match=rf"{part} has 1 of .* shape \(first {re.escape(key)}: \[5\] for"):
+        check_model(model)
+    save_file(state | {key: state[key].int()}, checkpoint)
+    with pytest.raises(InputError, match=rf"{part} has 1 tensors that are no .* \(first {re.escape(key)}: I32"):
+        check_model(model)
+    save_file(state | {key: state[key] * float("nan")}, checkpoint)
+    check_model(model)
+    with pytest.raises(InputError, match=rf"checkpoint.safetensors: 1 of .* NaN .*first {re.escape(key)}"):
+        convert(checkpoint, home / "folder")
+    assert not (home / "folder").exists()
+
+
+def test_single_files_of_other_models_are_named(sdxl: Sdxl, home: Path) -> None:
+    sdxl.fill(home)
+    state, first = original(sdxl.states), "model.diffusion_model.input_blocks.0.0.weight"
+    path = home / "x.safetensors"
+
+    def refused(content: State, message: str) -> None:
+        save_file(content, path)
+        for use in (resolve.resolve_model, lambda file: convert(file, home / "folder")):
+            with pytest.raises(InputError, match=message):
+                use(str(path))
+
+    for channels, use in ((9, "inpainting"), (8, "to follow instructions")):
+        wide = state | {first: torch.zeros(32, channels, 3, 3)}
+        refused(wide, rf"is not an SDXL model: in_channels in .* is {channels}, not 4 \(made for {use}|made {use}\)")
+    refused(state | {"edm_mean": torch.zeros(4)}, "not an SDXL checkpoint, but of Playground v2.5's kind")
+    unet = {k: t for k, t in state.items() if k.startswith("model.")}
+    cross = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    for width, name in ((768, "Stable Diffusion 1.5"), (1024, "Stable Diffusion 2")):
+        rest = {k: t for k, t in unet.items() if "attn2" not in k and "label_emb" not in k}
+        refused(rest | {cross: torch.zeros(64, width)}, f"not an SDXL checkpoint, but {name}: it lacks")
+    refiner = unet | {"conditioner.embedders.0.model.ln_final.weight": torch.zeros(4)}
+    refused(refiner, "not an SDXL checkpoint, but the SDXL refiner: it lacks")
+    flux = {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
+    refused(flux, "not an SDXL checkpoint, but Flux: it lacks")
+
+
+# --- SDXL's real size, without memory --------------------------------------------------------------------------------
+
+
+def test_real_shapes() -> None:
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel.from_config(UNET), AutoencoderKL.from_config(VAE)
+        adapter = ip_adapter("plus", UNET, VISION, heads=20)
+        narrow = UNet2DConditionModel.from_config(NARROW_UNET), AutoencoderKL.from_config(NARROW_VAE)
+    assert [len(m.state_dict()) for m in (unet, vae)] == [1680, 248]
+    assert [sum(p.numel() for p in m.parameters()) for m in (unet, vae)] == [2_567_463_684, 83_653_863]
+    # so that what is shown above with a narrow model is shown of the names of the real one
+    assert [m.state_dict().keys() for m in (unet, vae)] == [m.state_dict().keys() for m in narrow]
+
+    # the names and shapes of the real checkpoint in one file
+    with torch.device("meta"):
+        encoders = CLIPTextModel(CLIPTextConfig(**TEXT)), CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2))
+    networks = dict(zip(("unet", "vae", "text_encoder", "text_encoder_2"), (unet, vae, *encoders), strict=True))
+    states: dict[str, State] = {part: network.state_dict() for part, network in networks.items()}
+    states["text_encoder"] = {f"text_model.{key}": tensor for key, tensor in states["text_encoder"].items()}
+    stored = {key: (list(tensor.shape), "F16") for key, tensor in original(states).items()}
+    wanted = {part: _in_one_file(part, network, stored) for part, network in networks.items()}
+    assert [len(names) for names in wanted.values()] == [1680, 248, 196, 389]
+    for part, names in wanted.items():
+        assert {key: stored[key][0] for key in names} == names, part
+
+    kinds = ("image_proj", "ip_adapter")
+    unet._load_ip_adapter_weights(
+        {kind: {k.removeprefix(f"{kind}."): t for k, t in adapter.items() if k.startswith(kind)} for kind in kinds}
+    )
+    taken = {name: p for name, p in unet.attn_processors.items() if hasattr(p, "to_k_ip")}
+    assert len(taken) == 70 and all(name.endswith("attn2.processor") for name in taken)
+    assert sum(w.numel() for p in taken.values() for w in p.parameters()) == 340_787_200
+    [projection] = unet.encoder_hid_proj.image_projection_layers
+    assert projection.latents.shape == (1, 16, 1280) and projection.proj_out.weight.shape == (2048, 1280)
