@@ -1,4 +1,5 @@
-"""`std`: stylize pictures and videos with few-step diffusion (Single Trajectory Distillation, arXiv 2412.18945)."""
+"""`std`: stylize pictures and videos with few-step diffusion (Single Trajectory Distillation, arXiv
+2412.18945)."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -8,7 +9,14 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["InputError", "StdError", "__version__", "stylize_image", "stylize_images", "stylize_video"]
+__all__ = [
+    "InputError",
+    "StdError",
+    "__version__",
+    "stylize_image",
+    "stylize_images",
+    "stylize_video",
+]
 
 
 def __getattr__(name: str) -> Any:

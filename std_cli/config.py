@@ -1,7 +1,7 @@
 """What a run can be told, and the only place where a default is written.
 
-A setting's value is what the user gave, else a baseline's (`zoo.toml`), else the model's own default (`std.json` in its
-folder), else the default here.
+A setting's value is what the user gave, else a baseline's (`zoo.toml`), else the model's own
+default (`std.json` in its folder), else the default here.
 """
 
 import math
@@ -39,7 +39,8 @@ class ImageDefaults(Frozen):
     negative_prompt: str = "low quality, blurry, deformed, watermark"
     """What to keep away from."""
     eta: float = Field(0.75, gt=0, le=1)
-    """Partial noise level in (0, 1]: how far from the input the run starts (diffusers' strength)."""
+    """Partial noise level in (0, 1]: how far from the input the run starts (diffusers'
+    strength)."""
     steps: int = Field(8, ge=1, le=MAX_STEPS)
     """Denoising steps that really run (NFE)."""
     cfg: float = Field(6.0, ge=0, le=50)
@@ -65,16 +66,20 @@ class ImageSettings(ImageDefaults):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of all noise; every picture of a run starts from the same."""
     schedule: ScheduleChoice = "auto"
-    """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says (auto)."""
+    """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says
+    (auto)."""
     model: str = "sdxl"
     """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
     ip_adapter: IpAdapter = "plus"
-    """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a whole (plain)."""
+    """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a
+    whole (plain)."""
     method: MethodName = "std"
-    """std, or a baseline to compare with: lcm, tcd, pcm, tdd, hyper-sd or lightning, each with its LoRA, scheduler,
+    """std, or a baseline to compare with: lcm, tcd, pcm, tdd, hyper-sd or lightning, each with its
+    LoRA, scheduler,
     --steps and --cfg; or none, SDXL without a LoRA."""
     lora: str = "auto"
-    """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an optional :SCALE."""
+    """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an
+    optional :SCALE."""
     allow_partial: bool = False
     """Go on with a LoRA that has layers which the model lacks."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -82,7 +87,8 @@ class ImageSettings(ImageDefaults):
     dtype: Dtype = "auto"
     """Precision of the network: fp16, bf16, fp32, or auto: fp16 on a GPU and fp32 on a CPU."""
     offload: Offload = "none"
-    """Keep the weights in main memory and move to the GPU whole models (model) or layers (sequential)."""
+    """Keep the weights in main memory and move to the GPU whole models (model) or layers
+    (sequential)."""
     compile: bool = False
     """Compile the UNet: minutes once, then faster steps."""
 
@@ -97,7 +103,9 @@ class ImageSettings(ImageDefaults):
     @model_validator(mode="after")
     def _schedules_are_stds(self) -> Self:
         if self.method != "std" and self.schedule != "auto":
-            raise ValueError(f"--schedule {self.schedule} is STD's: leave it out with --method {self.method}")
+            raise ValueError(
+                f"--schedule {self.schedule} is STD's: leave it out with --method {self.method}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -122,7 +130,8 @@ class PackLora(Frozen):
 class Pack(Frozen):
     """A model folder's `std.json`: what suits it."""
 
-    model_config = ConfigDict(strict=True)  # the file may come from anywhere: 1024 is no "1024", and true no 1
+    # the file may come from anywhere: 1024 is no "1024", and true no 1
+    model_config = ConfigDict(strict=True)
 
     base_resolution: int = Field(1024, ge=64, le=8192)
     """Working size without --size, pixels."""
@@ -139,14 +148,16 @@ class Pack(Frozen):
     loras: list[PackLora] = []
     """The pack's own STD LoRAs: {file, task, eta}."""
     distill: dict[str, Any] = {}
-    """What suits training on this model, {section: {key: value}}, and under "i2i" or "v2v" what does for one task."""
+    """What suits training on this model, {section: {key: value}}, and under "i2i" or "v2v" what
+    does for one task."""
 
 
 class VideoSettings(ImageSettings):
     """Every setting of a video stylization, resolved."""
 
     motion: str = "auto"
-    """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a Hub id."""
+    """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a
+    Hub id."""
     start: Fraction | None = Field(None, ge=0)
     """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
     end: Fraction | None = None
@@ -154,18 +165,20 @@ class VideoSettings(ImageSettings):
     max_frames: int | None = Field(None, ge=1)
     """Stop after so many frames."""
     fps: Fraction | None = Field(None, gt=0, le=1000)
-    """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time."""
+    """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own
+    time."""
     overlap: int | None = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
     steady: float = Field(0.75, ge=0, le=0.95)
-    """How much of each frame is taken from the one before, moved as the source moved, against flicker; 0 is none."""
+    """How much of each frame is taken from the one before, moved as the source moved, against
+    flicker; 0 is none."""
     batch: int | None = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
     cuts: str = "auto"
     """Where shots change: auto, off, or a file of times."""
     codec: str | None = None
-    """h264, hevc, av1, vp9, prores, ffv1, png (a folder), gif, webp, or FFmpeg's name of a hardware encoder; by the
-    output's suffix if not given."""
+    """h264, hevc, av1, vp9, prores, ffv1, png (a folder), gif, webp, or FFmpeg's name of a hardware
+    encoder; by the output's suffix if not given."""
     crf: int | None = Field(None, ge=0, le=255)
     """Quality of the encoder, lower is better; its own good default if not given."""
     preset: str | None = None
@@ -175,7 +188,8 @@ class VideoSettings(ImageSettings):
     audio: Audio = "copy"
     """Copy the sound, or leave it out."""
     subtitles: Subtitles = "copy"
-    """Copy the subtitles, converted where the container holds another kind of text, or leave them out."""
+    """Copy the subtitles, converted where the container holds another kind of text, or leave them
+    out."""
     deinterlace: Deinterlace = "auto"
     """Deinterlace the frames that are marked as interlaced (auto), none (off), or all (on)."""
     side_by_side: bool = False
@@ -199,7 +213,9 @@ class VideoSettings(ImageSettings):
     @model_validator(mode="after")
     def _end_after_start(self) -> Self:
         if self.end is not None and self.end <= (self.start or 0):
-            raise ValueError(f"--end {float(self.end):g} is not after --start {float(self.start or 0):g}")
+            raise ValueError(
+                f"--end {float(self.end):g} is not after --start {float(self.start or 0):g}"
+            )
         return self
 
 
@@ -224,7 +240,8 @@ def video_settings(
 
 
 def check_pack(content: dict[str, Any], name: str) -> Pack:
-    """The checked contents of a std.json. Raises InputError with every problem; `name`: of the file."""
+    """The checked contents of a std.json. Raises InputError with every problem; `name`: of the
+    file."""
     try:
         pack = Pack(**content)
         for task in (pack.i2i, pack.v2v):
@@ -236,7 +253,11 @@ def check_pack(content: dict[str, Any], name: str) -> Pack:
 
 
 def _settings(
-    kind: type[S], given: dict[str, Any], pack: dict[str, Any] | None, pack_name: str, tasks: tuple[str, ...]
+    kind: type[S],
+    given: dict[str, Any],
+    pack: dict[str, Any] | None,
+    pack_name: str,
+    tasks: tuple[str, ...],
 ) -> S:
     defaults: dict[str, Any] = {}
     if pack:
@@ -256,9 +277,17 @@ def _settings(
 def _problems(error: ValidationError, prefix: str = "") -> str:
     out = []
     for e in error.errors():
-        name = prefix + str(e["loc"][0]).replace("_", "-") if prefix and e["loc"] else ".".join(map(str, e["loc"]))
+        name = (
+            prefix + str(e["loc"][0]).replace("_", "-")
+            if prefix and e["loc"]
+            else ".".join(map(str, e["loc"]))
+        )
         message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        shown = quote(e["input"]) if not prefix or not isinstance(e["input"], str) else printable(e["input"], 80)
+        shown = (
+            quote(e["input"])
+            if not prefix or not isinstance(e["input"], str)
+            else printable(e["input"], 80)
+        )
         out.append(f"{name} {shown}: {message}" if name else message)
     return "; ".join(dict.fromkeys(out))
 
@@ -279,11 +308,14 @@ def parse_size(text: str) -> tuple[int, int] | int:
     if len(parts) <= 2 and all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
         sides = [int(p) for p in parts]
         return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
-    raise InputError(f"--size {text}: give WIDTHxHEIGHT, such as 768x512, or the long side, such as 768")
+    raise InputError(
+        f"--size {text}: give WIDTHxHEIGHT, such as 768x512, or the long side, such as 768"
+    )
 
 
 def parse_style(text: str) -> tuple[Path, float]:
-    """ "ref.png:0.5" -> (ref.png, 0.5); the weight is 1 if not given. A real file wins. Raises InputError."""
+    """ "ref.png:0.5" -> (ref.png, 0.5); the weight is 1 if not given. A real file wins. Raises
+    InputError."""
     path = user_path(text, "--style")
     name, colon, weight = text.rpartition(":")
     if path.exists() or not colon or len(name) < 2:  # a single letter is a Windows drive

@@ -6,7 +6,8 @@ import threading
 import warnings
 
 LOADING = threading.RLock()
-"""Held while a model is loaded: diffusers, transformers and accelerate patch torch for the whole process meanwhile."""
+"""Held while a model is loaded: diffusers, transformers and accelerate patch torch for the whole
+process meanwhile."""
 
 
 def hush() -> None:

@@ -4,10 +4,11 @@
     └── InputError      exit code 2: the request or an input is wrong, no work was begun
         └── NotDownloaded   it names weights that are not on this machine
 
-The message is one line: what is wrong, the value, and what to do about it. Only `std_cli.cli.commands` catches these.
+The message is one line: what is wrong, the value, and what to do about it. Only
+`std_cli.cli.commands` catches these.
 
-Names and values in it may come from files of anyone. So every message is made printable and cut here, and `quote` shows
-a value out of a file.
+Names and values in it may come from files of anyone. So every message is made printable and cut
+here, and `quote` shows a value out of a file.
 """
 
 import reprlib
@@ -24,10 +25,11 @@ _QUOTE.maxlevel = 2
 
 
 def printable(text: str, most: int = LONGEST) -> str:
-    """Text in one line without control characters (they are shown as \\x1b), and cut in the middle beyond `most`.
+    """Text in one line without control characters (they are shown as \\x1b), and cut in the middle
+    beyond `most`.
 
-    A terminal obeys the control characters that it is sent, and cannot print lone surrogates, which stand for the
-    bytes of a file name that are not UTF-8.
+    A terminal obeys the control characters that it is sent, and cannot print lone surrogates, which
+    stand for the bytes of a file name that are not UTF-8.
     """
     if len(text) > most:
         text = f"{text[: most * 3 // 4]} ... {text[-(most // 4) :]}"
@@ -37,13 +39,17 @@ def printable(text: str, most: int = LONGEST) -> str:
 def _printable(character: str) -> str:
     if character in "\n\r\t":
         return " "
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS:
+    if (
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and character not in _JOINERS
+    ):
         return character.encode("unicode_escape").decode("ascii")
     return character
 
 
 def quote(value: object) -> str:
-    """A value out of a file as Python writes it, at most about 80 characters of it: for a message."""
+    """A value out of a file as Python writes it, at most about 80 characters of it: for a
+    message."""
     return printable(_QUOTE.repr(value), 120)
 
 
@@ -70,7 +76,8 @@ class NotDownloaded(InputError):
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Inside, work has begun: an InputError, whose exit code says that it has not, becomes a StdError."""
+    """Inside, work has begun: an InputError, whose exit code says that it has not, becomes a
+    StdError."""
     try:
         yield
     except InputError as e:

@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM: a run ends at any moment and however often it is asked, and leaves nothing half done.
+"""Ctrl-C and SIGTERM: a run ends at any moment and however often it is asked, and leaves nothing
+half done.
 
-The command line calls `install` first. From then on a signal ends the process at once, after what is registered with
-`at_quit` was called and one line was written; nothing else of the interpreter runs, so no thread of a library can abort
-the process. Where a run has more to say or to save, `stoppable` and `deferred` take the first signal; a second one ends
-the process as described. Without `install`, in a notebook, Python's own handlers stay.
+The command line calls `install` first. From then on a signal ends the process at once, after what
+is registered with `at_quit` was called and one line was written; nothing else of the interpreter
+runs, so no thread of a library can abort the process. Where a run has more to say or to save,
+`stoppable` and `deferred` take the first signal; a second one ends the process as described.
+Without `install`, in a notebook, Python's own handlers stay.
 """
 
 import json
@@ -26,7 +28,8 @@ _received: int | None = None
 
 
 def install() -> None:
-    """Take SIGINT and SIGTERM, unless they are ignored, as nohup has it. Once, in the main thread."""
+    """Take SIGINT and SIGTERM, unless they are ignored, as nohup has it. Once, in the main
+    thread."""
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, _handle)
@@ -43,7 +46,8 @@ def message() -> str:
 
 
 def quit_now() -> None:
-    """Call what is registered, newest first, write the one line, and end the process without anything else."""
+    """Call what is registered, newest first, write the one line, and end the process without
+    anything else."""
     for cleanup in reversed(_cleanups):
         with suppress(Exception):
             cleanup()
@@ -53,14 +57,16 @@ def quit_now() -> None:
         text, fd = json.dumps({"event": "error", "message": message(), "code": exit_code()}), 1
     with suppress(OSError):
         if os.isatty(2):
-            os.write(2, b"\r\x1b[2K\x1b[?25h")  # the line of the progress bar, and the cursor that it hides
+            # the line of the progress bar, and the cursor that it hides
+            os.write(2, b"\r\x1b[2K\x1b[?25h")
         os.write(fd, f"{text}\n".encode())
     os._exit(exit_code())
 
 
 @contextmanager
 def at_quit(cleanup: Callable[[], None]) -> Iterator[None]:
-    """Call `cleanup` at the end of the `with`, or before a signal ends the process inside. It may be called twice."""
+    """Call `cleanup` at the end of the `with`, or before a signal ends the process inside. It may
+    be called twice."""
     _cleanups.append(cleanup)
     try:
         yield
@@ -71,7 +77,8 @@ def at_quit(cleanup: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, the first signal raises KeyboardInterrupt in the main thread, which must not be deep in a library."""
+    """Inside, the first signal raises KeyboardInterrupt in the main thread, which must not be deep
+    in a library."""
     global _depth
     _depth += 1
     try:
@@ -82,7 +89,8 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM is only remembered: the function returns whether one came.
+    """Inside, the first Ctrl-C or SIGTERM is only remembered: the function returns whether one
+    came.
 
     Outside of the main thread signals are left as they are.
     """
@@ -120,7 +128,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(caught: "sys.UnraisableHookArgs") -> None:
-    """A KeyboardInterrupt that was raised where Python cannot pass it on, such as in `__del__`, must not be lost."""
+    """A KeyboardInterrupt that was raised where Python cannot pass it on, such as in `__del__`,
+    must not be lost."""
     if issubclass(caught.exc_type, KeyboardInterrupt) and _received is not None:
         quit_now()
     sys.__unraisablehook__(caught)

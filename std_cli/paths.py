@@ -1,4 +1,5 @@
-"""Paths that users give become `Path` here, and files that are written appear whole or not at all."""
+"""Paths that users give become `Path` here, and files that are written appear whole or not at
+all."""
 
 import errno
 import os
@@ -22,7 +23,8 @@ _REMEDY = {
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP
 }  # fmt: skip
 _DRAFT = re.compile(r"\.std-[0-9a-f]{32}\.tmp")
 
@@ -30,35 +32,43 @@ _DRAFT = re.compile(r"\.std-[0-9a-f]{32}\.tmp")
 def user_path(given: str | os.PathLike[str], what: str) -> Path:
     """The path that a user gave, `~` and `~name` expanded; nothing needs to be there.
 
-    what: the option, key or parameter that it was given for, as the error names it ("-o", "--style", "data.sources").
-    A name that exists as it is written is not expanded. Raises InputError for what cannot be a path here: an empty
-    text, "-", bytes that are not UTF-8, NUL, a name that is too long or may not be looked up, an unknown user's folder,
-    a file with a slash after its name.
+    what: the option, key or parameter that it was given for, as the error names it ("-o",
+    "--style", "data.sources"). A name that exists as it is written is not expanded. Raises
+    InputError for what cannot be a path here: an empty text, "-", bytes that are not UTF-8, NUL, a
+    name that is too long or may not be looked up, an unknown user's folder, a file with a slash
+    after its name.
     """
     try:
         text = os.fspath(given)
     except TypeError:
         text = None
     if not isinstance(text, str):
-        raise InputError(f"{what}: a path is expected, not {type(given).__name__}; give a text or a pathlib.Path")
+        raise InputError(
+            f"{what}: a path is expected, not {type(given).__name__}; give a text or a pathlib.Path"
+        )
     if not text:  # an unset shell variable; Path("") would mean the current folder
         raise InputError(f"{what} is empty (''); give a path")
     if text == "-":
-        raise InputError(f"{what} '-': neither standard input nor standard output can be used; give a path")
+        raise InputError(
+            f"{what} '-': neither standard input nor standard output can be used; give a path"
+        )
     path = check_path(Path(text), what)
     if text.startswith("~") and not os.path.lexists(path):
         try:
             path = check_path(path.expanduser(), what)
         except RuntimeError:  # what Path raises without a home folder
             user = path.parts[0]
-            raise InputError(f"{what} {quoted(text)}: {quoted(user)} is no user's folder; write it out") from None
+            raise InputError(
+                f"{what} {quoted(text)}: {quoted(user)} is no user's folder; write it out"
+            ) from None
     if names_folder(text) and path.exists() and not path.is_dir():
         raise InputError(f"{what} {quoted(text)}: this is a file; leave out the slash at the end")
     return path
 
 
 def check_path(path: Path, what: str) -> Path:
-    """`path`, if the operating system can look it up, whether it is there or not. Raises InputError if it cannot.
+    """`path`, if the operating system can look it up, whether it is there or not. Raises InputError
+    if it cannot.
 
     For names that are made from what a user gave, too: they are longer.
     """
@@ -66,9 +76,13 @@ def check_path(path: Path, what: str) -> Path:
         str(path).encode()
         path.lstat()
     except UnicodeEncodeError:
-        raise InputError(f"{what} {quoted(path)}: the name is not UTF-8 text; rename the file") from None
+        raise InputError(
+            f"{what} {quoted(path)}: the name is not UTF-8 text; rename the file"
+        ) from None
     except ValueError:
-        raise InputError(f"{what} {quoted(path)}: a NUL character cannot be in a path; remove it") from None
+        raise InputError(
+            f"{what} {quoted(path)}: a NUL character cannot be in a path; remove it"
+        ) from None
     except OSError as e:
         if e.errno not in _ABSENT:
             remedy = _REMEDY.get(e.errno or 0, "check the disk")
@@ -82,7 +96,8 @@ def names_folder(given: str | os.PathLike[str]) -> bool:
 
 
 def quoted(text: str | os.PathLike[str], limit: int = 120) -> str:
-    """A name for a message: in quotes, on one line, cut in the middle where it is longer than `limit` characters."""
+    """A name for a message: in quotes, on one line, cut in the middle where it is longer than
+    `limit` characters."""
     name = os.fspath(text)
     if len(name) > limit:
         half = (limit - 1) // 2
@@ -91,7 +106,8 @@ def quoted(text: str | os.PathLike[str], limit: int = 120) -> str:
 
 
 def replace_file(path: Path, data: bytes, overwrite: bool = True) -> None:
-    """Write a file so that it appears whole, and is on the disk, or not at all. Errors as of `save_picture`."""
+    """Write a file so that it appears whole, and is on the disk, or not at all. Errors as of
+    `save_picture`."""
     with writing(path), draft(path, data) as temporary:
         move(temporary, path, overwrite)
 
@@ -103,21 +119,28 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as err:
-        raise InputError(f"output {name} exists; pass --overwrite to replace it, or name another file") from err
+        raise InputError(
+            f"output {name} exists; pass --overwrite to replace it, or name another file"
+        ) from err
     except OSError as err:
         if err.errno in FULL_DISK:
-            raise StdError(f"disk full while writing {name} ({err.strerror}); free some space and run again") from err
+            raise StdError(
+                f"disk full while writing {name} ({err.strerror}); free some space and run again"
+            ) from err
         if err.errno in _UNWRITABLE:
-            raise InputError(f"cannot write {name}: {err.strerror}; use a folder that exists and is writable") from err
+            raise InputError(
+                f"cannot write {name}: {err.strerror}; use a folder that exists and is writable"
+            ) from err
         raise StdError(f"cannot write {name}: {err.strerror or err}; check the disk") from err
 
 
 @contextmanager
 def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
-    """A hidden name next to `path` for what will be moved there; whatever has it at the end is removed.
+    """A hidden name next to `path` for what will be moved there; whatever has it at the end is
+    removed.
 
-    data: what the file holds, on the disk; None: it is an empty folder. Its lock shows that its run is alive, see
-    `remove_stale_drafts`. Raises OSError.
+    data: what the file holds, on the disk; None: it is an empty folder. Its lock shows that its run
+    is alive, see `remove_stale_drafts`. Raises OSError.
     """
     with ExitStack() as stack:
         while True:
@@ -138,7 +161,8 @@ def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
 
 
 def remove_stale_drafts(folder: Path) -> None:
-    """Remove the drafts in a folder that runs left when they were killed: nobody holds their locks any more."""
+    """Remove the drafts in a folder that runs left when they were killed: nobody holds their locks
+    any more."""
     with suppress(OSError):
         for file in folder.iterdir():
             if _DRAFT.fullmatch(file.name) and not file.is_symlink():
@@ -148,7 +172,8 @@ def remove_stale_drafts(folder: Path) -> None:
 
 
 def move(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give a finished file or folder its name; without `overwrite` only if nothing has it. Raises OSError."""
+    """Give a finished file or folder its name; without `overwrite` only if nothing has it. Raises
+    OSError."""
     if temporary.is_dir():
         old = hidden_next_to(path)
         if overwrite and path.exists():
@@ -175,7 +200,8 @@ def hidden_next_to(path: Path) -> Path:
 
 
 def _hold(file: Path, stack: ExitStack) -> bool | None:
-    """Lock a draft until `stack` is left: False if another run has it or removed it, None where there are no locks.
+    """Lock a draft until `stack` is left: False if another run has it or removed it, None where
+    there are no locks.
 
     A run that makes a draft and another one that looks for stale ones cannot both get True.
     """
@@ -203,7 +229,8 @@ def _move_to_new(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # no hard links here (FAT, some network folders): claim the name with an empty file
+    # no hard links here (FAT, some network folders): claim the name with an empty file
+    except OSError:
         path.open("xb").close()
         try:
             os.replace(temporary, path)

@@ -5,7 +5,8 @@ from PIL import Image
 
 from tests.hub import hub  # noqa: F401
 
-# What the command line sets before it imports the libraries, which read it once: here many tests share one process.
+# What the command line sets before it imports the libraries, which read it once: here many tests
+# share one process.
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",

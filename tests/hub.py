@@ -1,4 +1,5 @@
-"""A small Hub on this machine: the few answers that huggingface_hub needs, and the ways in which a real one fails."""
+"""A small Hub on this machine: the few answers that huggingface_hub needs, and the ways in which a
+real one fails."""
 
 import hashlib
 import json
@@ -15,7 +16,11 @@ LARGE = (".safetensors", ".bin")  # kept in LFS: served from another address, na
 
 
 def digest(data: bytes, large: bool) -> str:
-    return hashlib.sha256(data).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return (
+        hashlib.sha256(data).hexdigest()
+        if large
+        else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    )
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -29,8 +34,8 @@ class Hub(BaseHTTPRequestHandler):
     """Files whose content was asked for, with "@N" where it was asked for from byte N on."""
     tokens: list[str | None]
     faults: dict[str, list[str]]
-    """{file: what the next GETs of it do}: "503", "cut" (half of it, then nothing), "wrong" (other bytes), "slow" (half
-    of it, and nothing more while the reader waits)."""
+    """{file: what the next GETs of it do}: "503", "cut" (half of it, then nothing), "wrong" (other
+    bytes), "slow" (half of it, and nothing more while the reader waits)."""
     refused: dict[str, tuple[int, str]]
     """{repository: (status, X-Error-Code)}"""
 
@@ -50,12 +55,19 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(b"", 404, {"X-Error-Code": "RevisionNotFound"})
         commit = COMMIT if revision == "main" else revision
         if api:
-            files = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+            files = sorted(
+                f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()
+            )
             whole = "blobs" in parse_qs(address.query)
             if path[5] == "revision":
                 found = [self.facts(folder, f) if whole else {"rfilename": f} for f in files]
-                return self.answer(json.dumps({"id": repo, "sha": commit, "siblings": found}).encode())
-            tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files]
+                return self.answer(
+                    json.dumps({"id": repo, "sha": commit, "siblings": found}).encode()
+                )
+            tree = [
+                {"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40}
+                for f in files
+            ]
             return self.answer(json.dumps(tree).encode())
         file = "/".join(path[5:])
         if not (folder / file).is_file():
@@ -96,7 +108,11 @@ class Hub(BaseHTTPRequestHandler):
             self.connection.recv(1)  # until the reader goes
 
     def answer(
-        self, body: bytes, status: int = 200, headers: dict[str, str] | None = None, cut: int | None = None
+        self,
+        body: bytes,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        cut: int | None = None,
     ) -> None:
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():

@@ -1,4 +1,5 @@
-"""Imported once by the server that test_clips forks its children from: the model is loaded before the fork.
+"""Imported once by the server that test_clips forks its children from: the model is loaded before
+the fork.
 
 Torch has one thread (see conftest.py), so the fork loses none.
 """

@@ -1,6 +1,8 @@
-"""How far a stylized picture went: colours and texture against the reference, edges against the photograph.
+"""How far a stylized picture went: colours and texture against the reference, edges against the
+photograph.
 
-Pictures are PIL images, RGB. Distances are 0 for equal pictures; they are read relative to the photograph's own.
+Pictures are PIL images, RGB. Distances are 0 for equal pictures; they are read relative to the
+photograph's own.
 """
 
 import numpy as np
@@ -29,7 +31,8 @@ def colour_distance(a, b):
 
 
 def texture_energies(picture):
-    """log RMS of second Gaussian derivatives at 4 scales x 4 directions, of the contrast-normalised luminance, (16,).
+    """log RMS of second Gaussian derivatives at 4 scales x 4 directions, of the contrast-normalised
+    luminance, (16,).
 
     Second derivatives steer: three of them give every direction (Freeman and Adelson 1991).
     """
@@ -38,10 +41,13 @@ def texture_energies(picture):
     out = []
     for sigma in SCALES:
         yy, xx, xy = (
-            ndimage.gaussian_filter(light, sigma, order, mode="mirror") * sigma**2 for order in ((2, 0), (0, 2), (1, 1))
+            ndimage.gaussian_filter(light, sigma, order, mode="mirror") * sigma**2
+            for order in ((2, 0), (0, 2), (1, 1))
         )
         for c, s in zip(np.cos(ANGLES), np.sin(ANGLES), strict=True):
-            out.append(np.log(np.sqrt(np.mean((c * c * xx + 2 * c * s * xy + s * s * yy) ** 2)) + 1e-3))
+            out.append(
+                np.log(np.sqrt(np.mean((c * c * xx + 2 * c * s * xy + s * s * yy) ** 2)) + 1e-3)
+            )
     return np.array(out)
 
 
@@ -51,7 +57,8 @@ def texture_distance(a, b):
 
 
 def edge_correlation(a, b):
-    """Pearson correlation of the gradient magnitudes (sigma 1.5 px) of the luminance of two pictures of one size."""
+    """Pearson correlation of the gradient magnitudes (sigma 1.5 px) of the luminance of two
+    pictures of one size."""
     ga, gb = (ndimage.gaussian_gradient_magnitude(_lab(p)[..., 0], 1.5).ravel() for p in (a, b))
     return float(np.corrcoef(ga, gb)[0, 1])
 
@@ -62,7 +69,8 @@ def sharpness(picture):
 
 
 def flicker(sources, results):
-    """Mean difference, in levels of 255, between successive results moved as the sources move: DIS optical flow.
+    """Mean difference, in levels of 255, between successive results moved as the sources move: DIS
+    optical flow.
 
     Both are RGB arrays (H, W, 3) of one size. Only where the flow there and back agree to a pixel.
     """
@@ -76,10 +84,20 @@ def flicker(sources, results):
     for i in range(len(sources) - 1):
         ahead, back = dis.calc(grey[i], grey[i + 1], None), dis.calc(grey[i + 1], grey[i], None)
         there = here + ahead
-        again = ahead + cv2.remap(back, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        seen = (np.linalg.norm(again, axis=-1) < 1) & (there >= 0).all(-1) & (there <= (w - 1, h - 1)).all(-1)
+        again = ahead + cv2.remap(
+            back, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        seen = (
+            (np.linalg.norm(again, axis=-1) < 1)
+            & (there >= 0).all(-1)
+            & (there <= (w - 1, h - 1)).all(-1)
+        )
         moved = cv2.remap(
-            results[i + 1].astype(np.float32), there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            results[i + 1].astype(np.float32),
+            there,
+            None,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
         )
         found.append(np.abs(moved - results[i])[seen].mean())
     return float(np.mean(found))

@@ -14,7 +14,9 @@ def test_a_model_may_do_without_motion():
     pack = {"i2i": {"eta": 0.6, "cfg": 3.0}, "v2v": {"cfg": 2.0}, "motion": "none"}
     s = video_settings({}, pack)
     assert (s.eta, s.cfg, s.motion) == (0.6, 2.0, "none")
-    assert video_settings({"motion": "auto"}, pack).motion == video_settings({}, {}).motion == "auto"
+    assert (
+        video_settings({"motion": "auto"}, pack).motion == video_settings({}, {}).motion == "auto"
+    )
     assert image_settings({}, pack).cfg == 3.0
     with pytest.raises(InputError, match="motion .owner/name."):
         video_settings({}, {"motion": "owner/name"})
@@ -42,7 +44,9 @@ def test_a_wrong_pack_is_named():
         image_settings({}, {"typo": 1})
 
 
-@pytest.mark.parametrize(("text", "size"), [("768x512", (768, 512)), ("640", 640), ("64X96", (64, 96))])
+@pytest.mark.parametrize(
+    ("text", "size"), [("768x512", (768, 512)), ("640", 640), ("64X96", (64, 96))]
+)
 def test_sizes(text, size):
     assert parse_size(text) == size
 
@@ -62,7 +66,12 @@ def test_styles(tmp_path, monkeypatch):
         "C:\\ref.png",
         "ref.png",
     ]
-    assert [parse_style(t)[1] for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == [0.5, 1, 1, 1]
+    assert [parse_style(t)[1] for t in ("ref.png:0.5", "a:2", "C:\\ref.png", "ref.png")] == [
+        0.5,
+        1,
+        1,
+        1,
+    ]
     for text in ("ref.png:0", "ref.png:-1", "ref.png:nan"):
         with pytest.raises(InputError, match="weight"):
             parse_style(text)

@@ -1,4 +1,5 @@
-"""What imports what: the heavy libraries only where they are needed, and our own modules in one direction."""
+"""What imports what: the heavy libraries only where they are needed, and our own modules in one
+direction."""
 
 import ast
 import subprocess
@@ -9,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "std_cli"
 
-# A module or sub-package imports only from its own row and from the rows below. `stylize` and `distill` share a row,
-# and neither imports the other.
+# A module or sub-package imports only from its own row and from the rows below. `stylize` and
+# `distill` share a row, and neither imports the other.
 LAYERS = (
     ("__main__",),
     ("cli",),
@@ -30,13 +31,21 @@ OWNERS = {
     "rich": {"cli/console"},
     "huggingface_hub": {"weights/hub", "weights/downloads"},
     "av": {"media/video", "tinypack"},
-    "diffusers": {"diffusion", "distill", "weights/convert", "weights/lora", "weights/parts", "tinypack"},
+    "diffusers": {
+        "diffusion",
+        "distill",
+        "weights/convert",
+        "weights/lora",
+        "weights/parts",
+        "tinypack",
+    },
     "std_cli.tinypack": {"tinypack"},
 }
 
 
 def imports(file: Path) -> set[str]:
-    """Everything that a file imports, anywhere in it, as dotted names; `from a import b` counts as a and as a.b."""
+    """Everything that a file imports, anywhere in it, as dotted names; `from a import b` counts as
+    a and as a.b."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -49,7 +58,8 @@ def imports(file: Path) -> set[str]:
 
 
 def top_level(file: Path) -> str:
-    """The module or sub-package of std_cli that a file belongs to: std_cli/tinypack/vae.py is tinypack."""
+    """The module or sub-package of std_cli that a file belongs to: std_cli/tinypack/vae.py is
+    tinypack."""
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -63,12 +73,18 @@ def test_import_direction(file):
 
     for library, owners in OWNERS.items():
         if not any(f"{place}/".startswith(f"{owner}/") for owner in owners):
-            assert not {name for name in names if f"{name}.".startswith(f"{library}.")}, f"only {owners} may"
+            assert not {name for name in names if f"{name}.".startswith(f"{library}.")}, (
+                f"only {owners} may"
+            )
 
     if module in RANK:
         ours = {name.split(".")[1] for name in names if name.startswith("std_cli.")}
-        assert not {other for other in ours if RANK.get(other, RANK[module]) < RANK[module]}, "imported from above"
-        assert not ({"stylize", "distill"} <= ours | {module}) or module == "cli", "neither needs the other"
+        assert not {other for other in ours if RANK.get(other, RANK[module]) < RANK[module]}, (
+            "imported from above"
+        )
+        assert not ({"stylize", "distill"} <= ours | {module}) or module == "cli", (
+            "neither needs the other"
+        )
 
 
 def test_the_top_of_the_package_is_small():
@@ -79,6 +95,10 @@ def test_the_top_of_the_package_is_small():
 def test_the_command_line_answers_without_the_heavy_libraries(flag):
     command = [sys.executable, "-X", "importtime", "-m", "std_cli", flag]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    loaded = {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "std_cli.cli.commands" in loaded
     assert not loaded & {"torch", "diffusers", "transformers"}

@@ -1,4 +1,5 @@
-"""Signals to real processes, work folders of others, drafts of killed runs, several threads and processes at once."""
+"""Signals to real processes, work folders of others, drafts of killed runs, several threads and
+processes at once."""
 
 import json
 import os
@@ -26,7 +27,9 @@ def wait_for_handlers(pid):
     if not status.exists():
         time.sleep(2)
         return
-    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & 1 << (signal.SIGTERM - 1):
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & 1 << (
+        signal.SIGTERM - 1
+    ):
         time.sleep(0.005)
 
 
@@ -38,10 +41,22 @@ def wait_for_handlers(pid):
         ((signal.SIGTERM,), 143, ['"load"']),
     ],
 )
-def test_signals_end_a_run_at_any_moment_with_one_line(tmp_path, picture, reference, sent, code, moments):
+def test_signals_end_a_run_at_any_moment_with_one_line(
+    tmp_path, picture, reference, sent, code, moments
+):
     """Before the libraries are imported, while they are, and in the work; nothing new is left."""
     before = sorted(os.listdir(tmp_path))
-    command = [sys.executable, "-m", "std_cli", "stylize", "image", str(picture), "--style", str(reference), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "std_cli",
+        "stylize",
+        "image",
+        str(picture),
+        "--style",
+        str(reference),
+        "--json",
+    ]
     command += ["--model", "tiny", "--steps", "50", "--size", "64", "-o", str(tmp_path / "new")]
     for moment in moments:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -70,7 +85,9 @@ def contents(folder):
 
 
 @posix
-@pytest.mark.parametrize("what", ["file", "link", "photos", "run file", "linked run file", "one more", "linked lock"])
+@pytest.mark.parametrize(
+    "what", ["file", "link", "photos", "run file", "linked run file", "one more", "linked lock"]
+)
 def test_a_work_folder_of_another_is_refused_and_not_touched(tmp_path, output, what):
     theirs, work = tmp_path / "theirs", folder_of(output)
     theirs.mkdir()
@@ -96,7 +113,10 @@ def test_a_work_folder_of_another_is_refused_and_not_touched(tmp_path, output, w
         (work / "lock").symlink_to(theirs / "photo.png")
     before = contents(tmp_path)
     for resume in (True, False):
-        with pytest.raises(InputError, match="move (it|the folder) away") as error, WorkFolder(output, RUN, resume):
+        with (
+            pytest.raises(InputError, match="move (it|the folder) away") as error,
+            WorkFolder(output, RUN, resume),
+        ):
             pass
         assert "\n" not in str(error.value)
     assert contents(tmp_path) == before
@@ -139,7 +159,10 @@ def test_wherever_its_removal_stops_a_finished_result_is_known(output, monkeypat
             monkeypatch.setattr(std_cli.stylize.work_folder, "remove", remove_some)
         assert finished(output) == {"frames": 7}
         monkeypatch.setattr(std_cli.stylize.work_folder, "remove", real)
-        with pytest.raises(InputError, match="begun with another"), WorkFolder(output, {"settings": {"seed": 1}}, True):
+        with (
+            pytest.raises(InputError, match="begun with another"),
+            WorkFolder(output, {"settings": {"seed": 1}}, True),
+        ):
             pass
         with WorkFolder(output, RUN, True):
             assert finished(output) == {"frames": 7}
@@ -212,5 +235,7 @@ for t in threads: t.start()
 for t in threads: t.join()
 assert results[0] is not None and results.count(results[0]) == 3
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]

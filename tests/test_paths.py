@@ -1,4 +1,5 @@
-"""Names from options, configuration files and Python: one line for each that cannot be a path, wherever it is given."""
+"""Names from options, configuration files and Python: one line for each that cannot be a path,
+wherever it is given."""
 
 import os
 from pathlib import Path
@@ -79,7 +80,9 @@ ODD = ["~no_such_user/x.png", "x" * 300 + ".png", "caf\udce9.png"]
         "distill --config RUN --resume {}",
     ],
 )
-def test_every_option_takes_paths_through_the_same_door(tmp_path, monkeypatch, capsys, picture, reference, command):
+def test_every_option_takes_paths_through_the_same_door(
+    tmp_path, monkeypatch, capsys, picture, reference, command
+):
     monkeypatch.chdir(tmp_path)
     picture.rename("IN.png")
     (tmp_path / "RUN").write_text('[data]\nsources = ["."]\n[model]\nname = "tiny"\n')
@@ -99,7 +102,12 @@ def test_the_configuration_and_python_take_them_through_it_too(tmp_path, name, p
     from std_cli.distill.config import make_config
     from std_cli.distill.train import distill
 
-    for section, key in [("data", "sources"), ("style", "folder"), ("run", "output"), ("model", "name")]:
+    for section, key in [
+        ("data", "sources"),
+        ("style", "folder"),
+        ("run", "output"),
+        ("model", "name"),
+    ]:
         value = [name] if key == "sources" else name
         given = {"model": {"name": "tiny"}, "data": {"sources": [str(tmp_path)]}}
         (tmp_path / "in.txt").write_text("a picture")
@@ -121,6 +129,7 @@ def test_the_configuration_and_python_take_them_through_it_too(tmp_path, name, p
 
 def test_a_slash_at_the_end_names_a_folder(tmp_path, monkeypatch, picture, reference):
     monkeypatch.chdir(tmp_path)
-    assert run(["stylize", "image", str(picture), "--style", str(reference), "--model", "tiny", "--steps", "1",
+    assert run(["stylize", "image", str(picture), "--style", str(reference), "--model", "tiny",
+    "--steps", "1",
                 "--size", "64", "-o", "new.png/", "-q"]) == 0  # fmt: skip
     assert os.listdir("new.png") == ["in_stylized.png"]

@@ -1,4 +1,5 @@
-"""Damaged files through the commands, a few of each kind: the long form is tests/bench/reliability/fuzz.py."""
+"""Damaged files through the commands, a few of each kind: the long form is
+tests/bench/reliability/fuzz.py."""
 
 import warnings
 

@@ -1,4 +1,5 @@
-"""The schedules against diffusers: its TCDScheduler, and the slicing of its SDXL img2img pipeline."""
+"""The schedules against diffusers: its TCDScheduler, and the slicing of its SDXL img2img
+pipeline."""
 
 import math
 from itertools import pairwise, product
@@ -52,7 +53,9 @@ def test_the_published_run():
     assert timesteps(8, 0.75, "quickstart") == [739, 639, 559, 459, 379, 279, 199, 99]
 
 
-@pytest.mark.parametrize("eta, start", [(0.65, 679), (0.75, 779), (0.85, 879), (0.95, 979), (1.0, 999), (0.01, 39)])
+@pytest.mark.parametrize(
+    "eta, start", [(0.65, 679), (0.75, 779), (0.85, 879), (0.95, 979), (1.0, 999), (0.01, 39)]
+)
 def test_aligned_starts_where_training_starts(eta, start):
     assert {timesteps(steps, eta, "aligned")[0] for steps in range(1, 41)} == {start}
 
@@ -60,7 +63,8 @@ def test_aligned_starts_where_training_starts(eta, start):
 def test_aligned_by_hand():
     # 39 grid points up to 779, of which every 39 / 4 = 9.75th: indices 0, 9, 19, 29 from the top
     assert timesteps(4, 0.75, "aligned") == [779, 599, 399, 199]
-    # 40 steps do not fit in 39 points: 78 of the grid of 100, every 1.95th, so 779 - 10 * (0, 1, 3, 5, ...)
+    # 40 steps do not fit in 39 points: 78 of the grid of 100, every 1.95th, so 779 - 10 * (0, 1, 3,
+    # 5, ...)
     assert timesteps(40, 0.75, "aligned")[:4] == [779, 769, 749, 729]
 
 
@@ -86,7 +90,8 @@ def test_as_many_distinct_descending_timesteps_as_asked(steps, eta, schedule):
 
 
 def expected_quickstart(steps, eta):
-    """What img2img runs, on the coarsest grid that TCD accepts; the lowest timesteps where none is fine enough."""
+    """What img2img runs, on the coarsest grid that TCD accepts; the lowest timesteps where none is
+    fine enough."""
     n = quickstart_num_inference_steps(steps, eta)
     if n > 1000:
         return list(range(steps))[::-1]
@@ -114,7 +119,8 @@ def test_aligned_is_what_tcd_sets_up_to_the_training_start(steps, eta):
     else:
         grid = points * 50 // (start + 1)
         scheduler = tcd(grid)
-        scheduler.set_timesteps(steps, strength=(points + 0.5) / grid)  # TCD keeps int(grid * strength) points
+        # TCD keeps int(grid * strength) points
+        scheduler.set_timesteps(steps, strength=(points + 0.5) / grid)
         assert timesteps(steps, eta, "aligned") == scheduler.timesteps.tolist()
 
 

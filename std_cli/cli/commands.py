@@ -1,4 +1,5 @@
-"""The command line: parses, calls one public function, and turns every error into one line and an exit code."""
+"""The command line: parses, calls one public function, and turns every error into one line and an
+exit code."""
 
 import json
 import os
@@ -34,7 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
 )
-stylize = typer.Typer(no_args_is_help=True, help="Give pictures and videos the style of a reference.")
+stylize = typer.Typer(
+    no_args_is_help=True, help="Give pictures and videos the style of a reference."
+)
 app.add_typer(stylize, name="stylize")
 app.add_typer(models.app, name="models")
 
@@ -43,7 +46,11 @@ def _help(name: str, shown: bool = True) -> str:
     """A setting's docstring and default, from config."""
     field = VideoSettings.model_fields[name]
     text = " ".join(str(field.description).split())
-    return f"{text} [dim]\\[default: {field.default}][/dim]" if shown and field.default is not None else text
+    return (
+        f"{text} [dim]\\[default: {field.default}][/dim]"
+        if shown and field.default is not None
+        else text
+    )
 
 
 def _option(name: str, *more: str, shown: bool = True, **how: Any) -> Any:
@@ -54,7 +61,9 @@ def _option(name: str, *more: str, shown: bool = True, **how: Any) -> Any:
 # What pictures and videos have in common; a value that is None was not given.
 StyleFlag = Annotated[
     list[str] | None,
-    typer.Option("--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."),
+    typer.Option(
+        "--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."
+    ),
 ]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 PromptFlag = Annotated[str | None, _option("prompt", "-p")]
@@ -78,16 +87,25 @@ OffloadFlag = Annotated[Offload | None, _option("offload", metavar="MODE")]
 CompileFlag = Annotated[bool, _option("compile", shown=False)]
 OfflineFlag = models.OfflineFlag
 JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print JSON lines instead: events start, notice, progress, result, error.")
+    bool,
+    typer.Option(
+        "--json", help="Print JSON lines instead: events start, notice, progress, result, error."
+    ),
 ]
 DryRunFlag = Annotated[
-    bool, typer.Option("--dry-run", help="Only tell what it would take: work, memory, disk, time. As std plan.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Only tell what it would take: work, memory, disk, time. As std plan."
+    ),
 ]
 NoProbeFlag = Annotated[
-    bool, typer.Option("--no-probe", help="With --dry-run: load no model, so that no time is measured.")
+    bool,
+    typer.Option("--no-probe", help="With --dry-run: load no model, so that no time is measured."),
 ]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
-VerboseFlag = Annotated[bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")]
+VerboseFlag = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -105,7 +123,10 @@ def root(
 
 @stylize.command("image")
 def image(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns."),
+    ],
     style: StyleFlag = None,
     output: Annotated[
         str | None,
@@ -113,7 +134,8 @@ def image(
             "-o",
             "--output",
             metavar="OUT",
-            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png here][/dim]",
+            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png "
+            "here][/dim]",
         ),
     ] = None,
     overwrite: OverwriteFlag = False,
@@ -145,18 +167,29 @@ def image(
 ) -> None:
     """Stylize pictures.
 
-    Settings that are not given are the model's own defaults where its folder has a std.json, else those shown.
+    Settings that are not given are the model's own defaults where its folder has a std.json, else
+    those shown.
     """
-    settings = {name: value for name, value in locals().items() if name in ImageSettings.model_fields}
+    settings = {
+        name: value for name, value in locals().items() if name in ImageSettings.model_fields
+    }
     styles = _ready(style, verbose, offline)
     from std_cli.stylize.pictures import stylize_images
 
-    settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
+    settings |= {
+        "compile": compile or None,
+        "allow_partial": allow_partial or None,
+        "overwrite": overwrite,
+    }
     with Reporter(as_json, quiet) as report:
         if dry_run:
             from std_cli.stylize.plan import plan_images
 
-            report(plan_images(inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings))
+            report(
+                plan_images(
+                    inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings
+                )
+            )
             return
         for _ in stylize_images(inputs, styles, output or ".", on_event=report, **settings):
             pass
@@ -166,7 +199,10 @@ def image(
 def video(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT", help="Videos, folders of videos, patterns; a folder of pictures is a video."),
+        typer.Argument(
+            metavar="INPUT",
+            help="Videos, folders of videos, patterns; a folder of pictures is a video.",
+        ),
     ],
     style: StyleFlag = None,
     output: Annotated[
@@ -175,7 +211,8 @@ def video(
             "-o",
             "--output",
             metavar="OUT",
-            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.mp4 here][/dim]",
+            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.mp4 "
+            "here][/dim]",
         ),
     ] = None,
     overwrite: OverwriteFlag = False,
@@ -198,10 +235,17 @@ def video(
     side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
     preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on where the same command was interrupted, or start over.")
+        bool,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on where the same command was interrupted, or start over.",
+        ),
     ] = True,
     keep_work: Annotated[
-        bool, typer.Option("--keep-work", help="Keep the work folder .OUT.std/ when the result is finished.")
+        bool,
+        typer.Option(
+            "--keep-work", help="Keep the work folder .OUT.std/ when the result is finished."
+        ),
     ] = False,
     prompt: PromptFlag = None,
     negative_prompt: NegativePromptFlag = None,
@@ -231,26 +275,49 @@ def video(
 ) -> None:
     """Stylize videos of any length.
 
-    Sound, subtitles, chapters and frame times are kept. An interrupted command goes on when it is given again.
+    Sound, subtitles, chapters and frame times are kept. An interrupted command goes on when it is
+    given again.
     """
-    settings = {name: value for name, value in locals().items() if name in VideoSettings.model_fields}
+    settings = {
+        name: value for name, value in locals().items() if name in VideoSettings.model_fields
+    }
     styles = _ready(style, verbose, offline)
     from std_cli.stylize.videos import stylize_video
 
-    settings |= {"compile": compile or None, "allow_partial": allow_partial or None, "overwrite": overwrite}
+    settings |= {
+        "compile": compile or None,
+        "allow_partial": allow_partial or None,
+        "overwrite": overwrite,
+    }
     settings |= {"side_by_side": side_by_side or None}
     with Reporter(as_json, quiet) as report:
         if dry_run:
             from std_cli.stylize.plan import plan_video
 
-            report(plan_video(inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings))
+            report(
+                plan_video(
+                    inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings
+                )
+            )
             return
-        stylize_video(inputs, styles, output or ".", resume=resume, keep_work=keep_work, on_event=report, **settings)
+        stylize_video(
+            inputs,
+            styles,
+            output or ".",
+            resume=resume,
+            keep_work=keep_work,
+            on_event=report,
+            **settings,
+        )
 
 
 @app.command(
     "plan",
-    context_settings={"allow_extra_args": True, "allow_interspersed_args": False, "ignore_unknown_options": True},
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+    },
 )
 def plan(
     context: typer.Context,
@@ -275,7 +342,8 @@ def doctor(
     as_json: models.JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Look for what would break a run: versions, devices, encoders, cache, the Hub, and a small stylization.
+    """Look for what would break a run: versions, devices, encoders, cache, the Hub, and a small
+    stylization.
 
     The exit code is 1 if something would.
     """
@@ -291,20 +359,36 @@ def doctor(
 
 @app.command("distill")
 def distill(
-    config: Annotated[str | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of it; repeat.")
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", metavar="DIR", help="The run's folder: run.output.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of it; repeat."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", metavar="DIR", help="The run's folder: run.output.")
+    ] = None,
     resume: Annotated[
-        str, typer.Option(metavar="auto|none|CHECKPOINT", help="Go on from the newest good checkpoint, none, or this.")
+        str,
+        typer.Option(
+            metavar="auto|none|CHECKPOINT",
+            help="Go on from the newest good checkpoint, none, or this.",
+        ),
     ] = "auto",
     max_steps: Annotated[int | None, typer.Option(help="Updates: run.max_steps.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, run some updates, tell time and memory, keep nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, run some updates, tell time and memory, keep nothing.",
+        ),
     ] = False,
     init: Annotated[
-        str | None, typer.Option("--init", metavar="RUN.toml", help="Write a commented configuration and stop.")
+        str | None,
+        typer.Option(
+            "--init", metavar="RUN.toml", help="Write a commented configuration and stop."
+        ),
     ] = None,
     task: Annotated[Task, typer.Option(help="With --init: pictures or videos.")] = "i2i",
     model: Annotated[str, typer.Option(help="With --init: the model to train for.")] = "sdxl",
@@ -314,8 +398,9 @@ def distill(
 ) -> None:
     """Distil a model into a few-step LoRA.
 
-    Start with `std distill --init run.toml`, fill in data.sources, then `std distill --config run.toml`.
-    An interrupted command goes on, bit for bit, when it is given again.
+    Start with `std distill --init run.toml`, fill in data.sources, then
+    `std distill --config run.toml`. An interrupted command goes on, bit for bit, when it is given
+    again.
     """
     if not verbose:
         hush()
@@ -327,9 +412,13 @@ def distill(
             return
         if config is None:
             raise InputError(
-                "--config is missing: give a configuration, such as one made by std distill --init run.toml"
+                "--config is missing: give a configuration, such as one made by std distill "
+                "--init run.toml"
             )
-        given = [*(changes or []), *([f"run.max_steps={max_steps}"] if max_steps is not None else [])]
+        given = [
+            *(changes or []),
+            *([f"run.max_steps={max_steps}"] if max_steps is not None else []),
+        ]
         given += [f"run.output={json.dumps(output)}"] if output is not None else []
         from std_cli.distill.config import load_config
 
@@ -340,7 +429,8 @@ def distill(
 
                 report(check(settings))
                 return
-        except StdError as e:  # each process of torchrun comes here; from now on they agree who reports
+        # each process of torchrun comes here; from now on they agree who reports
+        except StdError as e:
             e.reported = os.environ.get("LOCAL_RANK", "0") != "0"
             raise
         from std_cli.distill.train import distill as train
@@ -351,7 +441,9 @@ def distill(
 def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
     """What comes before the heavy imports."""
     if not style:
-        raise InputError("--style is missing: give a reference picture, such as --style painting.png")
+        raise InputError(
+            "--style is missing: give a reference picture, such as --style painting.png"
+        )
     if offline:
         go_offline()
     if not verbose:
@@ -360,10 +452,12 @@ def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong request or input, 130 Ctrl-C, 143 SIGTERM."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong request or input, 130 Ctrl-C, 143
+    SIGTERM."""
     interruption.install()
     code = run(sys.argv[1:])
-    if code >= 128:  # threads may still be at work: the interpreter's own end would have to wait for them, or abort
+    # threads may still be at work: the interpreter's own end would have to wait for them, or abort
+    if code >= 128:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -395,7 +489,9 @@ def run(arguments: list[str]) -> int:
             raise
         text = " ".join(str(e).split()) or "no message"
         return _fail(
-            f"unexpected {type(e).__name__}: {text}: run again with STD_DEBUG=1 for the traceback", 1, arguments
+            f"unexpected {type(e).__name__}: {text}: run again with STD_DEBUG=1 for the traceback",
+            1,
+            arguments,
         )
 
 

@@ -1,6 +1,7 @@
 """What a person, or a program reading `--json`, sees of a run. The only module that knows Rich.
 
-Results go to stdout, one line each; progress, notices and errors to stderr. Progress is drawn on a terminal only.
+Results go to stdout, one line each; progress, notices and errors to stderr. Progress is drawn on a
+terminal only.
 """
 
 import json
@@ -59,7 +60,10 @@ class Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
         if len(self.videos) > 1 and not self.as_json and not self.quiet:
@@ -83,7 +87,10 @@ class Reporter:
 
     def _start(self, e: Event) -> None:
         if "trainable" in e:
-            counted = f"{e['samples']} samples, {e['trainable'] / 1e6:.1f} M trainable parameters, {e['steps']} updates"
+            counted = (
+                f"{e['samples']} samples, {e['trainable'] / 1e6:.1f} M trainable "
+                f"parameters, {e['steps']} updates"
+            )
             self._line(Text(f"{e['model']} on {e['device']} in {e['dtype']}: {counted}", "dim"))
             self.bar.reset(self.task)
             return
@@ -106,13 +113,19 @@ class Reporter:
         if e["stage"] == "pull":
             done, total = e["done"], e["total"]
             count = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB"
-            self.bar.update(self.task, description="downloading", completed=done, total=total, count=count)
+            self.bar.update(
+                self.task, description="downloading", completed=done, total=total, count=count
+            )
             return
         if e["stage"] == "video":
             self._video(e)
             return
         if e["stage"] in ("count", "check"):
-            what = f"counting the shots of {_short(e['input'])}" if e["stage"] == "count" else f"checking {e['what']}"
+            what = (
+                f"counting the shots of {_short(e['input'])}"
+                if e["stage"] == "count"
+                else f"checking {e['what']}"
+            )
             self.bar.update(self.task, description=what, total=None)
             return
         which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
@@ -121,7 +134,11 @@ class Reporter:
         if done == 0:
             self.bar.reset(self.task)  # loading must not count in the ETA
         self.bar.update(
-            self.task, description=f"{_short(e['input'])}{which}", completed=done, total=steps, count=f"{done}/{steps}"
+            self.task,
+            description=f"{_short(e['input'])}{which}",
+            completed=done,
+            total=steps,
+            count=f"{done}/{steps}",
         )
 
     def _video(self, e: Event) -> None:
@@ -148,66 +165,106 @@ class Reporter:
             description="distilling",
             completed=e["step"],
             total=e["steps"],
-            count=f"{e['step']}/{e['steps']}  {'  '.join(losses)}{more if self.err.width >= 110 else ''}",
+            count=f"{e['step']}/{e['steps']}  "
+            f"{'  '.join(losses)}{more if self.err.width >= 110 else ''}",
         )
 
     def _check(self, e: Event) -> None:
         for name, value in e.items():
             if name != "event":
-                told = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+                told = (
+                    ", ".join(f"{k} {v}" for k, v in value.items())
+                    if isinstance(value, dict)
+                    else str(value)
+                )
                 self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), told))
 
     def _result(self, e: Event) -> None:
         if "steps" in e and "width" not in e:
             score = f"  validation {e['validation']:.4f}" if "validation" in e else ""
-            score += f"  {e['weights']} weights, schedule {e['schedule']}" if "schedule" in e else ""
-            line = Text.assemble((e["output"], "bold"), f"  {e['steps']} updates  {e['seconds']:.1f} s{score}")
-            (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
+            score += (
+                f"  {e['weights']} weights, schedule {e['schedule']}" if "schedule" in e else ""
+            )
+            line = Text.assemble(
+                (e["output"], "bold"), f"  {e['steps']} updates  {e['seconds']:.1f} s{score}"
+            )
+            (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
+                line
+            )
             return
         if "frames" in e:
-            self.videos.append((e["input"], "done", f"{e['output']}, {e['frames']} frames, {e['seconds']:.1f} s"))
+            self.videos.append(
+                (e["input"], "done", f"{e['output']}, {e['frames']} frames, {e['seconds']:.1f} s")
+            )
         frames = f"  {e['frames']} frames" if "frames" in e else ""
         rate = f"  {e['fps']:.1f} fps" if "fps" in e else ""
         line = Text.assemble(
             (e["output"] or e["input"], "bold"),
             f"  {e['width']} x {e['height']}{frames}  {e['seconds']:.1f} s{rate}",
         )
-        (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(line)
+        (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
+            line
+        )
 
     def _plan(self, e: Event) -> None:
         rows = [
             (
                 "model",
-                e["model"] + (f" + {e['lora']}" if e["lora"] else "") + (f" + {e['motion']}" if e["motion"] else ""),
+                e["model"]
+                + (f" + {e['lora']}" if e["lora"] else "")
+                + (f" + {e['motion']}" if e["motion"] else ""),
             ),
             ("device", f"{e['device']}, {e['device_name']}, {e['dtype']}"),
         ]
         for i in e["inputs"]:
             size = f"{i['working'][0]} x {i['working'][1]}"
-            clip = f"{_count(i['frames'], 'frame')}, {_count(i['shots'], 'shot')}, {_count(i['windows'], 'window')}, "
+            clip = (
+                f"{_count(i['frames'], 'frame')}, {_count(i['shots'], 'shot')}, "
+                f"{_count(i['windows'], 'window')}, "
+            )
             rows.append(
                 (
                     i["input"],
-                    f"{clip if e['task'] == 'video' else ''}at {size}, {_count(i['evaluations'], 'evaluation')}",
+                    f"{clip if e['task'] == 'video' else ''}at {size}, "
+                    f"{_count(i['evaluations'], 'evaluation')}",
                 )
             )
         if len(e["inputs"]) > 1:
-            rows.append(("all", f"{_count(e['frames'], 'frame')}, {_count(e['evaluations'], 'evaluation')}"))
+            rows.append(
+                ("all", f"{_count(e['frames'], 'frame')}, {_count(e['evaluations'], 'evaluation')}")
+            )
         m = e["memory"]
-        rows.append(("weights", ", ".join(f"{part} {_bytes(size)}" for part, size in m["weights"].items())))
-        rows.append(("at work", ", ".join(f"{part} {_bytes(size)}" for part, size in m["activations"].items())))
+        rows.append(
+            ("weights", ", ".join(f"{part} {_bytes(size)}" for part, size in m["weights"].items()))
+        )
+        rows.append(
+            (
+                "at work",
+                ", ".join(f"{part} {_bytes(size)}" for part, size in m["activations"].items()),
+            )
+        )
         free = f"of {_bytes(m['free'])} free ({_bytes(m['total'])} in all)"
         for mode, size in m["modes"].items():
             several = len(m["modes"]) > 1
-            parts = ", ".join(f"{part.replace('_', ' ')} {_bytes(n)}" for part, n in m["parts"][mode].items())
+            parts = ", ".join(
+                f"{part.replace('_', ' ')} {_bytes(n)}" for part, n in m["parts"][mode].items()
+            )
             told = f"{_bytes(size)} {free}{f': {parts}' if several else ''}"
             rows.append((f"--offload {mode}" if several else "memory", told))
-        rows.append(("loading", f"{_bytes(m['loading'])} of {_bytes(m['main_free'])} of main memory free"))
-        needed = "unknown" if e["disk"]["needed"] is None else f"about {_bytes(e['disk']['needed'])}"
-        rows.append(("disk", f"{needed} of {_bytes(e['disk']['free'])} free in {e['disk']['where']}"))
+        rows.append(
+            ("loading", f"{_bytes(m['loading'])} of {_bytes(m['main_free'])} of main memory free")
+        )
+        needed = (
+            "unknown" if e["disk"]["needed"] is None else f"about {_bytes(e['disk']['needed'])}"
+        )
+        rows.append(
+            ("disk", f"{needed} of {_bytes(e['disk']['free'])} free in {e['disk']['where']}")
+        )
         if e["time"]:
             t = e["time"]
-            window, frame = ("a window's", "a frame's") if e["task"] == "video" else ("a", "a picture's")
+            window, frame = (
+                ("a window's", "a frame's") if e["task"] == "video" else ("a", "a picture's")
+            )
             parts = f"loading {t['load']:.1f} s; {window} step {t['evaluation']:.3f} s; "
             parts += f"{frame} encoding {t['encode']:.3f} s, decoding {t['decode']:.3f} s"
             rows.append(("time", f"{_duration(t['seconds'])} ({parts})"))
@@ -220,7 +277,10 @@ class Reporter:
         self.out.print(table, soft_wrap=False)
         picks = e["picks"]
         if picks is None:
-            verdict = Text("does not fit, in no mode and at no size: use --model tiny, or another device", "bold red")
+            verdict = Text(
+                "does not fit, in no mode and at no size: use --model tiny, or another device",
+                "bold red",
+            )
         elif picks["flags"]:
             verdict = Text(f"does not fit as it is; this does: add {picks['flags']}", "yellow")
         else:
@@ -238,13 +298,28 @@ class Reporter:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         table.add_column(overflow="fold")
         table.add_column(overflow="fold")
-        rows = [("versions", ", ".join(f"{name} {number or 'missing'}" for name, number in e["versions"].items()))]
+        rows = [
+            (
+                "versions",
+                ", ".join(
+                    f"{name} {number or 'missing'}" for name, number in e["versions"].items()
+                ),
+            )
+        ]
         for d in e["devices"]:
-            rows.append((d["device"], f"{d['name']}, {_bytes(d['free'])} of {_bytes(d['total'])} free"))
+            rows.append(
+                (d["device"], f"{d['name']}, {_bytes(d['free'])} of {_bytes(d['total'])} free")
+            )
         if e["driver"]:
             rows.append(("driver", f"NVIDIA {e['driver']}"))
         for told, works in (("encoders", True), ("not usable", False)):
-            rows.append((told, ", ".join(name for name, why in e["encoders"].items() if (not why) is works) or "none"))
+            rows.append(
+                (
+                    told,
+                    ", ".join(name for name, why in e["encoders"].items() if (not why) is works)
+                    or "none",
+                )
+            )
         if e["cache"]:
             c, hub = e["cache"], e["hub"]
             here = ", ".join(name for name, there in c["models"].items() if there)
@@ -252,7 +327,9 @@ class Reporter:
             answer = "off-line" if hub["offline"] else hub["error"] or "answers"
             rows.append(("hub", f"{hub['endpoint']}: {answer}"))
             test = e["self_test"]
-            rows.append(("self-test", test["error"] or f"a picture stylized in {test['seconds']:.1f} s"))
+            rows.append(
+                ("self-test", test["error"] or f"a picture stylized in {test['seconds']:.1f} s")
+            )
         for name, what in rows:
             table.add_row(Text(name, "bold"), Text(what))
         self.bar.stop()
@@ -260,27 +337,37 @@ class Reporter:
         for p in e["problems"]:
             style = "bold red" if p["breaks"] else "yellow"
             self.out.print(
-                Text.assemble(("problem: " if p["breaks"] else "note: ", style), f"{p['what']}: {p['remedy']}")
+                Text.assemble(
+                    ("problem: " if p["breaks"] else "note: ", style), f"{p['what']}: {p['remedy']}"
+                )
             )
         if not any(p["breaks"] for p in e["problems"]):
             verdict = "all that a run needs is here"
             if e["cache"]["missing"]:
                 offline = e["hub"]["offline"]
-                verdict = "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
+                verdict = (
+                    "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
+                )
             self.out.print(Text(verdict, "green"))
 
     def _model(self, e: Event) -> None:
         self.models.append(e)
 
     def _pulled(self, e: Event) -> None:
-        self._say(f"{e['name']}  {e['path']}  {_gb(e['bytes'])}" if e["bytes"] else f"{e['name']} is here")
+        self._say(
+            f"{e['name']}  {e['path']}  {_gb(e['bytes'])}" if e["bytes"] else f"{e['name']} is here"
+        )
 
     def _verified(self, e: Event) -> None:
-        self._say(f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({_count(e['files'], 'file')})")
+        self._say(
+            f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({_count(e['files'], 'file')})"
+        )
 
     def _removed(self, e: Event) -> None:
         others = "nothing freed: other models that are here need its files"
-        self._say(f"{e['name']}  {_gb(e['bytes'])} freed" if e["bytes"] else f"{e['name']}  {others}")
+        self._say(
+            f"{e['name']}  {_gb(e['bytes'])} freed" if e["bytes"] else f"{e['name']}  {others}"
+        )
 
     def _converted(self, e: Event) -> None:
         for message in e["notices"]:
@@ -292,13 +379,19 @@ class Reporter:
             if name in ("event", "metadata_cut"):
                 continue
             shown = _short_metadata(value, e["metadata_cut"]) if name == "metadata" else value
-            told = ", ".join(f"{k}: {v}" for k, v in shown.items()) if isinstance(shown, dict) else shown
+            told = (
+                ", ".join(f"{k}: {v}" for k, v in shown.items())
+                if isinstance(shown, dict)
+                else shown
+            )
             told = ", ".join(told) if isinstance(told, list) else told
             told = told or ("as the ranks" if name == "alphas" and e["ranks"] else told)
             self._say(f"{name:<12}  {'-' if told in (None, '') else told}")
 
     def _say(self, line: str) -> None:
-        (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(Text(line))
+        (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
+            Text(line)
+        )
 
     def _table(self) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -310,7 +403,10 @@ class Reporter:
             size = f"{e['gb']:.2f}" if e["gb"] >= 0.01 else "<0.01"
             table.add_row(e["name"], "yes" if e["here"] else "", size, tasks, e["title"] + unsure)
         self.out.print(table)
-        self.out.print(f"not checked: repository, file or commit could not be verified; correct them in {TABLE}")
+        self.out.print(
+            f"not checked: repository, file or commit could not be verified; correct them in "
+            f"{TABLE}"
+        )
 
     def _summary(self) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -318,7 +414,9 @@ class Reporter:
         table.add_column()
         table.add_column(overflow="fold")
         for name, how, what in self.videos:
-            table.add_row(Text(name), Text(how, "green" if how == "done" else "bold red"), Text(what))
+            table.add_row(
+                Text(name), Text(how, "green" if how == "done" else "bold red"), Text(what)
+            )
         self.err.print(table)
 
     def _line(self, text: Text) -> None:
@@ -335,9 +433,12 @@ def _printable(value: Any) -> Any:
 
 
 def _json(event: Event) -> str:
-    """An event in one line of JSON; what a terminal would obey, or cannot be written, is escaped."""
+    """An event in one line of JSON; what a terminal would obey, or cannot be written, is
+    escaped."""
     unsafe = r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-    return re.sub(unsafe, lambda match: f"\\u{ord(match[0]):04x}", json.dumps(event, ensure_ascii=False))
+    return re.sub(
+        unsafe, lambda match: f"\\u{ord(match[0]):04x}", json.dumps(event, ensure_ascii=False)
+    )
 
 
 _LOSSES = {"loss": "loss", "adversarial": "adv", "discriminator": "D", "validation": "val"}
@@ -347,7 +448,8 @@ _WRITING = threading.Lock()
 
 
 def _write_line(line: str) -> None:
-    """A line to stdout in one system call: several processes or threads that write to one pipe or file do not mix.
+    """A line to stdout in one system call: several processes or threads that write to one pipe or
+    file do not mix.
 
     Half of a surrogate pair, which stands for a byte of a file name, is written as JSON escapes it.
     """
@@ -387,11 +489,14 @@ def _duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"about {seconds:.1f} s"
     minutes = round(seconds / 60)
-    return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
+    return (
+        f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
+    )
 
 
 def _short_metadata(metadata: dict[str, str], lengths: dict[str, int]) -> dict[str, str]:
-    """The first lines' worth of a file's metadata; `lengths` has the true ones of values that are cut already."""
+    """The first lines' worth of a file's metadata; `lengths` has the true ones of values that are
+    cut already."""
     shown = {}
     for key, value in list(metadata.items())[:20]:
         length = lengths.get(key, len(value))

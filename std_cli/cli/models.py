@@ -9,17 +9,23 @@ from std_cli.environment import go_offline, hush
 from std_cli.errors import InputError
 from std_cli.weights.zoo import LoraLayout, TaskName, zoo
 
-app = typer.Typer(no_args_is_help=True, help="The models: what is here, fetch, check, remove, convert.")
+app = typer.Typer(
+    no_args_is_help=True, help="The models: what is here, fetch, check, remove, convert."
+)
 
 
 def _complete(incomplete: str) -> list[str]:
     return [name for name in zoo().models if name.startswith(incomplete)]
 
 
-NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="NAME", autocompletion=_complete)]
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="NAME", autocompletion=_complete)
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON lines instead.")]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
-OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use what is here; never open a connection.")]
+OfflineFlag = Annotated[
+    bool, typer.Option("--offline", help="Use what is here; never open a connection.")
+]
 
 
 @app.command("list")
@@ -38,9 +44,13 @@ def pull(
     names: NamesArgument = None,
     task: Annotated[
         TaskName | None,
-        typer.Option("--for", metavar="TASK", help=f"What a task needs: {', '.join(get_args(TaskName))}."),
+        typer.Option(
+            "--for", metavar="TASK", help=f"What a task needs: {', '.join(get_args(TaskName))}."
+        ),
     ] = None,
-    eta: Annotated[float, typer.Option(help="With --for: the STD LoRA nearest to it.", min=0.01, max=1)] = 0.75,
+    eta: Annotated[
+        float, typer.Option(help="With --for: the STD LoRA nearest to it.", min=0.01, max=1)
+    ] = 0.75,
     offline: OfflineFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -51,7 +61,9 @@ def pull(
 
     wanted = [*(names or []), *(cache.needed(task, eta) if task else [])]
     if not wanted:
-        raise InputError("nothing to pull: name models (std models list shows them), or say --for image")
+        raise InputError(
+            "nothing to pull: name models (std models list shows them), or say --for image"
+        )
     with Reporter(as_json, quiet) as report:
         cache.pull(wanted, on_event=report)
 
@@ -95,7 +107,8 @@ def rm(names: NamesArgument = None, as_json: JsonFlag = False, quiet: QuietFlag 
 
 @app.command("inspect")
 def inspect(
-    file: Annotated[str, typer.Argument(help="A .safetensors file, or DINOv2's .pth.")], as_json: JsonFlag = False
+    file: Annotated[str, typer.Argument(help="A .safetensors file, or DINOv2's .pth.")],
+    as_json: JsonFlag = False,
 ) -> None:
     """Say what a weights file is and what it fits."""
     _ready()
@@ -107,17 +120,24 @@ def inspect(
 
 @app.command("convert")
 def convert(
-    file: Annotated[str, typer.Argument(help="A LoRA, HotShot-XL's layers, an SDXL checkpoint, or DINOv2's .pth.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="A LoRA, HotShot-XL's layers, an SDXL checkpoint, or DINOv2's .pth."),
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help="The file, or folder, to write.")],
     to: Annotated[
-        LoraLayout | None, typer.Option("--to", help="Spelling of a LoRA; ComfyUI and sd-scripts read kohya's.")
+        LoraLayout | None,
+        typer.Option("--to", help="Spelling of a LoRA; ComfyUI and sd-scripts read kohya's."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output that exists.")
+    ] = False,
     offline: OfflineFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write a LoRA in another spelling, or weights as a folder that diffusers or transformers reads."""
+    """Write a LoRA in another spelling, or weights as a folder that diffusers or transformers
+    reads."""
     _ready(offline)
     from std_cli.weights.convert import convert as run
 

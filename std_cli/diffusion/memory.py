@@ -1,13 +1,14 @@
 """How much memory a run needs, before it runs.
 
-Weights are counted from the headers of their files. What a network needs while it works is not a closed formula but its
-own code, run on torch's meta device, which has shapes and no numbers: the bytes of all tensors that live at once are
-added up, and the most there ever were is the answer, for any config, size, count of frames and precision. Attention is
-reckoned as the fused kernels do it, which never hold the matrix of weights. Not in it: what a kernel takes for itself
-while it works (cuDNN's workspaces), and what the allocator cannot use again; MARGIN stands for both.
+Weights are counted from the headers of their files. What a network needs while it works is not a
+closed formula but its own code, run on torch's meta device, which has shapes and no numbers: the
+bytes of all tensors that live at once are added up, and the most there ever were is the answer, for
+any config, size, count of frames and precision. Attention is reckoned as the fused kernels do it,
+which never hold the matrix of weights. Not in it: what a kernel takes for itself while it works
+(cuDNN's workspaces), and what the allocator cannot use again; MARGIN stands for both.
 
-Checked against the resident memory of the tiny pack on a CPU (tests/test_plan.py): within 2% for the UNet and the
-encoder, 15% for the decoder. For SDXL and on GPUs it is an estimate.
+Checked against the resident memory of the tiny pack on a CPU (tests/test_plan.py): within 2% for
+the UNet and the encoder, 15% for the decoder. For SDXL and on GPUs it is an estimate.
 """
 
 import weakref
@@ -59,7 +60,7 @@ SDXL_VAE: dict[str, Any] = {
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- weights -----------------------------------------------------------------------------------
 
 
 def count_parameters(files: Iterable[Path], prefix: str = "") -> int:
@@ -73,7 +74,8 @@ def count_parameters(files: Iterable[Path], prefix: str = "") -> int:
 
 
 def model_parameters(model: ModelFiles | None, motion: MotionFiles | None = None) -> dict[str, int]:
-    """Parameters by part: unet, vae, text_encoder, text_encoder_2, image_encoder, ip_adapter, motion if there is one.
+    """Parameters by part: unet, vae, text_encoder, text_encoder_2, image_encoder, ip_adapter,
+    motion if there is one.
 
     A model that is not downloaded (None) is reckoned as SDXL base, and has no motion in it.
     """
@@ -86,9 +88,15 @@ def model_parameters(model: ModelFiles | None, motion: MotionFiles | None = None
     return counts | ({"motion": count_parameters([motion.weights])} if motion else {})
 
 
-def weight_bytes(parameters: Mapping[str, int], dtype: str, vae_in_fp32: bool = False) -> dict[str, int]:
-    """Bytes of the weights by part, in fp32, fp16 or bf16. `vae_in_fp32`: it is upcast where fp16 would overflow."""
-    return {part: count * (4 if part == "vae" and vae_in_fp32 else BYTES[dtype]) for part, count in parameters.items()}
+def weight_bytes(
+    parameters: Mapping[str, int], dtype: str, vae_in_fp32: bool = False
+) -> dict[str, int]:
+    """Bytes of the weights by part, in fp32, fp16 or bf16. `vae_in_fp32`: it is upcast where fp16
+    would overflow."""
+    return {
+        part: count * (4 if part == "vae" and vae_in_fp32 else BYTES[dtype])
+        for part, count in parameters.items()
+    }
 
 
 def network_configs(model: ModelFiles | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,7 +109,7 @@ def network_configs(model: ModelFiles | None) -> tuple[dict[str, Any], dict[str,
     return unet, vae
 
 
-# --- activations -----------------------------------------------------------------------------------------------------
+# --- activations -------------------------------------------------------------------------------
 
 
 def activation_bytes(
@@ -115,11 +123,12 @@ def activation_bytes(
     guided: bool = True,
     tokens: int = 77,
 ) -> dict[str, int]:
-    """Bytes that live at once, beside the weights: "unet" at one step of one window, "vae_encode" and "vae_decode" of
-    one frame. `size` is (width, height) in pixels; windows together take "unet" times their number.
+    """Bytes that live at once, beside the weights: "unet" at one step of one window, "vae_encode"
+    and "vae_decode" of one frame. `size` is (width, height) in pixels; windows together take "unet"
+    times their number.
 
-    frames: of a window, with a motion adapter. guided: classifier-free guidance, two predictions at once. tokens: of
-    the prompt. Source: the networks' own code; see above.
+    frames: of a window, with a motion adapter. guided: classifier-free guidance, two predictions at
+    once. tokens: of the prompt. Source: the networks' own code; see above.
     """
     import torch
     from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -145,7 +154,10 @@ def activation_bytes(
     pooled = empty(batch, unet.config.projection_class_embeddings_input_dim - ids)
     added = {"text_embeds": pooled, "time_ids": empty(batch, 6)}
     times = empty(batch, dtype=torch.int64)
-    pixels, latent = empty(1, 3, size[1], size[0], dtype=vae_kind), empty(1, 4, height, width, dtype=vae_kind)
+    pixels, latent = (
+        empty(1, 3, size[1], size[0], dtype=vae_kind),
+        empty(1, 4, height, width, dtype=vae_kind),
+    )
     return {
         "unet": peak_bytes(lambda: unet(latents, times, states, added_cond_kwargs=added)[0], unet),
         "vae_encode": peak_bytes(lambda: vae.encode(pixels).latent_dist.mode(), vae),
@@ -154,16 +166,23 @@ def activation_bytes(
 
 
 def peak_bytes(work: Callable[[], object], module: Any) -> int:
-    """The most bytes of tensors that live at once in `work`, those of `module`'s own weights and buffers left out.
+    """The most bytes of tensors that live at once in `work`, those of `module`'s own weights and
+    buffers left out.
 
-    On the meta device this costs neither memory nor time; on another it is counted of the real work.
+    On the meta device this costs neither memory nor time; on another it is counted of the real
+    work.
     """
     import torch
     from torch.overrides import TorchFunctionMode
 
     class Fused(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.nn.functional.scaled_dot_product_attention and module.device.type == "meta":
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if (
+                func is torch.nn.functional.scaled_dot_product_attention
+                and module.device.type == "meta"
+            ):
                 query, _, value = args  # as diffusers calls it
                 return query.new_empty(*query.shape[:-1], value.shape[-1])
             return func(*args, **(kwargs or {}))
@@ -175,7 +194,8 @@ def peak_bytes(work: Callable[[], object], module: Any) -> int:
 
 @dataclass
 class Live:
-    """Bytes of the tensors that are alive, now and at the most; by the part that was at work when they were made."""
+    """Bytes of the tensors that are alive, now and at the most; by the part that was at work when
+    they were made."""
 
     now: int = 0
     peak: int = 0
@@ -192,8 +212,9 @@ class Live:
 
 @contextmanager
 def counting(own: Iterable[Any] = (), held: Iterable[Any] = ()) -> Iterator[Live]:
-    """Inside, every tensor that an operation makes, forwards or backwards, counts as long as anything holds its memory:
-    the graph for the backward pass, too. Views and what is written in place are no memory of their own.
+    """Inside, every tensor that an operation makes, forwards or backwards, counts as long as
+    anything holds its memory: the graph for the backward pass, too. Views and what is written in
+    place are no memory of their own.
 
     own: tensors that do not count. held: tensors that count from the start, until they are gone.
     """
@@ -217,7 +238,9 @@ def counting(own: Iterable[Any] = (), held: Iterable[Any] = ()) -> Iterator[Live
             live.add(size, live.part)
 
     class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
             for tensor in tree_leaves(out):
                 if isinstance(tensor, torch.Tensor):
@@ -246,7 +269,7 @@ def living(device: str) -> list[Any]:
     return list(found.values())
 
 
-# --- what fits -------------------------------------------------------------------------------------------------------
+# --- what fits ---------------------------------------------------------------------------------
 
 
 def offload_parts(
@@ -257,16 +280,20 @@ def offload_parts(
     encoders_leave: bool = False,
     together: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """{--offload mode: {part: bytes}}: what is on the device when a run takes the most of it, in the modes none, model
-    and sequential. The parts are those of the weights, and at_work.
+    """{--offload mode: {part: bytes}}: what is on the device when a run takes the most of it, in
+    the modes none, model and sequential. The parts are those of the weights, and at_work.
 
-    encoders_leave: in a video on a GPU the text and image encoders go to main memory when they have told what they had
-    to. together: in a video on a CPU the UNet and the VAE work at the same time. What the encoders need at work is
-    small beside all else and left out, as are the layers that are on the GPU in sequential.
+    encoders_leave: in a video on a GPU the text and image encoders go to main memory when they have
+    told what they had to. together: in a video on a CPU the UNet and the VAE work at the same time.
+    What the encoders need at work is small beside all else and left out, as are the layers that are
+    on the GPU in sequential.
     """
     encoders = {part: weights[part] for part in ("text_encoder", "text_encoder_2", "image_encoder")}
     whole = {part: size for part, size in weights.items() if part not in encoders}
-    unet, coder = activations["unet"] * batch, [activations["vae_encode"], activations["vae_decode"]]
+    unet, coder = (
+        activations["unet"] * batch,
+        [activations["vae_encode"], activations["vae_decode"]],
+    )
     work = {"at_work": unet + sum(coder) if together else max(unet, *coder)}
 
     def most(*moments: dict[str, int]) -> dict[str, int]:
@@ -284,11 +311,13 @@ def offload_parts(
 
 
 def loading_bytes(parameters: Mapping[str, int], dtype: str) -> int:
-    """The most main memory that loading takes: all weights, and with a motion adapter the UNet once more in fp32, as
-    diffusers builds the two together.
+    """The most main memory that loading takes: all weights, and with a motion adapter the UNet once
+    more in fp32, as diffusers builds the two together.
     """
     weights = sum(weight_bytes(parameters, dtype).values())
-    return weights + (4 * (parameters["unet"] + parameters["motion"]) if "motion" in parameters else 0)
+    return weights + (
+        4 * (parameters["unet"] + parameters["motion"]) if "motion" in parameters else 0
+    )
 
 
 def _cast(module: Any, dtype: Any) -> Any:

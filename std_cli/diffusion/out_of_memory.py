@@ -1,9 +1,11 @@
-"""What a run does when the GPU's memory runs out: it takes the next saving, says so, and does the same work again.
+"""What a run does when the GPU's memory runs out: it takes the next saving, says so, and does the
+same work again.
 
-In this order: fewer windows at once (the wavefront, `wavefront.Wavefront.batch`); the VAE in tiles; weights in main
-memory that come to the GPU a model, then a layer at a time. Slices of the VAE's batch, which others take in between,
-save nothing here: it never works on more than one frame. All but the tiles give the same result; a tile's
-normalisation sees the tile alone, so colours change a little.
+In this order: fewer windows at once (the wavefront, `wavefront.Wavefront.batch`); the VAE in tiles;
+weights in main memory that come to the GPU a model, then a layer at a time. Slices of the VAE's
+batch, which others take in between, save nothing here: it never works on more than one frame. All
+but the tiles give the same result; a tile's normalisation sees the tile alone, so colours change a
+little.
 """
 
 import threading
@@ -19,8 +21,11 @@ from std_cli.errors import InputError, StdError
 
 T = TypeVar("T")
 TILES = (512, 256)
-"""Sides of the VAE's tiles, pixels; SDXL's VAE takes 1/4 and 1/16 of the memory of 1024 x 1024 for them."""
-OUT_OF_MEMORY = "the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential"
+"""Sides of the VAE's tiles, pixels; SDXL's VAE takes 1/4 and 1/16 of the memory of 1024 x 1024 for
+them."""
+OUT_OF_MEMORY = (
+    "the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential"
+)
 _OFFLOADED = {
     "model": "going on with --offload model, slower: the models wait in main memory",
     "sequential": "going on with --offload sequential, much slower: the layers wait in main memory",
@@ -38,22 +43,26 @@ class Savings:
     tile: int | None = None
     """Side of the VAE's tiles; None: it works on whole frames."""
     turn: Any = field(init=False)
-    """Held at work: on a GPU the threads of a run take turns, so that weights can move between them."""
+    """Held at work: on a GPU the threads of a run take turns, so that weights can move between
+    them."""
 
     def __post_init__(self) -> None:
         self.turn = nullcontext() if self.device.type == "cpu" else threading.RLock()
 
     def work(self, do: Callable[[], T], side: Callable[[], int] = lambda: 0) -> T:
-        """Do it, with one more saving each time that memory runs out; StdError when there is none left.
+        """Do it, with one more saving each time that memory runs out; StdError when there is none
+        left.
 
-        side: asked after that happened: the longer side of the VAE's picture, pixels; 0 if the VAE was not at work.
+        side: asked after that happened: the longer side of the VAE's picture, pixels; 0 if the VAE
+        was not at work.
         """
         with self.turn:
             while True:
                 try:
                     return do()
                 except torch.OutOfMemoryError as error:
-                    out_of_memory = error.with_traceback(None)  # it would hold the tensors of what failed
+                    # it would hold the tensors of what failed
+                    out_of_memory = error.with_traceback(None)
                 taken = self._take(side())
                 if taken is None:
                     raise StdError(OUT_OF_MEMORY) from out_of_memory
@@ -66,7 +75,10 @@ class Savings:
         smaller = [tile for tile in TILES if tile < min(side, self.tile or side)]
         if smaller:
             self._work_in_tiles(smaller[0])
-            return f"going on with the VAE in tiles of {self.tile} pixels, which changes colours a little"
+            return (
+                f"going on with the VAE in tiles of {self.tile} pixels, which changes colours "
+                f"a little"
+            )
         if self.offload == "sequential":
             return None
         self._offload("model" if self.offload == "none" else "sequential")
@@ -78,7 +90,8 @@ class Savings:
         return {"tile": self.tile, "offload": self.offload}
 
     def take_again(self, taken: dict[str, Any]) -> None:
-        """Take what an interrupted run had taken, so that it goes on with the frames that it would have made."""
+        """Take what an interrupted run had taken, so that it goes on with the frames that it would
+        have made."""
         with self.turn:
             if taken["tile"] is not None and (self.tile is None or taken["tile"] < self.tile):
                 self._work_in_tiles(taken["tile"])
@@ -94,7 +107,8 @@ class Savings:
 
     def _offload(self, mode: Offload) -> None:
         self.offload = mode
-        self.pipe.unet = getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)  # a compiled one cannot be moved so
+        # a compiled one cannot be moved so
+        self.pipe.unet = getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)
         with torch.inference_mode(False):  # the weights stay ordinary tensors
             enable_offload(self.pipe, mode, self.device)
 
@@ -102,11 +116,14 @@ class Savings:
 def check_offload(offload: Offload, device: torch.device) -> None:
     """Raises InputError for a CPU, which has nothing to offload to."""
     if offload != "none" and device.type == "cpu":
-        raise InputError(f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out")
+        raise InputError(
+            f"--offload {offload} moves weights to a GPU, and this runs on the CPU: leave it out"
+        )
 
 
 def enable_offload(pipe: Any, offload: Offload, device: torch.device) -> None:
-    """Keep the weights in main memory: whole models, or layers, come to the device when it is their turn."""
+    """Keep the weights in main memory: whole models, or layers, come to the device when it is their
+    turn."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

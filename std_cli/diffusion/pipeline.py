@@ -1,13 +1,15 @@
 """Every inference call to diffusers: build the pipeline once, then stylize picture after picture.
 
-The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run equals the published snippet;
-what is ours is what surrounds it: which weights go where, embeddings kept between pictures, the exact timesteps.
+The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run equals the published
+snippet; what is ours is what surrounds it: which weights go where, embeddings kept between
+pictures, the exact timesteps.
 """
 
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,26 @@ STYLE_BLOCK = {
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of `auto`, `cuda`, `cuda:N`, `mps` or `cpu`. Raises InputError if this machine has none."""
+    """The torch device of `auto`, `cuda`, `cuda:N`, `mps` or `cpu`. Raises InputError if this
+    machine has none."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     kind, _, index = name.partition(":")
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}[kind]
+    count = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }[kind]
     if count <= int(index or 0):
         raise InputError(
-            f"--device {name}: this machine has {count or 'no'} {kind} device{'s'[: count != 1]}: use --device auto"
+            f"--device {name}: this machine has {count or 'no'} {kind} "
+            f"device{'s'[: count != 1]}: use --device auto"
         )
     return torch.device(name)
 
@@ -77,11 +91,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 class _GivenDDIM(DDIMScheduler):  # type: ignore[misc]  # untyped
-    """DDIM that takes the timesteps of a run, as the other schedulers do, of `whole` over all the noise."""
+    """DDIM that takes the timesteps of a run, as the other schedulers do, of `whole` over all the
+    noise."""
 
     whole = 1
 
-    def set_timesteps(self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None
+    ) -> None:
         super().set_timesteps(self.whole, device)  # a step goes 1000 // whole down
         self.timesteps = torch.tensor(timesteps, device=device)
 
@@ -91,7 +108,9 @@ def make_scheduler(method: Method, base: dict[str, Any]) -> Any:
     classes = {c.__name__: c for c in (TCDScheduler, LCMScheduler, EulerDiscreteScheduler)}
     kind = classes.get(method.scheduler, _GivenDDIM)
     # noise levels other than those of the chosen timesteps: Euler refuses both together
-    other_levels = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)
+    other_levels = dict.fromkeys(
+        ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False
+    )
     fixed = {**other_levels, "timestep_type": "discrete"} if kind is EulerDiscreteScheduler else {}
     scheduler = kind.from_config(base, **fixed, **method.config)
     if method.to_zero:
@@ -102,15 +121,16 @@ def make_scheduler(method: Method, base: dict[str, Any]) -> Any:
 def _overridden(config: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """A scheduler's config with what the checkpoint says of itself in its place.
 
-    diffusers leaves out of another class's config what was not in the file: a default that is overridden must not be
-    listed as one.
+    diffusers leaves out of another class's config what was not in the file: a default that is
+    overridden must not be listed as one.
     """
     defaults = [name for name in config.get("_use_default_values", []) if name not in settings]
     return dict(config) | settings | {"_use_default_values": defaults}
 
 
 class Pipeline:
-    """SDXL with a method's scheduler, a motion adapter if there is one, a fused LoRA and an IP-Adapter."""
+    """SDXL with a method's scheduler, a motion adapter if there is one, a fused LoRA and an
+    IP-Adapter."""
 
     def __init__(
         self,
@@ -124,7 +144,8 @@ class Pipeline:
         method: MethodName = "std",
         allow_partial: bool = False,
     ) -> None:
-        """Load the weights and move them to the device. Raises InputError if they do not fit each other."""
+        """Load the weights and move them to the device. Raises InputError if they do not fit each
+        other."""
         check_offload(offload, device)
         self.device, self.dtype = device, dtype
         self.method = zoo().methods[method]
@@ -142,7 +163,9 @@ class Pipeline:
         self._parts = files.base  # for errors
         if offload == "none":
             with self._first_use():
-                self.savings.work(lambda: pipe.to(device) if self.savings.offload == "none" else None)
+                self.savings.work(
+                    lambda: pipe.to(device) if self.savings.offload == "none" else None
+                )
         if compile:
             pipe.unet = torch.compile(pipe.unet)
         pipe.set_progress_bar_config(disable=True)
@@ -168,13 +191,22 @@ class Pipeline:
             )
         if files.single_file:
             pipe = StableDiffusionXLImg2ImgPipeline.from_single_file(
-                str(files.base), config=str(files.config), dtype=dtype, image_encoder=encoder, local_files_only=True
+                str(files.base),
+                config=str(files.config),
+                dtype=dtype,
+                image_encoder=encoder,
+                local_files_only=True,
             )
         else:
             pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-                files.base, image_encoder=encoder, local_files_only=True, **_load_parts(files, dtype)
+                files.base,
+                image_encoder=encoder,
+                local_files_only=True,
+                **_load_parts(files, dtype),
             )
-        pipe.scheduler = make_scheduler(self.method, _overridden(pipe.scheduler.config, files.scheduler))
+        pipe.scheduler = make_scheduler(
+            self.method, _overridden(pipe.scheduler.config, files.scheduler)
+        )
         if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
@@ -183,7 +215,8 @@ class Pipeline:
             matched, total = check_lora(weights, pipe.unet, allow_partial)
             if matched < total:
                 self.notices.append(
-                    f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the others are left out"
+                    f"--lora {lora.name}: {matched} of {total} tensors match this UNet, the "
+                    f"others are left out"
                 )
             fuse_lora(weights, pipe.unet, lora.scale)
         check_ip_adapter(str(files.ip_adapter), read_header(files.ip_adapter)[0], pipe.unet)
@@ -212,20 +245,28 @@ class Pipeline:
         """What the scheduler's step takes of the method's stochasticity."""
         return {"eta": self.method.gamma} if isinstance(self.pipe.scheduler, TCDScheduler) else {}
 
-    def set_style(self, references: Sequence[Image.Image], weights: Sequence[float], scale: float, blocks: str) -> None:
-        """Encode the references (RGB) and keep the weighted mean of their embeddings, unconditional and styled.
+    def set_style(
+        self, references: Sequence[Image.Image], weights: Sequence[float], scale: float, blocks: str
+    ) -> None:
+        """Encode the references (RGB) and keep the weighted mean of their embeddings, unconditional
+        and styled.
 
-        `weights` sum to 1. The mean is of what the IP-Adapter takes: hidden states (plus) or image embeddings (plain).
+        `weights` sum to 1. The mean is of what the IP-Adapter takes: hidden states (plus) or image
+        embeddings (plain).
         """
         self.pipe.set_ip_adapter_scale(scale if blocks == "all" else scaled(STYLE_BLOCK, scale))
         embed = self.pipe.prepare_ip_adapter_image_embeds
         with torch.inference_mode(), self._first_use():
             each = [
-                self.savings.work(lambda r=r: embed(r, None, self.device, 1, do_classifier_free_guidance=True)[0])  # type: ignore[misc]
+                self.savings.work(
+                    partial(embed, r, None, self.device, 1, do_classifier_free_guidance=True)
+                )[0]
                 for r in references
             ]
             self._style = (
-                torch.stack([e * w for e, w in zip(each, weights, strict=True)]).sum(0) if len(each) > 1 else each[0]
+                torch.stack([e * w for e, w in zip(each, weights, strict=True)]).sum(0)
+                if len(each) > 1
+                else each[0]
             )
 
     def _prompt(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
@@ -234,10 +275,18 @@ class Pipeline:
             with torch.inference_mode(), self._first_use():
                 values = self.savings.work(
                     lambda: self.pipe.encode_prompt(
-                        prompt, device=self.device, do_classifier_free_guidance=True, negative_prompt=negative
+                        prompt,
+                        device=self.device,
+                        do_classifier_free_guidance=True,
+                        negative_prompt=negative,
                     )
                 )
-            names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+            names = (
+                "prompt_embeds",
+                "negative_prompt_embeds",
+                "pooled_prompt_embeds",
+                "negative_pooled_prompt_embeds",
+            )
             self._prompts[key] = dict(zip(names, values, strict=True))
         return self._prompts[key]
 
@@ -246,9 +295,14 @@ class ImagePipeline(Pipeline):
     """Picture after picture, as published."""
 
     def stylize(
-        self, image: Image.Image, s: ImageSettings, schedule: Schedule, on_step: Callable[[int], None]
+        self,
+        image: Image.Image,
+        s: ImageSettings,
+        schedule: Schedule,
+        on_step: Callable[[int], None],
     ) -> Image.Image:
-        """Stylize one RGB picture whose sides are multiples of 8; `on_step` gets the number of steps done.
+        """Stylize one RGB picture whose sides are multiples of 8; `on_step` gets the number of
+        steps done.
 
         Raises StdError when memory runs out or the result is not finite.
         """
@@ -282,7 +336,8 @@ class ImagePipeline(Pipeline):
                     generator=torch.Generator("cpu").manual_seed(s.seed),
                     timesteps=self._timesteps_of(s, schedule),
                     **self._gamma,
-                    strength=1.0,  # img2img would cut the timesteps by it: they are the whole run already
+                    # img2img would cut the timesteps by it: they are the whole run already
+                    strength=1.0,
                     **prompt,
                 )
             finally:
@@ -292,7 +347,8 @@ class ImagePipeline(Pipeline):
         with warnings.catch_warnings():
             # a picture of NaN is cast to bytes before anyone can look at it
             warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
-            warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)  # diffusers calls it itself
+            # diffusers calls it itself
+            warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)
             try:
                 out = self.savings.work(run, lambda: 0 if in_unet else max(image.size))
             except RuntimeWarning:
@@ -301,13 +357,15 @@ class ImagePipeline(Pipeline):
 
 
 class VideoPipeline(Pipeline):
-    """Video to video, in the pieces that the wavefront puts together: diffusers has no such pipeline for SDXL.
+    """Video to video, in the pieces that the wavefront puts together: diffusers has no such
+    pipeline for SDXL.
 
     Without a motion adapter a window is one frame, and the result is the picture pipeline's.
     """
 
     def prepare(self, s: ImageSettings, schedule: Schedule, size: tuple[int, int]) -> None:
-        """Fix what a run keeps the same: timesteps, guidance, embeddings. `size` is the frames' (width, height)."""
+        """Fix what a run keeps the same: timesteps, guidance, embeddings. `size` is the frames'
+        (width, height)."""
         pipe, guided = self.pipe, s.cfg > 1
         self._cfg, self._seed = s.cfg, s.seed
         self._latent_shape = (4, size[1] // pipe.vae_scale_factor, size[0] // pipe.vae_scale_factor)
@@ -317,9 +375,19 @@ class VideoPipeline(Pipeline):
         at = (size[1], size[0])
         width = int(text["pooled_prompt_embeds"].shape[-1])
         ids = pipe._get_add_time_ids(
-            at, (0, 0), at, 6.0, 2.5, at, (0, 0), at, dtype=self.dtype, text_encoder_projection_dim=width
+            at,
+            (0, 0),
+            at,
+            6.0,
+            2.5,
+            at,
+            (0, 0),
+            at,
+            dtype=self.dtype,
+            text_encoder_projection_dim=width,
         )
-        self._states = text["prompt_embeds"]  # (1, tokens, C), with guidance (2, ...): negative, positive
+        # (1, tokens, C), with guidance (2, ...): negative, positive
+        self._states = text["prompt_embeds"]
         self._pooled, self._time_ids = text["pooled_prompt_embeds"], ids[0].to(self.device)
         if guided:
             self._states = torch.cat([text["negative_prompt_embeds"], self._states])
@@ -335,13 +403,16 @@ class VideoPipeline(Pipeline):
                 encoder.to("cpu")
 
     def windows_at_once(self, window: int) -> int:
-        """How many windows of `window` frames fit into the GPU's free memory together; at most one per step.
+        """How many windows of `window` frames fit into the GPU's free memory together; at most one
+        per step.
 
         On a CPU one is as fast as many.
         """
         if self.device.type != "cuda":
             return 1
-        trial = torch.zeros(1, self._latent_shape[0], window, *self._latent_shape[1:]).to(self.device, self.dtype)
+        trial = torch.zeros(1, self._latent_shape[0], window, *self._latent_shape[1:]).to(
+            self.device, self.dtype
+        )
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         self.predict(trial, [0])
@@ -352,22 +423,27 @@ class VideoPipeline(Pipeline):
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> torch.Tensor:
-        """A frame of the working size -> its latent (4, h, w): the mode of the VAE's posterior, so that it repeats."""
+        """A frame of the working size -> its latent (4, h, w): the mode of the VAE's posterior, so
+        that it repeats."""
         vae = self.pipe.vae
         pixels = self.pipe.image_processor.preprocess(image).to(self.device, vae.dtype)
-        mode = self.savings.work(lambda: vae.encode(pixels).latent_dist.mode()[0], lambda: max(image.size))
+        mode = self.savings.work(
+            lambda: vae.encode(pixels).latent_dist.mode()[0], lambda: max(image.size)
+        )
         latent = mode * vae.config.scaling_factor
         return latent.to(self.dtype)  # type: ignore[no-any-return]
 
     def add_noise(self, latent: torch.Tensor) -> torch.Tensor:
-        """The latent at the first timestep. The noise follows from the seed alone, wherever the run began."""
+        """The latent at the first timestep. The noise follows from the seed alone, wherever the run
+        began."""
         noise = seeded_noise(self._seed, self._latent_shape).to(latent)
         return self.pipe.scheduler.add_noise(latent, noise, self._timesteps[:1])  # type: ignore[no-any-return]
 
     def predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
         """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step.
 
-        Raises torch.OutOfMemoryError if the GPU cannot hold more than one of them; StdError if it cannot hold one.
+        Raises torch.OutOfMemoryError if the GPU cannot hold more than one of them; StdError if it
+        cannot hold one.
         """
         if len(latents) > 1:
             with self.savings.turn:
@@ -379,7 +455,9 @@ class VideoPipeline(Pipeline):
         b, frames, guided = len(latents), latents.shape[2], len(self._tokens) == 2
         t = self._timesteps[steps].to(self.device)
         pairs = zip(latents, steps, strict=True)
-        latents = torch.stack([self._scheduler().scale_model_input(x, self._timesteps[k]) for x, k in pairs])
+        latents = torch.stack(
+            [self._scheduler().scale_model_input(x, self._timesteps[k]) for x, k in pairs]
+        )
         if guided:
             latents, t = torch.cat([latents, latents]), torch.cat([t, t])
         moving = isinstance(self.pipe.unet, UNetMotionModel)
@@ -403,11 +481,16 @@ class VideoPipeline(Pipeline):
     def step(self, prediction: torch.Tensor, latent: torch.Tensor, k: int) -> torch.Tensor:
         """One step of the method's scheduler, of one frame (4, h, w).
 
-        Its noise, if it adds any, follows from the seed and k: it is shared by all frames as the first noise is.
+        Its noise, if it adds any, follows from the seed and k: it is shared by all frames as the
+        first noise is.
         """
         scheduler, t = self._scheduler(), self._timesteps[k]
         scheduler.scale_model_input(latent, t)  # Euler warns where this was not called
-        noise = {} if isinstance(scheduler, DDIMScheduler) else {"generator": _step_generator(self._seed, k)}
+        noise = (
+            {}
+            if isinstance(scheduler, DDIMScheduler)
+            else {"generator": _step_generator(self._seed, k)}
+        )
         return scheduler.step(prediction, t, latent, **self._gamma, **noise, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def _scheduler(self) -> Any:
@@ -416,10 +499,13 @@ class VideoPipeline(Pipeline):
 
     @torch.inference_mode()
     def decode(self, latent: torch.Tensor) -> NDArray[np.uint8]:
-        """A finished latent (4, h, w) -> RGB pixels (H, W, 3). Raises StdError if it is not finite."""
+        """A finished latent (4, h, w) -> RGB pixels (H, W, 3). Raises StdError if it is not
+        finite."""
         vae, side = self.pipe.vae, max(latent.shape) * self.pipe.vae_scale_factor
         scaled = latent[None].to(vae.dtype) / vae.config.scaling_factor
-        pixels = self.savings.work(lambda: vae.decode(scaled, return_dict=False)[0][0], lambda: side).float()
+        pixels = self.savings.work(
+            lambda: vae.decode(scaled, return_dict=False)[0][0], lambda: side
+        ).float()
         if not torch.isfinite(pixels).all():
             raise StdError(_not_a_number(self.dtype))
         pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
@@ -427,10 +513,12 @@ class VideoPipeline(Pipeline):
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise that all frames of a run share, from a CPU generator, so that it is the same everywhere.
+    """Standard normal noise that all frames of a run share, from a CPU generator, so that it is the
+    same everywhere.
 
-    Noise of each frame's own, in part or whole, measured worse on a real clip: flicker 10.3 with half of the variance
-    shared, 1.6 with all of it (levels of 255, the embedded pack frame by frame).
+    Noise of each frame's own, in part or whole, measured worse on a real clip: flicker 10.3 with
+    half of the variance shared, 1.6 with all of it (levels of 255, the embedded pack frame by
+    frame).
     """
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
@@ -451,18 +539,24 @@ class oom_is_one_line:
 
 
 def _load_parts(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
-    """The networks and tokenizers of a folder, by the classes that std runs, whatever its files name."""
+    """The networks and tokenizers of a folder, by the classes that std runs, whatever its files
+    name."""
     parts: dict[str, Any] = {}
     for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         folder = files.base / part
         with loading(part, folder):
             parts[part] = kind.from_pretrained(folder, **_loading_options(files, folder, dtype))
-    for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+    for part, kind in (
+        ("text_encoder", CLIPTextModel),
+        ("text_encoder_2", CLIPTextModelWithProjection),
+    ):
         folder = files.base / part
         with loading(part, folder):
             text, _ = read_config(TextEncoder, folder / "config.json")
             config = CLIPTextConfig(**settings(text))
-            parts[part] = kind.from_pretrained(folder, config=config, **_loading_options(files, folder, dtype))
+            parts[part] = kind.from_pretrained(
+                folder, config=config, **_loading_options(files, folder, dtype)
+            )
     for part in ("tokenizer", "tokenizer_2"):
         with loading(part, files.base / part):
             parts[part] = CLIPTokenizer.from_pretrained(files.base / part, local_files_only=True)
@@ -470,7 +564,8 @@ def _load_parts(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _loading_options(files: ModelFiles, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Of `from_pretrained`: a part that lacks the variant is read without it, as diffusers' pipelines do."""
+    """Of `from_pretrained`: a part that lacks the variant is read without it, as diffusers'
+    pipelines do."""
     variant = files.variant if any(folder.glob(f"*.{files.variant}*")) else None
     return {"dtype": dtype, "variant": variant, "use_safetensors": True, "local_files_only": True}
 
@@ -502,7 +597,8 @@ def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionMod
 def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionModel:
     """The UNet with the adapter's layers, in the UNet's dtype."""
     moving = UNetMotionModel.from_unet2d(unet, adapter)
-    moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())  # from_unet2d leaves it random
+    # from_unet2d leaves it random
+    moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())
     return moving.to(unet.dtype).eval()
 
 

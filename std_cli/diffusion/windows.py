@@ -1,14 +1,15 @@
 """Denoising of any number of frames in windows that overlap, in constant memory: the wavefront.
 
-What is computed is the known averaging of overlapping windows at every step (MultiDiffusion, Bar-Tal et al. 2023, arXiv
-2302.08113, along time): a frame's prediction at step k is the weighted mean over the windows that cover it, then one
-scheduler step takes its latent to k + 1. A window's step k + 1 so waits only for the windows that overlap it, and what
-waits for nothing runs as one batch, each window at its own timestep: a diagonal of (window, step). Frames are pushed in
-as they come and come out finished, in order; those in between are all that is held.
+What is computed is the known averaging of overlapping windows at every step (MultiDiffusion,
+Bar-Tal et al. 2023, arXiv 2302.08113, along time): a frame's prediction at step k is the weighted
+mean over the windows that cover it, then one scheduler step takes its latent to k + 1. A window's
+step k + 1 so waits only for the windows that overlap it, and what waits for nothing runs as one
+batch, each window at its own timestep: a diagonal of (window, step). Frames are pushed in as they
+come and come out finished, in order; those in between are all that is held.
 
-One round of work follows each window that becomes known, and rounds go on after the last until all is done. What a
-round holds depends on the frames and cuts alone, not on when they arrive: a run that goes on from a saved state repeats
-the uninterrupted one bit for bit.
+One round of work follows each window that becomes known, and rounds go on after the last until all
+is done. What a round holds depends on the frames and cuts alone, not on when they arrive: a run
+that goes on from a saved state repeats the uninterrupted one bit for bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ Step = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def window_starts(frames: int, length: int, stride: int) -> list[int]:
-    """Where the windows of a shot start: every `stride` frames, the last shifted back to end with the shot.
+    """Where the windows of a shot start: every `stride` frames, the last shifted back to end with
+    the shot.
 
     A shot of at most `length` frames is one window.
     """
@@ -35,7 +37,8 @@ def window_starts(frames: int, length: int, stride: int) -> list[int]:
 
 
 def blend_weights(length: int, overlap: int) -> list[float]:
-    """A trapezoid over a window's frames: rising over `overlap` frames, flat, falling; not yet normalised."""
+    """A trapezoid over a window's frames: rising over `overlap` frames, flat, falling; not yet
+    normalised."""
     return [float(min(i + 1, length - i, max(overlap, 1))) for i in range(length)]
 
 
@@ -44,7 +47,8 @@ class Finished:
     latent: Tensor
     """(C, h, w)"""
     joint: bool
-    """A window of this frame's shot starts or has ended here, between the frame before and this one."""
+    """A window of this frame's shot starts or has ended here, between the frame before and this
+    one."""
 
 
 @dataclass
@@ -104,10 +108,13 @@ class Wavefront:
             self._close_shot()
         self._frames[self._pushed] = _Frame(latent)
         self._pushed += 1
-        start = self._shot if self._covered == self._shot else self._covered - self.length + self.stride
+        start = (
+            self._shot if self._covered == self._shot else self._covered - self.length + self.stride
+        )
         if start + self.length == self._pushed:
             self._add(_Window(start, self.length))
-            self._settled = start + 1  # should the shot end, its last window may start right after this one
+            # should the shot end, its last window may start right after this one
+            self._settled = start + 1
         return self._round() if len(self._windows) > known else []
 
     def end(self) -> Iterator[list[Finished]]:
@@ -139,7 +146,8 @@ class Wavefront:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a run goes on from: tensors, and what JSON can hold."""
         frames = {
-            str(i): {k: v for k, v in vars(f).items() if not isinstance(v, Tensor)} for i, f in self._frames.items()
+            str(i): {k: v for k, v in vars(f).items() if not isinstance(v, Tensor)}
+            for i, f in self._frames.items()
         }
         tensors = {
             f"{name}.{i}": t
@@ -149,12 +157,20 @@ class Wavefront:
         }
         counters = {name: getattr(self, name) for name in _COUNTERS}
         windows = [asdict(w) for w in self._windows]
-        return tensors, {"frames": frames, "windows": windows, "joints": sorted(self._joints), **counters}
+        return tensors, {
+            "frames": frames,
+            "windows": windows,
+            "joints": sorted(self._joints),
+            **counters,
+        }
 
     def load_state(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._frames = {
-            int(i): _Frame(**f | {n: tensors[f"{n}.{i}"] for n in ("latent", "weighted") if f"{n}.{i}" in tensors})
+            int(i): _Frame(
+                **f
+                | {n: tensors[f"{n}.{i}"] for n in ("latent", "weighted") if f"{n}.{i}" in tensors}
+            )
             for i, f in rest["frames"].items()
         }
         self._windows = [_Window(**w) for w in rest["windows"]]
@@ -177,7 +193,8 @@ class Wavefront:
             self._frames[i].pending += 1
 
     def _round(self) -> list[Finished]:
-        """Predict for every window whose frames have all come to its step, advance the frames that are complete."""
+        """Predict for every window whose frames have all come to its step, advance the frames that
+        are complete."""
         ready = [w for w in self._windows if all(self._frames[i].step == w.step for i in w.frames)]
         for length in sorted({w.length for w in ready}, reverse=True):
             self._predict([w for w in ready if w.length == length])
@@ -193,7 +210,9 @@ class Wavefront:
         weights = blend_weights(windows[0].length, self.length - self.stride)
         while windows:
             now = windows[: self.batch]
-            latents = torch.stack([torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now])
+            latents = torch.stack(
+                [torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now]
+            )
             try:
                 predictions = self.predict(latents, [w.step for w in now])  # (B, C, F, h, w)
             except torch.OutOfMemoryError:

@@ -1,6 +1,8 @@
-"""The trajectory bank: where teacher trajectories wait to be gone on with, instead of being started anew.
+"""The trajectory bank: where teacher trajectories wait to be gone on with, instead of being started
+anew.
 
-Each entry holds (x_0, x_t, c, n) of one sample together, as the paper has it (STD, arXiv 2412.18945).
+Each entry holds (x_0, x_t, c, n) of one sample together, as the paper has it (STD, arXiv
+2412.18945).
 """
 
 from collections.abc import Callable
@@ -23,12 +25,14 @@ class Entry:
 
 
 class Bank:
-    """A fixed number of slots, each empty or with an Entry. On the CPU, whatever the device of what comes in."""
+    """A fixed number of slots, each empty or with an Entry. On the CPU, whatever the device of what
+    comes in."""
 
     def __init__(self, length: int, retire_at: int = 1, start: int | None = None) -> None:
         """An entry whose index falls to `retire_at` or below leaves.
 
-        start: the index at which trajectories begin; the first entries are then staggered, see `lead`.
+        start: the index at which trajectories begin; the first entries are then staggered, see
+        `lead`.
         """
         self.slots: list[Entry | None] = [None] * length
         self.retire_at, self.start = retire_at, start
@@ -38,7 +42,8 @@ class Bank:
         """Fresh samples that were asked for so far."""
 
     def draw(self, count: int, rate: float, generator: torch.Generator) -> list[int | None]:
-        """For each of `count` samples the slot to go on with, with probability `rate`, or None: a fresh one.
+        """For each of `count` samples the slot to go on with, with probability `rate`, or None: a
+        fresh one.
 
         Slots are drawn uniformly among those with an entry, none twice.
         """
@@ -52,10 +57,11 @@ class Bank:
     def lead(self) -> int:
         """How many teacher steps further down the next new entry is to be stored.
 
-        0, unless its slot has never had an entry: all trajectories begin at the same index, and without a
-        lead the first ones would go down together, for hundreds of updates where a lane has several slots.
-        The leads of slots 0, 1, 2, 3, 4... are 0, 1/2, 1/4, 3/4, 1/8... of the way (van der Corput's
-        sequence), so that any number of slots in use covers the whole trajectory evenly.
+        0, unless its slot has never had an entry: all trajectories begin at the same index, and
+        without a lead the first ones would go down together, for hundreds of updates where a lane
+        has several slots. The leads of slots 0, 1, 2, 3, 4... are 0, 1/2, 1/4, 3/4, 1/8... of the
+        way (van der Corput's sequence), so that any number of slots in use covers the whole
+        trajectory evenly.
         """
         slot = self._free()
         if self.start is None or slot is None or slot < self.used:
@@ -65,7 +71,8 @@ class Bank:
         return int(share * max(0, self.start - 1 - self.retire_at))
 
     def put(self, slot: int | None, entry: Entry) -> None:
-        """Store what became of the entry of `slot`, or a new one (slot None) where a slot is free, else drop it."""
+        """Store what became of the entry of `slot`, or a new one (slot None) where a slot is free,
+        else drop it."""
         if slot is None:
             slot = self._free()
         if slot is not None:
@@ -99,15 +106,27 @@ class Bank:
 class Forecast:
     """How many fresh samples a lane needs at each step to come, before any is read.
 
-    Which samples come from the bank follows from the random numbers and the indices n alone, never from what the
-    networks compute. So what the bank will supply need not be read.
+    Which samples come from the bank follows from the random numbers and the indices n alone, never
+    from what the networks compute. So what the bank will supply need not be read.
     """
 
     def __init__(
-        self, bank: Bank, count: int, rate: float, start: int, random: Callable[[int], torch.Generator]
+        self,
+        bank: Bank,
+        count: int,
+        rate: float,
+        start: int,
+        random: Callable[[int], torch.Generator],
     ) -> None:
-        """bank: as it is before the first step asked for. random: step -> the generator that the lane draws with."""
-        self.bank, self.count, self.rate, self.start, self.random = bank.outline(), count, rate, start, random
+        """bank: as it is before the first step asked for. random: step -> the generator that the
+        lane draws with."""
+        self.bank, self.count, self.rate, self.start, self.random = (
+            bank.outline(),
+            count,
+            rate,
+            start,
+            random,
+        )
 
     def fresh(self, step: int) -> int:
         """The number of fresh samples at `step`; to be asked once for each step, in order."""
@@ -139,7 +158,8 @@ def _outline(n: int) -> Entry:
 
 
 def _on_cpu(e: Entry) -> Entry:
-    """A copy in memory of its own: a row of a batch would keep the whole batch alive, and save all of it."""
+    """A copy in memory of its own: a row of a batch would keep the whole batch alive, and save all
+    of it."""
     x0, x = (v.detach().to("cpu", copy=True) for v in (e.x0, e.x))
     return Entry(x0, x, {k: v.detach().to("cpu", copy=True) for k, v in e.c.items()}, e.n)
 

@@ -17,11 +17,18 @@ AT_ONCE = 32  # captions
 
 
 class Captions:
-    """caption -> {"states": (tokens, C), "pooled": (P,)}, fp16, from a file; beyond `limit` bytes by the encoders."""
+    """caption -> {"states": (tokens, C), "pooled": (P,)}, fp16, from a file; beyond `limit` bytes
+    by the encoders."""
 
-    def __init__(self, captions: Sequence[str], encode: Encode, folder: Path, encoders: str, limit: float) -> None:
-        """`encoders` identifies the weights; the file of other ones, or of other captions, is not used."""
-        self.encode, self.rows = encode, {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    def __init__(
+        self, captions: Sequence[str], encode: Encode, folder: Path, encoders: str, limit: float
+    ) -> None:
+        """`encoders` identifies the weights; the file of other ones, or of other captions, is not
+        used."""
+        self.encode, self.rows = (
+            encode,
+            {caption: i for i, caption in enumerate(dict.fromkeys(captions))},
+        )
         [first] = encode([""])
         self.shapes = {k: v.shape for k, v in first.items()}
         width = sum(v.numel() for v in first.values())
@@ -39,19 +46,25 @@ class Captions:
         part = path.with_name(f".{path.name}.{os.getpid()}")
         captions = list(self.rows)
         try:
-            with part.open("wb") as file:  # not a memory map: where that cannot grow, the process is killed
+            # not a memory map: where that cannot grow, the process is killed
+            with part.open("wb") as file:
                 head = {"descr": "<f2", "fortran_order": False, "shape": (len(captions), width)}
                 np.lib.format.write_array_header_1_0(file, head)
                 for start in range(0, len(captions), AT_ONCE):
                     made = self.encode(captions[start : start + AT_ONCE])
-                    flat = [torch.cat([v.flatten() for v in row.values()]).half().cpu().numpy() for row in made]
+                    flat = [
+                        torch.cat([v.flatten() for v in row.values()]).half().cpu().numpy()
+                        for row in made
+                    ]
                     file.write(np.stack(flat).astype("<f2").tobytes())
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
         except OSError as e:
             what = "disk full while writing" if e.errno in FULL_DISK else "cannot write"
-            raise StdError(f"{what} {path} ({e.strerror}): free some space, or lower data.text_cache") from e
+            raise StdError(
+                f"{what} {path} ({e.strerror}): free some space, or lower data.text_cache"
+            ) from e
         finally:
             part.unlink(missing_ok=True)
 

@@ -2,8 +2,8 @@
 
 checkpoint-000500/
     adapter.safetensors     the student's LoRA, as `std stylize --lora` takes it
-    training.pt             averages, discriminator, head, optimizers, scaler (tensors and plain data only)
-    lane-00000.pt ...       each lane's trajectory bank
+    training.pt             averages, discriminator, head, optimizers, scaler (tensors and plain
+    data only) lane-00000.pt ...       each lane's trajectory bank
     state.json              step, configuration, and every file's SHA-256
 """
 
@@ -41,7 +41,8 @@ def draft_of(run: Path, step: int) -> Path:
 
 
 class _Noting:
-    """A file to write to that remembers the system's error: torch.save raises another in its place."""
+    """A file to write to that remembers the system's error: torch.save raises another in its
+    place."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -59,7 +60,8 @@ class _Noting:
 
 
 def write_part(draft: Path, name: str, content: Any) -> None:
-    """One file of a draft: bytes as they are, all else by torch.save. Raises StdError if the disk refuses."""
+    """One file of a draft: bytes as they are, all else by torch.save. Raises StdError if the disk
+    refuses."""
     noting: _Noting | None = None
     try:
         draft.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ def write_part(draft: Path, name: str, content: Any) -> None:
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         full = isinstance(cause, OSError) and cause.errno in FULL_DISK
         raise StdError(
-            f"{'disk full while writing' if full else 'cannot write'} a checkpoint to {draft.parent} ({reason}): free "
+            f"{'disk full while writing' if full else 'cannot write'} a checkpoint to "
+            f"{draft.parent} ({reason}): free "
             "some space and run again; the last checkpoint is intact"
         ) from e
 
@@ -87,7 +90,9 @@ def finish(run: Path, step: int, state: dict[str, Any]) -> Path:
     draft, folder = draft_of(run, step), folder_of(run, step)
     state = {"format": FORMAT} | state
     files = {f.name: _sha256(f) for f in sorted(draft.iterdir()) if f.name != "state.json"}
-    write_part(draft, "state.json", json.dumps(state | {"step": step, "files": files}, indent=1).encode())
+    write_part(
+        draft, "state.json", json.dumps(state | {"step": step, "files": files}, indent=1).encode()
+    )
     with writing(folder):
         if folder.exists():
             shutil.rmtree(folder)
@@ -122,13 +127,18 @@ def newest(run: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What state.json says, if it names every file of a checkpoint and each is there as it was written; else None."""
+    """What state.json says, if it names every file of a checkpoint and each is there as it was
+    written; else None."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         files: dict[str, str] = state["files"]
         complete = {ADAPTER, TRAINING, *map(lane_name, range(state["lanes"]))} <= files.keys()
         good = complete and all(_sha256(folder / name) == digest for name, digest in files.items())
-        return state if good and isinstance(state["step"], int) and isinstance(state["config"], dict) else None
+        return (
+            state
+            if good and isinstance(state["step"], int) and isinstance(state["config"], dict)
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

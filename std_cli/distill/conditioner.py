@@ -1,7 +1,7 @@
 """One UNet as teacher, student and target, and what stands around it: conditions, latents, pixels.
 
-The teacher is the frozen UNet with its adapter off, the student has the adapter on, the target a second adapter that is
-an average of the student's. So training holds the big weights once.
+The teacher is the frozen UNet with its adapter off, the student has the adapter on, the target a
+second adapter that is an average of the student's. So training holds the big weights once.
 """
 
 import warnings
@@ -27,29 +27,48 @@ _NOT_THE_UNETS_OWN = r".*(encoder_hid_proj|to_[kv]_ip).*"  # the IP-Adapter's la
 
 
 class Roles:
-    """A pipeline's UNet as three functions (x, timesteps, conditions) -> output; only the student's adapter learns.
+    """A pipeline's UNet as three functions (x, timesteps, conditions) -> output; only the student's
+    adapter learns.
 
     x is (B, 4, h, w), or (B, 4, F, h, w) with a motion adapter.
     """
 
     def __init__(
-        self, unet: Any, *, rank: int, alpha: int, dropout: float, targets: Sequence[str], motion: bool, ema: float
+        self,
+        unet: Any,
+        *,
+        rank: int,
+        alpha: int,
+        dropout: float,
+        targets: Sequence[str],
+        motion: bool,
+        ema: float,
     ) -> None:
-        """The adapters start as the identity; the student's first factors come from torch's global random state."""
+        """The adapters start as the identity; the student's first factors come from torch's global
+        random state."""
         self.unet, self.ema, self.dtype = unet, ema, unet.dtype
         unet.requires_grad_(False).eval()
         left_out = _NOT_THE_UNETS_OWN if motion else rf"{_NOT_THE_UNETS_OWN}|.*motion_modules.*"
         self.config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), exclude_modules=left_out
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=list(targets),
+            exclude_modules=left_out,
         )
         try:
             with warnings.catch_warnings():
-                # two adapters are meant, and there is nothing to leave out where there is no IP-Adapter
-                warnings.filterwarnings("ignore", "Already found a|You have passed exclude_modules", UserWarning)
+                # two adapters are meant, and there is nothing to leave out where there is no
+                # IP-Adapter
+                warnings.filterwarnings(
+                    "ignore", "Already found a|You have passed exclude_modules", UserWarning
+                )
                 for name in (STUDENT, TARGET) if ema else (STUDENT,):
                     unet.add_adapter(self.config, name)
         except ValueError as e:
-            raise InputError(f"lora.targets {list(targets)}: none of them is a layer of this UNet: correct it") from e
+            raise InputError(
+                f"lora.targets {list(targets)}: none of them is a layer of this UNet: correct it"
+            ) from e
         self.layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
         self.parameters = {n: p for n, p in unet.named_parameters() if f".{STUDENT}." in n}
         self.averages = {n: p for n, p in unet.named_parameters() if f".{TARGET}." in n}
@@ -58,10 +77,13 @@ class Roles:
         for name, p in self.averages.items():
             p.data.copy_(self.parameters[name.replace(f".{TARGET}.", f".{STUDENT}.")].data)
         for module in unet.modules():
-            if isinstance(module, AnimateDiffTransformer3D):  # diffusers passes `input` by name, peft's layers take x
+            # diffusers passes `input` by name, peft's layers take x
+            if isinstance(module, AnimateDiffTransformer3D):
                 for layer in (module.proj_in, module.proj_out):
                     layer.register_forward_pre_hook(_input_first, with_kwargs=True)
-        self._dropouts = [m for n, m in unet.named_modules() if n.endswith(f".lora_dropout.{STUDENT}")]
+        self._dropouts = [
+            m for n, m in unet.named_modules() if n.endswith(f".lora_dropout.{STUDENT}")
+        ]
         self._as(STUDENT)
 
     def student(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
@@ -86,9 +108,12 @@ class Roles:
             p.lerp_(self.parameters[name.replace(f".{TARGET}.", f".{STUDENT}.")], 1 - self.ema)
 
     def state_dict(self, role: str = STUDENT) -> dict[str, Tensor]:
-        """An adapter under diffusers' keys: "<module>.lora_A.weight" (r, in[, kh, kw]), "<module>.lora_B.weight"."""
+        """An adapter under diffusers' keys: "<module>.lora_A.weight" (r, in[, kh, kw]),
+        "<module>.lora_B.weight"."""
         chosen = self.parameters if role == STUDENT else self.averages
-        return {n.replace(f".{role}.", "."): p.detach().cpu().contiguous() for n, p in chosen.items()}
+        return {
+            n.replace(f".{role}.", "."): p.detach().cpu().contiguous() for n, p in chosen.items()
+        }
 
     def load_state_dict(self, state: dict[str, Tensor], role: str = STUDENT) -> None:
         chosen = self.parameters if role == STUDENT else self.averages
@@ -106,10 +131,13 @@ class Roles:
         added: dict[str, Any] = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]}
         if "style" in c:
             added["image_embeds"] = [c["style"]]
-        states = c["states"] if x.ndim == 4 else c["states"].repeat_interleave(x.shape[2], 0)  # per frame
+        # per frame
+        states = c["states"] if x.ndim == 4 else c["states"].repeat_interleave(x.shape[2], 0)
         half = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype) if half else nullcontext():
-            out = self.unet(x.to(self.dtype), t, states, added_cond_kwargs=added, return_dict=False)[0]
+            out = self.unet(
+                x.to(self.dtype), t, states, added_cond_kwargs=added, return_dict=False
+            )[0]
         return out.float()  # type: ignore[no-any-return]
 
     @contextmanager
@@ -127,7 +155,9 @@ class Roles:
                 layer.set_adapter(name, inference_mode=name != STUDENT)
 
 
-def _input_first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _input_first(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     return (kwargs.pop("input"), *args) if "input" in kwargs else args, kwargs
 
 
@@ -163,18 +193,27 @@ class Surroundings:
     @torch.inference_mode()
     def encode_text(self, captions: Sequence[str]) -> list[Conditions]:
         """{"states": (tokens, C), "pooled": (P,)} of each caption, fp16 on a GPU."""
-        made = self.pipe.encode_prompt(list(captions), device=self.device, do_classifier_free_guidance=False)
-        return [{"states": s.clone(), "pooled": p.clone()} for s, p in zip(made[0], made[2], strict=True)]
+        made = self.pipe.encode_prompt(
+            list(captions), device=self.device, do_classifier_free_guidance=False
+        )
+        return [
+            {"states": s.clone(), "pooled": p.clone()}
+            for s, p in zip(made[0], made[2], strict=True)
+        ]
 
     @torch.inference_mode()
     def encode_style(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
-        """What the IP-Adapter is given without a reference, and with this one: each (1, tokens, C)."""
+        """What the IP-Adapter is given without a reference, and with this one: each (1, tokens,
+        C)."""
         both = self.pipe.prepare_ip_adapter_image_embeds(picture, None, self.device, 1, True)[0]
         without, with_it = both.chunk(2)
         return without[0].clone(), with_it[0].clone()
 
-    def time_ids(self, original: Sequence[int], crop: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """SDXL's size conditioning (6,): original (h, w), crop (top, left), target (h, w). `size` is (w, h)."""
+    def time_ids(
+        self, original: Sequence[int], crop: Sequence[int], size: tuple[int, int]
+    ) -> Tensor:
+        """SDXL's size conditioning (6,): original (h, w), crop (top, left), target (h, w). `size`
+        is (w, h)."""
         return torch.tensor([*original, *crop, size[1], size[0]], dtype=torch.float32)
 
     def unconditional(self, c: Conditions) -> Conditions:
@@ -186,17 +225,21 @@ class Surroundings:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(F, 3, H, W) in [-1, 1] -> latents (4, h, w), or (4, F, h, w) of several frames: the posterior's mode."""
+        """(F, 3, H, W) in [-1, 1] -> latents (4, h, w), or (4, F, h, w) of several frames: the
+        posterior's mode."""
         vae = self.pipe.vae
-        frames = [vae.encode(f[None].to(self.device, vae.dtype)).latent_dist.mode()[0] for f in pixels]
+        frames = [
+            vae.encode(f[None].to(self.device, vae.dtype)).latent_dist.mode()[0] for f in pixels
+        ]
         z = torch.stack(frames, 1).float() * vae.config.scaling_factor
         latents: Tensor = z[:, 0] if len(pixels) == 1 else z
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1]; one after the other, with gradients where they are asked
-        for. Only the last one's activations are kept for them, as the backward pass begins there; the others' are
-        computed anew, so that no more than one picture's are ever held.
+        """(B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1]; one after the other, with gradients
+        where they are asked for. Only the last one's activations are kept for them, as the backward
+        pass begins there; the others' are computed anew, so that no more than one picture's are
+        ever held.
         """
         vae = self.pipe.vae
 
@@ -205,14 +248,16 @@ class Surroundings:
 
         parts = latents.to(vae.dtype).split(1)
         if latents.requires_grad and torch.is_grad_enabled():
-            return torch.cat([*(checkpoint(one, z, use_reentrant=False) for z in parts[:-1]), one(parts[-1])])
+            return torch.cat(
+                [*(checkpoint(one, z, use_reentrant=False) for z in parts[:-1]), one(parts[-1])]
+            )
         with torch.no_grad():
             return torch.cat([one(z) for z in parts])
 
 
 class SpatialHead(nn.Module):
-    """A small network over latents whose output is compared instead of them (as in MCM, Zhai et al. 2024, arXiv
-    2406.06890): the identity at first.
+    """A small network over latents whose output is compared instead of them (as in MCM, Zhai et al.
+    2024, arXiv 2406.06890): the identity at first.
     """
 
     def __init__(self, heavy: bool = False, channels: int = 4, width: int = 64) -> None:
@@ -231,7 +276,8 @@ class SpatialHead(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, 4, h, w) or (B, 4, F, h, w) -> the same shape."""
-        flat = z.transpose(1, 2).flatten(0, 1) if z.ndim == 5 else z  # (B, 4, F, h, w) -> (B F, 4, h, w)
+        # (B, 4, F, h, w) -> (B F, 4, h, w)
+        flat = z.transpose(1, 2).flatten(0, 1) if z.ndim == 5 else z
         out = self.layers(flat)
         if z.ndim == 5:
             out = out.unflatten(0, (z.shape[0], z.shape[2])).transpose(1, 2)

@@ -1,7 +1,8 @@
-"""What a training run can be told: one TOML file, and the only place where a default of training is written.
+"""What a training run can be told: one TOML file, and the only place where a default of training is
+written.
 
-The defaults are the published values (METHOD's tables of STD, arXiv 2412.18945) for pictures; `TASK_DEFAULTS` has what
-differs for videos. A key of the file is SECTION.FIELD here.
+The defaults are the published values (METHOD's tables of STD, arXiv 2412.18945) for pictures;
+`TASK_DEFAULTS` has what differs for videos. A key of the file is SECTION.FIELD here.
 """
 
 import hashlib
@@ -59,9 +60,11 @@ class ModelSection(Frozen):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Dtype = "auto"
-    """Precision of the frozen weights and the computation: auto is fp16 on a GPU and fp32 on a CPU."""
+    """Precision of the frozen weights and the computation: auto is fp16 on a GPU and fp32 on a
+    CPU."""
     gradient_checkpointing: bool = True
-    """Compute the UNet's activations anew in the backward pass: much less memory, about a third more time."""
+    """Compute the UNet's activations anew in the backward pass: much less memory, about a third
+    more time."""
     compile: bool = False
     """Compile the UNet."""
 
@@ -84,17 +87,21 @@ class DataSection(Frozen):
     held_out: int = Field(8, ge=0)
     """Samples kept for validation, never trained on."""
     text_cache: float = Field(16, ge=0)
-    """GiB on disk that the captions' embeddings may take; beyond that the text encoders stay loaded."""
+    """GiB on disk that the captions' embeddings may take; beyond that the text encoders stay
+    loaded."""
 
     @model_validator(mode="after")
     def _sides(self) -> Self:
         if any(side % 8 or not 32 <= side <= 4096 for side in self.size):
-            raise ValueError(f"data.size {list(self.size)}: sides must be multiples of 8 from 32 to 4096")
+            raise ValueError(
+                f"data.size {list(self.size)}: sides must be multiples of 8 from 32 to 4096"
+            )
         return self
 
 
 class StyleSection(Frozen):
-    """Conditioning on reference pictures through IP-Adapter; the published LoRAs are trained without."""
+    """Conditioning on reference pictures through IP-Adapter; the published LoRAs are trained
+    without."""
 
     folder: str | None = None
     """Folder of style pictures, of which each sample gets one at random; none if not given."""
@@ -114,7 +121,8 @@ class LoraSection(Frozen):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the first factor."""
     targets: tuple[str, ...] = (
-        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
+        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+        "conv1", "conv2",
         "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
     )  # fmt: skip
     """Layers that get one, by the end of their names."""
@@ -142,23 +150,27 @@ class DistillSection(Frozen):
     w_max: float = Field(15.0, ge=0)
     """Greatest one; each sample draws its own between the two."""
     unconditional_pooled: Literal["caption", "empty"] = "caption"
-    """Pooled text embedding of the teacher's unconditional pass: the caption's, as the published runs have it, or the
-    empty prompt's, as `std stylize` guides."""
+    """Pooled text embedding of the teacher's unconditional pass: the caption's, as the published
+    runs have it, or the empty prompt's, as `std stylize` guides."""
     loss: Loss = "huber"
     """Distance of student and target: huber or l2."""
     huber_c: float = Field(0.001, gt=0)
     """c of the pseudo-Huber distance."""
     ema: float = Field(0.95, ge=0, lt=1)
-    """Decay of the target network's average of the student; 0: the student itself, as in the reference code."""
+    """Decay of the target network's average of the student; 0: the student itself, as in the
+    reference code."""
     head: Literal["raw", "learn", "hlearn"] = "raw"
-    """Compare latents as they are, or through a small (learn) or larger (hlearn) learned spatial head."""
+    """Compare latents as they are, or through a small (learn) or larger (hlearn) learned spatial
+    head."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if 1000 % self.points:
             raise ValueError(f"distill.points {self.points}: must divide 1000")
         if math.ceil(self.points * self.eta) < 2:
-            raise ValueError(f"distill.eta {self.eta}: leaves fewer than two points of the grid; raise it")
+            raise ValueError(
+                f"distill.eta {self.eta}: leaves fewer than two points of the grid; raise it"
+            )
         if self.w_min > self.w_max:
             raise ValueError(f"distill.w_min {self.w_min}: must not be above w_max {self.w_max}")
         return self
@@ -179,18 +191,18 @@ class AdversarialSection(Frozen):
     """The discriminator."""
 
     features: str = "dinov2"
-    """dinov2 (ViT-S/14 from the Hub), a folder or .pth file of it, random (a fixed random network: no download, weak),
-    or none: no adversarial loss."""
+    """dinov2 (ViT-S/14 from the Hub), a folder or .pth file of it, random (a fixed random network:
+    no download, weak), or none: no adversarial loss."""
     weight: float = Field(0.7, ge=0)
     """Weight of the adversarial loss."""
     mode: NoiseMode = "xs-xr"
-    """Which latents are told apart: the student's noisy x_s against x_0 noised less (xs-xr), as much (xs), not at all
-    (xs-x0), more (xs-xR); or clean against clean (x0)."""
+    """Which latents are told apart: the student's noisy x_s against x_0 noised less (xs-xr), as
+    much (xs), not at all (xs-x0), more (xs-xR); or clean against clean (x0)."""
     loss: Literal["wgan", "hinge", "bce"] = "wgan"
     """Loss of the discriminator."""
     text: str = "pooled"
-    """Caption embedding that it sees: SDXL's pooled one (pooled), or a folder of a CLIP text model with projection, as
-    OpenCLIP's ViT-g/14."""
+    """Caption embedding that it sees: SDXL's pooled one (pooled), or a folder of a CLIP text model
+    with projection, as OpenCLIP's ViT-g/14."""
     gradient_penalty: float = Field(1e-5, ge=0)
     """Weight of the gradient penalty on features."""
     frames: int = Field(2, ge=1)
@@ -230,8 +242,9 @@ class ExportSection(Frozen):
     """The LoRA that a run leaves."""
 
     weights: ExportedWeights = "student"
-    """student: the trained adapter, as the published LoRAs are; average: its moving average (distill.ema). Both are
-    validated at the end, and a finished run exports the other one when it is started again."""
+    """student: the trained adapter, as the published LoRAs are; average: its moving average
+    (distill.ema). Both are validated at the end, and a finished run exports the other one when it
+    is started again."""
 
 
 class DistillConfig(Frozen):
@@ -253,9 +266,14 @@ class DistillConfig(Frozen):
         if self.run.task == "i2i" and self.data.frames != 1:
             raise ValueError(f"data.frames {self.data.frames}: is 1 for task i2i")
         if self.run.task == "v2v" and self.data.frames == 1:
-            raise ValueError("data.frames 1: must be 2 or more for task v2v; for single frames use task i2i")
+            raise ValueError(
+                "data.frames 1: must be 2 or more for task v2v; for single frames use task i2i"
+            )
         if self.export.weights == "average" and not self.distill.ema:
-            raise ValueError("export.weights average: there is none where distill.ema is 0; use student, or raise it")
+            raise ValueError(
+                "export.weights average: there is none where distill.ema is 0; use student, or "
+                "raise it"
+            )
         if self.run.task == "v2v" and self.model.motion == "none":
             raise ValueError("model.motion none: task v2v needs a motion adapter")
         return self
@@ -269,21 +287,31 @@ TASK_DEFAULTS: dict[Task, dict[str, dict[str, Any]]] = {
         "adversarial": {"weight": 0.5},
     },
 }
-_IGNORED = {"run": {"output", "max_steps", "save_every", "keep_last", "keep_every", "validate_every", "track", "push"},
-            "data": {"workers", "text_cache"}, "model": {"device", "compile", "gradient_checkpointing"},
+_IGNORED = {"run": {"output", "max_steps", "save_every", "keep_last", "keep_every",
+    "validate_every", "track", "push"},
+            "data": {"workers", "text_cache"}, "model": {"device", "compile",
+            "gradient_checkpointing"},
             "export": {"weights"}}  # fmt: skip
-# What names files counts by what it names: a checkpoint has fingerprints of data, references and weights.
-_FILES = {"data": {"sources"}, "style": {"folder"}, "model": {"name", "motion"}, "adversarial": {"features", "text"}}
+# What names files counts by what it names: a checkpoint has fingerprints of data, references and
+# weights.
+_FILES = {
+    "data": {"sources"},
+    "style": {"folder"},
+    "model": {"name", "motion"},
+    "adversarial": {"features", "text"},
+}
 
 
 def load_config(path: str | Path, changes: list[str] | None = None) -> DistillConfig:
-    """Read a TOML file and apply changes, each "section.key=value". Raises InputError with all problems in one line."""
+    """Read a TOML file and apply changes, each "section.key=value". Raises InputError with all
+    problems in one line."""
     path = user_path(path, "--config")
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(
-            f"--config {path}: cannot be read ({e.strerror}): check the path, or make it with --init"
+            f"--config {path}: cannot be read ({e.strerror}): check the path, or make it with "
+            f"--init"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise InputError(f"--config {path}: is not TOML ({e}): correct the file") from None
@@ -293,7 +321,8 @@ def load_config(path: str | Path, changes: list[str] | None = None) -> DistillCo
 
 
 def make_config(given: dict[str, Any], name: str = "configuration") -> DistillConfig:
-    """The resolved configuration of {section: {key: value}}. Raises InputError with all problems in one line."""
+    """The resolved configuration of {section: {key: value}}. Raises InputError with all problems in
+    one line."""
     run = given.get("run")
     task = run.get("task", "i2i") if isinstance(run, dict) else "i2i"
     merged = dict(given)
@@ -310,8 +339,14 @@ def _problems(error: ValidationError) -> str:
     out = []
     for e in error.errors():
         where, message = ".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")
-        message = message.replace("Input should be", "must be").replace("Extra inputs are not permitted", "no such key")
-        shown = f" {json.dumps(e['input'], default=str)}" if not isinstance(e["input"], dict | Frozen) else ""
+        message = message.replace("Input should be", "must be").replace(
+            "Extra inputs are not permitted", "no such key"
+        )
+        shown = (
+            f" {json.dumps(e['input'], default=str)}"
+            if not isinstance(e["input"], dict | Frozen)
+            else ""
+        )
         out.append(message if e["type"] == "value_error" else f"{where}{shown}: {message}")
     return "; ".join(dict.fromkeys(out))
 
@@ -336,7 +371,8 @@ def config_hash(config: DistillConfig) -> str:
 def differing_keys(a: DistillConfig, b: DistillConfig) -> list[str]:
     """The keys in which two runs differ as to their weights, without what names files.
 
-    optimizer.accumulation is none of them: only the number of lanes counts, however processes split them.
+    optimizer.accumulation is none of them: only the number of lanes counts, however processes split
+    them.
     """
     x, y = _essence(a), _essence(b)
     other = [(s, k) for s in x for k in x[s] if x[s][k] != y[s][k] and k not in _FILES.get(s, ())]
@@ -345,11 +381,15 @@ def differing_keys(a: DistillConfig, b: DistillConfig) -> list[str]:
 
 def _essence(config: DistillConfig) -> dict[str, dict[str, Any]]:
     whole = config.model_dump(mode="json")
-    return {s: {k: v for k, v in fields.items() if k not in _IGNORED.get(s, ())} for s, fields in whole.items()}
+    return {
+        s: {k: v for k, v in fields.items() if k not in _IGNORED.get(s, ())}
+        for s, fields in whole.items()
+    }
 
 
 def template(task: Task, model: str, pack: dict[str, Any] | None = None) -> str:
-    """A commented TOML file with every key: the published values for a task, or what suits a model's pack."""
+    """A commented TOML file with every key: the published values for a task, or what suits a
+    model's pack."""
     given: dict[str, dict[str, Any]] = {s: dict(v) for s, v in TASK_DEFAULTS[task].items()}
     own_distill = check_pack(pack, "std.json").distill if pack else {}
     for own in (own_distill, own_distill.get(task, {})):
@@ -365,12 +405,15 @@ def to_toml(config: DistillConfig, comments: bool = False) -> str:
     """A configuration as a TOML file."""
     lines = ["#:schema distill.schema.json", ""] if comments else []
     for section, fields in config:
-        lines += [f"[{section}]" + (f"  # {type(fields).__doc__}" if comments else "")]
+        about = " ".join(str(type(fields).__doc__).split())
+        lines += [f"[{section}]" + (f"  # {about}" if comments else "")]
         for key, field in type(fields).model_fields.items():
             value = getattr(fields, key)
             if comments:
                 lines += [f"# {' '.join(str(field.description).split())}"]
-            shown = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+            shown = json.dumps(
+                list(value) if isinstance(value, tuple) else value, ensure_ascii=False
+            )
             lines += [f"{key} = {shown}" if value is not None else f"# {key} ="]
         lines += [""]
     return "\n".join(lines)

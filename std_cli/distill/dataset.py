@@ -1,4 +1,5 @@
-"""One training sample of a captioned picture or clip: decoded, scaled to cover the training size, cropped, mirrored."""
+"""One training sample of a captioned picture or clip: decoded, scaled to cover the training size,
+cropped, mirrored."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,8 @@ class Sample:
     original_size: tuple[int, int]
     """(height, width) of the file's picture, upright, with square pixels."""
     crop: tuple[int, int]
-    """(top, left) of the crop, in pixels of the picture scaled to cover the training size and flipped."""
+    """(top, left) of the crop, in pixels of the picture scaled to cover the training size and
+    flipped."""
     reference: Image.Image | None
     """The style's picture, RGB; None if there is none to choose from."""
     key: str
@@ -52,30 +54,39 @@ class Data:
         flip: float,
         references: Sequence[Path] = (),
     ) -> None:
-        """`size` is (width, height); a sample has `frames` frames, `stride` apart. flip: probability of mirroring.
+        """`size` is (width, height); a sample has `frames` frames, `stride` apart. flip:
+        probability of mirroring.
 
         With frames > 1 pictures are left out. references: pictures of which each sample gets one.
         Raises InputError if nothing is left.
         """
         if min(size) < 1 or frames < 1 or stride < 1 or not 0 <= flip <= 1:
             raise ValueError(f"no samples of {size}, {frames} frames, stride {stride}, flip {flip}")
-        self.found, self.size, self.frames, self.stride, self.flip = found, size, frames, stride, flip
+        self.found, self.size, self.frames, self.stride, self.flip = (
+            found,
+            size,
+            frames,
+            stride,
+            flip,
+        )
         self.entries = [e for e in found.entries if frames == 1 or e.kind == "clip"]
         self.references = list(references)
         self.bad_references: dict[Path, str] = {}
         """Those that could not be read so far, with the reason."""
         if not self.entries:
             raise InputError(
-                f"no clips for samples of {frames} frames: all {len(found.entries)} captioned files are pictures; give "
+                f"no clips for samples of {frames} frames: all {len(found.entries)} captioned "
+                f"files are pictures; give "
                 "clips, or train for pictures"
             )
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """A random part of one entry: of a clip the frames from somewhere on, of either kind a crop.
+        """A random part of one entry: of a clip the frames from somewhere on, of either kind a
+        crop.
 
-        A clip too short for the stride gets a smaller one; one whose container does not tell how long it is (recorded
-        by a browser) is read from its beginning. Raises InputError if the file cannot be used, StdError if
-        only the part that was chosen cannot.
+        A clip too short for the stride gets a smaller one; one whose container does not tell how
+        long it is (recorded by a browser) is read from its beginning. Raises InputError if the file
+        cannot be used, StdError if only the part that was chosen cannot.
         """
         entry = self.entries[index]
         if entry.kind == "picture":
@@ -84,7 +95,8 @@ class Data:
             size, pictures = picture.size, [crop.apply(picture)]
         else:
             size, crop, pictures = self._read_clip(entry, rng)
-        pixels = np.stack([np.asarray(p) for p in pictures]).transpose(0, 3, 1, 2)  # (F, H, W, 3) -> (F, 3, H, W)
+        # (F, H, W, 3) -> (F, 3, H, W)
+        pixels = np.stack([np.asarray(p) for p in pictures]).transpose(0, 3, 1, 2)
         return Sample(
             pixels=np.ascontiguousarray(pixels, np.float32) / np.float32(127.5) - np.float32(1),
             caption=entry.caption,
@@ -99,10 +111,14 @@ class Data:
         (w, h), (width, height) = size, self.size
         scale = max(width / w, height / h)
         scaled = max(width, round(w * scale)), max(height, round(h * scale))
-        left, top = (int(rng.integers(s - out + 1)) for s, out in zip(scaled, self.size, strict=True))
+        left, top = (
+            int(rng.integers(s - out + 1)) for s, out in zip(scaled, self.size, strict=True)
+        )
         return _Crop(self.size, scaled, left, top, bool(rng.random() < self.flip))
 
-    def _read_clip(self, entry: Entry, rng: np.random.Generator) -> tuple[tuple[int, int], "_Crop", list[Image.Image]]:
+    def _read_clip(
+        self, entry: Entry, rng: np.random.Generator
+    ) -> tuple[tuple[int, int], "_Crop", list[Image.Image]]:
         """(display size, crop, cropped frames)."""
         clip = open_clip(entry.path, part=entry.part)
         crop = self._crop(clip.display_size, rng)
@@ -121,13 +137,16 @@ class Data:
         try:
             first = int(rng.integers(starts))
             pictures = read(first, step, self.frames)
-            if first and len(pictures) < self.frames:  # fewer than the container says, or at uneven times
+            # fewer than the container says, or at uneven times
+            if first and len(pictures) < self.frames:
                 pictures = read(0, step, self.frames)
             if len(pictures) < self.frames:
                 pictures = read(0, 1, span)
                 pictures = pictures[:: self._step(len(pictures))][: self.frames]
             if len(pictures) < self.frames:
-                raise StdError(f"{str(entry.path)!r} has only {len(pictures)} frames, fewer than {self.frames}")
+                raise StdError(
+                    f"{str(entry.path)!r} has only {len(pictures)} frames, fewer than {self.frames}"
+                )
         except StdError as e:
             # what does not depend on the start is the file's fault
             raise (StdError if starts > 1 else InputError)(str(e)) from None
@@ -135,7 +154,11 @@ class Data:
 
     def _step(self, total: int) -> int:
         """The stride that a clip of `total` frames has room for."""
-        return self.stride if self.frames == 1 else max(1, min(self.stride, (total - 1) // (self.frames - 1)))
+        return (
+            self.stride
+            if self.frames == 1
+            else max(1, min(self.stride, (total - 1) // (self.frames - 1)))
+        )
 
     def _reference(self, rng: np.random.Generator) -> Image.Image | None:
         for i in rng.permutation(len(self.references)):
@@ -147,7 +170,10 @@ class Data:
             except InputError as e:
                 self.bad_references[path] = str(e)
         if self.references:
-            raise StdError(f"no style reference can be read; the first: {next(iter(self.bad_references.values()))}")
+            raise StdError(
+                f"no style reference can be read; the first: "
+                f"{next(iter(self.bad_references.values()))}"
+            )
         return None
 
 
@@ -166,7 +192,10 @@ class _Crop:
         (width, height), (w, h) = self.size, self.scaled
         left = w - width - self.left if self.flip else self.left  # before mirroring
         across, down = image.width / w, image.height / h
-        right, bottom = min(image.width, (left + width) * across), min(image.height, (self.top + height) * down)
+        right, bottom = (
+            min(image.width, (left + width) * across),
+            min(image.height, (self.top + height) * down),
+        )
         box = (left * across, self.top * down, right, bottom)
         cut = image.resize(self.size, Image.Resampling.LANCZOS, box=box)
         return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else cut
@@ -176,11 +205,16 @@ def _read_picture(entry: Entry) -> Picture:
     if entry.part is None:
         return read_picture(entry.path)
     if entry.part.size > _MAX_PICTURE:
-        raise InputError(f"{str(entry.path)!r} has {entry.part.size} bytes, too many for a picture; scale it down")
+        raise InputError(
+            f"{str(entry.path)!r} has {entry.part.size} bytes, too many for a picture; scale it "
+            f"down"
+        )
     try:
         return read_picture(entry.path, read_part(entry.part))
     except (OSError, EOFError) as e:
-        raise InputError(f"{str(entry.path)!r} cannot be read ({getattr(e, 'strerror', 'it is cut short')})") from None
+        raise InputError(
+            f"{str(entry.path)!r} cannot be read ({getattr(e, 'strerror', 'it is cut short')})"
+        ) from None
 
 
 def _flat(picture: Picture) -> Image.Image:
@@ -188,12 +222,15 @@ def _flat(picture: Picture) -> Image.Image:
 
 
 def fingerprint_samples(entries: Sequence[Entry]) -> str:
-    """16 hex digits: which samples there are, in which order, by their names inside their source, sizes and captions.
+    """16 hex digits: which samples there are, in which order, by their names inside their source,
+    sizes and captions.
 
     So they are the same data wherever the source lies and however its path is written.
     """
     sizes = (entry.part.size if entry.part is not None else _size(entry.path) for entry in entries)
-    return _digest(f"{e.name}\0{size}\0{e.caption}\0" for e, size in zip(entries, sizes, strict=True))
+    return _digest(
+        f"{e.name}\0{size}\0{e.caption}\0" for e, size in zip(entries, sizes, strict=True)
+    )
 
 
 def fingerprint_references(pictures: Sequence[Path]) -> str:
@@ -216,7 +253,8 @@ def _size(path: Path) -> int:
 
 
 def find_pictures(folder: str | Path) -> list[Path]:
-    """The pictures directly inside a folder, for style references. Raises InputError if there are none."""
+    """The pictures directly inside a folder, for style references. Raises InputError if there are
+    none."""
     if not Path(folder).is_dir():
         raise InputError(f"no such folder of style references: {str(folder)!r}; check the path")
     return expand_inputs([folder], PICTURE_SUFFIXES)

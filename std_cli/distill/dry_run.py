@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def write_template(path: str | Path, task: Task, model: str) -> str:
-    """Write a commented configuration; returns what to tell the user. Raises InputError if the file exists."""
+    """Write a commented configuration; returns what to tell the user. Raises InputError if the file
+    exists."""
     path = user_path(path, "--init")
     if path.exists():
         raise InputError(f"--init {path}: exists; name another file")
@@ -36,11 +37,13 @@ def write_template(path: str | Path, task: Task, model: str) -> str:
 
 
 def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
-    """Check configuration, data and weights, run real updates in a folder that is thrown away; the event "check".
+    """Check configuration, data and weights, run real updates in a folder that is thrown away; the
+    event "check".
 
-    The first update warms up, the second is timed. Memory is reckoned by part, then measured on this device: the most
-    bytes of tensors that were held at once in an update. A GPU's allocator tells; elsewhere a third update is run whose
-    tensors are counted. Where a GPU's memory does not suffice, what was reckoned is told, and the rest is None.
+    The first update warms up, the second is timed. Memory is reckoned by part, then measured on
+    this device: the most bytes of tensors that were held at once in an update. A GPU's allocator
+    tells; elsewhere a third update is run whose tensors are counted. Where a GPU's memory does not
+    suffice, what was reckoned is told, and the rest is None.
     """
     import torch
 
@@ -52,12 +55,15 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
     from std_cli.distill.train import count_held_out, count_updates, distill
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("--dry-run: runs in one process: start it without torchrun or accelerate launch")
+        raise InputError(
+            "--dry-run: runs in one process: start it without torchrun or accelerate launch"
+        )
     found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
     d = config.data
     report = check(Data(found, d.size, frames=d.frames, stride=d.stride, flip=d.flip), sampled)
     kind = choose_device(config.model.device).type
-    before = sum(t.untyped_storage().nbytes() for t in living(kind))  # of other work of this process
+    # of other work of this process
+    before = sum(t.untyped_storage().nbytes() for t in living(kind))
     seen: list[tuple[float, dict[str, Any]]] = []
     parts: dict[str, int] = {}
     live: Live | None = None
@@ -71,7 +77,8 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
         with suppress(torch.OutOfMemoryError):  # updates will meet it, too, and report it
             extra = _seconds_beside_updates(trainer, config)
         for lane in trainer.lanes:
-            lane.bank.used = len(lane.bank.slots)  # the updates that are timed are those after the first walk
+            # the updates that are timed are those after the first walk
+            lane.bank.used = len(lane.bank.slots)
         if kind == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.device)  # loading may take more
 
@@ -89,7 +96,9 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as meter:
         updates = 2 if kind == "cuda" else 3
-        run = config.run.model_copy(update={"output": folder, "max_steps": updates, "save_every": 10**9, "push": None})
+        run = config.run.model_copy(
+            update={"output": folder, "max_steps": updates, "save_every": 10**9, "push": None}
+        )
         short = config.model_copy(update={"run": run, "data": d.model_copy(update={"held_out": 0})})
         try:
             distill(short, on_event=follow, on_ready=look)
@@ -114,7 +123,9 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
         "device": start["device"],
         "trainable_parameters": start["trainable"],
         "updates": steps,
-        "memory_estimate_gib": {k: _gib(v) for k, v in (*parts.items(), ("total", sum(parts.values())))},
+        "memory_estimate_gib": {
+            k: _gib(v) for k, v in (*parts.items(), ("total", sum(parts.values())))
+        },
         "peak_memory_gib": _gib(peak) if fits and peak is not None else None,
         "peak_resident_gib": None if kind == "cuda" else _gib(progress[1][1]["memory"]) or None,
         "seconds_per_update": None if seconds is None else round(seconds, 3),
@@ -124,7 +135,8 @@ def dry_run(config: DistillConfig, sampled: int = 32) -> dict[str, Any]:
 
 
 def _seconds_beside_updates(trainer: "Trainer", config: DistillConfig) -> float:
-    """What validations, the comparison at the end and the banks' first walk take: each part is timed once, by count."""
+    """What validations, the comparison at the end and the banks' first walk take: each part is
+    timed once, by count."""
     import torch
 
     from std_cli.distill.bank import first_walk
@@ -141,7 +153,9 @@ def _seconds_beside_updates(trainer: "Trainer", config: DistillConfig) -> float:
         x, c = start.x, start.c
         works: list[Callable[[], Tensor]] = [
             lambda: start.x0,
-            lambda: teacher_step(t.roles.teacher, t.solver, x, n, c, t.around.unconditional(c), validating.w),
+            lambda: teacher_step(
+                t.roles.teacher, t.solver, x, n, c, t.around.unconditional(c), validating.w
+            ),
             lambda: jump(t.roles.student, t.solver, x, n, c, n - 1)[0],
             lambda: t.around.decode(x[:, :, 0] if x.ndim == 5 else x),
         ]

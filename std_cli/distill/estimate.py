@@ -1,11 +1,13 @@
 """How much memory a run takes, by part, before its first update.
 
-Weights, adapters and what the optimizers keep are counted. What a micro-batch takes is not a closed formula but the
-trainer's own step, run on fake tensors, which have shapes, a device and no numbers: the bytes of all tensors that live
-at once are added up. So it costs next to no memory, also where the run itself would not fit.
+Weights, adapters and what the optimizers keep are counted. What a micro-batch takes is not a closed
+formula but the trainer's own step, run on fake tensors, which have shapes, a device and no numbers:
+the bytes of all tensors that live at once are added up. So it costs next to no memory, also where
+the run itself would not fit.
 
-Not in it: what a kernel takes for itself while it works, what an allocator holds and cannot use again, and on a CPU the
-interpreter with its libraries. The dry run's measured peak is of the same kind: bytes of tensors.
+Not in it: what a kernel takes for itself while it works, what an allocator holds and cannot use
+again, and on a CPU the interpreter with its libraries. The dry run's measured peak is of the same
+kind: bytes of tensors.
 """
 
 from collections import Counter
@@ -24,11 +26,12 @@ from std_cli.distill.trainer import Trainer
 
 
 def estimate_bytes(t: Trainer) -> dict[str, int]:
-    """{part: bytes} on the trainer's device at the moment of an update, not the first, when most is held.
+    """{part: bytes} on the trainer's device at the moment of an update, not the first, when most is
+    held.
 
-    weights: all that is frozen, but the discriminator's. lora: student, target, spatial heads. optimizer: moments, and
-    the gradients of micro-batches before. discriminator: its networks, and what it holds. backward: what was made in a
-    backward pass, gradients among it.
+    weights: all that is frozen, but the discriminator's. lora: student, target, spatial heads.
+    optimizer: moments, and the gradients of micro-batches before. discriminator: its networks, and
+    what it holds. backward: what was made in a backward pass, gradients among it.
     """
     kind = t.device.type
     modules = [m for m in t.around.pipe.components.values() if isinstance(m, nn.Module)]
@@ -61,25 +64,34 @@ def _size(tensors: Iterable[Tensor]) -> int:
 
 
 class _Step(nn.Module):
-    """A micro-batch of the trainer as one module, so that `functional_call` can exchange all weights."""
+    """A micro-batch of the trainer as one module, so that `functional_call` can exchange all
+    weights."""
 
     def __init__(self, t: Trainer, modules: list[nn.Module]) -> None:
         super().__init__()
         self.t, self.parts = t, nn.ModuleList(modules)
 
     def held(self, learning: list[nn.Parameter]) -> dict[str, int]:
-        """What it holds when that is most, beside the weights, by the part that was at work when it was made."""
-        fake = FakeTensorMode(allow_non_fake_inputs=True)  # small ones: the noise schedule, the empty prompt
+        """What it holds when that is most, beside the weights, by the part that was at work when it
+        was made."""
+        # small ones: the noise schedule, the empty prompt
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         weights: dict[str, Tensor] = {name: fake.from_tensor(p) for name, p in own.items()}
         shapes, of_learning = _condition_shapes(self.t), {id(p) for p in learning}
         several = self.t.config.optimizer.accumulation > 1
         left = [weights[name] for name, p in own.items() if several and id(p) in of_learning]
-        with torch.compiler.set_stance("force_eager"), counting(weights.values()) as live, _Parts(self.t, live):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            counting(weights.values()) as live,
+            _Parts(self.t, live),
+        ):
             functional_call(self, weights, (fake, live, shapes, left))
         return live.parts_at_peak
 
-    def forward(self, fake: FakeTensorMode, live: Live, shapes: dict[str, torch.Size], left: list[Tensor]) -> None:
+    def forward(
+        self, fake: FakeTensorMode, live: Live, shapes: dict[str, torch.Size], left: list[Tensor]
+    ) -> None:
         """left: weights that micro-batches before left gradients of."""
         t, o, d = self.t, self.t.config.optimizer, self.t.config.data
         kind = torch.float32 if t.device.type == "cpu" else t.roles.dtype
@@ -89,12 +101,23 @@ class _Step(nn.Module):
             for p in left:
                 p.grad = torch.empty_like(p)
             live.part = "activations"
-            x = torch.empty(o.batch, 4, *([d.frames] if d.frames > 1 else []), *side, device=t.device)
-            c = {k: torch.empty(o.batch, *s, dtype=kind, device=t.device) for k, s in shapes.items()}
+            x = torch.empty(
+                o.batch, 4, *([d.frames] if d.frames > 1 else []), *side, device=t.device
+            )
+            c = {
+                k: torch.empty(o.batch, *s, dtype=kind, device=t.device) for k, s in shapes.items()
+            }
             pixels = torch.empty(d.frames, 3, *reversed(d.size))
         live.part = "vae_encode"
         t.around.encode(pixels)
-        t.learn(x, x, c, torch.full((o.batch,), t.n_eta), torch.Generator().manual_seed(0), "the estimate")
+        t.learn(
+            x,
+            x,
+            c,
+            torch.full((o.batch,), t.n_eta),
+            torch.Generator().manual_seed(0),
+            "the estimate",
+        )
 
 
 class _Parts(TorchFunctionMode):

@@ -15,7 +15,8 @@ DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"
 
 
 def diffusers_bytes(adapter: dict[str, Tensor], alpha: float, metadata: dict[str, str]) -> bytes:
-    """A file that diffusers' `load_lora_weights` takes, "unet.<layer>.lora_A|B.weight", in the adapter's precision.
+    """A file that diffusers' `load_lora_weights` takes, "unet.<layer>.lora_A|B.weight", in the
+    adapter's precision.
 
     adapter: "<layer>.lora_A.weight" (r, in[, kh, kw]) and "<layer>.lora_B.weight" (out, r[, 1, 1]).
     """
@@ -23,14 +24,20 @@ def diffusers_bytes(adapter: dict[str, Tensor], alpha: float, metadata: dict[str
 
 
 def kohya_bytes(adapter: dict[str, Tensor], alpha: float, metadata: dict[str, str]) -> bytes:
-    """A file for kohya's tools and ComfyUI, "lora_unet_<layer with _>.lora_down|up.weight" and ".alpha"."""
+    """A file for kohya's tools and ComfyUI, "lora_unet_<layer with _>.lora_down|up.weight" and
+    ".alpha"."""
     weights = of_pairs("the adapter", adapter, alpha)
     rank = next(iter(weights.layers.values())).rank
-    return lora_bytes(weights, "kohya", metadata | {"ss_network_dim": str(rank), "ss_network_alpha": str(alpha)})
+    return lora_bytes(
+        weights, "kohya", metadata | {"ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
+    )
 
 
-def export(folder: Path, adapter: dict[str, Tensor], alpha: float, metadata: dict[str, Any]) -> Path:
-    """Write both files in fp16 and read them back: every layer and value is there. Returns the first one's path."""
+def export(
+    folder: Path, adapter: dict[str, Tensor], alpha: float, metadata: dict[str, Any]
+) -> Path:
+    """Write both files in fp16 and read them back: every layer and value is there. Returns the
+    first one's path."""
     text = {k: str(v) for k, v in metadata.items()}
     half = {k: v.half() for k, v in adapter.items()}
     wanted = of_pairs("the adapter", half, alpha).layers
@@ -43,5 +50,8 @@ def export(folder: Path, adapter: dict[str, Tensor], alpha: float, metadata: dic
             for layer, given in wanted.items()
             for part, tensor in given.tensors.items()
         ):
-            raise StdError(f"{path} was not written as it should be: check the disk and run the same command again")
+            raise StdError(
+                f"{path} was not written as it should be: check the disk and run the same "
+                f"command again"
+            )
     return folder / DIFFUSERS

@@ -1,12 +1,15 @@
 """Which pictures and clips there are, and their captions. Nothing is decoded here.
 
-A source is a folder or a file, of one of these formats; a folder is taken as the first of them that it has:
+A source is a folder or a file, of one of these formats; a folder is taken as the first of them that
+it has:
 
-    metadata     folders with a metadata.jsonl or metadata.csv: file_name, and text or caption (the Hub's imagefolder)
-    webdataset   uncompressed tars of NAME.jpg, .png, .mp4..., each with NAME.txt or NAME.json (text or caption)
-    txt          NAME.txt beside each file
-    list         .json, .jsonl or .csv: file_name, path, source or videoid (of VIDEOID.mp4), and text, caption, cap or
-                 name. A cap may be a list; of its first caption the first sentence counts (Open-Sora-Plan)
+    metadata     folders with a metadata.jsonl or metadata.csv: file_name, and text or caption (the
+    Hub's imagefolder) webdataset   uncompressed tars of NAME.jpg, .png, .mp4..., each with NAME.txt
+    or NAME.json (text or caption) txt          NAME.txt beside each file
+    list         .json, .jsonl or .csv: file_name, path, source or videoid (of VIDEOID.mp4), and
+    text, caption, cap or
+                 name. A cap may be a list; of its first caption the first sentence counts
+                 (Open-Sora-Plan)
 """
 
 import csv
@@ -65,7 +68,8 @@ class Found:
 
     def add(self, path: Path, caption: str | None, part: Part | None = None) -> None:
         kind, caption = _kind(path), " ".join((caption or "").split())
-        caption = caption.encode(errors="replace").decode()  # half a surrogate pair, which JSON can hold
+        # half a surrogate pair, which JSON can hold
+        caption = caption.encode(errors="replace").decode()
         if kind is None:
             self.skip(UNKNOWN, path)
         elif not caption:
@@ -82,29 +86,43 @@ class Found:
 
 
 def find_samples(
-    sources: Sequence[str | Path], *, format: Format = "auto", root: Path | None = None, allow_absolute: bool = False
+    sources: Sequence[str | Path],
+    *,
+    format: Format = "auto",
+    root: Path | None = None,
+    allow_absolute: bool = False,
 ) -> Found:
     """The captioned pictures and clips of folders, lists and shards.
 
-    root: the folder that the paths in a list start from; without it the list's own. They may lead out of it, as may
-    those of a metadata file out of its folder, only as absolute paths and with `allow_absolute`.
-    Raises InputError for a source that is not there or has no captioned file, and for damaged caption files and shards.
+    root: the folder that the paths in a list start from; without it the list's own. They may lead
+    out of it, as may those of a metadata file out of its folder, only as absolute paths and with
+    `allow_absolute`. Raises InputError for a source that is not there or has no captioned file, and
+    for damaged caption files and shards.
     """
     if not sources:
-        raise InputError("no data: give folders of captioned pictures or clips, lists or tar shards")
+        raise InputError(
+            "no data: give folders of captioned pictures or clips, lists or tar shards"
+        )
     found = Found()
     for source in map(Path, sources):
-        entries, skipped = len(found.entries), {reason: len(names) for reason, names in found.skipped.items()}
+        entries, skipped = (
+            len(found.entries),
+            {reason: len(names) for reason, names in found.skipped.items()},
+        )
         found.base = source if source.is_dir() else source.parent
         if source.is_dir():
             _search_folder(source, format, root, allow_absolute, found)
         else:
             _search_file(source, format, root, allow_absolute, found)
         if len(found.entries) == entries:
-            counts = [(len(names) - skipped.get(reason, 0), reason) for reason, names in found.skipped.items()]
+            counts = [
+                (len(names) - skipped.get(reason, 0), reason)
+                for reason, names in found.skipped.items()
+            ]
             seen = ", ".join(f"{count} {reason}" for count, reason in counts if count)
             raise InputError(
-                f"no captioned pictures or clips in {str(source)!r}{f' ({seen})' if seen else ''}; looked for "
+                f"no captioned pictures or clips in "
+                f"{str(source)!r}{f' ({seen})' if seen else ''}; looked for "
                 f"{_wanted(format)}"
             )
     return found
@@ -120,11 +138,18 @@ def _wanted(format: Format) -> str:
     return "; ".join(wanted.values()) if format == "auto" else wanted[format]
 
 
-def _search_folder(folder: Path, format: Format, root: Path | None, allow_absolute: bool, found: Found) -> None:
+def _search_folder(
+    folder: Path, format: Format, root: Path | None, allow_absolute: bool, found: Found
+) -> None:
     files = _walk(folder)
-    by_folder = {f.parent: f for name in reversed(_METADATA) for f in files if f.name == name}  # jsonl before csv
+    # jsonl before csv
+    by_folder = {f.parent: f for name in reversed(_METADATA) for f in files if f.name == name}
     shards = [f for f in files if f.suffix.lower() == ".tar"]
-    lists = [f for f in files if f.suffix.lower() in _LISTS and f.parent == folder and f.name not in _METADATA]
+    lists = [
+        f
+        for f in files
+        if f.suffix.lower() in _LISTS and f.parent == folder and f.name not in _METADATA
+    ]
     names = set(files)
     media = [f for f in files if _kind(f)]
     beside = any(f.with_suffix(".txt") in names for f in media)
@@ -148,7 +173,9 @@ def _search_folder(folder: Path, format: Format, root: Path | None, allow_absolu
             found.add(path, _text(_read_small(text), text) if text in names else None)
 
 
-def _search_file(path: Path, format: Format, root: Path | None, allow_absolute: bool, found: Found) -> None:
+def _search_file(
+    path: Path, format: Format, root: Path | None, allow_absolute: bool, found: Found
+) -> None:
     if not path.is_file():
         raise InputError(f"no such data: {str(path)!r}; give a folder, a list or a tar shard")
     suffix = path.suffix.lower()
@@ -157,11 +184,14 @@ def _search_file(path: Path, format: Format, root: Path | None, allow_absolute: 
     elif suffix in _LISTS and format in ("auto", "list", "metadata"):
         _read_list(path, root or path.parent, allow_absolute, found)
     else:
-        raise InputError(f"{str(path)!r} is not data of the format {format}; looked for {_wanted(format)}")
+        raise InputError(
+            f"{str(path)!r} is not data of the format {format}; looked for {_wanted(format)}"
+        )
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Every regular file below, without hidden ones, in the order of names. Links to folders are not followed."""
+    """Every regular file below, without hidden ones, in the order of names. Links to folders are
+    not followed."""
 
     def fail(e: OSError) -> None:
         raise InputError(f"cannot list folder {e.filename!r}: {e.strerror}; check its permissions")
@@ -178,7 +208,7 @@ def _kind(path: Path) -> Literal["picture", "clip"] | None:
     return "picture" if suffix in PICTURE_SUFFIXES else "clip" if suffix in VIDEO_SUFFIXES else None
 
 
-# --- lists -----------------------------------------------------------------------------------------------------------
+# --- lists -------------------------------------------------------------------------------------
 
 
 def _read_list(path: Path, root: Path, allow_absolute: bool, found: Found) -> set[str]:
@@ -186,11 +216,18 @@ def _read_list(path: Path, root: Path, allow_absolute: bool, found: Found) -> se
     named = set()
     for place, row in _rows(path):
         if not isinstance(row, dict):
-            raise InputError(f"{place}: {_short(row)} is not an object; write one with path and caption")
+            raise InputError(
+                f"{place}: {_short(row)} is not an object; write one with path and caption"
+            )
         key = next((key for key in _FILE_KEYS if row.get(key)), None)
         if key is None:
             raise InputError(f"{place}: no file is named; give one of {', '.join(_FILE_KEYS)}")
-        file = _place(f"{row[key]}.mp4" if key == "videoid" else row[key], root, allow_absolute, f"{place}: {key}")
+        file = _place(
+            f"{row[key]}.mp4" if key == "videoid" else row[key],
+            root,
+            allow_absolute,
+            f"{place}: {key}",
+        )
         named.add(os.path.abspath(file))
         if os.path.isfile(file):  # a name too long for the system is not there, either
             found.add(file, _caption(row, place))
@@ -207,7 +244,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             if kind == ".json":
                 rows = json.load(file)
                 if not isinstance(rows, list):
-                    raise InputError(f'{str(path)!r} holds no list; write [{{"path": ..., "cap": [...]}}, ...]')
+                    raise InputError(
+                        f'{str(path)!r} holds no list; write [{{"path": ..., "cap": [...]}}, ...]'
+                    )
                 for i, row in enumerate(rows, 1):
                     yield f"{str(path)!r}, entry {i}", row
             elif kind == ".csv":
@@ -219,9 +258,13 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                     if line.strip():
                         yield f"{str(path)!r}, line {i}", _json(line, f"{str(path)!r}, line {i}")
     except (ValueError, RecursionError, csv.Error) as e:
-        raise InputError(f"{str(path)!r} cannot be read as {kind[1:]} ({e}); write it again, in UTF-8") from None
+        raise InputError(
+            f"{str(path)!r} cannot be read as {kind[1:]} ({e}); write it again, in UTF-8"
+        ) from None
     except OSError as e:
-        raise InputError(f"{str(path)!r} cannot be read ({e.strerror}); check its permissions") from None
+        raise InputError(
+            f"{str(path)!r} cannot be read ({e.strerror}); check its permissions"
+        ) from None
 
 
 def _json(text: str, place: str) -> Any:
@@ -254,7 +297,9 @@ def _place(name: Any, root: Path, allow_absolute: bool, what: str) -> Path:
         remedy = "allow absolute paths, or "
     elif path.parts[:1] != ("..",):
         return root / path
-    raise InputError(f"{what} {_short(name)} leads out of {str(root)!r}; {remedy}move the file into that folder")
+    raise InputError(
+        f"{what} {_short(name)} leads out of {str(root)!r}; {remedy}move the file into that folder"
+    )
 
 
 def _short(value: Any) -> str:
@@ -262,7 +307,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# --- one caption in a file -------------------------------------------------------------------------------------------
+# --- one caption in a file ---------------------------------------------------------------------
 
 
 def _read_shard(shard: Path, found: Found) -> None:
@@ -275,8 +320,12 @@ def _read_shard(shard: Path, found: Found) -> None:
             texts[name] = part
     for name, part in media:
         stem = os.path.splitext(name)[0]
-        beside = next((f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in texts), None)
-        found.add(shard / name, _read_caption(shard / beside, texts[beside]) if beside else None, part)
+        beside = next(
+            (f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in texts), None
+        )
+        found.add(
+            shard / name, _read_caption(shard / beside, texts[beside]) if beside else None, part
+        )
 
 
 def _read_caption(name: Path, part: Part) -> str | None:
@@ -293,10 +342,14 @@ def _read_small(path: Path, part: Part | None = None) -> bytes:
     try:
         part = part or Part(path, 0, path.stat().st_size)
         if part.size > _MAX_CAPTION:
-            raise InputError(f"{str(path)!r} has {part.size} bytes, too many for a caption; shorten it")
+            raise InputError(
+                f"{str(path)!r} has {part.size} bytes, too many for a caption; shorten it"
+            )
         return read_part(part)
     except (OSError, EOFError) as e:
-        raise InputError(f"{str(path)!r} cannot be read ({getattr(e, 'strerror', 'it is cut short')})") from None
+        raise InputError(
+            f"{str(path)!r} cannot be read ({getattr(e, 'strerror', 'it is cut short')})"
+        ) from None
 
 
 def _text(data: bytes, name: Path) -> str:

@@ -1,10 +1,11 @@
 """Training samples in shuffled order, decoded ahead by threads.
 
-All that is random is a function of (seed, position), where positions 0, 1, 2... count samples over all epochs and
-ranks. With micro-batches of b, the k-th sample that lane l of L takes has the position (k // b L + l) b + k % b: where
-all samples are fresh, the lanes of an update have neighbouring positions. A lane that takes fewer, as its bank supplies
-the others, still takes every one of its positions in turn. A run resumes at the exact sample from each lane's k, and
-ranks share the work by sharing the lanes.
+All that is random is a function of (seed, position), where positions 0, 1, 2... count samples over
+all epochs and ranks. With micro-batches of b, the k-th sample that lane l of L takes has the
+position (k // b L + l) b + k % b: where all samples are fresh, the lanes of an update have
+neighbouring positions. A lane that takes fewer, as its bank supplies the others, still takes every
+one of its positions in turn. A run resumes at the exact sample from each lane's k, and ranks share
+the work by sharing the lanes.
 """
 
 import itertools
@@ -36,7 +37,9 @@ class Order:
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
         # two: lanes straddle the end of an epoch
-        self._shuffled = lru_cache(2)(lambda epoch: np.random.default_rng((seed, epoch, _ORDER)).permutation(count))
+        self._shuffled = lru_cache(2)(
+            lambda epoch: np.random.default_rng((seed, epoch, _ORDER)).permutation(count)
+        )
 
     def at(self, position: int) -> tuple[int, int]:
         """Position -> (epoch, index)."""
@@ -61,11 +64,12 @@ class Batch:
 
 
 class Loader:
-    """Yields, without end, for each optimizer step from `start_step` on the batch of each of `lanes`, in their order.
+    """Yields, without end, for each optimizer step from `start_step` on the batch of each of
+    `lanes`, in their order.
 
-    Use as a context manager, or call `close`. What comes does not depend on `workers`, how many threads read ahead
-    (0: none). A file that cannot be used is replaced by another, chosen by (seed, position) alone, told of once through
-    `on_notice`, and not opened again.
+    Use as a context manager, or call `close`. What comes does not depend on `workers`, how many
+    threads read ahead (0: none). A file that cannot be used is replaced by another, chosen by
+    (seed, position) alone, told of once through `on_notice`, and not opened again.
     """
 
     def __init__(
@@ -84,13 +88,19 @@ class Loader:
         max_tries: int = 8,
         max_bad_share: float = 0.5,
     ) -> None:
-        """fresh: (step, lane) -> how many of its `batch` samples are needed, asked once for each, in order; all if not
-        given. taken: of each lane how many it took before `start_step`; batch * start_step if not given.
-        max_tries: files newly found bad for one sample. max_bad_share: of the files seen, from MIN_SEEN of them on.
+        """fresh: (step, lane) -> how many of its `batch` samples are needed, asked once for each,
+        in order; all if not given. taken: of each lane how many it took before `start_step`; batch
+        * start_step if not given.
+        max_tries: files newly found bad for one sample. max_bad_share: of the files seen, from
+        MIN_SEEN of them on.
 
         Beyond either, iteration raises a StdError that names the first bad file.
         """
-        if len(set(lanes)) != len(lanes) or not lanes or not 0 <= min(lanes) <= max(lanes) < lane_count:
+        if (
+            len(set(lanes)) != len(lanes)
+            or not lanes
+            or not 0 <= min(lanes) <= max(lanes) < lane_count
+        ):
             raise ValueError(f"lanes {lanes} of {lane_count}")
         self.data, self.seed, self.on_notice = data, seed, on_notice
         self.max_tries, self.max_bad_share = max_tries, max_bad_share
@@ -101,7 +111,12 @@ class Loader:
         self._bad: dict[str, str] = {}  # as the threads find them, ahead of `failed`
         self._told = 0
         self._order = Order(len(data.entries), seed)
-        self._lanes, self._lane_count, self._batch, self._start_step = lanes, lane_count, batch, start_step
+        self._lanes, self._lane_count, self._batch, self._start_step = (
+            lanes,
+            lane_count,
+            batch,
+            start_step,
+        )
         self._fresh = fresh or (lambda step, lane: batch)
         self._taken = dict(taken) if taken is not None else dict.fromkeys(lanes, batch * start_step)
         self._positions = self._micro_batches()
@@ -131,7 +146,9 @@ class Loader:
         return Batch(
             pixels=torch.stack(pixels) if pixels else torch.empty(0, frames, 3, height, width),
             captions=[s.caption for s in samples],
-            original_size=torch.tensor([s.original_size for s in samples], dtype=torch.int64).view(-1, 2),
+            original_size=torch.tensor([s.original_size for s in samples], dtype=torch.int64).view(
+                -1, 2
+            ),
             crop=torch.tensor([s.crop for s in samples], dtype=torch.int64).view(-1, 2),
             references=references or None,
             keys=[s.key for s in samples],
@@ -158,10 +175,14 @@ class Loader:
             for lane in self._lanes:
                 first = self._taken[lane]
                 self._taken[lane] += self._fresh(step, lane)
-                yield [(k // b * self._lane_count + lane) * b + k % b for k in range(first, self._taken[lane])]
+                yield [
+                    (k // b * self._lane_count + lane) * b + k % b
+                    for k in range(first, self._taken[lane])
+                ]
 
     def _must_begin_more(self) -> bool:
-        """Whether too few samples are being read; micro-batches that need none are looked past, up to a limit."""
+        """Whether too few samples are being read; micro-batches that need none are looked past, up
+        to a limit."""
         if not self._waiting:
             return True
         reading = sum(len(positions) for positions, _ in self._waiting)
@@ -174,7 +195,8 @@ class Loader:
         return self._pool.submit(self._read, position, index).result
 
     def _read(self, position: int, index: int) -> "_Outcome":
-        """In a thread. What it returns is a function of (seed, position): a file is bad whenever it is opened."""
+        """In a thread. What it returns is a function of (seed, position): a file is bad whenever it
+        is opened."""
         failed: list[tuple[str, str]] = []
         opened = 0
         rng = np.random.default_rng((self.seed, position))
@@ -212,7 +234,8 @@ class Loader:
         share = len(self.failed) / max(1, len(self.seen))
         if outcome.sample is None or (len(self.seen) >= MIN_SEEN and share > self.max_bad_share):
             raise StdError(
-                f"{len(self.failed)} of the {len(self.seen)} training files seen cannot be used; check the data. The "
+                f"{len(self.failed)} of the {len(self.seen)} training files seen cannot be used; "
+                f"check the data. The "
                 f"first: {next(iter(self.failed.values()))}"
             )
         return outcome.sample
@@ -225,7 +248,7 @@ class _Outcome:
     """(key, reason) of the files tried before it."""
 
 
-# --- what a dry run tells --------------------------------------------------------------------------------------------
+# --- what a dry run tells ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -239,7 +262,8 @@ class Report:
     sampled: int
     """How many of the above were read."""
     sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None
-    """(width, height) of the smallest, the median and the largest of these by area; None if none could be read."""
+    """(width, height) of the smallest, the median and the largest of these by area; None if none
+    could be read."""
     failed: dict[str, str]
     """Those that could not be used, with the reason."""
 

@@ -17,7 +17,8 @@ from std_cli.paths import replace_file
 
 @torch.no_grad()
 def sample(network: Network, solver: Solver, x: Tensor, steps: list[int], c: Conditions) -> Tensor:
-    """Denoise x (B, ...) along descending timesteps by DDIM moves, the last one to timestep 0 (TCD with gamma 0)."""
+    """Denoise x (B, ...) along descending timesteps by DDIM moves, the last one to timestep 0 (TCD
+    with gamma 0)."""
     for t, following in zip(steps, [*steps[1:], 0], strict=True):
         now, then = (torch.full((len(x),), value) for value in (t, following))
         x0, eps = solver.split_at(network(x, now.to(x.device), c).float(), x, now)
@@ -26,10 +27,11 @@ def sample(network: Network, solver: Solver, x: Tensor, steps: list[int], c: Con
 
 
 def sheet(rows: list[list[Tensor]], decode: Callable[[Tensor], Tensor], path: Path) -> None:
-    """A PNG with a row for each sample, of latents (1, 4, h, w), or (1, 4, F, h, w) of which the first frame is shown.
+    """A PNG with a row for each sample, of latents (1, 4, h, w), or (1, 4, F, h, w) of which the
+    first frame is shown.
 
-    Columns: input, x_eta, the student's x0 and x_s, the target's x_s, the real one for the discriminator, the student's
-    result, the teacher's.
+    Columns: input, x_eta, the student's x0 and x_s, the target's x_s, the real one for the
+    discriminator, the student's result, the teacher's.
     """
     lines = []
     for row in rows:

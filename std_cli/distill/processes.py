@@ -1,4 +1,5 @@
-"""Several processes of one run: an error of one of them is an error of all, and is reported once."""
+"""Several processes of one run: an error of one of them is an error of all, and is reported
+once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from std_cli.errors import InputError, StdError
 
 @contextmanager
 def together(world: PartialState) -> Iterator[None]:
-    """Work that may fail in one process, followed by a meeting of all: what fails in one is raised in all.
+    """Work that may fail in one process, followed by a meeting of all: what fails in one is raised
+    in all.
 
-    Otherwise the others would wait for the one that is gone until the launcher ends them. The first process's message
-    is raised, by rank; only the main process reports it. No process may wait for another inside.
+    Otherwise the others would wait for the one that is gone until the launcher ends them. The first
+    process's message is raised, by rank; only the main process reports it. No process may wait for
+    another inside.
     """
     problem: StdError | None = None
     try:
@@ -26,7 +29,9 @@ def together(world: PartialState) -> Iterator[None]:
     if world.num_processes == 1:
         return
     found: list[tuple[bool, str] | None] = [None] * world.num_processes
-    dist.all_gather_object(found, None if problem is None else (isinstance(problem, InputError), str(problem)))
+    dist.all_gather_object(
+        found, None if problem is None else (isinstance(problem, InputError), str(problem))
+    )
     first = next((f for f in found if f is not None), None)
     if first is not None:
         wrong_request, message = first

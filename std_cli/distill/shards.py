@@ -1,4 +1,5 @@
-"""Tar shards (the webdataset layout): which bytes of them are which file. They are read in place, never extracted."""
+"""Tar shards (the webdataset layout): which bytes of them are which file. They are read in place,
+never extracted."""
 
 import tarfile
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ _BLOCK = 512
 
 
 def members(shard: Path, on_link: Callable[[str], None]) -> Iterator[tuple[str, Part]]:
-    """The name and place of each regular file in an uncompressed tar, in its order; hidden files are left out.
+    """The name and place of each regular file in an uncompressed tar, in its order; hidden files
+    are left out.
 
-    Only headers are read. Links and devices go to `on_link` instead, by name. Raises InputError for a shard that is
-    damaged or cut short, and for a name that leads out of it.
+    Only headers are read. Links and devices go to `on_link` instead, by name. Raises InputError for
+    a shard that is damaged or cut short, and for a name that leads out of it.
     """
     size, end = _size(shard), 0
     try:
@@ -26,7 +28,10 @@ def members(shard: Path, on_link: Callable[[str], None]) -> Iterator[tuple[str, 
                 end = member.offset_data
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts or "\0" in member.name:
-                    raise InputError(f"{str(shard)!r}: the name {member.name!r} leads out of the shard; pack it again")
+                    raise InputError(
+                        f"{str(shard)!r}: the name {member.name!r} leads out of the shard; pack "
+                        f"it again"
+                    )
                 if path.name.startswith(".") or member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
@@ -41,7 +46,8 @@ def members(shard: Path, on_link: Callable[[str], None]) -> Iterator[tuple[str, 
     except (tarfile.TarError, OSError, ValueError, OverflowError) as e:
         reason = getattr(e, "strerror", None) or e
         raise InputError(
-            f"{str(shard)!r} cannot be read as a tar ({reason}); get it again, or unpack it if it is compressed"
+            f"{str(shard)!r} cannot be read as a tar ({reason}); get it again, or unpack it if "
+            f"it is compressed"
         ) from None
 
 
@@ -61,4 +67,6 @@ def _size(shard: Path) -> int:
             raise InputError(f"no such shard: {str(shard)!r}; check the path")
         return shard.stat().st_size
     except OSError as e:
-        raise InputError(f"{str(shard)!r} cannot be read ({e.strerror}); check its permissions") from None
+        raise InputError(
+            f"{str(shard)!r} cannot be read ({e.strerror}); check its permissions"
+        ) from None

@@ -1,7 +1,9 @@
-"""The teacher's trajectory: a DDIM grid over a noise schedule, and the moves along it. Pure tensor arithmetic.
+"""The teacher's trajectory: a DDIM grid over a noise schedule, and the moves along it. Pure tensor
+arithmetic.
 
-Notation as in METHOD: N grid points t_n = k (n + 1) - 1 with k = T / N. A move to index s arrives at the noise of
-t_(s-1), and of timestep 0 for s = 0 (DDIM, Song et al. 2021, arXiv 2010.02502, eq. 12 with sigma = 0).
+Notation as in METHOD: N grid points t_n = k (n + 1) - 1 with k = T / N. A move to index s arrives
+at the noise of t_(s-1), and of timestep 0 for s = 0 (DDIM, Song et al. 2021, arXiv 2010.02502, eq.
+12 with sigma = 0).
 """
 
 import math
@@ -15,15 +17,23 @@ TargetMode = Literal["std", "tcd", "pcm", "lcm"]
 
 
 class Solver:
-    """Moves of samples x (B, ...) between grid indices n, s (B,), which may differ from sample to sample."""
+    """Moves of samples x (B, ...) between grid indices n, s (B,), which may differ from sample to
+    sample."""
 
-    def __init__(self, alphas_cumprod: Tensor, points: int = 50, prediction: Prediction = "epsilon") -> None:
+    def __init__(
+        self, alphas_cumprod: Tensor, points: int = 50, prediction: Prediction = "epsilon"
+    ) -> None:
         """`alphas_cumprod`: (T,), of the teacher's noise schedule; `points`: N, which divides T."""
-        self.alphas_cumprod, self.points, self.prediction = alphas_cumprod.float(), points, prediction
+        self.alphas_cumprod, self.points, self.prediction = (
+            alphas_cumprod.float(),
+            points,
+            prediction,
+        )
         self.stride = len(alphas_cumprod) // points
 
     def start(self, eta: float) -> int:
-        """n_eta = ceil(N eta), where a trajectory starts; the last point where that is beyond it."""
+        """n_eta = ceil(N eta), where a trajectory starts; the last point where that is beyond
+        it."""
         return min(math.ceil(self.span(eta)), self.points - 1)
 
     def span(self, eta: float) -> float:
@@ -53,7 +63,8 @@ class Solver:
         return self.split_at(output, x, self.timestep(n))
 
     def split_at(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0_hat, eps_hat) from a network's output at (x, t). v-prediction: Salimans and Ho 2022, arXiv 2202.00512."""
+        """(x0_hat, eps_hat) from a network's output at (x, t). v-prediction: Salimans and Ho 2022,
+        arXiv 2202.00512."""
         a, b = self._scales(t, x)
         if self.prediction == "epsilon":
             return (x - b * output) / a, output
@@ -62,33 +73,40 @@ class Solver:
         return output, (x - a * output) / b
 
     def move(self, x0: Tensor, eps: Tensor, s: Tensor) -> Tensor:
-        """The DDIM move to index s: sqrt(abar) x0 + sqrt(1 - abar) eps at the noise of `level(s)`."""
+        """The DDIM move to index s: sqrt(abar) x0 + sqrt(1 - abar) eps at the noise of
+        `level(s)`."""
         return self.add_noise(x0, eps, self.level(s))
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t of the DDPM forward process at timesteps t (B,) (Ho et al. 2020, arXiv 2006.11239, eq. 4)."""
+        """x_t of the DDPM forward process at timesteps t (B,) (Ho et al. 2020, arXiv 2006.11239,
+        eq. 4)."""
         a, b = self._scales(t, x0)
         return a * x0 + b * noise
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        abar = self.alphas_cumprod.to(like.device)[t.to(like.device)].view(-1, *[1] * (like.ndim - 1))
+        abar = self.alphas_cumprod.to(like.device)[t.to(like.device)].view(
+            -1, *[1] * (like.ndim - 1)
+        )
         return abar.sqrt(), (1 - abar).sqrt()
 
 
 def phase_edges(span: float, phases: int) -> Tensor:
-    """floor(i span / phases) for i = 0 .. phases - 1, ascending: the lower edges of PCM's phases (phases,)."""
+    """floor(i span / phases) for i = 0 .. phases - 1, ascending: the lower edges of PCM's phases
+    (phases,)."""
     return torch.tensor([math.floor(round(i * span / phases, 9)) for i in range(phases)])
 
 
 def draw_target(
     mode: TargetMode, n: Tensor, span: float, reach: int, phases: int, generator: torch.Generator
 ) -> Tensor:
-    """The index s (B,) that student and target move to, for samples at indices n >= 1 of a trajectory of `span` points.
+    """The index s (B,) that student and target move to, for samples at indices n >= 1 of a
+    trajectory of `span` points.
 
     std: uniform on [n - reach, n - 1], not below 0 (STD, arXiv 2412.18945).
-    tcd: uniform on [0, n - 1] (TCD, arXiv 2402.19159). lcm: 0, where `jump` ends at the clean sample (LCM, arXiv
-    2310.04378). pcm: the last edge that is not above n, of the edges of `phases` equal phases of [0, span), rounded
-    down (PCM, arXiv 2405.18407). At an edge this is n itself, a move to t_(n-1): the target is the teacher's own step.
+    tcd: uniform on [0, n - 1] (TCD, arXiv 2402.19159). lcm: 0, where `jump` ends at the clean
+    sample (LCM, arXiv 2310.04378). pcm: the last edge that is not above n, of the edges of `phases`
+    equal phases of [0, span), rounded down (PCM, arXiv 2405.18407). At an edge this is n itself, a
+    move to t_(n-1): the target is the teacher's own step.
     """
     if mode == "lcm":
         return torch.zeros_like(n)

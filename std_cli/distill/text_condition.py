@@ -1,4 +1,5 @@
-"""Caption embeddings by a CLIP text tower, to condition the discriminator: OpenCLIP ViT-g/14 in STD's reference."""
+"""Caption embeddings by a CLIP text tower, to condition the discriminator: OpenCLIP ViT-g/14 in
+STD's reference."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from std_cli.weights.model_configs import TextEncoder, check_config, settings
 
 
 class TextCondition:
-    """Captions -> (B, projection_dim) float32 on the CPU: pooled at the end token, projected, not normalised."""
+    """Captions -> (B, projection_dim) float32 on the CPU: pooled at the end token, projected, not
+    normalised."""
 
     def __init__(self, model: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).train(False), tokenizer
@@ -29,24 +31,31 @@ class TextCondition:
 
 
 def load_text_condition(folder: Path) -> TextCondition:
-    """`folder` holds a CLIP or its text tower in transformers' format, weights in model.safetensors, and its tokenizer.
-    Raises InputError if it does not.
+    """`folder` holds a CLIP or its text tower in transformers' format, weights in
+    model.safetensors, and its tokenizer. Raises InputError if it does not.
     """
     wrong = f"{folder} is no CLIP text tower in transformers' format"
     fields = read_object(folder / "config.json")
     read_header(folder / "model.safetensors")
     if fields.get("model_type") not in ("clip", "clip_text_model"):
         raise InputError(f"{wrong}: model_type in config.json is {fields.get('model_type')!r}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):  # else an empty one is made
-        raise InputError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): download it again")
+    # else an empty one is made
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise InputError(
+            f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt): download "
+            f"it again"
+        )
     try:
-        if fields["model_type"] == "clip":  # the whole model; often only its own field tells the width after projection
+        # the whole model; often only its own field tells the width after projection
+        if fields["model_type"] == "clip":
             fields = {
                 "model_type": "clip_text_model",
                 **fields["text_config"],
                 "projection_dim": fields["projection_dim"],
             }
-        config = CLIPTextConfig(**settings(check_config(TextEncoder, fields, str(folder / "config.json"))))
+        config = CLIPTextConfig(
+            **settings(check_config(TextEncoder, fields, str(folder / "config.json")))
+        )
         loaded: Any = CLIPTextModelWithProjection.from_pretrained(
             folder,
             config=config,
@@ -59,7 +68,9 @@ def load_text_condition(folder: Path) -> TextCondition:
     except InputError:
         raise
     except Exception as error:  # transformers checks configs with exceptions of many kinds
-        raise InputError(f"{wrong}: its config, weights and tokenizer do not go together: download it again") from error
+        raise InputError(
+            f"{wrong}: its config, weights and tokenizer do not go together: download it again"
+        ) from error
     check_numbers(str(folder / "model.safetensors"), stored_tensors(folder / "model.safetensors"))
     model: CLIPTextModelWithProjection = loaded[0]
     if missing := loaded[1]["missing_keys"]:

@@ -1,13 +1,15 @@
 """A training run: what `std distill` calls, and what a script can.
 
-Work is laid out in lanes. A lane is one micro-batch of every update, with its own samples, random numbers and
-trajectory bank; L = processes x accumulation of them make an update. All that is random follows from (seed, step,
-lane), so a resumed run is the uninterrupted one, and two processes compute what one does with twice the accumulation.
+Work is laid out in lanes. A lane is one micro-batch of every update, with its own samples, random
+numbers and trajectory bank; L = processes x accumulation of them make an update. All that is random
+follows from (seed, step, lane), so a resumed run is the uninterrupted one, and two processes
+compute what one does with twice the accumulation.
 
-Told through `on_event`: "notice" (message), "start" (settings), "progress" (stage "distill": step, steps, losses, bank,
-samples_per_second, eta, memory), "result" (output, steps, seconds, validation, weights, schedule, compared).
-Losses are means over the lanes of all processes, bank and bank_histogram sums over them, memory the most that one
-process has used; the first process validates.
+Told through `on_event`: "notice" (message), "start" (settings), "progress" (stage "distill": step,
+steps, losses, bank, samples_per_second, eta, memory), "result" (output, steps, seconds, validation,
+weights, schedule, compared). Losses are means over the lanes of all processes, bank and
+bank_histogram sums over them, memory the most that one process has used; the first process
+validates.
 """
 
 import json
@@ -52,10 +54,12 @@ def distill(
 ) -> Path:
     """Train, and return the path of the exported LoRA (diffusers' layout).
 
-    resume: "auto" (the newest good checkpoint in the run's folder, if any), "none", or a checkpoint's folder.
+    resume: "auto" (the newest good checkpoint in the run's folder, if any), "none", or a
+    checkpoint's folder.
     on_ready: called when all is loaded, before the first update.
     Ctrl-C and SIGTERM save a checkpoint after the update at work, then raise KeyboardInterrupt.
-    Raises InputError, before a weight is loaded, for problems of configuration or data; StdError if the work fails.
+    Raises InputError, before a weight is loaded, for problems of configuration or data; StdError if
+    the work fails.
     """
     state = PartialState(cpu=config.model.device == "cpu")
     on_event = on_event if state.is_main_process else lambda event: None
@@ -104,12 +108,26 @@ def distill(
                 facts["samples_per_second"] = round(rate, 3)
                 log.write(done, facts)
             left = (steps - done) * lane_count * o.batch / rate
-            on_event({"event": "progress", "stage": "distill", "step": done, "steps": steps, "eta": left, **facts})
+            on_event(
+                {
+                    "event": "progress",
+                    "stage": "distill",
+                    "step": done,
+                    "steps": steps,
+                    "eta": left,
+                    **facts,
+                }
+            )
             stop = trainer.agree(stopped())
             if stop or done % r.save_every == 0 or done == steps:
                 saved = save(trainer, done)
             if stop and done < steps:
-                on_event({"event": "notice", "message": f"stopped after {done} updates; the same command resumes"})
+                on_event(
+                    {
+                        "event": "notice",
+                        "message": f"stopped after {done} updates; the same command resumes",
+                    }
+                )
                 raise KeyboardInterrupt
 
     # --- export ---
@@ -135,18 +153,27 @@ def distill(
     return path
 
 
-def _export(trainer: Trainer, validating: Validation | None, on_event: OnEvent) -> tuple[Path, dict[str, Any]]:
-    """Measure what can be exported in each schedule, and export what export.weights says with the better schedule.
+def _export(
+    trainer: Trainer, validating: Validation | None, on_event: OnEvent
+) -> tuple[Path, dict[str, Any]]:
+    """Measure what can be exported in each schedule, and export what export.weights says with the
+    better schedule.
 
-    (the LoRA's path, {"weights", "schedule", "compared": the figures}), which export.json holds, too.
+    (the LoRA's path, {"weights", "schedule", "compared": the figures}), which export.json holds,
+    too.
     """
     weights, compared = trainer.config.export.weights, validating.compare() if validating else {}
-    schedule = min(compared[weights], key=compared[weights].__getitem__) if compared else SCHEDULES[0]
+    schedule = (
+        min(compared[weights], key=compared[weights].__getitem__) if compared else SCHEDULES[0]
+    )
     measured = {"weights": weights, "schedule": schedule, "compared": compared}
     if compared:
         best = {name: min(of.values()) for name, of in compared.items()}
         if (other := min(best, key=best.__getitem__)) != weights and best[other] < best[weights]:
-            message = f"the {other} validates better, {best[other]:.4f} against {best[weights]:.4f} of the {weights}"
+            message = (
+                f"the {other} validates better, {best[other]:.4f} against "
+                f"{best[weights]:.4f} of the {weights}"
+            )
             message += f", which is exported: --set export.weights={other} exports it from this run"
             on_event({"event": "notice", "message": message})
     adapter = trainer.roles.state_dict(TARGET if weights == "average" else STUDENT)
@@ -167,7 +194,7 @@ def count_held_out(samples: int, wanted: int) -> int:
     return min(wanted, samples // 5)
 
 
-# --- set-up ----------------------------------------------------------------------------------------------------------
+# --- set-up ------------------------------------------------------------------------------------
 
 
 def _set_up(
@@ -177,15 +204,20 @@ def _set_up(
     on_event: OnEvent,
     on_ready: Callable[[Trainer], None],
 ) -> tuple[Trainer, Found, int]:
-    """(the trainer, resumed where there is a checkpoint; the samples held out for validation; updates done before)."""
+    """(the trainer, resumed where there is a checkpoint; the samples held out for validation;
+    updates done before)."""
     r = config.run
     folder = user_path(r.output, "run.output")
     if r.track != "none" and find_spec(r.track) is None:
-        raise InputError(f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none")
+        raise InputError(
+            f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none"
+        )
     found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
     usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
     entries, held_out = _held_out(usable, config.data.held_out, r.seed)
-    references = find_pictures(user_path(config.style.folder, "style.folder")) if config.style.folder else []
+    references = (
+        find_pictures(user_path(config.style.folder, "style.folder")) if config.style.folder else []
+    )
     lane_count = state.num_processes * config.optimizer.accumulation
     samples = {"data": fingerprint_samples(entries), "style": fingerprint_references(references)}
     start = _choose_start(folder, resume, config, lane_count, samples, on_event)
@@ -195,12 +227,21 @@ def _set_up(
         if state.is_main_process:
             remove_stale_drafts(folder)
             checkpoint.remove_drafts(folder)
-        trainer = Trainer(config, entries, found, references, folder, state, steps, lane_count, on_event)
+        trainer = Trainer(
+            config, entries, found, references, folder, state, steps, lane_count, on_event
+        )
         on_ready(trainer)
         first = load(trainer, start) if start is not None else 0
         if state.is_main_process:
             replace_file(folder / "config.toml", to_toml(config).encode())
-    on_event({"event": "start", "settings": config.model_dump(mode="json"), "steps": steps, **trainer.facts})
+    on_event(
+        {
+            "event": "start",
+            "settings": config.model_dump(mode="json"),
+            "steps": steps,
+            **trainer.facts,
+        }
+    )
     return trainer, replace(found, entries=held_out), first
 
 
@@ -215,25 +256,39 @@ def _held_out(entries: Any, count: int, seed: int) -> tuple[list[Any], list[Any]
 
 
 def _choose_start(
-    folder: Path, resume: str, config: DistillConfig, lanes: int, samples: dict[str, str], on_event: OnEvent
+    folder: Path,
+    resume: str,
+    config: DistillConfig,
+    lanes: int,
+    samples: dict[str, str],
+    on_event: OnEvent,
 ) -> Path | None:
     """The checkpoint to resume from. Raises InputError if it is of a run that differs."""
     if resume == "none":
         if checkpoint.steps_of(folder):
-            raise InputError(f"run.output {folder}: has checkpoints of a run: name another, or --resume auto")
+            raise InputError(
+                f"run.output {folder}: has checkpoints of a run: name another, or --resume auto"
+            )
         return None
     if resume != "auto":
         start = user_path(resume, "--resume")
         state = checkpoint.read_state(start)
         if state is None:
-            raise InputError(f"--resume {resume}: is damaged or no checkpoint: name another, or auto")
+            raise InputError(
+                f"--resume {resume}: is damaged or no checkpoint: name another, or auto"
+            )
     else:
         found = None
         for start, state in checkpoint.newest(folder):
             if state is not None:
                 found = start, state
                 break
-            on_event({"event": "notice", "message": f"{start.name} is damaged: going back to the one before"})
+            on_event(
+                {
+                    "event": "notice",
+                    "message": f"{start.name} is damaged: going back to the one before",
+                }
+            )
         if found is None:
             return None
         start, state = found
@@ -247,28 +302,38 @@ def _check_same_run(
     """Raises InputError if a checkpoint is of a run that differs from this one."""
     if state.get("format") != checkpoint.FORMAT:
         raise InputError(
-            f"{start} was made by another version of std, which must finish it; or name another run.output"
+            f"{start} was made by another version of std, which must finish it; or name another "
+            f"run.output"
         )
     before = make_config(state["config"], str(start))
     if keys := differing_keys(before, config):
-        old, new = ((getattr(getattr(c, keys[0].split(".")[0]), keys[0].split(".")[1])) for c in (before, config))
+        old, new = (
+            (getattr(getattr(c, keys[0].split(".")[0]), keys[0].split(".")[1]))
+            for c in (before, config)
+        )
         raise InputError(
-            f"{start} was made with another {', '.join(keys)} ({keys[0]}: {old!r}, now {new!r}): give the same, "
+            f"{start} was made with another {', '.join(keys)} ({keys[0]}: {old!r}, now {new!r}): "
+            f"give the same, "
             "or name another run.output"
         )
     if state["lanes"] != lanes:
         raise InputError(
-            f"{start} has {state['lanes']} lanes, now {lanes}: processes x optimizer.accumulation must stay "
+            f"{start} has {state['lanes']} lanes, now {lanes}: processes x "
+            f"optimizer.accumulation must stay "
             f"{state['lanes']}, however they are split; or name another run.output"
         )
     for what, name in (("data", "data"), ("style", "style references")):
         if state["samples"].get(what) != samples[what]:
-            raise InputError(f"{start} was made with other {name}: give the same files, or name another run.output")
+            raise InputError(
+                f"{start} was made with other {name}: give the same files, or name another "
+                f"run.output"
+            )
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """A run's folder that was not there, and the folders above it, are removed again if its set-up fails."""
+    """A run's folder that was not there, and the folders above it, are removed again if its set-up
+    fails."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     ready = False
 
@@ -291,8 +356,12 @@ def _make_folder(folder: Path) -> None:
             pass
     except OSError as e:
         if e.errno in FULL_DISK:
-            raise StdError(f"run.output {folder}: disk full ({e.strerror}): free some space") from None
-        raise InputError(f"run.output {folder}: cannot be written ({e.strerror}): name another folder") from None
+            raise StdError(
+                f"run.output {folder}: disk full ({e.strerror}): free some space"
+            ) from None
+        raise InputError(
+            f"run.output {folder}: cannot be written ({e.strerror}): name another folder"
+        ) from None
 
 
 @contextmanager
@@ -301,8 +370,10 @@ def _memory_suffices() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as e:
         raise StdError(
-            "the GPU's memory does not suffice: lower optimizer.batch (and raise optimizer.accumulation), data.size or "
-            "data.frames, or set model.gradient_checkpointing = true; --dry-run tells what takes how much"
+            "the GPU's memory does not suffice: lower optimizer.batch (and raise "
+            "optimizer.accumulation), data.size or "
+            "data.frames, or set model.gradient_checkpointing = true; --dry-run tells what takes "
+            "how much"
         ) from e
 
 
@@ -314,9 +385,12 @@ def _step_of(line: str) -> float:
 
 
 class _Log:
-    """metrics.jsonl, one line for each update; what an interrupted run wrote after its last checkpoint is cut off."""
+    """metrics.jsonl, one line for each update; what an interrupted run wrote after its last
+    checkpoint is cut off."""
 
-    def __init__(self, folder: Path, first: int, track: str, config: DistillConfig, main: bool) -> None:
+    def __init__(
+        self, folder: Path, first: int, track: str, config: DistillConfig, main: bool
+    ) -> None:
         self.file = None
         if not main:
             return
@@ -326,13 +400,16 @@ class _Log:
         kept = [line for line in lines if first and _step_of(line) <= first]
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
         with writing(path):
-            self.file = path.open("ab", buffering=0)  # what could not be written is not tried again on closing
+            # what could not be written is not tried again on closing
+            self.file = path.open("ab", buffering=0)
         self.tracker: Any = None
         if track != "none":
             from accelerate import Accelerator
 
             self.tracker = Accelerator(log_with=track, project_dir=str(folder))
-            self.tracker.init_trackers("std-distill", config={"config": json.dumps(config.model_dump(mode="json"))})
+            self.tracker.init_trackers(
+                "std-distill", config={"config": json.dumps(config.model_dump(mode="json"))}
+            )
 
     def write(self, step: int, facts: dict[str, Any]) -> None:
         if self.file is None:
@@ -342,7 +419,9 @@ class _Log:
             while line:
                 line = line[self.file.write(line) :]
         if self.tracker:
-            self.tracker.log({k: v for k, v in facts.items() if isinstance(v, int | float)}, step=step)
+            self.tracker.log(
+                {k: v for k, v in facts.items() if isinstance(v, int | float)}, step=step
+            )
 
     def __enter__(self) -> "_Log":
         return self

@@ -16,7 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from std_cli import __version__
-from std_cli.diffusion.pipeline import STYLE_BLOCK, Pipeline, choose_device, choose_dtype, name_dtype, scaled
+from std_cli.diffusion.pipeline import (
+    STYLE_BLOCK,
+    Pipeline,
+    choose_device,
+    choose_dtype,
+    name_dtype,
+    scaled,
+)
 from std_cli.distill.augment import augment, prepare
 from std_cli.distill.bank import Bank, Conditions, Entry, Forecast, stack
 from std_cli.distill.caption_cache import Captions
@@ -39,7 +46,12 @@ from std_cli.paths import user_path
 from std_cli.weights.dino import Dino, load_dino, tiny_dino
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.parts import check_model
-from std_cli.weights.resolve import blind_at_the_end, resolve_features, resolve_model, resolve_motion
+from std_cli.weights.resolve import (
+    blind_at_the_end,
+    resolve_features,
+    resolve_model,
+    resolve_motion,
+)
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
@@ -66,7 +78,13 @@ class Trainer:
         lane_count: int,
         on_event: OnEvent,
     ) -> None:
-        self.config, self.folder, self.world, self.steps, self.lane_count = config, folder, state, steps, lane_count
+        self.config, self.folder, self.world, self.steps, self.lane_count = (
+            config,
+            folder,
+            state,
+            steps,
+            lane_count,
+        )
         self.on_event = on_event
         m, d, a, o = config.model, config.distill, config.adversarial, config.optimizer
         files = resolve_model(m.name)
@@ -74,12 +92,17 @@ class Trainer:
         check_model(files, motion)
         if blind_at_the_end(files) and math.ceil(round(d.points * d.eta, 9)) >= d.points - 1:
             raise InputError(
-                f"distill.eta {d.eta:g}: training begins at the last timestep, where model.name {m.name} predicts "
-                "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use 0.95"
+                f"distill.eta {d.eta:g}: training begins at the last timestep, where model.name "
+                f"{m.name} predicts "
+                "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): "
+                "use 0.95"
             )
-        if motion is not None and config.data.frames > (most := int(motion.config.get("motion_max_seq_length", 32))):
+        if motion is not None and config.data.frames > (
+            most := int(motion.config.get("motion_max_seq_length", 32))
+        ):
             raise InputError(
-                f"data.frames {config.data.frames}: the motion adapter {motion.name} takes at most {most}: lower it"
+                f"data.frames {config.data.frames}: the motion adapter {motion.name} takes at "
+                f"most {most}: lower it"
             )
         features = None if a.features == "none" or not a.weight else self._features(a.features)
         self.device = choose_device(m.device) if state.num_processes == 1 else state.device
@@ -87,19 +110,32 @@ class Trainer:
         on_event({"event": "progress", "stage": "load", "model": files.name})
         pipeline = Pipeline(files, None, self.device, dtype, compile=m.compile, motion=motion)
         if references:
-            blocks = config.style.scale if config.style.blocks == "all" else scaled(STYLE_BLOCK, config.style.scale)
+            blocks = (
+                config.style.scale
+                if config.style.blocks == "all"
+                else scaled(STYLE_BLOCK, config.style.scale)
+            )
             pipeline.pipe.set_ip_adapter_scale(blocks)
         self.base = fingerprint(files.base)
-        self.samples = {"data": fingerprint_samples(entries), "style": fingerprint_references(references)}
+        self.samples = {
+            "data": fingerprint_samples(entries),
+            "style": fingerprint_references(references),
+        }
         self.weights = {"model.name": self.base}
         if motion is not None:
             self.weights["model.motion"] = fingerprint(motion.weights)
         if a.weight:
-            network = a.features if a.features in ("none", "random") else fingerprint(resolve_features(a.features))
+            network = (
+                a.features
+                if a.features in ("none", "random")
+                else fingerprint(resolve_features(a.features))
+            )
             self.weights["adversarial.features"] = network
             text = user_path(a.text, "adversarial.text") if a.text != "pooled" else None
             self.weights["adversarial.text"] = fingerprint(text) if text is not None else a.text
-        self.around = Surroundings(pipeline, unconditional_pooled=d.unconditional_pooled, style=bool(references))
+        self.around = Surroundings(
+            pipeline, unconditional_pooled=d.unconditional_pooled, style=bool(references)
+        )
         self.size = config.data.size
         self.data = Data(
             replace(found, entries=entries),
@@ -133,16 +169,23 @@ class Trainer:
         if m.gradient_checkpointing:
             self.roles.checkpoint_activations()
         self.solver = Solver(
-            pipeline.pipe.scheduler.alphas_cumprod, d.points, pipeline.pipe.scheduler.config.prediction_type
+            pipeline.pipe.scheduler.alphas_cumprod,
+            d.points,
+            pipeline.pipe.scheduler.config.prediction_type,
         )
         self.n_eta, self.span = self.solver.start(d.eta), self.solver.span(d.eta)
         self.reach = self.solver.reach(d.eta, d.range_rate)
         self.head = self.head_average = None
         if d.head != "raw":
-            self.head, self.head_average = (SpatialHead(d.head == "hlearn").to(self.device) for _ in range(2))
+            self.head, self.head_average = (
+                SpatialHead(d.head == "hlearn").to(self.device) for _ in range(2)
+            )
             self.head_average.load_state_dict(self.head.state_dict())
             self.head_average.requires_grad_(False)
-        self.learning = [*self.roles.parameters.values(), *(self.head.parameters() if self.head else ())]
+        self.learning = [
+            *self.roles.parameters.values(),
+            *(self.head.parameters() if self.head else ()),
+        ]
         self.scale = lane_count * o.batch / 128 if o.scale_lr else 1.0
         self.optimizer = _optimizer(config, self.learning, o.lr * self.scale, self.device)
         half = dtype == torch.float16 and self.device.type in ("cuda", "cpu")
@@ -154,11 +197,19 @@ class Trainer:
         if self.features is not None:
             if a.text != "pooled":
                 self.text = load_text_condition(user_path(a.text, "adversarial.text"))
-            width = self.captions.shapes["pooled"].numel() if self.text is None else self.text([""]).shape[1]
+            width = (
+                self.captions.shapes["pooled"].numel()
+                if self.text is None
+                else self.text([""]).shape[1]
+            )
             channels, heads = self.features.channels, len(self.features.blocks)
             self.discriminator = Discriminator(channels, width, heads).to(self.device).eval()
-            self.d_optimizer = _optimizer(config, list(self.discriminator.parameters()), a.lr * self.scale, self.device)
-        mine = range(state.process_index * o.accumulation, (state.process_index + 1) * o.accumulation)
+            self.d_optimizer = _optimizer(
+                config, list(self.discriminator.parameters()), a.lr * self.scale, self.device
+            )
+        mine = range(
+            state.process_index * o.accumulation, (state.process_index + 1) * o.accumulation
+        )
         slots = config.bank.length * o.batch
         self.lanes = [Lane(i, Bank(slots, config.bank.retire_at, self.n_eta)) for i in mine]
         self.facts = {
@@ -185,9 +236,14 @@ class Trainer:
         random = self.generator(step, lane.number)
         slots = lane.bank.draw(self.config.optimizer.batch, self.config.bank.rate, random)
         fresh = itertools.count()
-        rows = [self._fresh(batch, next(fresh), random) if slot is None else _held(lane.bank, slot) for slot in slots]
+        rows = [
+            self._fresh(batch, next(fresh), random) if slot is None else _held(lane.bank, slot)
+            for slot in slots
+        ]
         x0, x, cond, n = stack(rows, self.device)
-        x_prev, figures = self.learn(x0, x, cond, n, random, f"update {step + 1}, lane {lane.number}")
+        x_prev, figures = self.learn(
+            x0, x, cond, n, random, f"update {step + 1}, lane {lane.number}"
+        )
         for i, slot in enumerate(slots):
             entry = Entry(x0[i], x_prev[i], {k: v[i] for k, v in cond.items()}, int(n[i]) - 1)
             if slot is None:
@@ -207,7 +263,15 @@ class Trainer:
         c = {k: v[None] for k, v in entry.c.items()}
         for _ in range(steps):
             w = self._guidance(1, random)
-            x = teacher_step(self.roles.teacher, self.solver, x, torch.tensor([n]), c, self.around.unconditional(c), w)
+            x = teacher_step(
+                self.roles.teacher,
+                self.solver,
+                x,
+                torch.tensor([n]),
+                c,
+                self.around.unconditional(c),
+                w,
+            )
             n -= 1
         return Entry(entry.x0, x[0], entry.c, n)
 
@@ -217,7 +281,13 @@ class Trainer:
         return d.w_min + (d.w_max - d.w_min) * torch.rand(count, generator=random)
 
     def learn(
-        self, x0: Tensor, x: Tensor, cond: Conditions, n: Tensor, random: torch.Generator, where: str
+        self,
+        x0: Tensor,
+        x: Tensor,
+        cond: Conditions,
+        n: Tensor,
+        random: torch.Generator,
+        where: str,
     ) -> tuple[Tensor, dict[str, float]]:
         """Add the gradients of samples (B, ...) at indices n (B,) of their trajectories.
 
@@ -226,7 +296,9 @@ class Trainer:
         d, a = self.config.distill, self.config.adversarial
         s = draw_target(d.mode, n, self.span, self.reach, d.phases, random)
         w = self._guidance(len(n), random)
-        x_prev = teacher_step(self.roles.teacher, self.solver, x, n, cond, self.around.unconditional(cond), w)
+        x_prev = teacher_step(
+            self.roles.teacher, self.solver, x, n, cond, self.around.unconditional(cond), w
+        )
 
         # student against target
         clean = d.mode == "lcm"
@@ -264,7 +336,9 @@ class Trainer:
         assert self.discriminator is not None
         self.discriminator.requires_grad_(True)
         loss = discriminator_loss(
-            self.discriminator(real, text), self.discriminator(fake, text), self.config.adversarial.loss
+            self.discriminator(real, text),
+            self.discriminator(fake, text),
+            self.config.adversarial.loss,
         )
         u = torch.rand(len(text), generator=random).to(self.device)
         penalty = gradient_penalty(self.discriminator, real, fake, text, u)
@@ -275,7 +349,9 @@ class Trainer:
         x0 = self.around.encode(batch.pixels[i])
         noise = torch.randn(x0.shape, generator=random).to(x0)
         reference = batch.references[i] if batch.references else None
-        c = self.conditions(batch.captions[i], batch.original_size[i].tolist(), batch.crop[i].tolist(), reference)
+        c = self.conditions(
+            batch.captions[i], batch.original_size[i].tolist(), batch.crop[i].tolist(), reference
+        )
         return Entry(x0, self.solver.begin(x0[None], noise[None], self.n_eta)[0], c, self.n_eta)
 
     def conditions(
@@ -289,14 +365,20 @@ class Trainer:
             c["style"] = self.around.encode_style(reference)[1]
         return {k: v.float() if self.device.type == "cpu" else v for k, v in c.items()}
 
-    def _some_frames(self, fake: Tensor, real: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        """Latents of pictures (B', 4, h, w): of clips some frames, the same of both; and how many of each sample."""
+    def _some_frames(
+        self, fake: Tensor, real: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, Tensor, int]:
+        """Latents of pictures (B', 4, h, w): of clips some frames, the same of both; and how many
+        of each sample."""
         if fake.ndim == 4:
             return fake, real, 1
         count = min(self.config.adversarial.frames, fake.shape[2])
-        chosen = torch.stack([torch.randperm(fake.shape[2], generator=random)[:count] for _ in fake]).to(fake.device)
+        chosen = torch.stack(
+            [torch.randperm(fake.shape[2], generator=random)[:count] for _ in fake]
+        ).to(fake.device)
         picked = [
-            torch.cat([z[i, :, chosen[i]].transpose(0, 1) for i in range(len(z))]) for z in (fake, real)
+            torch.cat([z[i, :, chosen[i]].transpose(0, 1) for i in range(len(z))])
+            for z in (fake, real)
         ]  # (B, 4, F, h, w) -> (B count, 4, h, w)
         return picked[0], picked[1], count
 
@@ -323,12 +405,14 @@ class Trainer:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self._reduce(parameters)
             if optimizer is self.optimizer:
-                self.scaler.unscale_(optimizer)  # after the sum, so that all processes skip the same updates
+                # after the sum, so that all processes skip the same updates
+                self.scaler.unscale_(optimizer)
             facts[name] = torch.nn.utils.clip_grad_norm_(parameters, o.clip).item()
             if not math.isfinite(facts[name]):
                 if not (self.scaler.is_enabled() and optimizer is self.optimizer):
                     raise StdError(
-                        f"the gradient is not finite in update {step + 1} ({name} {facts[name]}): no weight was "
+                        f"the gradient is not finite in update {step + 1} ({name} "
+                        f"{facts[name]}): no weight was "
                         "changed; lower the learning rate, and resume from the last checkpoint"
                     )
                 facts[name] = None  # the scaler skips the update, and scales less from now on
@@ -345,16 +429,21 @@ class Trainer:
         self.roles.average()
         if self.head is not None and self.head_average is not None:
             with torch.no_grad():
-                for average, p in zip(self.head_average.parameters(), self.head.parameters(), strict=True):
+                for average, p in zip(
+                    self.head_average.parameters(), self.head.parameters(), strict=True
+                ):
                     average.lerp_(p, 0.05)  # decay 0.95, as in MCM
         return facts | {"lr": self.optimizer.param_groups[0]["lr"], **self._held()}
 
     def _held(self) -> dict[str, Any]:
-        """Entries of all banks and their indices, of all processes; the most memory that one of these has used."""
+        """Entries of all banks and their indices, of all processes; the most memory that one of
+        these has used."""
         held = [n for lane in self.lanes for n in lane.bank.indices]
         histogram = torch.from_numpy(np.histogram(held, bins=8, range=(0, self.n_eta + 1))[0])
         memory = torch.tensor(
-            torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _peak_rss()
+            torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else _peak_rss()
         )
         if self.world.num_processes > 1:
             histogram, memory = histogram.to(self.device), memory.to(self.device)
@@ -374,11 +463,15 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def _reduce(self, parameters: list[Tensor]) -> None:
-        """Sum the gradients over processes; each lane's is divided by the count of lanes already."""
+        """Sum the gradients over processes; each lane's is divided by the count of lanes
+        already."""
         if self.world.num_processes == 1:
             return
         flat = torch.cat(
-            [p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in parameters]
+            [
+                p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten()
+                for p in parameters
+            ]
         )
         dist.all_reduce(flat)
         for p in parameters:
@@ -407,7 +500,8 @@ def _check(where: str, figures: dict[str, float], dtype: torch.dtype) -> None:
         facts = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
         wider = " or use --set model.dtype=bf16" if dtype == torch.float16 else ""
         raise StdError(
-            f"{wrong[0]} is not finite in {where} ({facts}): no weight was changed; lower the learning rate{wider}, "
+            f"{wrong[0]} is not finite in {where} ({facts}): no weight was changed; lower the "
+            f"learning rate{wider}, "
             "and resume from the last checkpoint"
         )
 
@@ -424,7 +518,9 @@ def _held(bank: Bank, slot: int) -> Entry:
     return entry
 
 
-def _optimizer(config: DistillConfig, parameters: list[Any], lr: float, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(
+    config: DistillConfig, parameters: list[Any], lr: float, device: torch.device
+) -> torch.optim.Optimizer:
     o = config.optimizer
     how: dict[str, Any] = {"lr": lr, "betas": o.betas, "eps": o.eps, "weight_decay": o.weight_decay}
     if o.name == "adamw":
@@ -433,7 +529,8 @@ def _optimizer(config: DistillConfig, parameters: list[Any], lr: float, device: 
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise InputError(
-            "optimizer.name adamw8bit: needs bitsandbytes: pip install 'std-cli[8bit]', or use adamw"
+            "optimizer.name adamw8bit: needs bitsandbytes: pip install 'std-cli[8bit]', or use "
+            "adamw"
         ) from None
     return AdamW8bit(parameters, **how)  # type: ignore[no-any-return]
 

@@ -16,7 +16,8 @@ from std_cli.errors import InputError
 
 
 def save(trainer: Trainer, step: int) -> Path:
-    """Every process writes its lanes, the first one all else. Raises StdError in all if one cannot."""
+    """Every process writes its lanes, the first one all else. Raises StdError in all if one
+    cannot."""
     draft = checkpoint.draft_of(trainer.folder, step)
     with together(trainer.world):
         for lane in trainer.lanes:
@@ -30,22 +31,37 @@ def save(trainer: Trainer, step: int) -> Path:
 def _save_shared(trainer: Trainer, draft: Path, step: int) -> None:
     adapter = trainer.roles.state_dict()
     text = {k: str(v) for k, v in metadata(trainer, step).items()}
-    checkpoint.write_part(draft, checkpoint.ADAPTER, diffusers_bytes(adapter, trainer.config.lora.alpha, text))
+    checkpoint.write_part(
+        draft, checkpoint.ADAPTER, diffusers_bytes(adapter, trainer.config.lora.alpha, text)
+    )
     checkpoint.write_part(draft, checkpoint.TRAINING, _training_state(trainer))
-    state = {"version": __version__, "config": trainer.config.model_dump(mode="json"), "lanes": trainer.lane_count}
+    state = {
+        "version": __version__,
+        "config": trainer.config.model_dump(mode="json"),
+        "lanes": trainer.lane_count,
+    }
     state |= {"samples": trainer.samples, "steps": trainer.steps, "weights": trainer.weights}
     checkpoint.finish(trainer.folder, step, state)
     checkpoint.prune(trainer.folder, trainer.config.run.keep_last, trainer.config.run.keep_every)
 
 
 def _training_state(trainer: Trainer) -> dict[str, Any]:
-    state: dict[str, Any] = {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
+    state: dict[str, Any] = {
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+    }
     if trainer.config.distill.ema:
         state["average"] = trainer.roles.state_dict(TARGET)
     if trainer.head is not None and trainer.head_average is not None:
-        state |= {"head": trainer.head.state_dict(), "head_average": trainer.head_average.state_dict()}
+        state |= {
+            "head": trainer.head.state_dict(),
+            "head_average": trainer.head_average.state_dict(),
+        }
     if trainer.discriminator is not None:
-        state |= {"discriminator": trainer.discriminator.state_dict(), "d_optimizer": trainer.d_optimizer.state_dict()}
+        state |= {
+            "discriminator": trainer.discriminator.state_dict(),
+            "d_optimizer": trainer.d_optimizer.state_dict(),
+        }
         state["penalty"] = trainer.penalty.state_dict()
     return state
 
@@ -59,7 +75,9 @@ def load(trainer: Trainer, folder: Path) -> int:
     if other := next((key for key, own in trainer.weights.items() if before.get(key) != own), None):
         section, field = other.split(".")
         name = getattr(getattr(trainer.config, section), field)
-        raise InputError(f"{folder} was made on other weights of {name} ({other}): name another run.output")
+        raise InputError(
+            f"{folder} was made on other weights of {name} ({other}): name another run.output"
+        )
     if state["steps"] != trainer.steps and trainer.config.optimizer.schedule == "cosine":
         told = f"the learning rate now falls to 0 at update {trainer.steps}, not {state['steps']}"
         trainer.on_event({"event": "notice", "message": told})
@@ -82,10 +100,15 @@ def load(trainer: Trainer, folder: Path) -> int:
     return int(state["step"])
 
 
-def metadata(trainer: Trainer, step: int, schedule: str = "aligned", weights: str = "student") -> dict[str, Any]:
-    """What the LoRA's file says of itself. Split among processes or not, equal runs have an equal config_sha256."""
+def metadata(
+    trainer: Trainer, step: int, schedule: str = "aligned", weights: str = "student"
+) -> dict[str, Any]:
+    """What the LoRA's file says of itself. Split among processes or not, equal runs have an equal
+    config_sha256."""
     c = trainer.config
-    one = c.model_copy(update={"optimizer": c.optimizer.model_copy(update={"accumulation": trainer.lane_count})})
+    one = c.model_copy(
+        update={"optimizer": c.optimizer.model_copy(update={"accumulation": trainer.lane_count})}
+    )
     return {
         "task": c.run.task,
         "eta": c.distill.eta,

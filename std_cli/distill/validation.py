@@ -1,4 +1,5 @@
-"""How near the student is to the teacher on held-out samples, and a sheet of pictures to look at."""
+"""How near the student is to the teacher on held-out samples, and a sheet of pictures to look
+at."""
 
 from dataclasses import dataclass
 
@@ -35,10 +36,12 @@ class Validation:
         self.w = torch.tensor([(d.w_min + d.w_max) / 2])
 
     def measure(self, step: int) -> dict[str, float]:
-        """Mean distance of the student's last latents to the teacher's, over that of the teacher's to the input's.
+        """Mean distance of the student's last latents to the teacher's, over that of the teacher's
+        to the input's.
 
-        Both start from the same x_eta of held-out samples: the student runs `distill.steps` steps without guidance, the
-        teacher all its points under the middle w. A sheet of pictures goes to monitor/.
+        Both start from the same x_eta of held-out samples: the student runs `distill.steps` steps
+        without guidance, the teacher all its points under the middle w. A sheet of pictures goes to
+        monitor/.
         """
         t = self.trainer
         distances, rows = [], []
@@ -60,16 +63,20 @@ class Validation:
         return {"validation": float(np.mean(distances))} if distances else {}
 
     def compare(self) -> dict[str, dict[str, float]]:
-        """{weights: {schedule: distance as of `measure`}} of what can be exported, in each schedule of `std stylize`.
+        """{weights: {schedule: distance as of `measure`}} of what can be exported, in each schedule
+        of `std stylize`.
 
-        Both schedules aim at where the teacher ends from x_eta. quickstart begins at another timestep, to which
-        the same x_0 is noised with the same noise. Where both visit the same timesteps they are the same.
+        Both schedules aim at where the teacher ends from x_eta. quickstart begins at another
+        timestep, to which the same x_0 is noised with the same noise. Where both visit the same
+        timesteps they are the same.
         """
         roles = self.trainer.roles
         networks: dict[str, Network] = {"student": roles.student}
         if self.trainer.config.distill.ema:
             networks["average"] = roles.target
-        found: dict[str, dict[str, list[float]]] = {name: {s: [] for s in SCHEDULES} for name in networks}
+        found: dict[str, dict[str, list[float]]] = {
+            name: {s: [] for s in SCHEDULES} for name in networks
+        }
         for i in range(len(self.data.entries)):
             try:
                 start = self.start(i)
@@ -85,7 +92,9 @@ class Validation:
         }
 
     @torch.no_grad()
-    def _distance(self, i: int, start: "Start", network: Network, schedule: Schedule) -> tuple[float, Tensor]:
+    def _distance(
+        self, i: int, start: "Start", network: Network, schedule: Schedule
+    ) -> tuple[float, Tensor]:
         """(distance to the teacher's end point, where the network ends)."""
         t, d = self.trainer, self.trainer.config.distill
         steps, end = timesteps(d.steps, d.eta, schedule), self._end(i, start)
@@ -102,7 +111,9 @@ class Validation:
         if i not in self.ends:
             u = t.around.unconditional(start.c)
             for k in range(t.n_eta, -1, -1):
-                end = teacher_step(t.roles.teacher, t.solver, end, torch.tensor([k]), start.c, u, self.w)
+                end = teacher_step(
+                    t.roles.teacher, t.solver, end, torch.tensor([k]), start.c, u, self.w
+                )
             self.ends[i] = end.cpu()
         return self.ends[i].to(start.x)
 
@@ -113,7 +124,9 @@ class Validation:
         random = t.generator(NO_STEP, i)
         picture = self.data.read(i, np.random.default_rng((t.config.run.seed, NO_STEP, i)))
         x0 = t.around.encode(torch.from_numpy(picture.pixels))[None]
-        c = t.conditions(picture.caption, list(picture.original_size), list(picture.crop), picture.reference)
+        c = t.conditions(
+            picture.caption, list(picture.original_size), list(picture.crop), picture.reference
+        )
         c = {k: v[None] for k, v in c.items()}
         noise = torch.randn(x0.shape, generator=random).to(x0)
         return Start(x0, noise, t.solver.begin(x0, noise, t.n_eta), c, random)
@@ -129,7 +142,9 @@ class Validation:
         x_prev = teacher_step(roles.teacher, solver, x, n, c, t.around.unconditional(c), self.w)
         x_s, x0_hat = jump(roles.student, solver, x, n, c, s)
         goal, _ = jump(roles.target, solver, x_prev, n - 1, c, s)
-        _, real = noisy_pair(t.config.adversarial.mode, solver, x_s, x0_hat, x0, n, s, noise, random)
+        _, real = noisy_pair(
+            t.config.adversarial.mode, solver, x_s, x0_hat, x0, n, s, noise, random
+        )
         return distance, [x0, x, x0_hat, x_s, goal, real, made, self._end(i, start)]
 
 

@@ -1,4 +1,5 @@
-"""Colours to sRGB: what an embedded ICC profile, or the gamma of a PNG, says that the values of a picture mean."""
+"""Colours to sRGB: what an embedded ICC profile, or the gamma of a PNG, says that the values of a
+picture mean."""
 
 import io
 from contextlib import suppress
@@ -7,12 +8,15 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageCms
 
-# The mode in which Pillow holds the pixels that a profile of this colour space describes (ICC.1:2022, 7.2.6).
+# The mode in which Pillow holds the pixels that a profile of this colour space describes
+# (ICC.1:2022, 7.2.6).
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
-# Input, display, output and colour space profiles. A device link or a named colour profile describes no picture.
+# Input, display, output and colour space profiles. A device link or a named colour profile
+# describes no picture.
 _CLASSES = {"scnr", "mntr", "prtr", "spac"}
 SAME = 2
-"""Levels of 255 that two colours may differ and still count as the same: rounding, and curves held in a table."""
+"""Levels of 255 that two colours may differ and still count as the same: rounding, and curves held
+in a table."""
 _SRGB_GAMMA = 0.45455
 """What the PNG specification (sRGB chunk) has writers give for sRGB."""
 
@@ -20,9 +24,10 @@ _SRGB_GAMMA = 0.45455
 def to_srgb(image: Image.Image, profile: bytes | None, gamma: float | None = None) -> Image.Image:
     """L, RGB, CMYK or LAB -> RGB in sRGB.
 
-    A profile is judged by what it does, not by its name: one that leaves patches of colour where they are leaves all
-    pixels as they are. One that is damaged, of another kind or of another colour space counts as none. gamma: the
-    exponent of a PNG's gAMA chunk, which counts where there is no profile.
+    A profile is judged by what it does, not by its name: one that leaves patches of colour where
+    they are leaves all pixels as they are. One that is damaged, of another kind or of another
+    colour space counts as none. gamma: the exponent of a PNG's gAMA chunk, which counts where there
+    is no profile.
     """
     if profile:
         with suppress(ImageCms.PyCMSError, OSError, TypeError, ValueError):
@@ -33,7 +38,8 @@ def to_srgb(image: Image.Image, profile: bytes | None, gamma: float | None = Non
     if image.mode == "LAB":  # Pillow's convert() does not know the way
         return _converted(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     image = image.convert("RGB")
-    # Most PNGs that have the chunk have 1 / 2.2, meaning sRGB; libpng takes differences up to 5% for none, too.
+    # Most PNGs that have the chunk have 1 / 2.2, meaning sRGB; libpng takes differences up to 5%
+    # for none, too.
     if gamma and not profile and not 0.95 < gamma / _SRGB_GAMMA < 1.05 and 0.1 < gamma < 10:
         image = image.point(_gamma_table(gamma) * 3)
     return image
@@ -49,18 +55,22 @@ def _converted(
     source: ImageCms.ImageCmsProfile,
     intent: ImageCms.Intent = ImageCms.Intent.PERCEPTUAL,
 ) -> Image.Image:
-    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), intent, outputMode="RGB")
+    converted = ImageCms.profileToProfile(
+        image, source, ImageCms.createProfile("sRGB"), intent, outputMode="RGB"
+    )
     assert converted is not None  # it would be if the conversion were in place
     return converted
 
 
 def _is_srgb(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
-    """Whether the profile leaves patches of grey and of colours as they are, or is damaged: all patches alike."""
+    """Whether the profile leaves patches of grey and of colours as they are, or is damaged: all
+    patches alike."""
     if mode not in ("L", "RGB"):
         return False
     patches = _patches(mode)
     # Relative: the perceptual tables of sRGB v4 move colours, although its pixels are sRGB's.
-    after = np.asarray(_converted(patches, source, ImageCms.Intent.RELATIVE_COLORIMETRIC), np.int16)  # (1, N, 3)
+    # (1, N, 3)
+    after = np.asarray(_converted(patches, source, ImageCms.Intent.RELATIVE_COLORIMETRIC), np.int16)
     before = np.asarray(patches.convert("RGB"), np.int16)
     return bool(np.abs(after - before).max() <= SAME or np.ptp(after, axis=1).max() <= SAME)
 
@@ -77,7 +87,8 @@ def _patches(mode: str) -> Image.Image:
 
 
 def _gamma_table(gamma: float) -> list[int]:
-    """Sample -> sRGB: light is sample ** (1 / gamma) (PNG specification, gAMA), encoded as IEC 61966-2-1 says."""
+    """Sample -> sRGB: light is sample ** (1 / gamma) (PNG specification, gAMA), encoded as IEC
+    61966-2-1 says."""
     light = (np.arange(256) / 255) ** (1 / gamma)
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return [int(value) for value in (encoded * 255).round()]

@@ -1,4 +1,5 @@
-"""The pixels of picture files as they are stored, within limits, and with one line for whatever cannot be read."""
+"""The pixels of picture files as they are stored, within limits, and with one line for whatever
+cannot be read."""
 
 import io
 import logging
@@ -18,17 +19,22 @@ from std_cli.errors import InputError
 from std_cli.media.picture_kinds import read_formats, why_unreadable
 
 MAX_PIXELS = 2**28
-"""268 million, for cameras of up to 200 megapixels. Pillow holds 4 bytes of each pixel: 1 GiB, 3 while it is read."""
+"""268 million, for cameras of up to 200 megapixels. Pillow holds 4 bytes of each pixel: 1 GiB, 3
+while it is read."""
 LARGE = 1 << 26
-"""Pixels, 67 million, above which a picture is made smaller while it is read, if it is worked on much smaller."""
+"""Pixels, 67 million, above which a picture is made smaller while it is read, if it is worked on
+much smaller."""
 
 _DNG_VERSION = 50706  # the TIFF tag of Adobe's raw files
-# Raw modes of PNGs whose samples Pillow scales to 8 bits, but not the transparent colour -> what they are scaled by.
+# Raw modes of PNGs whose samples Pillow scales to 8 bits, but not the transparent colour -> what
+# they are scaled by.
 _SCALED = {"L;2": 85, "L;4": 17}
-# Raw modes of PNGs that Pillow cuts to 8 bits -> the raw mode that gives the other half of each sample.
+# Raw modes of PNGs that Pillow cuts to 8 bits -> the raw mode that gives the other half of each
+# sample.
 _LOW_HALF = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 
-# Pillow logs some damage as well as raising it; without a handler Python would print that as a second line.
+# Pillow logs some damage as well as raising it; without a handler Python would print that as a
+# second line.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
@@ -48,7 +54,8 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[ImageFile.Im
     ):
         check_pixels(image, repr(str(path)))
         if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", ()):
-            raise _unreadable(path, "develop to tiff or jpeg first")  # what would be read is its thumbnail
+            # what would be read is its thumbnail
+            raise _unreadable(path, "develop to tiff or jpeg first")
         yield image
 
 
@@ -68,13 +75,23 @@ def readable(name: str, path: Path | None = None) -> Iterator[None]:
         if path is not None and (remedy := why_unreadable(path.suffix)):
             raise _unreadable(path, remedy) from err
         known = ", ".join(read_formats()).lower()
-        raise InputError(f"{name} is not a picture that can be read; convert it to one of {known}") from err
+        raise InputError(
+            f"{name} is not a picture that can be read; convert it to one of {known}"
+        ) from err
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as err:
         pixels = re.findall(r"\d+", str(err))[0]
-        raise InputError(f"{name} has {pixels} pixels, more than the limit of {MAX_PIXELS}; scale it down") from err
-    except Exception as err:  # on hostile bytes Pillow's decoders raise nearly every built-in exception
-        reason = " ".join("".join(c if c.isprintable() else " " for c in str(err)).split()) or type(err).__name__
-        raise InputError(f"{name} is damaged or of an unsupported kind ({reason}); export it again") from err
+        raise InputError(
+            f"{name} has {pixels} pixels, more than the limit of {MAX_PIXELS}; scale it down"
+        ) from err
+    # on hostile bytes Pillow's decoders raise nearly every built-in exception
+    except Exception as err:
+        reason = (
+            " ".join("".join(c if c.isprintable() else " " for c in str(err)).split())
+            or type(err).__name__
+        )
+        raise InputError(
+            f"{name} is damaged or of an unsupported kind ({reason}); export it again"
+        ) from err
 
 
 def check_pixels(image: Image.Image, name: str) -> None:
@@ -84,23 +101,32 @@ def check_pixels(image: Image.Image, name: str) -> None:
         raise InputError(f"{name} is empty ({width}x{height} pixels); give a picture with pixels")
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"{name} has {width * height} pixels ({width}x{height}), more than the limit of {MAX_PIXELS}; scale it down"
+            f"{name} has {width * height} pixels ({width}x{height}), more than the limit of "
+            f"{MAX_PIXELS}; scale it down"
         )
 
 
-def decode(image: Image.Image, side: int | None = None, *, own: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+def decode(
+    image: Image.Image, side: int | None = None, *, own: bool = False
+) -> tuple[Image.Image, tuple[int, int]]:
     """The pixels of an opened file, or of any image, and (width, height) of the whole.
 
-    own: the result may be `image` itself, without a copy of the pixels; else `image` is not changed.
-    PNGs of 16-bit samples are rounded to 8 bits instead of cut, and a transparent colour that Pillow's pixels cannot
-    tell apart from others becomes an alpha channel. side: see `std_cli.media.pictures.read_picture`.
+    own: the result may be `image` itself, without a copy of the pixels; else `image` is not
+    changed. PNGs of 16-bit samples are rounded to 8 bits instead of cut, and a transparent colour
+    that Pillow's pixels cannot tell apart from others becomes an alpha channel. side: see
+    `std_cli.media.pictures.read_picture`.
     """
     whole = image.size
     drafted = False
-    if side is not None and isinstance(image, ImageFile.ImageFile) and image.format in ("JPEG", "MPO"):
+    if (
+        side is not None
+        and isinstance(image, ImageFile.ImageFile)
+        and image.format in ("JPEG", "MPO")
+    ):
         drafted = _draft(image, side)
     raw_mode, low = "", None
-    if isinstance(image, PngImagePlugin.PngImageFile) and len(image.tile) == 1:  # it has none once it is decoded
+    # it has none once it is decoded
+    if isinstance(image, PngImagePlugin.PngImageFile) and len(image.tile) == 1:
         raw_mode = str(image.tile[0].args)
         low = _low_half(image, _LOW_HALF[raw_mode]) if raw_mode in _LOW_HALF else None
     if own:
@@ -109,23 +135,34 @@ def decode(image: Image.Image, side: int | None = None, *, own: bool = False) ->
     key = pixels.info.get("transparency")
     if low is not None:
         pixels = _rounded(pixels, low, raw_mode, key)
-    elif pixels.mode == "L" and isinstance(key, int) and isinstance(image, PngImagePlugin.PngImageFile):
+    elif (
+        pixels.mode == "L"
+        and isinstance(key, int)
+        and isinstance(image, PngImagePlugin.PngImageFile)
+    ):
         scale = _SCALED.get(raw_mode, 1) if raw_mode else _scale(pixels, key)
         pixels.info["transparency"] = key % (255 // scale + 1) * scale
-    elif raw_mode == "RGB" and isinstance(key, tuple):  # of 8 bits: the others are to be ignored, the standard says
+    # of 8 bits: the others are to be ignored, the standard says
+    elif raw_mode == "RGB" and isinstance(key, tuple):
         pixels.info["transparency"] = tuple(sample & 255 for sample in key)
     return pixels, whole if drafted else pixels.size  # a TIFF turns itself when it is decoded
 
 
 def _scale(pixels: Image.Image, key: int) -> int:
-    """What the samples of a grey PNG were scaled by, where it was decoded before and no longer says so.
+    """What the samples of a grey PNG were scaled by, where it was decoded before and no longer says
+    so.
 
-    Taken for one of 2 or 4 bits if no pixel has the transparent value, and all have values that such a PNG can have.
+    Taken for one of 2 or 4 bits if no pixel has the transparent value, and all have values that
+    such a PNG can have.
     """
     levels = [level for level, count in enumerate(pixels.histogram()) if count]
     if key in levels:
         return 1
-    fits = [scale for scale in _SCALED.values() if key * scale <= 255 and not any(v % scale for v in levels)]
+    fits = [
+        scale
+        for scale in _SCALED.values()
+        if key * scale <= 255 and not any(v % scale for v in levels)
+    ]
     return fits[0] if fits else 1
 
 
@@ -139,7 +176,8 @@ def _draft(image: ImageFile.ImageFile, side: int) -> bool:
 
 
 def _low_half(image: PngImagePlugin.PngImageFile, raw_mode: str) -> Image.Image:
-    """What `raw_mode` makes of the same PNG; the file of `image` is left at the place where it was."""
+    """What `raw_mode` makes of the same PNG; the file of `image` is left at the place where it
+    was."""
     assert image.fp is not None
     place = image.fp.tell()
     try:
@@ -151,11 +189,17 @@ def _low_half(image: PngImagePlugin.PngImageFile, raw_mode: str) -> Image.Image:
 
 
 def _rounded(high: Image.Image, low: Image.Image, raw_mode: str, key: object) -> Image.Image:
-    """Both halves of samples of 16 bits -> 8 bits, RGB or RGBA; transparent where all samples are those of `key`.
+    """Both halves of samples of 16 bits -> 8 bits, RGB or RGBA; transparent where all samples are
+    those of `key`.
 
-    65535 / 255 = 257, and 256 h + l = 257 h + (l - h): a sample is rounded up or down where h and l are far apart.
+    65535 / 255 = 257, and 256 h + l = 257 h + (l - h): a sample is rounded up or down where h and l
+    are far apart.
     """
-    bands = ((0, 1), (1, 1), (2, 1), (3, 3)) if raw_mode == "LA;16B" else [(i, i) for i in range(len(high.getbands()))]
+    bands = (
+        ((0, 1), (1, 1), (2, 1), (3, 3))
+        if raw_mode == "LA;16B"
+        else [(i, i) for i in range(len(high.getbands()))]
+    )
     channels, opaque = [], np.zeros((high.height, high.width), bool)
     for i, (upper, lower) in enumerate(bands):
         h = np.asarray(high.getchannel(upper), np.int16)  # (H, W)
@@ -172,7 +216,9 @@ def _rounded(high: Image.Image, low: Image.Image, raw_mode: str, key: object) ->
 
 
 def _unreadable(path: Path, remedy: str) -> InputError:
-    return InputError(f"{str(path)!r} is a picture of a kind that cannot be read ({path.suffix}); {remedy}")
+    return InputError(
+        f"{str(path)!r} is a picture of a kind that cannot be read ({path.suffix}); {remedy}"
+    )
 
 
 def _bytes_of(path: Path, data: bytes | None) -> BinaryIO:
@@ -195,12 +241,14 @@ _limit_before: int | None = None
 
 @contextmanager
 def _raised_limit() -> Iterator[None]:
-    """Pillow's limit of pixels, which belongs to the process, at MAX_PIXELS while any thread reads a picture."""
+    """Pillow's limit of pixels, which belongs to the process, at MAX_PIXELS while any thread reads
+    a picture."""
     global _limit_users, _limit_before
     with _limit_lock:
         if _limit_users == 0:
             _limit_before = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises above twice that, and warns above that
+            # Pillow raises above twice that, and warns above that
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
         _limit_users += 1
     try:
         yield
@@ -215,7 +263,8 @@ def _raised_limit() -> Iterator[None]:
 def _no_warnings() -> Iterator[None]:
     """What Pillow warns of is of no use to the user."""
     if threading.current_thread() is not threading.main_thread():
-        # The filters belong to the process: of two threads that put them back, one would bring back the other's.
+        # The filters belong to the process: of two threads that put them back, one would bring back
+        # the other's.
         warnings.filterwarnings("ignore", module="PIL")
         yield
         return

@@ -1,6 +1,8 @@
-"""Pictures in and out: find them, read them, fit them to the network's size and back, save them safely.
+"""Pictures in and out: find them, read them, fit them to the network's size and back, save them
+safely.
 
-Pictures are Pillow images of 8 bits per channel, sizes are (width, height). Only Pillow and numpy are imported here.
+Pictures are Pillow images of 8 bits per channel, sizes are (width, height). Only Pillow and numpy
+are imported here.
 """
 
 import glob
@@ -34,7 +36,8 @@ MULTIPLE = 8  # the VAE's downsampling factor
 MIN_SIDE, MAX_SIDE = 64, 8192
 
 _METADATA_KEY = "std"
-_ASCII_COMMENT = b"ASCII\0\0\0"  # the character code that starts every UserComment (Exif 2.32, tag 0x9286)
+# the character code that starts every UserComment (Exif 2.32, tag 0x9286)
+_ASCII_COMMENT = b"ASCII\0\0\0"
 
 
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
@@ -53,7 +56,7 @@ _TURNS = {
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
-# --- find ------------------------------------------------------------------------------------------------------------
+# --- find --------------------------------------------------------------------------------------
 
 
 def expand_inputs(
@@ -62,12 +65,14 @@ def expand_inputs(
     what: str = "picture",
     notices: list[str] | None = None,
 ) -> list[Path]:
-    """The pictures (or other files, by suffix) that files, folders and glob patterns name: in the order given, once.
+    """The pictures (or other files, by suffix) that files, folders and glob patterns name: in the
+    order given, once.
 
-    A folder stands for the pictures directly inside it, a pattern (`*`, `?`, `[...]`, `**`) for the pictures that it
-    matches, both in natural order and without hidden files. A name that exists is never read as a pattern.
-    Pictures of kinds that cannot be read are left out; `notices` receives one line that counts them for each input.
-    Raises InputError for a path that does not exist, and for a folder or pattern without pictures.
+    A folder stands for the pictures directly inside it, a pattern (`*`, `?`, `[...]`, `**`) for the
+    pictures that it matches, both in natural order and without hidden files. A name that exists is
+    never read as a pattern. Pictures of kinds that cannot be read are left out; `notices` receives
+    one line that counts them for each input. Raises InputError for a path that does not exist, and
+    for a folder or pattern without pictures.
     """
     notices = [] if notices is None else notices
     found: dict[tuple[Path, str], Path] = {}
@@ -77,15 +82,22 @@ def expand_inputs(
     return list(found.values())
 
 
-def _expand(item: str | Path, suffixes: frozenset[str], what: str, notices: list[str]) -> list[Path]:
+def _expand(
+    item: str | Path, suffixes: frozenset[str], what: str, notices: list[str]
+) -> list[Path]:
     path = user_path(item, "input")
     text = str(path)
     if os.path.isdir(path):
         try:
             inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
         except OSError as err:
-            raise InputError(f"cannot list folder {text!r}: {err.strerror}; check its permissions") from err
-        missing = f"no {what}s in folder {text!r}; its subfolders are not searched, a pattern such as '**/*.png' is"
+            raise InputError(
+                f"cannot list folder {text!r}: {err.strerror}; check its permissions"
+            ) from err
+        missing = (
+            f"no {what}s in folder {text!r}; its subfolders are not searched, a pattern "
+            f"such as '**/*.png' is"
+        )
     elif os.path.exists(path):
         return [path]
     elif glob.has_magic(text):
@@ -93,7 +105,9 @@ def _expand(item: str | Path, suffixes: frozenset[str], what: str, notices: list
         missing = f"no {what}s match {text!r}; check the pattern and the folder that it starts from"
     else:
         raise InputError(f"no such file or folder: {text!r}; check the path")
-    pictures = [entry for entry in inside if entry.suffix.lower() in suffixes and os.path.isfile(entry)]
+    pictures = [
+        entry for entry in inside if entry.suffix.lower() in suffixes and os.path.isfile(entry)
+    ]
     unread = left_out(entry for entry in inside if os.path.isfile(entry))
     if not pictures:
         raise InputError(f"{missing}; left out: {unread}" if unread else missing)
@@ -105,12 +119,18 @@ def _expand(item: str | Path, suffixes: frozenset[str], what: str, notices: list
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:
     """Sort key that puts `frame2` before `frame10`, folder by folder."""
     return [
-        ([int(run) if i % 2 else run.casefold() for i, run in enumerate(re.split(r"(\d+)", part))], part)
+        (
+            [
+                int(run) if i % 2 else run.casefold()
+                for i, run in enumerate(re.split(r"(\d+)", part))
+            ],
+            part,
+        )
         for part in path.parts
     ]
 
 
-# --- read ------------------------------------------------------------------------------------------------------------
+# --- read --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -127,12 +147,14 @@ class Picture:
 
 
 def read_picture(path: str | Path, data: bytes | None = None, side: int | None = None) -> Picture:
-    """Read the first frame of a picture, turned as its EXIF says and converted to sRGB from its ICC profile.
+    """Read the first frame of a picture, turned as its EXIF says and converted to sRGB from its ICC
+    profile.
 
-    data: the file's bytes where they are at hand; `path` is then only its name. side: the long side, in pixels, that
-    the picture is needed at; one of more than LARGE pixels is then made smaller while it is read, to no less than
-    twice that. 16-bit samples are scaled to 8 bits. Can be called in several threads. Raises InputError for whatever
-    cannot be read whole, hostile bytes included, and for more than MAX_PIXELS pixels.
+    data: the file's bytes where they are at hand; `path` is then only its name. side: the long
+    side, in pixels, that the picture is needed at; one of more than LARGE pixels is then made
+    smaller while it is read, to no less than twice that. 16-bit samples are scaled to 8 bits. Can
+    be called in several threads. Raises InputError for whatever cannot be read whole, hostile bytes
+    included, and for more than MAX_PIXELS pixels.
     """
     path = Path(path)
     with open_picture(path, data) as image:
@@ -140,7 +162,8 @@ def read_picture(path: str | Path, data: bytes | None = None, side: int | None =
 
 
 def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
-    """((width, height) as it is shown, whether it may be transparent) of a picture, which is not decoded.
+    """((width, height) as it is shown, whether it may be transparent) of a picture, which is not
+    decoded.
 
     Raises InputError as `read_picture` does, but not for damage behind the header.
     """
@@ -148,13 +171,17 @@ def read_header(path: str | Path) -> tuple[tuple[int, int], bool]:
         width, height = image.size
         # Pillow would decode a png in search of EXIF data behind its pixels
         turn = None if image.format == "PNG" and "exif" not in image.info else _turn(image)
-        return (height, width) if turn in _SIDEWAYS else (width, height), image.has_transparency_data
+        return (height, width) if turn in _SIDEWAYS else (
+            width,
+            height,
+        ), image.has_transparency_data
 
 
 def take_picture(image: Image.Image, name: str = "picture", side: int | None = None) -> Picture:
     """A picture held in memory, treated as `read_picture` treats a file; `image` is not changed.
 
-    Of a file that Pillow opened it is the frame that was sought. `name` is for errors, which are those of a file.
+    Of a file that Pillow opened it is the frame that was sought. `name` is for errors, which are
+    those of a file.
     """
     described = f"{name} ({image.mode}, {image.width}x{image.height}, given as an image)"
     with readable(described):
@@ -163,20 +190,26 @@ def take_picture(image: Image.Image, name: str = "picture", side: int | None = N
 
 
 def image_of(array: NDArray[np.generic]) -> Image.Image:
-    """The picture in an array of uint8: (H, W) grey, (H, W, 3) RGB, or (H, W, 4) RGBA with straight alpha.
+    """The picture in an array of uint8: (H, W) grey, (H, W, 3) RGB, or (H, W, 4) RGBA with straight
+    alpha.
 
     Raises InputError for every other type or shape.
     """
     shape = " x ".join(map(str, array.shape)) or "no dimension"
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise InputError(f"an array of {array.dtype}, {shape}: give uint8 of (H, W), (H, W, 3) or (H, W, 4)")
+    if array.dtype != np.uint8 or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    ):
+        raise InputError(
+            f"an array of {array.dtype}, {shape}: give uint8 of (H, W), (H, W, 3) or (H, W, 4)"
+        )
     if array.size == 0:
         raise InputError(f"an array of {shape} is an empty picture; give one with pixels")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int | None) -> Picture:
-    """What decoded pixels (which are not kept) look like. whole: (width, height) before they were made smaller."""
+    """What decoded pixels (which are not kept) look like. whole: (width, height) before they were
+    made smaller."""
     if image.mode in _STRAIGHT:
         image = image.convert(_STRAIGHT[image.mode])
     if side is not None and image.width * image.height > LARGE and image.mode in _REDUCIBLE:
@@ -186,12 +219,16 @@ def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int |
         image = image.transpose(turn)
         whole = whole[::-1] if turn in _SIDEWAYS else whole
     alpha = find_alpha(image)
-    profile, gamma = image.info.get("icc_profile"), None if "srgb" in image.info else image.info.get("gamma")
+    profile, gamma = (
+        image.info.get("icc_profile"),
+        None if "srgb" in image.info else image.info.get("gamma"),
+    )
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
     elif image.mode in ("1", "LA"):
         image = image.convert("L")
-    elif image.mode not in ("L", "CMYK", "LAB"):  # those keep their mode for the sake of their profile
+    # those keep their mode for the sake of their profile
+    elif image.mode not in ("L", "CMYK", "LAB"):
         image = image.convert("RGB")
     rgb = to_srgb(image, profile, gamma)
     for part in (rgb, alpha):
@@ -201,9 +238,11 @@ def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int |
 
 
 def _reduced(image: Image.Image, side: int) -> Image.Image:
-    """Smaller by a whole factor, the long side no less than twice `side`; a colour that is hidden has no effect."""
+    """Smaller by a whole factor, the long side no less than twice `side`; a colour that is hidden
+    has no effect."""
     factor = max(image.size) // (2 * side)
-    if factor < 2 or "transparency" in image.info:  # means of a transparent colour and another would be neither
+    # means of a transparent colour and another would be neither
+    if factor < 2 or "transparency" in image.info:
         return image
     smaller = image.reduce(factor)
     smaller.info = image.info
@@ -212,42 +251,51 @@ def _reduced(image: Image.Image, side: int) -> Image.Image:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How EXIF or XMP says that the picture is to be turned; damaged EXIF data counts as none."""
-    # ImageOps.exif_transpose also rewrites the EXIF block, and fails on pictures where that cannot be done.
+    # ImageOps.exif_transpose also rewrites the EXIF block, and fails on pictures where that cannot
+    # be done.
     with suppress(SyntaxError, ValueError, TypeError, OSError, struct.error):
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or of floats -> mode L. White is 65535 (floats: 1.0), or the largest value above that."""
+    """Grey of 16 or 32 bits, or of floats -> mode L. White is 65535 (floats: 1.0), or the largest
+    value above that."""
     grey = np.asarray(image, dtype=np.float32)  # (H, W)
-    white = max(1.0 if image.mode == "F" else 65535.0, float(grey.max(where=np.isfinite(grey), initial=0)))
+    white = max(
+        1.0 if image.mode == "F" else 65535.0, float(grey.max(where=np.isfinite(grey), initial=0))
+    )
     grey = np.nan_to_num(grey, posinf=white, neginf=0).clip(0, white)
     return Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
 
 
-# --- fit -------------------------------------------------------------------------------------------------------------
+# --- fit ---------------------------------------------------------------------------------------
 
 
-def working_size(width: int, height: int, size: tuple[int, int] | int | None, base: int, area: bool) -> tuple[int, int]:
+def working_size(
+    width: int, height: int, size: tuple[int, int] | int | None, base: int, area: bool
+) -> tuple[int, int]:
     """The size that the network sees for a picture of `width` x `height`.
 
-    `size` (W, H) is taken as it is; N makes the long side N; None keeps `base * base` pixels if `area`, else makes the
-    long side `base`. All but (W, H) keep the aspect. Each side is then rounded on its own to the nearest multiple of 8,
-    halves up, and raised to 64 if it is less. Raises InputError for a side above 8192 and for sizes below 1.
+    `size` (W, H) is taken as it is; N makes the long side N; None keeps `base * base` pixels if
+    `area`, else makes the long side `base`. All but (W, H) keep the aspect. Each side is then
+    rounded on its own to the nearest multiple of 8, halves up, and raised to 64 if it is less.
+    Raises InputError for a side above 8192 and for sizes below 1.
     """
     if isinstance(size, tuple):
         wanted: tuple[float, float] = size
     else:
         target = base if size is None else size
         reference = math.sqrt(width * height) if size is None and area else max(width, height)
-        wanted = (width * target / reference, height * target / reference)  # in this order halves stay exact
+        # in this order halves stay exact
+        wanted = (width * target / reference, height * target / reference)
     if min(wanted) <= 0:
         raise InputError(f"--size {size} is not above 0; give a number of pixels, or WxH")
     w, h = (max(MIN_SIDE, math.floor(side / MULTIPLE + 0.5) * MULTIPLE) for side in wanted)
     if max(w, h) > MAX_SIDE:
         raise InputError(
-            f"a picture of {width}x{height} would be worked on at {w}x{h}, where a side may have {MAX_SIDE} pixels; "
+            f"a picture of {width}x{height} would be worked on at {w}x{h}, where a side may have "
+            f"{MAX_SIDE} pixels; "
             "choose a smaller --size or crop the picture"
         )
     return w, h
@@ -255,7 +303,8 @@ def working_size(width: int, height: int, size: tuple[int, int] | int | None, ba
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a picture lies in the working size: scaled to fit inside with its aspect kept, centred, padded around."""
+    """Where a picture lies in the working size: scaled to fit inside with its aspect kept, centred,
+    padded around."""
 
     size: tuple[int, int]
     """The working size."""
@@ -263,7 +312,8 @@ class Fit:
     """The picture inside it: left, top, right, bottom."""
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """Scale (Lanczos) and pad by reflection to the working size; a picture of that size is returned as it is."""
+        """Scale (Lanczos) and pad by reflection to the working size; a picture of that size is
+        returned as it is."""
         box = fit_to(*image.size, self.size).box
         # One pixel of difference: a picture made smaller while it was read has its sides rounded.
         if max(abs(a - b) for a, b in zip(box, self.box, strict=True)) > 1:
@@ -286,7 +336,8 @@ class Fit:
 
 
 def fit_to(width: int, height: int, size: tuple[int, int]) -> Fit:
-    """How a picture of `width` x `height` fits into the working `size`; at least one side fills it."""
+    """How a picture of `width` x `height` fits into the working `size`; at least one side fills
+    it."""
     scale = min(size[0] / width, size[1] / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (size[0] - w) // 2, (size[1] - h) // 2
@@ -294,7 +345,8 @@ def fit_to(width: int, height: int, size: tuple[int, int]) -> Fit:
 
 
 def seen(picture: Picture, fit: Fit) -> Image.Image:
-    """What the network sees of a picture: RGB of the working size, on which hidden colours have no effect."""
+    """What the network sees of a picture: RGB of the working size, on which hidden colours have no
+    effect."""
     if picture.alpha is None:
         return fit.apply(picture.rgb)
     rgba = picture.rgb.copy()
@@ -302,11 +354,12 @@ def seen(picture: Picture, fit: Fit) -> Image.Image:
     return fill_hidden(fit.apply(rgba))  # Pillow scales RGBA premultiplied
 
 
-# --- save ------------------------------------------------------------------------------------------------------------
+# --- save --------------------------------------------------------------------------------------
 
 
 def check_writable(path: str | Path, overwrite: bool) -> None:
-    """Try, before any work, whether `save_picture` could write to `path`; raises its errors. Leaves nothing behind."""
+    """Try, before any work, whether `save_picture` could write to `path`; raises its errors. Leaves
+    nothing behind."""
     path = Path(path)
     _write_format(path)
     if os.path.isdir(path):
@@ -320,20 +373,26 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
             pass
 
 
-def save_picture(image: Image.Image, path: str | Path, metadata: dict[str, Any], overwrite: bool) -> None:
-    """Write an RGB or RGBA picture with `metadata` (what JSON can hold) inside; `read_metadata` gives it back.
+def save_picture(
+    image: Image.Image, path: str | Path, metadata: dict[str, Any], overwrite: bool
+) -> None:
+    """Write an RGB or RGBA picture with `metadata` (what JSON can hold) inside; `read_metadata`
+    gives it back.
 
-    The suffix chooses the format; jpg, which has no alpha, is composited over white. The file appears whole or not at
-    all, and without `overwrite` never in place of another, even one made meanwhile. Raises InputError if the file
-    exists, its folder is unusable or its suffix unknown, StdError if the disk is full or writing fails otherwise.
+    The suffix chooses the format; jpg, which has no alpha, is composited over white. The file
+    appears whole or not at all, and without `overwrite` never in place of another, even one made
+    meanwhile. Raises InputError if the file exists, its folder is unusable or its suffix unknown,
+    StdError if the disk is full or writing fails otherwise.
     """
     path = Path(path)
     replace_file(path, _encode(image, _write_format(path), metadata), overwrite)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """What `save_picture` stored in a png, jpg or webp; None in pictures of other origin. InputError as on reading."""
-    with open_picture(Path(path)) as image:  # what std writes stands before the pixels, which are not decoded
+    """What `save_picture` stored in a png, jpg or webp; None in pictures of other origin.
+    InputError as on reading."""
+    # what std writes stands before the pixels, which are not decoded
+    with open_picture(Path(path)) as image:
         text = image.info.get(_METADATA_KEY)
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     try:
@@ -343,7 +402,8 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
             found = json.loads(comment.removeprefix(_ASCII_COMMENT))[_METADATA_KEY]
         else:
             return None
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):  # another program's comment
+    # another program's comment
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -353,12 +413,15 @@ def _write_format(path: Path) -> str:
         return _WRITE_FORMATS[path.suffix.lower()]
     except KeyError:
         known = ", ".join(OUTPUT_SUFFIXES)
-        raise InputError(f"output {str(path)!r} has an unknown suffix {path.suffix!r}; use one of {known}") from None
+        raise InputError(
+            f"output {str(path)!r} has an unknown suffix {path.suffix!r}; use one of {known}"
+        ) from None
 
 
 def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
     """The bytes of the file. In memory, so that every OSError of the writing is the disk's."""
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")  # a copy, whose info can be cleared
+    # a copy, whose info can be cleared
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.info.clear()
     if kind == "JPEG" and image.mode == "RGBA":
         flat = Image.new("RGB", image.size, "white")
@@ -371,7 +434,8 @@ def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
         image.save(buffer, kind, pnginfo=chunks)
     else:
         exif = Image.Exif()
-        # JSON escapes what is not ASCII: no need for the UNICODE code, whose byte order readers disagree on.
+        # JSON escapes what is not ASCII: no need for the UNICODE code, whose byte order readers
+        # disagree on.
         comment = _ASCII_COMMENT + json.dumps({_METADATA_KEY: metadata}).encode("ascii")
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
         options = {"subsampling": 0} if kind == "JPEG" else {"method": 4}

@@ -1,10 +1,12 @@
-"""What of this machine would break a run: what `std doctor` tells, as one event, JSON-ready: "doctor", with
+"""What of this machine would break a run: what `std doctor` tells, as one event, JSON-ready:
+"doctor", with
 
 versions    {package: version, null if it is not there}
 devices     [{device, name, free, total}], bytes; the first is what --device auto takes
 driver      of NVIDIA, or null
 encoders    {FFmpeg's name: "" if it works, else why not}
-cache       path, free (bytes), writable, models ({name: whether it is downloaded}), missing (names of what pictures and
+cache       path, free (bytes), writable, models ({name: whether it is downloaded}), missing (names
+of what pictures and
             videos need by default and is not downloaded)
 hub         endpoint, offline, error ("" if it answers, null if it was not asked)
 self_test   seconds, error ("" if a picture was stylized)
@@ -28,13 +30,23 @@ from std_cli.weights.hub import ask_hub, hub_cache, source, without_downloads
 from std_cli.weights.resolve import NAMES, resolve_model
 from std_cli.weights.zoo import find_entry
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub", "av")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "av",
+)
 SMALL_GPU = 6 * 2**30
 """Less than this is little even for --offload model."""
 
 
 def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) -> Event:
-    """Look at everything, the Hub too unless `offline` or HF_HUB_OFFLINE say not to; writes nothing."""
+    """Look at everything, the Hub too unless `offline` or HF_HUB_OFFLINE say not to; writes
+    nothing."""
     problems: list[dict[str, Any]] = []
 
     def problem(what: str, remedy: str, breaks: bool = True) -> None:
@@ -49,7 +61,8 @@ def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) ->
         problem(what, "run pip install -U std-cli, or install std in a new environment")
     found: Event = {"event": "doctor", "versions": versions}
     if versions["torch"] is None:  # nothing else can be looked at
-        return found | {"devices": [], "driver": None, "encoders": {}, "cache": None, "hub": None, "self_test": None,
+        return found | {"devices": [], "driver": None, "encoders": {}, "cache": None, "hub": None,
+        "self_test": None,
                         "problems": problems}  # fmt: skip
     check("devices")
     found |= {"devices": devices(), "driver": _nvidia_driver()}
@@ -62,7 +75,10 @@ def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) ->
     check("a small stylization")
     found["self_test"] = self_test()
     if found["self_test"]["error"]:
-        problem(f"the self-test failed: {found['self_test']['error']}", "try std doctor -v, and --device cpu for runs")
+        problem(
+            f"the self-test failed: {found['self_test']['error']}",
+            "try std doctor -v, and --device cpu for runs",
+        )
     return found | {"problems": problems}
 
 
@@ -94,7 +110,9 @@ def unmet_requirements() -> list[str]:
             unmet.append(f"{requirement.name} is not installed")
             continue
         if not requirement.specifier.contains(here, prereleases=True):
-            unmet.append(f"{requirement.name} {here} is installed, and std needs {requirement.specifier}")
+            unmet.append(
+                f"{requirement.name} {here} is installed, and std needs {requirement.specifier}"
+            )
     return unmet
 
 
@@ -131,16 +149,23 @@ def _judge_devices(found: Event, problem: Any) -> None:
     if first["device"] == "cpu":
         if found["driver"]:
             problem(
-                f"torch {found['versions']['torch']} cannot use the NVIDIA GPU (driver {found['driver']})",
-                "install a build of torch for CUDA that the driver is new enough for (pytorch.org/get-started)",
+                f"torch {found['versions']['torch']} cannot use the NVIDIA GPU (driver "
+                f"{found['driver']})",
+                "install a build of torch for CUDA that the driver is new enough for "
+                "(pytorch.org/get-started)",
                 breaks=False,
             )
         else:
-            remedy = "use --model tiny, or a machine with a GPU for SDXL, which takes minutes for a picture on a CPU"
+            remedy = (
+                "use --model tiny, or a machine with a GPU for SDXL, which takes minutes "
+                "for a picture on a CPU"
+            )
             problem("no GPU that torch can use", remedy, breaks=False)
     elif first["total"] < SMALL_GPU:
         problem(
-            f"{first['name']} has {first['total'] / 2**30:.1f} GiB", "use --offload sequential for SDXL", breaks=False
+            f"{first['name']} has {first['total'] / 2**30:.1f} GiB",
+            "use --offload sequential for SDXL",
+            breaks=False,
         )
 
 
@@ -188,7 +213,10 @@ def _judge_downloads(found: Event, problem: Any) -> None:
     size = sum(find_entry(name).gb for name in cache["missing"])
     only_tiny = "or use --model tiny, which needs no download"
     if not cache["writable"]:
-        problem(f"the cache {cache['path']} cannot be written", f"set HF_HOME to a folder of yours, {only_tiny}")
+        problem(
+            f"the cache {cache['path']} cannot be written",
+            f"set HF_HOME to a folder of yours, {only_tiny}",
+        )
     if cache["free"] < size * 1e9:
         gb = f"{cache['free'] / 1e9:.1f} GB"
         problem(
@@ -196,23 +224,34 @@ def _judge_downloads(found: Event, problem: Any) -> None:
             f"set HF_HOME to a larger disk, {only_tiny}",
         )
     if hub["offline"]:
-        problem(f"{what}; this is off-line", f"run std models pull once on-line, {only_tiny}", breaks=False)
+        problem(
+            f"{what}; this is off-line",
+            f"run std models pull once on-line, {only_tiny}",
+            breaks=False,
+        )
     elif hub["error"]:
         remedy = f"check network, proxy (HTTPS_PROXY) or mirror (HF_ENDPOINT), {only_tiny}"
         problem(f"{what}; {hub['endpoint']} cannot be reached ({hub['error']})", remedy)
 
 
 def self_test() -> dict[str, Any]:
-    """Stylize a small picture with the model in the package, on the device that a run would take."""
+    """Stylize a small picture with the model in the package, on the device that a run would
+    take."""
     from PIL import Image, ImageChops
 
     begin, error = time.monotonic(), ""
-    picture = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * i).resize((128, 96)) for i in range(3)])
+    picture = Image.merge(
+        "RGB", [Image.linear_gradient("L").rotate(90 * i).resize((128, 96)) for i in range(3)]
+    )
     style = Image.radial_gradient("L").convert("RGB")
     try:
         [result] = stylize_images(picture, style, model="tiny", size=128, steps=2)
         flat = all(low == high for low, high in result.getextrema())  # type: ignore[misc]
-        if result.size != picture.size or flat or ImageChops.difference(result, picture).getbbox() is None:
+        if (
+            result.size != picture.size
+            or flat
+            or ImageChops.difference(result, picture).getbbox() is None
+        ):
             error = f"the result, {result.size[0]} x {result.size[1]}, is no stylized picture"
     except StdError as e:
         error = str(e)

@@ -4,8 +4,8 @@ What happens is told through `on_event`, one dictionary at a time, JSON-ready, w
 
     start     model, lora (names), device, dtype, total (pictures), settings, version
     notice    message: something that the user should know
-    progress  stage: "load" or "picture"; for a picture also input, index (1..total), total, step, steps
-    result    input, output (null if not written), width, height, seconds, index, total
+    progress  stage: "load" or "picture"; for a picture also input, index (1..total), total, step,
+    steps result    input, output (null if not written), width, height, seconds, index, total
     error     message, code: the run ends here (told by the command line, not by these functions)
 """
 
@@ -61,11 +61,13 @@ _REFERENCE_SIDE = 1024
 """Long side, pixels, that a reference is needed at; the image encoders look at 224."""
 Source = Path | Image.Image
 InMemory = Image.Image | NDArray[np.uint8]
-"""A picture given as such: a PIL image of any mode, or an array (H, W), (H, W, 3) RGB or (H, W, 4) RGBA of uint8."""
+"""A picture given as such: a PIL image of any mode, or an array (H, W), (H, W, 3) RGB or (H, W, 4)
+RGBA of uint8."""
 Input = str | Path | InMemory
 Style = Input | tuple[Input, float]
 Find = Callable[..., Any]
-"""(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do without."""
+"""(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do
+without."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class ImageRequest:
 
 
 def stylize_image(inputs: Input | Sequence[Input], *args: Any, **options: Any) -> list[Image.Image]:
-    """Stylize pictures and return them, RGB or RGBA, in the order of the inputs. Parameters as in `stylize_images`."""
+    """Stylize pictures and return them, RGB or RGBA, in the order of the inputs. Parameters as in
+    `stylize_images`."""
     return list(stylize_images(inputs, *args, **options))
 
 
@@ -106,14 +109,17 @@ def stylize_images(
 ) -> Iterator[Image.Image]:
     """Stylize pictures one by one with one loaded model; each is written before the next is begun.
 
-    inputs: files, folders, glob patterns, PIL images, or arrays of uint8: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA.
-    A PIL image is treated as its file would be (EXIF orientation, ICC profile, 16 bits, alpha). style: one or more
-    references of the same kinds, each with an optional weight ("ref.png:0.5" or a pair); the weights are normalised.
-    What is transparent in a reference counts as white; colours under alpha 0 have no effect anywhere.
+    inputs: files, folders, glob patterns, PIL images, or arrays of uint8: (H, W), (H, W, 3) RGB or
+    (H, W, 4) RGBA. A PIL image is treated as its file would be (EXIF orientation, ICC profile, 16
+    bits, alpha). style: one or more references of the same kinds, each with an optional weight
+    ("ref.png:0.5" or a pair); the weights are normalised. What is transparent in a reference counts
+    as white; colours under alpha 0 have no effect anywhere.
     output: a file (one input), a folder, or None to write nothing.
-    size: "768x512", the long side, or the model's own. The other settings are the fields of `config.ImageSettings`.
+    size: "768x512", the long side, or the model's own. The other settings are the fields of
+    `config.ImageSettings`.
 
-    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails.
+    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the
+    work fails.
     """
     r = prepare_images(inputs, style, output, overwrite=overwrite, size=size, **settings)
     with new_folder(r.folder):
@@ -136,13 +142,22 @@ def _stylize(r: ImageRequest, overwrite: bool, on_event: OnEvent) -> Iterator[Im
     on_event({"event": "start", "total": len(r.sources), **facts})
     for message in r.notices:
         on_event({"event": "notice", "message": message})
-    pipeline = load_pipeline(r, device, dtype, lambda message: on_event({"event": "notice", "message": message}))
+    pipeline = load_pipeline(
+        r, device, dtype, lambda message: on_event({"event": "notice", "message": message})
+    )
 
-    for i, (source, target, working) in enumerate(zip(r.sources, r.targets, r.sizes, strict=True), 1):
-        begin, about = time.monotonic(), {"input": source_name(source), "index": i, "total": len(r.sources)}
+    for i, (source, target, working) in enumerate(
+        zip(r.sources, r.targets, r.sizes, strict=True), 1
+    ):
+        begin, about = (
+            time.monotonic(),
+            {"input": source_name(source), "index": i, "total": len(r.sources)},
+        )
 
         def on_step(step: int, about: Event = about) -> None:
-            on_event({"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps})
+            on_event(
+                {"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps}
+            )
 
         on_step(0)
         with at_work():
@@ -196,9 +211,16 @@ def prepare_images(
     if try_folder(folder) is None:
         _check_writable(targets, overwrite)
     files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
-    s = image_settings(given, files.pack, f"{files.base}/std.json") if files else image_settings(given)
+    s = (
+        image_settings(given, files.pack, f"{files.base}/std.json")
+        if files
+        else image_settings(given)
+    )
     pack = Pack(**files.pack if files else {})
-    sizes = [working_size(*size, s.size, pack.base_resolution, pack.size_by == "area") for size in pictures]
+    sizes = [
+        working_size(*size, s.size, pack.base_resolution, pack.size_by == "area")
+        for size in pictures
+    ]
     how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
     if files:
@@ -210,7 +232,9 @@ def prepare_images(
     schedule = choose_schedule(s, lora)
     if files:
         check_noise(s, schedule, files)
-    return ImageRequest(sources, targets, folder, styles, references, files, lora, s, schedule, sizes, notices)
+    return ImageRequest(
+        sources, targets, folder, styles, references, files, lora, s, schedule, sizes, notices
+    )
 
 
 def load_pipeline(
@@ -222,30 +246,47 @@ def load_pipeline(
         from std_cli.diffusion.pipeline import ImagePipeline
 
         pipeline = ImagePipeline(
-            r.files, r.lora, device, dtype, r.s.offload, r.s.compile, method=r.s.method, allow_partial=r.s.allow_partial
+            r.files,
+            r.lora,
+            device,
+            dtype,
+            r.s.offload,
+            r.s.compile,
+            method=r.s.method,
+            allow_partial=r.s.allow_partial,
         )
     for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
         on_notice(message)
     pipeline.on_notice = on_notice
-    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    pipeline.set_style(
+        r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks
+    )
     return pipeline
 
 
 def _sources(inputs: Any) -> tuple[list[Source], list[str]]:
-    """The pictures that the inputs name or are, and what the user should know of those that are left out."""
-    if isinstance(inputs, str | Path | Image.Image | np.ndarray) or not isinstance(inputs, Iterable):
+    """The pictures that the inputs name or are, and what the user should know of those that are
+    left out."""
+    if isinstance(inputs, str | Path | Image.Image | np.ndarray) or not isinstance(
+        inputs, Iterable
+    ):
         inputs = [inputs]
     sources: list[Source] = []
     notices: list[str] = []
     for item in inputs:
-        sources += _pictures(item, notices) if isinstance(item, str | Path) else [_source(item, "input")]
+        sources += (
+            _pictures(item, notices) if isinstance(item, str | Path) else [_source(item, "input")]
+        )
     if not sources:
-        raise InputError("no input: give pictures, folders of pictures, or patterns such as 'photos/*.jpg'")
+        raise InputError(
+            "no input: give pictures, folders of pictures, or patterns such as 'photos/*.jpg'"
+        )
     return sources, notices
 
 
 def _pictures(item: str | Path, notices: list[str]) -> list[Path]:
-    """The pictures that a file, folder or pattern stands for, without the results of std next to other pictures."""
+    """The pictures that a file, folder or pattern stands for, without the results of std next to
+    other pictures."""
     found = expand_inputs([item], notices=notices)
     if found == [user_path(item, "input")]:  # named: wanted
         return found
@@ -253,7 +294,10 @@ def _pictures(item: str | Path, notices: list[str]) -> list[Path]:
     if not results or len(results) == len(found):
         return found
     more = f" and {len(results) - 1} more" if len(results) > 1 else ""
-    notices.append(f"{item}: left out: {results[0].name}{more}, which std wrote; name them to stylize them again")
+    notices.append(
+        f"{item}: left out: {results[0].name}{more}, which std wrote; name them to stylize them "
+        f"again"
+    )
     return [path for path in found if path not in set(results)]
 
 
@@ -267,18 +311,24 @@ def _is_result(path: Path) -> bool:
 
 
 def _source(item: object, what: str) -> Source:
-    """An input or a reference of any kind that is taken; arrays become PIL images. Raises InputError."""
+    """An input or a reference of any kind that is taken; arrays become PIL images. Raises
+    InputError."""
     if isinstance(item, np.ndarray):
         return image_of(item)
     if isinstance(item, str | Path):
         return user_path(item, what)
     if isinstance(item, Image.Image):
         return item
-    raise InputError(f"{what} of type {type(item).__name__}: give a path, a PIL image or an array of uint8")
+    raise InputError(
+        f"{what} of type {type(item).__name__}: give a path, a PIL image or an array of uint8"
+    )
 
 
-def _targets(sources: list[Source], output: str | Path | None) -> tuple[list[Path | None], Path | None]:
-    """Where each result goes, the named file or NAME_stylized.png in the named folder; and that folder."""
+def _targets(
+    sources: list[Source], output: str | Path | None
+) -> tuple[list[Path | None], Path | None]:
+    """Where each result goes, the named file or NAME_stylized.png in the named folder; and that
+    folder."""
     if output is None:
         return [None] * len(sources), None
     path = user_path(output, "-o")
@@ -289,12 +339,15 @@ def _targets(sources: list[Source], output: str | Path | None) -> tuple[list[Pat
         return [path], None
     if path.suffix and not a_folder:
         raise InputError(
-            f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or a folder that exists"
+            f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or "
+            f"a folder that exists"
         )
     names = [s.stem if isinstance(s, Path) else f"picture{i}" for i, s in enumerate(sources, 1)]
     targets = [check_path(path / f"{name}_stylized.png", "-o") for name in names]
     if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
-        raise InputError(f"two inputs would both be written to {double}: rename one, or give them in two runs")
+        raise InputError(
+            f"two inputs would both be written to {double}: rename one, or give them in two runs"
+        )
     return list(targets), path
 
 
@@ -304,7 +357,8 @@ def _check_writable(targets: list[Path | None], overwrite: bool) -> None:
 
 
 def try_folder(folder: Path | None) -> Path | None:
-    """An output folder if it is still to be made, tried and removed again. Raises InputError if it cannot be."""
+    """An output folder if it is still to be made, tried and removed again. Raises InputError if it
+    cannot be."""
     if folder is None or folder.exists():
         return None
     with new_folder(folder):
@@ -313,14 +367,17 @@ def try_folder(folder: Path | None) -> Path | None:
 
 @contextmanager
 def new_folder(folder: Path | None) -> Iterator[None]:
-    """Make an output folder if it is not there; at the end it is removed again if nothing was written into it."""
+    """Make an output folder if it is not there; at the end it is removed again if nothing was
+    written into it."""
     if folder is None or folder.is_dir():
         yield
         return
     try:
         folder.mkdir()
     except OSError as e:
-        raise InputError(f"-o {folder}: the folder cannot be made ({e.strerror}): choose another") from None
+        raise InputError(
+            f"-o {folder}: the folder cannot be made ({e.strerror}): choose another"
+        ) from None
 
     def remove_empty() -> None:
         with suppress(OSError):
@@ -332,12 +389,20 @@ def new_folder(folder: Path | None) -> Iterator[None]:
 
 def weigh_styles(style: Any) -> list[tuple[Source, float]]:
     """The references with their weights, which sum to 1."""
-    one = isinstance(style, str | Path | Image.Image | np.ndarray | tuple) or not isinstance(style, Iterable)
+    one = isinstance(style, str | Path | Image.Image | np.ndarray | tuple) or not isinstance(
+        style, Iterable
+    )
     items = [style] if one else list(style)
     if not items:
-        raise InputError("--style is missing: give a reference picture, such as --style painting.png")
+        raise InputError(
+            "--style is missing: give a reference picture, such as --style painting.png"
+        )
     pairs = [
-        item if isinstance(item, tuple) else parse_style(item) if isinstance(item, str) else (item, 1.0)
+        item
+        if isinstance(item, tuple)
+        else parse_style(item)
+        if isinstance(item, str)
+        else (item, 1.0)
         for item in items
     ]
     total = sum(weight for _, weight in pairs)
@@ -347,7 +412,8 @@ def weigh_styles(style: Any) -> list[tuple[Source, float]]:
 
 
 def read_source(source: Source, flag: str = "", side: int | None = None) -> Picture:
-    """Read a picture from its file or from memory; `side` as in `read_picture`. `flag` stands before the errors."""
+    """Read a picture from its file or from memory; `side` as in `read_picture`. `flag` stands
+    before the errors."""
     try:
         if isinstance(source, Image.Image):
             return take_picture(source, source_name(source), side)
@@ -357,7 +423,8 @@ def read_source(source: Source, flag: str = "", side: int | None = None) -> Pict
 
 
 def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Image], list[str]]:
-    """The references in RGB, over white where they are transparent, and what the user should know of them.
+    """The references in RGB, over white where they are transparent, and what the user should know
+    of them.
 
     Raises InputError for a reference that cannot be read, or of which nothing can be seen.
     """
@@ -367,7 +434,9 @@ def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Imag
         if picture.alpha is not None:
             name = source_name(source)
             if picture.alpha.getextrema() == (0, 0):
-                raise InputError(f"--style {name} is wholly transparent; give a picture that can be seen")
+                raise InputError(
+                    f"--style {name} is wholly transparent; give a picture that can be seen"
+                )
             notices.append(f"--style {name} is transparent in parts: they count as white")
         references.append(over_white(picture.rgb, picture.alpha))
     return references, notices
@@ -378,11 +447,14 @@ def _read_again(source: Source, side: int) -> Picture:
     try:
         return read_source(source, side=side)
     except InputError as e:
-        raise InputError(f"{e} (it could be read when the run began, and was changed since)") from None
+        raise InputError(
+            f"{e} (it could be read when the run began, and was changed since)"
+        ) from None
 
 
 def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
-    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made for."""
+    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made
+    for."""
     if lora is None or s.lora == "auto":
         return s, lora
     made_for: dict[str, Any] = {}
@@ -395,7 +467,8 @@ def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, 
 
 
 def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
-    """`auto` follows the LoRA's metadata, and is the published schedule without; a baseline has its own."""
+    """`auto` follows the LoRA's metadata, and is the published schedule without; a baseline has its
+    own."""
     if s.method != "std":
         spacing = zoo().methods[s.method].spacing
         return "quickstart" if spacing == "grid" else spacing
@@ -405,17 +478,27 @@ def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
 
 
 def check_noise(s: ImageSettings, schedule: "Schedule", files: ModelFiles) -> None:
-    """Raises InputError where a model cannot be run by these timesteps, or by the method's scheduler."""
+    """Raises InputError where a model cannot be run by these timesteps, or by the method's
+    scheduler."""
     method = zoo().methods[s.method]
-    if method.scheduler == "EulerDiscreteScheduler" and scheduler_config(files).get("prediction_type") == "sample":
+    if (
+        method.scheduler == "EulerDiscreteScheduler"
+        and scheduler_config(files).get("prediction_type") == "sample"
+    ):
         raise InputError(
-            f"--method {s.method}: its scheduler (Euler) does not know the prediction_type 'sample' of --model "
+            f"--method {s.method}: its scheduler (Euler) does not know the prediction_type "
+            f"'sample' of --model "
             f"{files.name}: use another method"
         )
-    if blind_at_the_end(files) and timesteps(s.steps, s.eta, schedule, method.grid)[0] == TRAIN_TIMESTEPS - 1:
+    if (
+        blind_at_the_end(files)
+        and timesteps(s.steps, s.eta, schedule, method.grid)[0] == TRAIN_TIMESTEPS - 1
+    ):
         raise InputError(
-            f"--eta {s.eta:g}: the run begins at timestep {TRAIN_TIMESTEPS - 1}, where --model {files.name} predicts "
-            "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use a smaller --eta, such "
+            f"--eta {s.eta:g}: the run begins at timestep {TRAIN_TIMESTEPS - 1}, where --model "
+            f"{files.name} predicts "
+            "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use a "
+            "smaller --eta, such "
             "as 0.95"
         )
 
@@ -444,8 +527,12 @@ def request_facts(
         "device": device,
         "dtype": dtype,
         "model": {"name": files.name, "sha256": fingerprint(files.base)},
-        "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)} if lora else None,
-        "style": [{"name": source_name(source), "weight": round(weight, 6)} for source, weight in styles],
+        "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)}
+        if lora
+        else None,
+        "style": [
+            {"name": source_name(source), "weight": round(weight, 6)} for source, weight in styles
+        ],
     }
     return {
         "version": __version__,

@@ -1,17 +1,20 @@
 """What a command would take, without its result: `std plan`, and --dry-run of the stylize commands.
 
-The request is checked as for a run and nothing is downloaded. An estimate is one event, JSON-ready: "plan", with
+The request is checked as for a run and nothing is downloaded. An estimate is one event, JSON-ready:
+"plan", with
 
-    task, model, downloaded, lora, motion, device, device_name, dtype, steps, guided, window, overlap
-    inputs      one dictionary for each: input, output, width, height, working, frames, shots, windows, evaluations,
+    task, model, downloaded, lora, motion, device, device_name, dtype, steps, guided, window,
+    overlap inputs      one dictionary for each: input, output, width, height, working, frames,
+    shots, windows, evaluations,
                 seconds (null without a probe), disk (bytes of the result)
     frames, shots, windows, evaluations    of all inputs; null where one is not known
-    memory      free, total (bytes of the device), main_free (of main memory), weights and activations (bytes by part),
-                modes ({offload: bytes at most}, those that the device has), parts (of each of them: {part: bytes} at
-                that moment), loading (main memory at most)
+    memory      free, total (bytes of the device), main_free (of main memory), weights and
+    activations (bytes by part),
+                modes ({offload: bytes at most}, those that the device has), parts (of each of them:
+                {part: bytes} at that moment), loading (main memory at most)
     disk        free, needed (work folder and result at most), where
-    time        null, or seconds, load, encode, evaluation, decode: the last three of one frame, window, frame
-    fits        whether the request as it is fits into the free memory
+    time        null, or seconds, load, encode, evaluation, decode: the last three of one frame,
+    window, frame fits        whether the request as it is fits into the free memory
     picks       null, or device, dtype, offload, batch, size and flags, the settings that fit
     notes       what the figures leave out
 """
@@ -37,7 +40,14 @@ from std_cli.diffusion.memory import (
 )
 from std_cli.errors import InputError, NotDownloaded
 from std_cli.media.pictures import MULTIPLE, fit_to, seen
-from std_cli.stylize.pictures import Event, ImageRequest, OnEvent, prepare_images, read_source, source_name
+from std_cli.stylize.pictures import (
+    Event,
+    ImageRequest,
+    OnEvent,
+    prepare_images,
+    read_source,
+    source_name,
+)
 from std_cli.stylize.pictures import load_pipeline as load_images
 from std_cli.stylize.video_run import Job, Run
 from std_cli.stylize.videos import VideoRequest, prepare_video
@@ -55,9 +65,11 @@ SLOW = 10.0
 COUNTED = 2000
 """Frames of the longest video whose shots are counted: it is decoded for that."""
 BITS_PER_PIXEL = {
-    "h264": 0.5, "hevc": 0.35, "av1": 0.3, "vp9": 0.35, "prores": 3.5, "ffv1": 14, "png": 14, "gif": 5, "webp": 3,
+    "h264": 0.5, "hevc": 0.35, "av1": 0.3, "vp9": 0.35, "prores": 3.5, "ffv1": 14, "png": 14,
+    "gif": 5, "webp": 3,
 }  # fmt: skip
-"""Of a result at the default quality, a rough upper figure: brush strokes cost more bits than camera pictures do."""
+"""Of a result at the default quality, a rough upper figure: brush strokes cost more bits than
+camera pictures do."""
 PICTURE_BITS = {".png": 16, ".webp": 3}
 """The same for pictures; jpg's, 4, for the others."""
 
@@ -77,8 +89,11 @@ class Found:
                 return None
 
 
-def plan_images(*args: Any, probe: bool = True, on_event: OnEvent = lambda event: None, **options: Any) -> Event:
-    """The plan of `stylize_images` with the same arguments; `probe`: load the model and time two steps.
+def plan_images(
+    *args: Any, probe: bool = True, on_event: OnEvent = lambda event: None, **options: Any
+) -> Event:
+    """The plan of `stylize_images` with the same arguments; `probe`: load the model and time two
+    steps.
 
     Raises the errors that it would raise before it loads a weight.
     """
@@ -104,21 +119,27 @@ def plan_images(*args: Any, probe: bool = True, on_event: OnEvent = lambda event
     return p.plan(None, r.targets[0], lambda device, dtype: _time_picture(p, r, device, dtype))
 
 
-def plan_video(*args: Any, probe: bool = True, on_event: OnEvent = lambda event: None, **options: Any) -> Event:
+def plan_video(
+    *args: Any, probe: bool = True, on_event: OnEvent = lambda event: None, **options: Any
+) -> Event:
     """The plan of `stylize_video` with the same arguments, but for those of its work folder."""
     found = Found([])
     r = prepare_video(*args, find=found, **options)
     if not r.jobs:
-        raise InputError(f"none of the {len(r.failed)} videos can be stylized: {r.failed[0]['message']}")
+        raise InputError(
+            f"none of the {len(r.failed)} videos can be stylized: {r.failed[0]['message']}"
+        )
     inputs = [_count(job, r, on_event) for job in r.jobs]
     working = max((job.working for job in r.jobs), key=_area)
     p = _Planner(r, found.missing, working, inputs, r.window, r.overlap, probe, on_event)
     p.notes += [f"{e['input']} is left out: {e['message']}" for e in r.failed]
     p.notes += [f"{job.source.name}: {notice}" for job in r.jobs for notice in job.extras.notices]
-    return p.plan(r, r.jobs[0].target.path, lambda device, dtype: _time_windows(p, r, device, dtype))
+    return p.plan(
+        r, r.jobs[0].target.path, lambda device, dtype: _time_windows(p, r, device, dtype)
+    )
 
 
-# --- how much work ---------------------------------------------------------------------------------------------------
+# --- how much work -----------------------------------------------------------------------------
 
 
 def _count(job: Job, r: VideoRequest, on_event: OnEvent) -> Event:
@@ -167,7 +188,7 @@ def _sum(inputs: list[Event], name: str) -> Any:
     return None if None in values else sum(values)
 
 
-# --- the plan --------------------------------------------------------------------------------------------------------
+# --- the plan ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -186,13 +207,23 @@ class _Planner:
 
     def __post_init__(self) -> None:
         self.notes = list(self.r.notices)
-        self.notes += [f"{what} is not downloaded: reckoned as SDXL's" for what in self.missing if "lora" not in what]
+        self.notes += [
+            f"{what} is not downloaded: reckoned as SDXL's"
+            for what in self.missing
+            if "lora" not in what
+        ]
         self.notes += [f"{what} is not downloaded" for what in self.missing if "lora" in what]
         if any(i["shots"] is None for i in self.inputs):
-            self.notes.append(f"shots of videos of more than {COUNTED} frames are not counted: each has one or more")
+            self.notes.append(
+                f"shots of videos of more than {COUNTED} frames are not counted: each has one or "
+                f"more"
+            )
 
     def plan(
-        self, video: VideoRequest | None, output: Path | None, measure: Callable[[Any, Any], dict[str, float]]
+        self,
+        video: VideoRequest | None,
+        output: Path | None,
+        measure: Callable[[Any, Any], dict[str, float]],
     ) -> Event:
         from std_cli.diffusion.out_of_memory import check_offload
         from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
@@ -205,7 +236,10 @@ class _Planner:
         memory, needs = self._memory(video, device, name_dtype(dtype))
         fits = memory["modes"][s.offload] * MARGIN <= memory["free"]
         if memory["loading"] > memory["main_free"]:
-            self.notes.append("loading takes more main memory than is free: close other programs, or expect swapping")
+            self.notes.append(
+                "loading takes more main memory than is free: close other programs, or expect "
+                "swapping"
+            )
         picks = self._pick(device, name_dtype(dtype), needs, memory)
         seconds = self._time(device, dtype, fits, measure)
         result_bytes = _sum(self.inputs, "disk")
@@ -225,11 +259,15 @@ class _Planner:
             "window": self.window,
             "overlap": self.overlap,
             "inputs": self.inputs,
-            **{name: _sum(self.inputs, name) for name in ("frames", "shots", "windows", "evaluations")},
+            **{
+                name: _sum(self.inputs, name)
+                for name in ("frames", "shots", "windows", "evaluations")
+            },
             "memory": memory,
             "disk": {
                 "free": shutil.disk_usage(where).free,
-                "needed": result_bytes and result_bytes * (1 if video is None else 2),  # parts, and what they make
+                # parts, and what they make
+                "needed": result_bytes and result_bytes * (1 if video is None else 2),
                 "where": str(where),
             },
             "time": seconds,
@@ -245,14 +283,19 @@ class _Planner:
     def _memory(
         self, video: VideoRequest | None, device: "torch.device", dtype: str
     ) -> tuple[Event, Callable[[str, str, int, float], int]]:
-        """(what the event tells, bytes needed in a dtype, offload mode, batch, and at a share of the area)."""
+        """(what the event tells, bytes needed in a dtype, offload mode, batch, and at a share of
+        the area)."""
         import psutil
 
         files, s = self.r.files, self.r.s
         unet, vae = network_configs(files)
         motion = video.motion.config if video and video.motion else None
         parameters = model_parameters(files, video.motion if video else None)
-        if motion is None and self.window > 1 and unet["block_out_channels"] == HOTSHOT_CONFIG["block_out_channels"]:
+        if (
+            motion is None
+            and self.window > 1
+            and unet["block_out_channels"] == HOTSHOT_CONFIG["block_out_channels"]
+        ):
             motion, parameters["motion"] = HOTSHOT_CONFIG, SDXL["motion"]
         free, total = free_memory(device)
         leave = video is not None and device.type == "cuda"
@@ -262,7 +305,9 @@ class _Planner:
         def of(kind: str) -> tuple[dict[str, int], dict[str, int]]:
             if kind not in known:
                 known[kind] = (
-                    weight_bytes(parameters, kind, kind == "fp16" and vae.get("force_upcast", True)),
+                    weight_bytes(
+                        parameters, kind, kind == "fp16" and vae.get("force_upcast", True)
+                    ),
                     activation_bytes(
                         unet,
                         vae,
@@ -279,9 +324,12 @@ class _Planner:
 
         def held(kind: str, batch: int, share: float) -> dict[str, dict[str, int]]:
             weights, activations = of(kind)
-            smaller = {part: int(size * share) for part, size in activations.items()}  # linear in the area
+            # linear in the area
+            smaller = {part: int(size * share) for part, size in activations.items()}
             together = cpu and video is not None
-            return offload_parts(weights, smaller, batch=batch, encoders_leave=leave, together=together)
+            return offload_parts(
+                weights, smaller, batch=batch, encoders_leave=leave, together=together
+            )
 
         def needs(kind: str, offload: str, batch: int, share: float) -> int:
             on = sum(held(kind, batch, share)[offload].values())
@@ -300,13 +348,27 @@ class _Planner:
         }, needs
 
     def _pick(
-        self, device: "torch.device", dtype: str, needs: Callable[[str, str, int, float], int], memory: Event
+        self,
+        device: "torch.device",
+        dtype: str,
+        needs: Callable[[str, str, int, float], int],
+        memory: Event,
     ) -> Event | None:
-        """The first that fits: as asked for; fewer windows at once; more offloading; on a CPU bf16; a smaller size."""
+        """The first that fits: as asked for; fewer windows at once; more offloading; on a CPU bf16;
+        a smaller size."""
         s, modes = self.r.s, list(memory["modes"])
         more = modes[modes.index(s.offload) :]
-        dtypes = [dtype, "bf16"] if device.type == "cpu" and dtype == "fp32" and s.dtype == "auto" else [dtype]
-        tries = [(kind, mode, share) for share in (1.0, 0.75, 0.5, 0.375, 0.25) for kind in dtypes for mode in more]
+        dtypes = (
+            [dtype, "bf16"]
+            if device.type == "cpu" and dtype == "fp32" and s.dtype == "auto"
+            else [dtype]
+        )
+        tries = [
+            (kind, mode, share)
+            for share in (1.0, 0.75, 0.5, 0.375, 0.25)
+            for kind in dtypes
+            for mode in more
+        ]
         for kind, mode, share in tries:
             room = memory["free"] / MARGIN
             if needs(kind, mode, 1, share**2) > room:
@@ -316,11 +378,19 @@ class _Planner:
                 batches = range(s.steps, 0, -1)  # as a run chooses it
             batch = next(b for b in batches if needs(kind, mode, b, share**2) <= room)
             size = [max(64, int(side * share) // MULTIPLE * MULTIPLE) for side in self.working]
-            flags = [f"--dtype {kind}"] * (kind != dtype) + [f"--offload {mode}"] * (mode != s.offload)
+            flags = [f"--dtype {kind}"] * (kind != dtype) + [f"--offload {mode}"] * (
+                mode != s.offload
+            )
             flags += [f"--batch {batch}"] * (batch < self._batch)
             shape = f"{size[0]}x{size[1]}" if isinstance(s.size, tuple) else f"{max(size)}"
             flags += [f"--size {shape}"] * (share < 1)
-            picks = {"device": str(device), "dtype": kind, "offload": mode, "batch": batch, "size": size}
+            picks = {
+                "device": str(device),
+                "dtype": kind,
+                "offload": mode,
+                "batch": batch,
+                "size": size,
+            }
             return picks | {"flags": " ".join(flags)}
         return None
 
@@ -347,18 +417,24 @@ class _Planner:
             share = _area(i["working"]) / _area(self.working)
             if i["windows"] is not None:
                 each = (
-                    i["frames"] * (took["encode"] + took["decode"]) + i["windows"] * self.r.s.steps * took["evaluation"]
+                    i["frames"] * (took["encode"] + took["decode"])
+                    + i["windows"] * self.r.s.steps * took["evaluation"]
                 )
                 i["seconds"] = round(each * share, 3)
         total = _sum(self.inputs, "seconds")
-        self.notes.append("time without reading and writing" + ("" if total is not None else "; not of all videos"))
+        self.notes.append(
+            "time without reading and writing"
+            + ("" if total is not None else "; not of all videos")
+        )
         return {"seconds": None if total is None else round(total + took["load"], 3), **took}
 
 
-# --- the probe -------------------------------------------------------------------------------------------------------
+# --- the probe ---------------------------------------------------------------------------------
 
 
-def _time_picture(p: _Planner, r: ImageRequest, device: "torch.device", dtype: "torch.dtype") -> dict[str, float]:
+def _time_picture(
+    p: _Planner, r: ImageRequest, device: "torch.device", dtype: "torch.dtype"
+) -> dict[str, float]:
     """Load, and stylize the largest picture in at most two steps."""
     begin = time.monotonic()
     pipeline = load_images(r, device, dtype, p.notes.append)
@@ -368,17 +444,26 @@ def _time_picture(p: _Planner, r: ImageRequest, device: "torch.device", dtype: "
     load = _now(pipeline) - begin
     for _ in range(2):  # the first time much is prepared
         marks = [_now(pipeline)]
-        pipeline.stylize(picture, short, r.schedule, lambda step, marks=marks: marks.append(_now(pipeline)))  # type: ignore[misc]
+
+        def mark(number: int, marks: list[float] = marks) -> None:
+            marks.append(_now(pipeline))
+
+        pipeline.stylize(picture, short, r.schedule, mark)
         marks.append(_now(pipeline))
         if marks[-1] - marks[0] > SLOW:
             break
     step = marks[-2] - marks[-3]  # with one step this holds the encoder, too
     return _rounded(
-        load=load, encode=max(0.0, marks[1] - marks[0] - step), evaluation=step, decode=marks[-1] - marks[-2]
+        load=load,
+        encode=max(0.0, marks[1] - marks[0] - step),
+        evaluation=step,
+        decode=marks[-1] - marks[-2],
     )
 
 
-def _time_windows(p: _Planner, r: VideoRequest, device: "torch.device", dtype: "torch.dtype") -> dict[str, float]:
+def _time_windows(
+    p: _Planner, r: VideoRequest, device: "torch.device", dtype: "torch.dtype"
+) -> dict[str, float]:
     """Load, and put one window of the largest video through a step."""
     import torch
     from PIL import Image
@@ -422,7 +507,7 @@ def _rounded(**seconds: float) -> dict[str, float]:
     return {name: round(value, 4) for name, value in seconds.items()}
 
 
-# --- the device ------------------------------------------------------------------------------------------------------
+# --- the device --------------------------------------------------------------------------------
 
 
 def free_memory(device: "torch.device") -> tuple[int, int]:

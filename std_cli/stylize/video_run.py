@@ -1,7 +1,9 @@
-"""The run of one video: decode | encode to latents | denoise | decode latents | write, each in a thread of its own.
+"""The run of one video: decode | encode to latents | denoise | decode latents | write, each in a
+thread of its own.
 
-Frames stream through bounded queues; what is held is the wavefront's band of latents and a few frames, whatever the
-length of the video. After every finished segment the whole state goes to the work folder.
+Frames stream through bounded queues; what is held is the wavefront's band of latents and a few
+frames, whatever the length of the video. After every finished segment the whole state goes to the
+work folder.
 """
 
 import hashlib
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
     from std_cli.diffusion.windows import Wavefront
 
 SEGMENT = 48
-"""Frames of a finished part: how much an interrupted run repeats at most, beside what is in flight."""
+"""Frames of a finished part: how much an interrupted run repeats at most, beside what is in
+flight."""
 QUEUE = 4
 """Frames that wait between two stages."""
 T = TypeVar("T")
@@ -71,7 +74,13 @@ class Job:
     @property
     def facts(self) -> Event:
         t = self.target
-        return {"frames": self.frames, "width": t.width, "height": t.height, "codec": t.codec, "output": str(t.path)}
+        return {
+            "frames": self.frames,
+            "width": t.width,
+            "height": t.height,
+            "codec": t.codec,
+            "output": str(t.path),
+        }
 
 
 @dataclass
@@ -85,7 +94,8 @@ class _Item:
     cut: bool
     """It begins a shot."""
     source: Pixels
-    """What the quality figures need of it; with side_by_side the frame in the size of the result."""
+    """What the quality figures need of it; with side_by_side the frame in the size of the
+    result."""
     alpha: Alpha | None = None
     """In the size of the result, where that has it."""
     grey: Grey | None = None
@@ -114,7 +124,8 @@ class _Tick:
 
 @dataclass
 class Run:
-    """One video: decode | encode to latents | denoise | decode latents | write, each in its own thread."""
+    """One video: decode | encode to latents | denoise | decode latents | write, each in its own
+    thread."""
 
     job: Job
     facts: Event
@@ -142,10 +153,17 @@ class Run:
             "settings": settings,
             "input": {"name": self.job.source.name, "sha256": self.input_sha256},
             "cuts": [str(c) for c in self.job.cuts] if self.job.cuts is not None else None,
-            "output": {"size": [t.width, t.height], "encoder": t.encoder, "pix_fmt": t.pix_fmt, "options": t.options},
+            "output": {
+                "size": [t.width, t.height],
+                "encoder": t.encoder,
+                "pix_fmt": t.pix_fmt,
+                "options": t.options,
+            },
         }
 
-    def go(self, pipeline: "VideoPipeline", work: WorkFolder, overwrite: bool, keep_work: bool) -> Event:
+    def go(
+        self, pipeline: "VideoPipeline", work: WorkFolder, overwrite: bool, keep_work: bool
+    ) -> Event:
         begin = time.monotonic()
         for message in self.job.extras.notices:
             self.notice(message)
@@ -155,22 +173,38 @@ class Run:
             kept = work.state
             segments, emitted, pushed = kept["segments"], kept["emitted"], kept["pushed"]
             self.first_pts, self.end = Fraction(kept["first_pts"]), Fraction(kept["end"])
-            waves = {k.removeprefix("wave."): v for k, v in work.tensors.items() if k.startswith("wave.")}
+            waves = {
+                k.removeprefix("wave."): v for k, v in work.tensors.items() if k.startswith("wave.")
+            }
             wave.load_state({k: v.to(pipeline.device) for k, v in waves.items()}, kept["wave"])
             pipeline.savings.take_again(kept["savings"])
             quality = Quality.from_state(
-                {k.removeprefix("quality."): v.numpy() for k, v in work.tensors.items() if k.startswith("quality.")}
+                {
+                    k.removeprefix("quality."): v.numpy()
+                    for k, v in work.tensors.items()
+                    if k.startswith("quality.")
+                }
             )
             if "steady.source" in work.tensors:
-                steady.before = work.tensors["steady.source"].numpy(), work.tensors["steady.result"].numpy()
+                steady.before = (
+                    work.tensors["steady.source"].numpy(),
+                    work.tensors["steady.result"].numpy(),
+                )
             self.notice(f"going on after {emitted} finished frames")
-        resumed, done, saved, shot = emitted, emitted, emitted, kept["shot"] if work.state is not None else 0
+        resumed, done, saved, shot = (
+            emitted,
+            emitted,
+            emitted,
+            kept["shot"] if work.state is not None else 0,
+        )
         writer: SegmentWriter | None = None
         thumbnail = None
         meter = _Meter(self, wave.progress)
         frames = self.read(emitted)
         encoded = _stage(self._encode(_stage(frames), pipeline, pushed))
-        pictures = _stage(self._decode(_stage(self._denoise(encoded, pipeline, wave)), pipeline, steady))
+        pictures = _stage(
+            self._decode(_stage(self._denoise(encoded, pipeline, wave)), pipeline, steady)
+        )
         try:
             for item in pictures:
                 if isinstance(item, _Tick):
@@ -184,7 +218,10 @@ class Run:
                     times = {"first_pts": str(self.first_pts), "end": str(self.end)}
                     kept = {"segments": segments, "emitted": done, "shot": shot, **times}
                     kept["savings"] = pipeline.savings.taken
-                    tensors = {f"quality.{k}": torch.from_numpy(np.array(v)) for k, v in quality.state().items()}
+                    tensors = {
+                        f"quality.{k}": torch.from_numpy(np.array(v))
+                        for k, v in quality.state().items()
+                    }
                     work.save(item.state | kept, item.tensors | tensors)
                     saved = done
                 else:
@@ -204,14 +241,22 @@ class Run:
             if writer is not None:
                 writer.__exit__(type(e), e, None)
             if isinstance(e, KeyboardInterrupt):
-                then = f"resumes after frame {saved}" if saved else "starts over: no part was finished yet"
+                then = (
+                    f"resumes after frame {saved}"
+                    if saved
+                    else "starts over: no part was finished yet"
+                )
                 self.notice(f"stopped after {done} frames; the same command {then}")
             raise
         finally:
             pictures.close()
         if not done:
-            raise StdError(f"{self.job.source.name}: no frames between --start and --end: widen them")
-        return self._finish(work, segments, done, resumed, quality, begin, thumbnail, overwrite, keep_work)
+            raise StdError(
+                f"{self.job.source.name}: no frames between --start and --end: widen them"
+            )
+        return self._finish(
+            work, segments, done, resumed, quality, begin, thumbnail, overwrite, keep_work
+        )
 
     def _wavefront(self, pipeline: "VideoPipeline") -> "Wavefront":
         from std_cli.diffusion.windows import Wavefront
@@ -228,7 +273,8 @@ class Run:
         )
 
     def read(self, skip: int = 0) -> Generator[_Item, None, None]:
-        """The frames that the result has, from `skip` on; those before are decoded only for the sake of the cuts."""
+        """The frames that the result has, from `skip` on; those before are decoded only for the
+        sake of the cuts."""
         s, clip = self.s, self.job.clip
         detect: Callable[[Pixels, Fraction], bool]
         if s.cuts == "off":
@@ -273,7 +319,8 @@ class Run:
             index += 1
 
     def _unchanged(self, frames: Generator[Frame, None, None]) -> Iterator[Frame]:
-        """The frames; what ends them is named rightly if it is that the input was changed meanwhile."""
+        """The frames; what ends them is named rightly if it is that the input was changed
+        meanwhile."""
         try:
             yield from frames
         except (StdError, OSError):
@@ -295,7 +342,9 @@ class Run:
     def _frame_time(self) -> Fraction:
         return 1 / (self.s.fps or self.job.clip.frame_rate or Fraction(25))
 
-    def _encode(self, items: Iterator[_Item], pipeline: "VideoPipeline", pushed: int) -> Generator[_Item, None, None]:
+    def _encode(
+        self, items: Iterator[_Item], pipeline: "VideoPipeline", pushed: int
+    ) -> Generator[_Item, None, None]:
         fit = fit_to(*self.job.clip.display_size, self.job.working)
         for item in items:
             known = item.index < pushed  # it is in the wavefront already
@@ -353,7 +402,9 @@ class Run:
                 yield from out(finished)
             yield checkpoint()
 
-    def _decode(self, items: Iterator[Any], pipeline: "VideoPipeline", steady: Steady) -> Generator[Any, None, None]:
+    def _decode(
+        self, items: Iterator[Any], pipeline: "VideoPipeline", steady: Steady
+    ) -> Generator[Any, None, None]:
         import torch
 
         fit = fit_to(*self.job.clip.display_size, self.job.working)
@@ -363,10 +414,16 @@ class Run:
                 if item.grey is not None:
                     pixels = steady(item.grey, pixels, item.cut)
                 picture = fit.undo(Image.fromarray(pixels))
-                item.latent, item.grey, item.picture = None, None, _resized(np.asarray(picture), self.job.size)
+                item.latent, item.grey, item.picture = (
+                    None,
+                    None,
+                    _resized(np.asarray(picture), self.job.size),
+                )
             elif isinstance(item, _Checkpoint) and steady.before is not None:
                 arrays = zip(("source", "result"), steady.before, strict=True)
-                item.tensors.update({f"steady.{name}": torch.from_numpy(np.array(a)) for name, a in arrays})
+                item.tensors.update(
+                    {f"steady.{name}": torch.from_numpy(np.array(a)) for name, a in arrays}
+                )
             yield item
 
     def _beside(self, source: Pixels, result: Pixels) -> Pixels:
@@ -396,13 +453,16 @@ class Run:
     ) -> Event:
         target, clip, s = self.job.target, self.job.clip, self.s
         figures = quality.figures
-        comment = json.dumps({"std": self.facts | {"input": self.job.source.name, "frames": done, **figures}})
+        comment = json.dumps(
+            {"std": self.facts | {"input": self.job.source.name, "frames": done, **figures}}
+        )
         assert self.first_pts is not None
         begin_at = self.first_pts if s.start is not None else None
         sound = clip.audio > 0 and s.audio == "copy" and s.preview is None and target.holds_sound
         zero = round(self.first_pts / target.time_base)  # ticks, as the parts have them
         if sound and begin_at is None and clip.origin is not None:
-            zero = min(zero, clip.origin // target.time_base)  # sound that is there before the picture
+            # sound that is there before the picture
+            zero = min(zero, clip.origin // target.time_base)
         self._check_input()
         with writing(target.path):
             try:
@@ -445,7 +505,8 @@ class Run:
 
 
 class _Meter:
-    """Tells the progress. Frames in flight count by the steps that they have behind them, so that it never stands."""
+    """Tells the progress. Frames in flight count by the steps that they have behind them, so that
+    it never stands."""
 
     def __init__(self, run: Run, progress: float) -> None:
         self.run, self.begin, self.first = run, time.monotonic(), progress
@@ -473,7 +534,8 @@ class _Meter:
 
 
 def _stage(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same items, made in a thread of their own a few ahead of who consumes them. Closing it closes `items`."""
+    """The same items, made in a thread of their own a few ahead of who consumes them. Closing it
+    closes `items`."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(QUEUE)
     stop, end = threading.Event(), StopIteration()
 
@@ -531,4 +593,6 @@ def input_fingerprint(source: Path) -> str:
     if source.is_file():
         return fingerprint(source)
     inside = sorted(f for f in source.iterdir() if f.is_file())
-    return hashlib.sha256("".join(f"{f.name}\n{fingerprint(f)}\n" for f in inside).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "".join(f"{f.name}\n{fingerprint(f)}\n" for f in inside).encode()
+    ).hexdigest()[:16]

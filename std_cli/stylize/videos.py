@@ -1,13 +1,15 @@
-"""Stylization of videos as a function: what `std stylize video` calls, and what a script or a notebook can.
+"""Stylization of videos as a function: what `std stylize video` calls, and what a script or a
+notebook can.
 
 What happens is told through `on_event`, as for pictures (see `stylize`), with these differences:
 
     start     for each video: also input, frames (an estimate, or null), width, height, codec
-    progress  stage "video": input, index, total, frame (finished), frames (of the video, null if not known), progress
-              (frames, those in flight in part), fps, eta (seconds, null if not known), shot, step (of the oldest frame
-              at work), steps; thumbnail with --preview
-    result    also frames, fps, seam_ratio, flicker, resumed (frames that an earlier run had finished)
-    error     for one video of several that fails: message, input, code; the others go on
+    progress  stage "video": input, index, total, frame (finished), frames (of the video, null if
+    not known), progress
+              (frames, those in flight in part), fps, eta (seconds, null if not known), shot, step
+              (of the oldest frame at work), steps; thumbnail with --preview
+    result    also frames, fps, seam_ratio, flicker, resumed (frames that an earlier run had
+    finished) error     for one video of several that fails: message, input, code; the others go on
 """
 
 import hashlib
@@ -100,14 +102,16 @@ def stylize_video(
 ) -> list[Event]:
     """Stylize videos one by one with one loaded model; returns the result events.
 
-    inputs: video files, animated gif or webp, folders of videos, glob patterns; a folder of pictures is one video.
+    inputs: video files, animated gif or webp, folders of videos, glob patterns; a folder of
+    pictures is one video.
     style: as in `stylize_images`. output: a file (one input), or a folder.
-    resume: go on from where the same request was interrupted (its work folder `.OUT.std/` is beside the output), else
-    start over. keep_work: leave that folder. start, end and preview may be written as "1:30" or "1.5s". The other
-    settings are the fields of `config.VideoSettings`.
+    resume: go on from where the same request was interrupted (its work folder `.OUT.std/` is beside
+    the output), else start over. keep_work: leave that folder. start, end and preview may be
+    written as "1:30" or "1.5s". The other settings are the fields of `config.VideoSettings`.
 
-    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the work fails. Of
-    several inputs one that fails does not stop the others; a StdError then tells how many did.
+    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the
+    work fails. Of several inputs one that fails does not stop the others; a StdError then tells how
+    many did.
     """
     options: dict[str, Any] = dict(overwrite=overwrite, size=size, output_size=output_size)
     r = prepare_video(inputs, style, output, **options, **settings)
@@ -115,7 +119,9 @@ def stylize_video(
         return _stylize(r, overwrite, resume, keep_work, on_event)
 
 
-def _stylize(r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on_event: OnEvent) -> list[Event]:
+def _stylize(
+    r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on_event: OnEvent
+) -> list[Event]:
     files, motion, lora, s, window, overlap = r.files, r.motion, r.lora, r.s, r.window, r.overlap
     assert files is not None
     for folder in {job.target.path.parent for job in r.jobs}:
@@ -146,7 +152,8 @@ def _stylize(r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on
         run = Run(job, facts, s, window, window - overlap, on_event)
         try:
             with WorkFolder(job.target.path, run.record(), resume) as work:
-                if told := finished(job.target.path):  # killed after the result was moved into its place
+                # killed after the result was moved into its place
+                if told := finished(job.target.path):
                     results.append(run.tell(told))
                     work.remove(keep_work)
                     continue
@@ -163,7 +170,9 @@ def _stylize(r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on
             if total == 1:
                 raise
             failed.append(job.source.name)
-            on_event({"event": "error", "message": str(e), "input": job.source.name, "code": e.exit_code})
+            on_event(
+                {"event": "error", "message": str(e), "input": job.source.name, "code": e.exit_code}
+            )
     if failed:
         raise StdError(f"{len(failed)} of {total} videos failed: {', '.join(failed)}")
     return results
@@ -186,7 +195,9 @@ def prepare_video(
     """
     given = settings | {
         "size": parse_size(size) if isinstance(size, str) else size,
-        "output_size": parse_output_size(output_size) if isinstance(output_size, str) else output_size,
+        "output_size": parse_output_size(output_size)
+        if isinstance(output_size, str)
+        else output_size,
     }
     for flag in ("start", "end", "preview"):
         if isinstance(given.get(flag), str):
@@ -198,10 +209,15 @@ def prepare_video(
     references, white = read_references(styles)
     notices += white
     files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
-    s = video_settings(given, files.pack, f"{files.base}/std.json") if files else video_settings(given)
+    s = (
+        video_settings(given, files.pack, f"{files.base}/std.json")
+        if files
+        else video_settings(given)
+    )
     targets, folder = _targets(sources, user_path(output, "-o"), s.codec, names_folder(output))
     motion = find(resolve_motion, s.motion, files) if files else None
-    own = files is not None and bool(files.pack) and s.motion == "auto"  # a pack has one of its own, or none
+    # a pack has one of its own, or none
+    own = files is not None and bool(files.pack) and s.motion == "auto"
     missing = motion is None and s.motion != "none" and not own  # of a plan: as the usual one
     window, overlap = _window(s, motion.window if motion else WINDOW if missing else 1)
     how = {"task": "v2v" if motion else "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
@@ -221,17 +237,33 @@ def prepare_video(
     jobs, failed = [], []
     for i, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
         try:
-            jobs.append(_plan(source, target, i, len(sources), s, pack, overwrite, cuts, made is not None))
+            jobs.append(
+                _plan(source, target, i, len(sources), s, pack, overwrite, cuts, made is not None)
+            )
         except (InputError, StdError) as e:
             if len(sources) == 1:
                 raise
-            failed.append({"event": "error", "message": str(e), "input": source.name, "code": e.exit_code})
+            failed.append(
+                {"event": "error", "message": str(e), "input": source.name, "code": e.exit_code}
+            )
     return VideoRequest(
-        jobs, failed, made, styles, references, files, motion, lora, s, schedule, window, overlap, notices
+        jobs,
+        failed,
+        made,
+        styles,
+        references,
+        files,
+        motion,
+        lora,
+        s,
+        schedule,
+        window,
+        overlap,
+        notices,
     )
 
 
-# --- the request -----------------------------------------------------------------------------------------------------
+# --- the request -------------------------------------------------------------------------------
 
 
 def load_pipeline(
@@ -243,17 +275,29 @@ def load_pipeline(
         from std_cli.diffusion.pipeline import VideoPipeline
 
         pipeline = VideoPipeline(
-            r.files, r.lora, device, dtype, r.s.offload, r.s.compile, r.motion, r.s.method, r.s.allow_partial
+            r.files,
+            r.lora,
+            device,
+            dtype,
+            r.s.offload,
+            r.s.compile,
+            r.motion,
+            r.s.method,
+            r.s.allow_partial,
         )
     for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
         on_notice(message)
     pipeline.on_notice = on_notice
-    pipeline.set_style(r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks)
+    pipeline.set_style(
+        r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks
+    )
     return pipeline
 
 
 def _exists(target: Path) -> InputError:
-    return InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file")
+    return InputError(
+        f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file"
+    )
 
 
 def _sources(inputs: Sequence[str | Path], notices: list[str]) -> list[Path]:
@@ -261,13 +305,17 @@ def _sources(inputs: Sequence[str | Path], notices: list[str]) -> list[Path]:
     for item in inputs:
         path = user_path(item, "input")
         inside = _suffixes_in(path) if path.is_dir() else set()
-        if inside & (PICTURE_SUFFIXES - VIDEO_SUFFIXES) and not inside & (VIDEO_SUFFIXES - PICTURE_SUFFIXES):
+        if inside & (PICTURE_SUFFIXES - VIDEO_SUFFIXES) and not inside & (
+            VIDEO_SUFFIXES - PICTURE_SUFFIXES
+        ):
             expand_inputs([path], notices=notices)  # the frames, for what is left out of them
             found.append(path)
         else:
             found += expand_inputs([item], VIDEO_SUFFIXES, "video", notices)
     if not found:
-        raise InputError("no input: give videos, folders of videos, or patterns such as 'clips/*.mp4'")
+        raise InputError(
+            "no input: give videos, folders of videos, or patterns such as 'clips/*.mp4'"
+        )
     return list(dict.fromkeys(found))
 
 
@@ -275,33 +323,55 @@ def _suffixes_in(folder: Path) -> set[str]:
     try:
         return {file.suffix.lower() for file in folder.iterdir()}
     except OSError as e:
-        raise InputError(f"cannot list folder {str(folder)!r}: {e.strerror}; check its permissions") from None
+        raise InputError(
+            f"cannot list folder {str(folder)!r}: {e.strerror}; check its permissions"
+        ) from None
 
 
-def _targets(sources: list[Path], output: Path, codec: str | None, a_folder: bool) -> tuple[list[Path], Path | None]:
+def _targets(
+    sources: list[Path], output: Path, codec: str | None, a_folder: bool
+) -> tuple[list[Path], Path | None]:
     """Where each result goes, the named file or NAME_stylized in the named folder; and that folder.
 
     a_folder: the output is written as a folder's name, with a slash at its end.
     """
     one_file = bool(output.suffix) and not output.is_dir() and not a_folder
-    its_own = len(sources) == 1 and codec == "png" and (not output.is_dir() or finished(output) is not None)
+    its_own = (
+        len(sources) == 1
+        and codec == "png"
+        and (not output.is_dir() or finished(output) is not None)
+    )
     if one_file or its_own:
         if len(sources) > 1:
             raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
         return [output], None
     targets = [check_path(output / f"{s.stem}_stylized{_suffix(s, codec)}", "-o") for s in sources]
     if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
-        raise InputError(f"two inputs would both be written to {double}: rename one, or give them in two runs")
+        raise InputError(
+            f"two inputs would both be written to {double}: rename one, or give them in two runs"
+        )
     return targets, output
 
 
 def _suffix(source: Path, codec: str | None) -> str:
-    """Of a result that was given no name: a folder's is a folder, what a container of the source's kind can hold."""
+    """Of a result that was given no name: a folder's is a folder, what a container of the source's
+    kind can hold."""
     if codec is None:
         if source.is_dir():
             return ""
-        return source.suffix.lower() if source.suffix.lower() in (".mov", ".mkv", ".webm", ".gif", ".webp") else ".mp4"
-    by_codec = {"png": "", "prores": ".mov", "ffv1": ".mkv", "vp9": ".webm", "gif": ".gif", "webp": ".webp"}
+        return (
+            source.suffix.lower()
+            if source.suffix.lower() in (".mov", ".mkv", ".webm", ".gif", ".webp")
+            else ".mp4"
+        )
+    by_codec = {
+        "png": "",
+        "prores": ".mov",
+        "ffv1": ".mkv",
+        "vp9": ".webm",
+        "gif": ".gif",
+        "webp": ".webp",
+    }
     return by_codec.get(codec, ".mp4")
 
 
@@ -309,9 +379,14 @@ def _window(s: VideoSettings, window: int) -> tuple[int, int]:
     """(frames of a window, frames that neighbours share)."""
     overlap = s.overlap if s.overlap is not None else window // 2
     if overlap and window == 1:
-        raise InputError(f"--overlap {overlap}: frame by frame nothing overlaps: leave it out, or give --motion auto")
+        raise InputError(
+            f"--overlap {overlap}: frame by frame nothing overlaps: leave it out, or give "
+            f"--motion auto"
+        )
     if overlap >= window:
-        raise InputError(f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}")
+        raise InputError(
+            f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}"
+        )
     return window, overlap
 
 
@@ -335,7 +410,10 @@ def _plan(
         raise InputError(f"output {str(target)!r} is the input: name another file")
     clip = open_clip(source)
     if s.start is not None and clip.duration is not None and s.start >= clip.duration:
-        raise InputError(f"--start {float(s.start):g}: {source.name} ends after {float(clip.duration):.3f} seconds")
+        raise InputError(
+            f"--start {float(s.start):g}: {source.name} ends after {float(clip.duration):.3f} "
+            f"seconds"
+        )
     width, height = clip.display_size
     working = working_size(width, height, s.size, pack.base_resolution, pack.size_by == "area")
     if s.output_size == "source":
@@ -377,7 +455,9 @@ def _estimate(clip: Clip, s: VideoSettings) -> int | None:
     if duration is None or s.preview is not None:
         return s.max_frames
     kept = max(Fraction(0), min(duration, s.end or duration) - (s.start or 0))
-    rate = s.fps or (Fraction(clip.frames) / duration if clip.frames and duration else clip.frame_rate)
+    rate = s.fps or (
+        Fraction(clip.frames) / duration if clip.frames and duration else clip.frame_rate
+    )
     if rate is None:
         return s.max_frames
     frames = max(1, round(kept * rate))

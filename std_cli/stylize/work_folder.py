@@ -1,15 +1,18 @@
-"""The work folder of a video run, `.OUT.std/` next to the output: what an interrupted run resumes from.
+"""The work folder of a video run, `.OUT.std/` next to the output: what an interrupted run resumes
+from.
 
     lock                held by the run that works here
-    run.json            the run file: what the result follows from (settings, weights, input); once the result is
+    run.json            the run file: what the result follows from (settings, weights, input); once
+    the result is
                         finished also how to know it again, and what is reported of it
     segment-00000...    finished parts of the result, each a media file of its own
-    state.safetensors   after the last of them: everything in flight, and how many segments there are
-    result.tmp          the result on its way to its place
+    state.safetensors   after the last of them: everything in flight, and how many segments there
+    are result.tmp          the result on its way to its place
 
-Each file is written next to its name, flushed to the disk and renamed, so that it is whole or not there. A folder is
-ours only if its run file says so; another one, or one that holds anything else, is refused and not touched. The run
-file is removed last: as long as anything is left, a repeated command can tell whether the result is finished.
+Each file is written next to its name, flushed to the disk and renamed, so that it is whole or not
+there. A folder is ours only if its run file says so; another one, or one that holds anything else,
+is refused and not touched. The run file is removed last: as long as anything is left, a repeated
+command can tell whether the result is finished.
 """
 
 import json
@@ -29,16 +32,21 @@ if TYPE_CHECKING:
 
 _LOCK, _RUN, _STATE = "lock", "run.json", "state.safetensors"
 _MARK = {"std": "work folder"}
-_OURS = re.compile(r"lock|run\.json|state\.safetensors|result\.tmp|segment-\d{5,}(\.part)?|\.std-[0-9a-f]{32}\.tmp")
+_OURS = re.compile(
+    r"lock|run\.json|state\.safetensors|result\.tmp|segment-\d{5,}(\.part)?|\.std-[0-9a-f]{32}\.tmp"
+)
 
 
 class WorkFolder:
-    """Use as a context manager: the lock is held inside. `state` is None in a run that starts from the beginning."""
+    """Use as a context manager: the lock is held inside. `state` is None in a run that starts from
+    the beginning."""
 
     def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
-        """Raises InputError if the folder is in use, is not ours, or is of a run that differs from `run`."""
+        """Raises InputError if the folder is in use, is not ours, or is of a run that differs from
+        `run`."""
         self.path = folder_of(output)
-        self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume  # as JSON has it
+        # as JSON has it
+        self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume
         self.state: dict[str, Any] | None = None
         self.tensors: dict[str, torch.Tensor] = {}
         self._stack = ExitStack()
@@ -70,7 +78,9 @@ class WorkFolder:
                 ) from None
             try:
                 if not _try_lock(lock):
-                    raise InputError(f"another run is writing {self.output}: wait for it, or choose another -o")
+                    raise InputError(
+                        f"another run is writing {self.output}: wait for it, or choose another -o"
+                    )
                 if _is_at(lock, self.path / _LOCK):  # not removed by a run that ended meanwhile
                     return lock
             except BaseException:
@@ -98,7 +108,11 @@ class WorkFolder:
     def _open(self) -> None:
         check_folder(self.path)  # again, with the lock: no other run changes it now
         before = _read_run(self.path)
-        if self.resume and before is not None and ((self.path / _STATE).exists() or "result" in before):
+        if (
+            self.resume
+            and before is not None
+            and ((self.path / _STATE).exists() or "result" in before)
+        ):
             self._compare(before)
             self._load()
             return
@@ -112,7 +126,8 @@ class WorkFolder:
             key = differing[0]
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise InputError(
-                f"{self.output} was begun with another {key}: {a.get(key)!r}, now {b.get(key)!r}{more}: give the same "
+                f"{self.output} was begun with another {key}: {a.get(key)!r}, now "
+                f"{b.get(key)!r}{more}: give the same "
                 "again to resume, or --no-resume to start over"
             )
 
@@ -146,7 +161,8 @@ class WorkFolder:
         return self.path / "result.tmp"
 
     def finish(self, told: dict[str, Any]) -> None:
-        """Note that the draft is the whole result, before it is moved; `told` is what a repeated command reports."""
+        """Note that the draft is the whole result, before it is moved; `told` is what a repeated
+        command reports."""
         self._write_run({"result": {"is": _identity(self.draft), "told": told}})
 
     def segment(self, number: int) -> Path:
@@ -156,17 +172,21 @@ class WorkFolder:
         return [self.segment(i) for i in range(count)]
 
     def remove(self, keep: bool = False) -> None:
-        """The result is in its place: nothing of this is needed any more; `keep`: but for who wants to look at it."""
+        """The result is in its place: nothing of this is needed any more; `keep`: but for who wants
+        to look at it."""
         if keep:
             self._write_run({})
         else:
             (self.path / _STATE).unlink(missing_ok=True)
 
     def _write_run(self, more: dict[str, Any]) -> None:
-        replace_file(self.path / _RUN, json.dumps(_MARK | {"run": self.run} | more, indent=1).encode())
+        replace_file(
+            self.path / _RUN, json.dumps(_MARK | {"run": self.run} | more, indent=1).encode()
+        )
 
     def _empty(self) -> None:
-        """Remove all of ours but the lock and the run file; the state first, as it needs the others."""
+        """Remove all of ours but the lock and the run file; the state first, as it needs the
+        others."""
         remove(self.path / _STATE)
         for file in list(self.path.iterdir()):
             if _OURS.fullmatch(file.name) and file.name not in (_LOCK, _RUN):
@@ -179,34 +199,47 @@ def folder_of(output: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises InputError if there is something with a work folder's name that is not one, links included."""
+    """Raises InputError if there is something with a work folder's name that is not one, links
+    included."""
     if not os.path.lexists(path):
         return
     if not stat.S_ISDIR(path.lstat().st_mode):
-        raise InputError(f"{path} is in the way of a work folder and is none: move it away, or choose another -o")
+        raise InputError(
+            f"{path} is in the way of a work folder and is none: move it away, or choose another -o"
+        )
     names = {file.name for file in path.iterdir()}
-    foreign = sorted(name for name in names if not _OURS.fullmatch(name) or (path / name).is_symlink())
+    foreign = sorted(
+        name for name in names if not _OURS.fullmatch(name) or (path / name).is_symlink()
+    )
     unclaimed = sorted(name for name in names - {_LOCK} if not name.startswith(".std-"))
-    if not foreign and unclaimed and _read_run(path) is None:  # a run that was killed at once has its lock only
+    # a run that was killed at once has its lock only
+    if not foreign and unclaimed and _read_run(path) is None:
         foreign = unclaimed
     if foreign:
         raise InputError(
-            f"the folder {path} holds {foreign[0]!r}, which is not of a run that writes this output: move the folder "
+            f"the folder {path} holds {foreign[0]!r}, which is not of a run that writes this "
+            f"output: move the folder "
             "away, or choose another -o"
         )
 
 
 def finished(output: Path) -> dict[str, Any] | None:
-    """What is reported of an output that is the finished result of the run whose work folder is still next to it."""
+    """What is reported of an output that is the finished result of the run whose work folder is
+    still next to it."""
     kept = _read_run(folder_of(output))
     try:
-        return dict(kept["result"]["told"]) if kept and kept["result"]["is"] == _identity(output) else None
+        return (
+            dict(kept["result"]["told"])
+            if kept and kept["result"]["is"] == _identity(output)
+            else None
+        )
     except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
 def _read_run(folder: Path) -> dict[str, Any] | None:
-    """The run file of a work folder; None if there is none, or if it does not say that the folder is ours."""
+    """The run file of a work folder; None if there is none, or if it does not say that the folder
+    is ours."""
     path = folder / _RUN
     try:
         if folder.is_symlink() or not stat.S_ISREG(path.lstat().st_mode):
@@ -214,12 +247,17 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(kept, dict) and kept.get("std") == _MARK["std"] and isinstance(kept.get("run"), dict)
+    ours = (
+        isinstance(kept, dict)
+        and kept.get("std") == _MARK["std"]
+        and isinstance(kept.get("run"), dict)
+    )
     return kept if ours else None
 
 
 def _identity(path: Path) -> list[int]:
-    """Of a file or folder, and no other: it stays when it is renamed, and changes when it is written to."""
+    """Of a file or folder, and no other: it stays when it is renamed, and changes when it is
+    written to."""
     at = path.stat()
     return [at.st_ino, at.st_size, at.st_mtime_ns]
 
@@ -235,11 +273,16 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     if not isinstance(value, dict):
         return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
+    return {
+        k: v
+        for key, inner in value.items()
+        for k, v in _flat(inner, f"{name}.{key}" if name else key).items()
+    }
 
 
 def _try_lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed, or its process ends however; False if another process holds it."""
+    """Lock a file until it is closed, or its process ends however; False if another process holds
+    it."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -254,5 +297,7 @@ def _try_lock(file: IO[bytes]) -> bool:
     except PermissionError:  # what Windows says
         return False
     except OSError as e:
-        raise StdError(f"{file.name} cannot be locked ({e.strerror}): choose an output on another disk") from None
+        raise StdError(
+            f"{file.name} cannot be locked ({e.strerror}): choose an output on another disk"
+        ) from None
     return True

@@ -1,7 +1,9 @@
-"""The training set: groups of one reference and two targets in the same style, as shards of plain and styled pictures.
+"""The training set: groups of one reference and two targets in the same style, as shards of plain
+and styled pictures.
 
-A shard is `groups-NNNN.npz`: reference uint8 (G, 128, 128, 3); plain and styled uint8 (G, 2, 256, 256, 3);
-kind int (G,); caption (G, 2). Shard N follows from (seed, N) alone, so that a run cut short goes on where it stopped.
+A shard is `groups-NNNN.npz`: reference uint8 (G, 128, 128, 3); plain and styled uint8 (G, 2, 256,
+256, 3); kind int (G,); caption (G, 2). Shard N follows from (seed, N) alone, so that a run cut
+short goes on where it stopped.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +34,8 @@ def make_shard(folder: Path, seed: int, number: int) -> None:
         style = styles.random_style(r)
         order = r.permutation(SCENES)
         ref = styles.stylize(vary(scenes[order[0]], r), style, r)
-        if r.random() < 0.4:  # a reference whose colours are its own: the palette alone does not tell them
+        # a reference whose colours are its own: the palette alone does not tell them
+        if r.random() < 0.4:
             ref = styles.transport(ref, vary(scenes[order[3]], r), r.uniform(0.4, 1))
         for i in order[1:3]:
             x = vary(scenes[i], r)

@@ -1,7 +1,8 @@
-"""Training data for `std distill` on the embedded pack: `python -m std_cli.tinypack.draw_data FOLDER`.
+"""Training data for `std distill` on the embedded pack:
+`python -m std_cli.tinypack.draw_data FOLDER`.
 
-FOLDER/scenes has scenes and metadata.jsonl (captions), FOLDER/clips moving ones, FOLDER/styles style references. Each
-file follows from the seed and its number alone.
+FOLDER/scenes has scenes and metadata.jsonl (captions), FOLDER/clips moving ones, FOLDER/styles
+style references. Each file follows from the seed and its number alone.
 """
 
 import argparse
@@ -41,7 +42,9 @@ def _write_clip(frames: Array, path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m std_cli.tinypack.draw_data", description="Draw training data.")
+    p = argparse.ArgumentParser(
+        prog="python -m std_cli.tinypack.draw_data", description="Draw training data."
+    )
     p.add_argument("folder", type=Path)
     p.add_argument("--seed", type=int, default=7)
     p.add_argument("--scenes", type=int, default=400)
@@ -61,7 +64,9 @@ def main() -> None:
             elif kind == "scenes":
                 _picture(vary(scene(r), r)).save(folder / name)
             else:
-                _picture(styles.stylize(vary(scene(r), r), styles.random_style(r), r)).save(folder / name)
+                _picture(styles.stylize(vary(scene(r), r), styles.random_style(r), r)).save(
+                    folder / name
+                )
         if rows and kind != "styles":
             lines = "".join(f"{json.dumps(row)}\n" for row in rows)
             (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")

@@ -1,7 +1,7 @@
 """The pictures and the clip in examples/, `python -m std_cli.tinypack.draw_examples FOLDER`.
 
-One scene, six style references, and a clip of two shots with a moving camera, a moving object and a melody. The clip's
-layers are drawn at twice its size, moved there, and halved.
+One scene, six style references, and a clip of two shots with a moving camera, a moving object and a
+melody. The clip's layers are drawn at twice its size, moved there, and halved.
 """
 
 import math
@@ -19,9 +19,11 @@ from std_cli.tinypack import styles
 from std_cli.tinypack.scenes import Array, Canvas, Rng, Shape, blur, cup, fractal, hsv, scene, tree
 
 SCENE = 16
-STYLES = {"halftone": 1, "woodcut": 5, "hatching": 4, "watercolour": 6, "stained": 7, "oil": 3}  # kind -> seed
+# kind -> seed
+STYLES = {"halftone": 1, "woodcut": 5, "hatching": 4, "watercolour": 6, "stained": 7, "oil": 3}
 
-WIDTH, HEIGHT, RATE, SHOT = 384, 216, 24, 42  # px, px, frames per second, frames of each of the two shots
+# px, px, frames per second, frames of each of the two shots
+WIDTH, HEIGHT, RATE, SHOT = 384, 216, 24, 42
 SOUND_RATE = 48_000
 
 
@@ -29,7 +31,7 @@ def _save(x: Array, path: Path) -> None:
     Image.fromarray((x * 255).round().astype(np.uint8)).save(path, optimize=True)
 
 
-# --- the clip's layers -----------------------------------------------------------------------------------------------
+# --- the clip's layers -------------------------------------------------------------------------
 
 
 class Layer(Canvas):
@@ -38,7 +40,9 @@ class Layer(Canvas):
     def __init__(self, r: Rng, width: int, height: int) -> None:
         self.r, self.hue, self.saturation, self.light = r, 0.1, 0.9, (-0.6, 0.8)
         self.rgba = np.zeros((2 * height, 2 * width, 4), np.float32)
-        self.yy, self.xx = ((a + 0.5) / 2 for a in np.mgrid[0 : 2 * height, 0 : 2 * width].astype(np.float32))
+        self.yy, self.xx = (
+            (a + 0.5) / 2 for a in np.mgrid[0 : 2 * height, 0 : 2 * width].astype(np.float32)
+        )
 
     def cover(self, alpha: Array, fill: Array) -> None:
         """Lay a colour (..., 3) over what is there, by `alpha` (2 h, 2 w)."""
@@ -66,10 +70,14 @@ class Layer(Canvas):
             d, _, _ = shape.distance(self.yy - 4 * self.light[1], self.xx - 4 * self.light[0])
             self.rgba[..., :3] *= 1 - (shadow * np.clip(0.5 - d / 6, 0, 1))[..., None]
         d, _, _ = shape.distance(self.yy, self.xx)
-        along = ((self.xx - shape.cx) * self.light[0] + (self.yy - shape.cy) * self.light[1]) / max(shape.a, 4)
+        along = ((self.xx - shape.cx) * self.light[0] + (self.yy - shape.cy) * self.light[1]) / max(
+            shape.a, 4
+        )
         shade = 1 - 0.25 * np.clip(along, -1.5, 1.5)
         if sphere:
-            shade = shade * (0.6 + 0.55 * np.sqrt(np.clip(-d / min(shape.a, shape.b) * 1.6, 0.02, 1)))
+            shade = shade * (
+                0.6 + 0.55 * np.sqrt(np.clip(-d / min(shape.a, shape.b) * 1.6, 0.02, 1))
+            )
         shade = shade + (0.05 if texture is None else texture) * self.grain()
         self.cover(np.clip(0.5 - d / soft, 0, 1), colour * np.clip(shade, 0.1, 1.6)[..., None])
 
@@ -83,11 +91,19 @@ def sprite(draw: Callable[[Canvas], None], seed: int) -> Array:
 
 
 def put(under: Array, top: Array, x: float, y: float) -> None:
-    """Lay `top` over `under`, both at twice the clip's size, its upper left corner at (x, y) in the clip's pixels."""
+    """Lay `top` over `under`, both at twice the clip's size, its upper left corner at (x, y) in the
+    clip's pixels."""
     left, above = math.floor(2 * x), math.floor(2 * y)
-    moved = ndimage.shift(np.pad(top, ((0, 1), (0, 1), (0, 0))), (2 * y - above, 2 * x - left, 0), order=1)
+    moved = ndimage.shift(
+        np.pad(top, ((0, 1), (0, 1), (0, 0))), (2 * y - above, 2 * x - left, 0), order=1
+    )
     h, w = under.shape[:2]
-    y0, x0, y1, x1 = max(above, 0), max(left, 0), min(above + len(moved), h), min(left + moved.shape[1], w)
+    y0, x0, y1, x1 = (
+        max(above, 0),
+        max(left, 0),
+        min(above + len(moved), h),
+        min(left + moved.shape[1], w),
+    )
     if y1 > y0 and x1 > x0:
         part = moved[y0 - above : y1 - above, x0 - left : x1 - left]
         here = under[y0:y1, x0:x1]
@@ -100,13 +116,15 @@ def halve(x: Array) -> Array:
     return np.clip(x.reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))[..., :3], 0, 1)
 
 
-# --- the two shots ---------------------------------------------------------------------------------------------------
+# --- the two shots -----------------------------------------------------------------------------
 
 
 def hills(seed: int, y: float, height: float, colour: Array, rough: float) -> Layer:
     """A ridge about `y`, 500 px wide."""
     c = Layer(np.random.default_rng(seed), 500, HEIGHT)
-    edge = y - height * np.interp(c.xx[0], np.arange(500), blur(fractal(c.r, 500, 500, 3, 4)[:1], 2)[0])
+    edge = y - height * np.interp(
+        c.xx[0], np.arange(500), blur(fractal(c.r, 500, 500, 3, 4)[:1], 2)[0]
+    )
     depth = c.yy - edge[None]
     shade = 1.1 - 0.35 * np.clip(depth / 90, 0, 1) + rough * c.grain(0) + 0.08 * c.grain(3)
     c.cover(np.clip(depth * 2 + 0.5, 0, 1), colour * shade[..., None])
@@ -119,11 +137,16 @@ def balloon(c: Canvas) -> None:
     assert isinstance(c, Layer)
     _, u, v = envelope.distance(c.yy, c.xx)
     gores = np.sin(
-        np.arcsin(np.clip(v / (envelope.b * np.sqrt(np.clip(1 - (u / envelope.a) ** 2, 0.02, 1))), -1, 1)) * 5
+        np.arcsin(
+            np.clip(v / (envelope.b * np.sqrt(np.clip(1 - (u / envelope.a) ** 2, 0.02, 1))), -1, 1)
+        )
+        * 5
     )
     stripe = np.clip(gores * 6 + 0.5, 0, 1)[..., None] * (c.rgba[..., 3:] > 0.5)
     glow = c.rgba[..., :3].max(-1, keepdims=True)
-    c.rgba[..., :3] = c.rgba[..., :3] * (1 - stripe) + stripe * glow * np.array([1.1, 0.95, 0.72], np.float32)
+    c.rgba[..., :3] = c.rgba[..., :3] * (1 - stripe) + stripe * glow * np.array(
+        [1.1, 0.95, 0.72], np.float32
+    )
     for side in (-1, 1):
         rope = Shape(c.r, "box", 128 + 5 * side, 137, 10, math.pi / 2 + 0.25 * side, 0.05)
         c.paint(rope, np.full(3, 0.25, np.float32), 0.8, texture=0)
@@ -135,8 +158,14 @@ def landscape() -> Iterator[Array]:
     r = np.random.default_rng(5)
     sky = Layer(r, 500, HEIGHT)
     t = np.clip(sky.yy / 150, 0, 1)[..., None]
-    sky.cover(np.ones_like(sky.yy), np.array([0.3, 0.52, 0.82]) * (1 - t) + np.array([0.98, 0.86, 0.7]) * t)
-    sky.cover(np.clip(blur(sky.grain(2), 2) * 0.8 - 0.25, 0, 0.85) * (1 - 0.6 * t[..., 0]), np.array([1.0, 0.97, 0.93]))
+    sky.cover(
+        np.ones_like(sky.yy),
+        np.array([0.3, 0.52, 0.82]) * (1 - t) + np.array([0.98, 0.86, 0.7]) * t,
+    )
+    sky.cover(
+        np.clip(blur(sky.grain(2), 2) * 0.8 - 0.25, 0, 0.85) * (1 - 0.6 * t[..., 0]),
+        np.array([1.0, 0.97, 0.93]),
+    )
     far = hills(11, 120, 16, np.array([0.42, 0.5, 0.64]), 0.03)
     middle = hills(12, 148, 13, np.array([0.38, 0.5, 0.28]), 0.07)
     near = hills(13, 182, 7, np.array([0.42, 0.46, 0.14]), 0.14)
@@ -173,17 +202,21 @@ def ball(turn: float) -> Array:
 
 
 def table() -> Iterator[Array]:
-    """Cups on a table; the camera comes nearer while a ball rolls behind one of them and in front of another."""
+    """Cups on a table; the camera comes nearer while a ball rolls behind one of them and in front
+    of another."""
     r = np.random.default_rng(8)
     wall = Layer(r, 460, 260)
     wall.cover(
-        np.ones_like(wall.yy), np.array([0.28, 0.44, 0.45]) * (1.15 - wall.xx / 900 + 0.04 * wall.grain())[..., None]
+        np.ones_like(wall.yy),
+        np.array([0.28, 0.44, 0.45]) * (1.15 - wall.xx / 900 + 0.04 * wall.grain())[..., None],
     )
     for x, y, a, hue in ((96, 62, 44, 0.09), (330, 56, 34, 0.55)):
         wall.paint(Shape(r, "box", x, y, a, 0, 0.8), hsv(0.08, 0.6, 0.35), 1, shadow=0.4)
         wall.paint(Shape(r, "box", x, y, a * 0.84, 0, 0.75), hsv(hue, 0.35, 0.9), 1, texture=0.02)
         wall.paint(Shape(r, "blob", x, y + 6, a * 0.4, 0.4, 1), hsv(hue + 0.45, 0.55, 0.6), 1)
-    streaks = blur(wall.grain(0), 1) * 0.04 + 0.09 * np.sin(wall.yy * 0.9 + 3 * np.sin(wall.xx / 70))
+    streaks = blur(wall.grain(0), 1) * 0.04 + 0.09 * np.sin(
+        wall.yy * 0.9 + 3 * np.sin(wall.xx / 70)
+    )
     wood = np.array([0.66, 0.44, 0.24]) * (1.05 - (wall.yy - 150) / 260 + 0.7 * streaks)[..., None]
     wall.cover(np.clip((wall.yy - 148) * 2, 0, 1), wood)
     cups = [sprite(cup, seed) for seed in (41, 42)]
@@ -199,13 +232,15 @@ def table() -> Iterator[Array]:
         size = np.array([HEIGHT, WIDTH]) * 2 * zoom
         corner = np.array([260, 460]) - size / 2
         view = [
-            ndimage.affine_transform(out[..., k], [zoom] * 2, corner, (2 * HEIGHT, 2 * WIDTH), order=1)
+            ndimage.affine_transform(
+                out[..., k], [zoom] * 2, corner, (2 * HEIGHT, 2 * WIDTH), order=1
+            )
             for k in range(3)
         ]
         yield halve(np.stack(view, -1))
 
 
-# --- sound and file --------------------------------------------------------------------------------------------------
+# --- sound and file ----------------------------------------------------------------------------
 
 
 def melody(seconds: float) -> Array:
@@ -213,38 +248,63 @@ def melody(seconds: float) -> Array:
     n = round(seconds * SOUND_RATE)
     out, time = np.zeros((2, n)), np.arange(n) / SOUND_RATE
     tune = [0, 4, 7, 12, 9, 7, 4, 7, 5, 9, 12, 16, 14, 12]  # semitones above C4
-    notes = [(i * 0.25, s + 60, 0.22) for i, s in enumerate(tune)] + [(0.0, 48, 0.3), (1.75, 53, 0.3)]
+    notes = [(i * 0.25, s + 60, 0.22) for i, s in enumerate(tune)] + [
+        (0.0, 48, 0.3),
+        (1.75, 53, 0.3),
+    ]
     for begin, key, loud in notes:
         t = time - begin
         f = 440 * 2 ** ((key - 69) / 12)
-        wave = sum(np.sin(2 * math.pi * f * k * t) * np.exp(-t * (2 + 1.5 * k)) / k for k in range(1, 6))
+        wave = sum(
+            np.sin(2 * math.pi * f * k * t) * np.exp(-t * (2 + 1.5 * k)) / k for k in range(1, 6)
+        )
         pan = 0.5 + 0.02 * (key - 62)
-        voice = loud * wave * (t >= 0) * np.clip(t / 0.005, 0, 1) * np.clip((seconds - time) / 0.15, 0, 1)
+        voice = (
+            loud
+            * wave
+            * (t >= 0)
+            * np.clip(t / 0.005, 0, 1)
+            * np.clip((seconds - time) / 0.15, 0, 1)
+        )
         out += np.array([[1 - pan], [pan]]) * voice
     return np.asarray(out, np.float32)
 
 
 def write_clip(path: Path) -> None:
-    """H.264 and AAC in mp4, tagged BT.709. The frames repeat bit for bit: x264 runs on one thread."""
+    """H.264 and AAC in mp4, tagged BT.709. The frames repeat bit for bit: x264 runs on one
+    thread."""
     pictures = [*landscape(), *table()]
     r = np.random.default_rng(1)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as file:
-        video = file.add_stream("libx264", RATE, options={"crf": "20", "preset": "slow", "threads": "1"})
+        video = file.add_stream(
+            "libx264", RATE, options={"crf": "20", "preset": "slow", "threads": "1"}
+        )
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         context = video.codec_context
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = (
+            1,
+            1,
+            1,
+            1,
+        )
         audio = file.add_stream("aac", SOUND_RATE, layout="stereo")
         audio.bit_rate = 96_000
         for i, x in enumerate(pictures):
             x = x + r.uniform(-0.5, 0.5, x.shape) / 255  # dither: no bands in the sky
-            frame = av.VideoFrame.from_ndarray((np.clip(x, 0, 1) * 255).round().astype(np.uint8), "rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            frame = av.VideoFrame.from_ndarray(
+                (np.clip(x, 0, 1) * 255).round().astype(np.uint8), "rgb24"
+            )
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
             frame.pts, frame.time_base = i, Fraction(1, RATE)
             file.mux(video.encode(frame))
         file.mux(video.encode(None))
         sound = melody(len(pictures) / RATE)
         for at in range(0, sound.shape[1], 1024):
-            block = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, at : at + 1024]), "fltp", "stereo")
+            block = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(sound[:, at : at + 1024]), "fltp", "stereo"
+            )
             block.sample_rate, block.pts, block.time_base = SOUND_RATE, at, Fraction(1, SOUND_RATE)
             file.mux(audio.encode(block))
         file.mux(audio.encode(None))
@@ -256,7 +316,9 @@ def main(folder: Path) -> None:
     for kind, seed in STYLES.items():
         r = np.random.default_rng(seed)
         picture = scene(r)
-        _save(styles.stylize(picture, styles.random_style(r, kind), r), folder / f"style-{kind}.png")
+        _save(
+            styles.stylize(picture, styles.random_style(r, kind), r), folder / f"style-{kind}.png"
+        )
     write_clip(folder / "clip.mp4")
 
 

@@ -1,4 +1,5 @@
-"""Write the trained parts as a pack: a diffusers folder in fp16 that stock classes load, with its IP-Adapter."""
+"""Write the trained parts as a pack: a diffusers folder in fp16 that stock classes load, with its
+IP-Adapter."""
 
 import json
 import shutil
@@ -12,11 +13,19 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from std_cli.tinypack.model import VISION_SIZE, Denoiser, make_unet
 
-# What suits this pack: in so small a network style is everywhere, so the reference acts in all blocks.
+# What suits this pack: in so small a network style is everywhere, so the reference acts in all
+# blocks.
 STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
-    "i2i": {"prompt": "", "negative_prompt": "", "eta": 0.75, "steps": 8, "cfg": 3.0, "style_blocks": "all"},
+    "i2i": {
+        "prompt": "",
+        "negative_prompt": "",
+        "eta": 0.75,
+        "steps": 8,
+        "cfg": 3.0,
+        "style_blocks": "all",
+    },
     "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
     "motion": "none",  # --steady does more, at less cost
     "motion_window": 8,
@@ -28,7 +37,13 @@ STD_JSON = {
         "lora": {"rank": 16, "alpha": 16},
         "distill": {"w_min": 2.0, "w_max": 4.0, "unconditional_pooled": "empty", "steps": 4},
         "adversarial": {"features": "none"},
-        "optimizer": {"lr": 2e-4, "scale_lr": False, "warmup_steps": 20, "batch": 4, "accumulation": 1},
+        "optimizer": {
+            "lr": 2e-4,
+            "scale_lr": False,
+            "warmup_steps": 20,
+            "batch": 4,
+            "accumulation": 1,
+        },
         "run": {"save_every": 50, "validate_every": 50},
         "v2v": {"data": {"size": [96, 96], "frames": 8, "stride": 1}, "optimizer": {"batch": 1}},
     },
@@ -36,9 +51,12 @@ STD_JSON = {
 
 
 def ip_adapter_state(net: Denoiser) -> dict[str, Tensor]:
-    """The IP-Adapter in its published layout: image_proj.* and ip_adapter.N.*, N odd, in attention order."""
+    """The IP-Adapter in its published layout: image_proj.* and ip_adapter.N.*, N odd, in attention
+    order."""
     out = {}
-    for i, processor in enumerate(p for n, p in net.unet.attn_processors.items() if n.endswith("attn2.processor")):
+    for i, processor in enumerate(
+        p for n, p in net.unet.attn_processors.items() if n.endswith("attn2.processor")
+    ):
         out[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"] = processor.to_k_ip[0].weight
         out[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"] = processor.to_v_ip[0].weight
     names = {
@@ -65,11 +83,19 @@ def ip_adapter_state(net: Denoiser) -> dict[str, Tensor]:
 
 
 def load_parts(pack: Path) -> dict[str, dict[str, Tensor]]:
-    """The weights of a pack's trained parts, by their names in `Denoiser`, fp32: what `export` was given, rounded."""
+    """The weights of a pack's trained parts, by their names in `Denoiser`, fp32: what `export` was
+    given, rounded."""
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(pack, dtype=torch.float32)
     [adapter] = (pack / "ip_adapter").glob("*.safetensors")
-    pipe.load_ip_adapter(str(pack), subfolder="ip_adapter", weight_name=adapter.name, image_encoder_folder=None)
-    parts = {"unet": pipe.unet, "vision": pipe.image_encoder, "text": pipe.text_encoder, "text_2": pipe.text_encoder_2}
+    pipe.load_ip_adapter(
+        str(pack), subfolder="ip_adapter", weight_name=adapter.name, image_encoder_folder=None
+    )
+    parts = {
+        "unet": pipe.unet,
+        "vision": pipe.image_encoder,
+        "text": pipe.text_encoder,
+        "text_2": pipe.text_encoder_2,
+    }
     return {name: part.state_dict() for name, part in parts.items()}
 
 
@@ -106,7 +132,11 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
     )
     pipe.to(torch.float16).save_pretrained(out)
     (out / "ip_adapter").mkdir(exist_ok=True)
-    save_file(ip_adapter_state(net), out / "ip_adapter" / "ip-adapter-plus_tiny.safetensors", metadata={"format": "pt"})
+    save_file(
+        ip_adapter_state(net),
+        out / "ip_adapter" / "ip-adapter-plus_tiny.safetensors",
+        metadata={"format": "pt"},
+    )
     (out / "std.json").write_text(json.dumps(STD_JSON, indent=2) + "\n", encoding="utf-8")
 
 

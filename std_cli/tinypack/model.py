@@ -1,6 +1,7 @@
 """The parts of the embedded pack, as stock diffusers and transformers classes, at miniature widths.
 
-`Denoiser` joins what is trained together: the UNet with IP-Adapter-plus attention, the picture encoder, the texts'.
+`Denoiser` joins what is trained together: the UNet with IP-Adapter-plus attention, the picture
+encoder, the texts'.
 """
 
 from typing import Any
@@ -24,7 +25,8 @@ WIDTHS = (48, 96, 128)
 CROSS = 128  # cross-attention width: the two text encoders' 64 + 64
 VISION_SIZE, VISION_WIDTH, TOKENS = 112, 128, 16
 TEXT_LENGTH = 32
-LATENT_SCALE = 4.0  # SDXL's is about 1: here structure has to survive eta 0.75, and the network is small
+# SDXL's is about 1: here structure has to survive eta 0.75, and the network is small
+LATENT_SCALE = 4.0
 
 
 def make_vae() -> AutoencoderKL:
@@ -63,16 +65,22 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def add_ip_adapter(unet: UNet2DConditionModel) -> None:
-    """Give the UNet IP-Adapter-plus attention and its resampler, as diffusers' loader lays them out."""
+    """Give the UNet IP-Adapter-plus attention and its resampler, as diffusers' loader lays them
+    out."""
     processors: dict[str, Any] = {}
     for name in unet.attn_processors:
         if name.endswith("attn1.processor"):
             processors[name] = AttnProcessor2_0()
             continue
         part, index = name.split(".")[0], name.split(".")[1]
-        width = {"mid_block": WIDTHS[-1], "up_blocks": WIDTHS[::-1][int(index) if index.isdigit() else 0]}.get(part)
+        width = {
+            "mid_block": WIDTHS[-1],
+            "up_blocks": WIDTHS[::-1][int(index) if index.isdigit() else 0],
+        }.get(part)
         width = width or WIDTHS[int(index)]
-        processors[name] = IPAdapterAttnProcessor2_0(hidden_size=width, cross_attention_dim=CROSS, num_tokens=[TOKENS])
+        processors[name] = IPAdapterAttnProcessor2_0(
+            hidden_size=width, cross_attention_dim=CROSS, num_tokens=[TOKENS]
+        )
     unet.set_attn_processor(processors)
     projection = IPAdapterPlusImageProjection(
         embed_dims=VISION_WIDTH, output_dims=CROSS, hidden_dims=128, heads=2, num_queries=TOKENS
@@ -95,7 +103,9 @@ def make_vision() -> CLIPVisionModelWithProjection:
     )
 
 
-def make_text(vocabulary: int, bos: int, eos: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+def make_text(
+    vocabulary: int, bos: int, eos: int
+) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=64,
@@ -113,12 +123,14 @@ def make_text(vocabulary: int, bos: int, eos: int) -> tuple[CLIPTextModel, CLIPT
 
 
 class Denoiser(nn.Module):
-    """Everything trained on latents. The auxiliary head reads style facts off the picture tokens; it is not shipped."""
+    """Everything trained on latents. The auxiliary head reads style facts off the picture tokens;
+    it is not shipped."""
 
     def __init__(self, vocabulary: int, bos: int, eos: int) -> None:
         super().__init__()
         self.unet = make_unet()
-        for name, module in self.unet.named_modules():  # residual branches start small: a deep net learns sooner
+        # residual branches start small: a deep net learns sooner
+        for name, module in self.unet.named_modules():
             if name.endswith(("conv2", "to_out.0", "ff.net.2")):
                 with torch.no_grad():
                     module.weight.mul_(0.2)
@@ -133,15 +145,17 @@ class Denoiser(nn.Module):
         return self.unet.encoder_hid_proj.image_projection_layers[0](hidden)  # type: ignore[no-any-return]
 
     def text_states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, TEXT_LENGTH) -> token states (B, TEXT_LENGTH, CROSS), pooled (B, 64), as SDXL joins them."""
+        """(B, TEXT_LENGTH) -> token states (B, TEXT_LENGTH, CROSS), pooled (B, 64), as SDXL joins
+        them."""
         first = self.text(ids, output_hidden_states=True).hidden_states[-2]
         second = self.text_2(ids, output_hidden_states=True)
         return torch.cat([first, second.hidden_states[-2]], -1), second.text_embeds
 
-    def forward(self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor, tokens: Tensor, sizes: Tensor) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor, tokens: Tensor, sizes: Tensor
+    ) -> Tensor:
         """Predicted noise (B, 4, h, w); tokens are per sample, (B, 16, CROSS)."""
-        both = (
-            states,
-            [tokens[:, None]],
-        )  # what the UNet itself makes of image_embeds, but projected once per reference
-        return self.unet(x_t, t, both, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample  # type: ignore[no-any-return]
+        # what the UNet itself makes of image_embeds, but projected once per reference
+        both = (states, [tokens[:, None]])
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        return self.unet(x_t, t, both, added_cond_kwargs=added).sample  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
 """Procedural moving scenes: what the pack's temporal layers are trained on.
 
-A canvas is drawn once and stylized once; then one camera moves over its plain and its styled form alike, and cut-outs
-of a second canvas in the same style move across. So a styled clip is consistent along time, and its motion is known.
+A canvas is drawn once and stylized once; then one camera moves over its plain and its styled form
+alike, and cut-outs of a second canvas in the same style move across. So a styled clip is consistent
+along time, and its motion is known.
 """
 
 import math
@@ -23,13 +24,16 @@ class Clip(NamedTuple):
     reference: Array  # (128, 128, 3)
     caption: str
     kind: str  # of the style
-    flow: Array  # (N - 1, H, W, 2) float32: where a pixel's point is in the next frame, (x, y) from where it is now, px
+    # (N - 1, H, W, 2) float32: where a pixel's point is in the next frame, (x, y) from where it is
+    # now, px
+    flow: Array
     seen: Array  # (N - 1, H, W) bool: that point is in the next frame, and nothing hides it there
     clean: Array  # as plain, with nothing of it either
 
 
 def similarity(zoom: Array, turn: Array, at: Array, centre: Array) -> Array:
-    """(N, 2, 3): maps a frame's (x, y) to a canvas's, zoom canvas pixels per frame pixel; `at` (N, 2) goes to `centre`.
+    """(N, 2, 3): maps a frame's (x, y) to a canvas's, zoom canvas pixels per frame pixel; `at` (N,
+    2) goes to `centre`.
 
     `zoom` and `turn` (radians) are (N,), `centre` is (N, 2) or (2,).
     """
@@ -51,19 +55,28 @@ def inverse(m: Array) -> Array:
 
 
 def resample(canvas: Array, maps: Array, height: int, width: int) -> Array:
-    """The canvas (S, S, C) as N frames see it through `maps` (N, 2, 3): (N, height, width, C), bicubic.
+    """The canvas (S, S, C) as N frames see it through `maps` (N, 2, 3): (N, height, width, C),
+    bicubic.
 
-    The kernel keeps what is sharp, and a whole-pixel pan copies pixels, as long as the zoom is not far from 1.
+    The kernel keeps what is sharp, and a whole-pixel pan copies pixels, as long as the zoom is not
+    far from 1.
     """
     points = np.stack([apply(m, _grid(height, width)) for m in maps])
     places = torch.from_numpy(((2 * points + 1) / S - 1).astype(np.float32))
-    source = torch.from_numpy(np.ascontiguousarray(canvas)).permute(2, 0, 1).expand(len(maps), -1, -1, -1)
-    out = F.grid_sample(source, places, mode="bicubic", padding_mode="reflection", align_corners=False)
+    source = (
+        torch.from_numpy(np.ascontiguousarray(canvas))
+        .permute(2, 0, 1)
+        .expand(len(maps), -1, -1, -1)
+    )
+    out = F.grid_sample(
+        source, places, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
     return out.permute(0, 2, 3, 1).numpy()
 
 
 def clip(r: Rng, frames: int = 8, size: int = 128) -> Clip:
-    """One moving scene in a random style, `size` px square (at most 160), with zero to three objects in front."""
+    """One moving scene in a random style, `size` px square (at most 160), with zero to three
+    objects in front."""
     drawn, other = scene(r), scene(r)
     style = styles.random_style(r)
     reference = styles.stylize(vary(scene(r), r), style, r)
@@ -92,7 +105,9 @@ def clip(r: Rng, frames: int = 8, size: int = 128) -> Clip:
     flow, visible = _motion([m for _, m, _ in layers], top)
     clean = np.clip(out[..., :3], 0, 1)
     small = reference.reshape(128, 2, 128, 2, 3).mean((1, 3))
-    return Clip(_film(clean, r), np.clip(out[..., 3:], 0, 1), small, tags, style.kind, flow, visible, clean)
+    return Clip(
+        _film(clean, r), np.clip(out[..., 3:], 0, 1), small, tags, style.kind, flow, visible, clean
+    )
 
 
 def _grid(height: int, width: int) -> Array:
@@ -105,7 +120,9 @@ def _path(r: Rng, frames: int, speed: float, shake: float) -> Array:
     heading, turning = r.uniform(0, 2 * math.pi), r.normal() * 0.08
     angle = heading + turning * np.arange(frames)
     rate = speed * np.clip(1 + r.normal() * 0.15 * np.arange(frames), 0, 2)
-    steps = rate[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1) + shake * r.normal(size=(frames, 2))
+    steps = rate[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1) + shake * r.normal(
+        size=(frames, 2)
+    )
     path = np.cumsum(steps, 0)
     return np.asarray(path - path[0])
 
@@ -130,7 +147,9 @@ def _camera(r: Rng, frames: int, size: int, still: bool) -> Array:
             turn = r.normal() * 0.03 + r.normal() * 0.004 * time
     at = np.full((frames, 2), (size - 1) / 2)
     low, high = size * 0.5 * zoom.max() - path.min(0), S - 1 - size * 0.5 * zoom.max() - path.max(0)
-    centre = np.floor(r.uniform(np.minimum(low, high), np.maximum(low, high))) + 0.5 * (1 - size % 2)
+    centre = np.floor(r.uniform(np.minimum(low, high), np.maximum(low, high))) + 0.5 * (
+        1 - size % 2
+    )
     return similarity(zoom, turn, at, centre + path)
 
 
@@ -154,7 +173,10 @@ def _motion(maps: list[Array], top: Array) -> tuple[Array, Array]:
     """Clip.flow and Clip.seen, from each layer's maps and the layer that each pixel shows."""
     frames, height, width = top.shape
     here = _grid(height, width)
-    flow, seen = np.zeros((frames - 1, height, width, 2), np.float32), np.zeros((frames - 1, height, width), bool)
+    flow, seen = (
+        np.zeros((frames - 1, height, width, 2), np.float32),
+        np.zeros((frames - 1, height, width), bool),
+    )
     for i in range(frames - 1):
         for number, m in enumerate(maps):
             mine = top[i] == number
@@ -163,12 +185,15 @@ def _motion(maps: list[Array], top: Array) -> tuple[Array, Array]:
             x, y = nearest[:, 0], nearest[:, 1]
             inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
             flow[i][mine] = there - here[mine]
-            seen[i][mine] = inside & (top[i + 1][y.clip(0, height - 1), x.clip(0, width - 1)] == number)
+            seen[i][mine] = inside & (
+                top[i + 1][y.clip(0, height - 1), x.clip(0, width - 1)] == number
+            )
     return flow, seen
 
 
 def _wander(r: Rng, frames: int, size: int, sigma: float) -> Array:
-    """Fields of unit variance, smooth over `sigma` pixels, that change from frame to frame: (N, size, size)."""
+    """Fields of unit variance, smooth over `sigma` pixels, that change from frame to frame: (N,
+    size, size)."""
     out: list[Array] = []
     keep = r.uniform(0, 0.9)
     for _ in range(frames):

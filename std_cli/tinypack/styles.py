@@ -1,8 +1,10 @@
-"""Procedural styles: how a plain scene becomes a styled one, and how a target is brought to a reference's statistics.
+"""Procedural styles: how a plain scene becomes a styled one, and how a target is brought to a
+reference's statistics.
 
-A `Style` is a kind (poster, halftone, ...), a palette and twelve numbers in [0, 1]; the same style on two scenes gives
-two pictures of one hand. `match` then moves the target's colours and oriented energies to those of the reference
-picture, because these are what a reader of one reference can know of a style.
+A `Style` is a kind (poster, halftone, ...), a palette and twelve numbers in [0, 1]; the same style
+on two scenes gives two pictures of one hand. `match` then moves the target's colours and oriented
+energies to those of the reference picture, because these are what a reader of one reference can
+know of a style.
 """
 
 import math
@@ -46,9 +48,14 @@ class Style:
 
 def palette(r: Rng, count: int) -> Array:
     """A colour scheme (mono, complementary, analogous, triad, any) along a ramp of luma."""
-    scheme = str(r.choice(["mono", "complement", "analog", "any", "triad"], p=[0.12, 0.28, 0.25, 0.22, 0.13]))
+    scheme = str(
+        r.choice(["mono", "complement", "analog", "any", "triad"], p=[0.12, 0.28, 0.25, 0.22, 0.13])
+    )
     hue, saturation = r.random(), float(r.choice([0.25, 0.5, 0.75, 0.95]))
-    tones = np.linspace(r.uniform(0.02, 0.28), r.uniform(0.68, 0.98), count) + r.normal(size=count) * 0.04
+    tones = (
+        np.linspace(r.uniform(0.02, 0.28), r.uniform(0.68, 0.98), count)
+        + r.normal(size=count) * 0.04
+    )
     out = []
     for i, tone in enumerate(np.clip(tones, 0.01, 0.99)):
         h = {
@@ -94,7 +101,9 @@ def colour(img: Array, s: Style, hard: float = 0.0) -> Array:
         w = np.exp(-(d - d.min(-1, keepdims=True)) * (25 + hard * 300))
         out = (w / w.sum(-1, keepdims=True)) @ p
     else:
-        out = (img - img.mean((0, 1))) / (img.std((0, 1)) + 0.05) * (0.06 + 0.9 * p.std(0)) + p.mean(0)
+        out = (img - img.mean((0, 1))) / (img.std((0, 1)) + 0.05) * (
+            0.06 + 0.9 * p.std(0)
+        ) + p.mean(0)
         if hard:
             x = np.clip(out, 0, 1) * k
             out = (np.floor(x) + np.clip((x % 1 - 0.5) * (1 + hard * 6) + 0.5, 0, 1)) / k
@@ -104,11 +113,14 @@ def colour(img: Array, s: Style, hard: float = 0.0) -> Array:
 def ink(x: Array, sigma: float, threshold: float, soft: float = 0.02) -> Array:
     """Outlines of a luma picture at scale sigma, (S, S) in [0, 1]."""
     b = blur(x, sigma)
-    return np.clip((np.hypot(np.gradient(b, axis=0), np.gradient(b, axis=1)) * sigma - threshold) / soft, 0, 1)
+    return np.clip(
+        (np.hypot(np.gradient(b, axis=0), np.gradient(b, axis=1)) * sigma - threshold) / soft, 0, 1
+    )
 
 
 def flatten(img: Array, radius: int) -> Array:
-    """Kuwahara filter: each pixel takes the mean of the calmest of four neighbouring squares (Kuwahara et al. 1976)."""
+    """Kuwahara filter: each pixel takes the mean of the calmest of four neighbouring squares
+    (Kuwahara et al. 1976)."""
     n, x = 2 * radius + 1, luma(img)
     mean, m1 = ndimage.uniform_filter(img, (n, n, 1)), ndimage.uniform_filter(x, n)
     variance = ndimage.uniform_filter(x * x, n) - m1 * m1
@@ -132,9 +144,12 @@ def sample(img: Array, yy: Array, xx: Array) -> Array:
 
 
 def cells(r: Rng, size: float) -> tuple[Array, Array, Array]:
-    """Voronoi cells: distances to the two nearest points (S, S, 2), the cell's number (S, S), the points (N, 2)."""
+    """Voronoi cells: distances to the two nearest points (S, S, 2), the cell's number (S, S), the
+    points (N, 2)."""
     n = int(S / size) + 1
-    points = ((np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5 + r.uniform(-0.45, 0.45, (n, n, 2))) * size).reshape(-1, 2)
+    points = (
+        (np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5 + r.uniform(-0.45, 0.45, (n, n, 2))) * size
+    ).reshape(-1, 2)
     d, i = cKDTree(points).query(np.stack([YY.ravel(), XX.ravel()], 1), k=2)
     return d.reshape(S, S, 2).astype(np.float32), i[:, 0].reshape(S, S), points
 
@@ -176,7 +191,9 @@ def comic(img: Array, s: Style, r: Rng) -> Array:
     k, x = s.knobs, luma(img)
     c = colour(flatten(img, 3), s, 0.8) * 0.85 + 0.15
     black = np.clip((np.percentile(x, 8 + 12 * k[2]) - blur(x, 0.8)) * 12, 0, 1)
-    return over(c, np.maximum(ink(x, 1.2 + k[0] * 1.2, 0.05 + 0.05 * k[1]), black), s.palette[0] * 0.5)
+    return over(
+        c, np.maximum(ink(x, 1.2 + k[0] * 1.2, 0.05 + 0.05 * k[1]), black), s.palette[0] * 0.5
+    )
 
 
 def painted(img: Array, s: Style, r: Rng) -> Array:
@@ -192,7 +209,9 @@ def painted(img: Array, s: Style, r: Rng) -> Array:
     )
     scratches = np.clip((strokes(r, angle, 7, 0.8) - 2.2) * 2, 0, 1) * (k[6] > 0.3)
     return over(
-        c, np.maximum(ink(x, 1.2 + k[3] * 1.2, 0.05 + 0.05 * k[4], 0.04) * 0.9, scratches * 0.8), s.palette[0] * 0.35
+        c,
+        np.maximum(ink(x, 1.2 + k[3] * 1.2, 0.05 + 0.05 * k[4], 0.04) * 0.9, scratches * 0.8),
+        s.palette[0] * 0.35,
     )
 
 
@@ -202,9 +221,13 @@ def hatching(img: Array, s: Style, r: Rng) -> Array:
     lines = ink(luma(img), 1.2, 0.06 + 0.04 * k[3])
     for j, tone in enumerate((0.72, 0.45, 0.22)):
         stripe = np.cos(wave(angle + j * (0.8 + 0.8 * k[2]), period) + wobble)
-        lines = np.maximum(lines, np.clip((stripe - 0.2) * 2 + 0.5, 0, 1) * np.clip((tone - n) * 8, 0, 1))
+        lines = np.maximum(
+            lines, np.clip((stripe - 0.2) * 2 + 0.5, 0, 1) * np.clip((tone - n) * 8, 0, 1)
+        )
     paper = (
-        colour(blur(img, 2), s) * 0.5 + 0.5 if k[4] < 0.45 else np.broadcast_to(s.palette[-1] * 0.5 + 0.5, img.shape)
+        colour(blur(img, 2), s) * 0.5 + 0.5
+        if k[4] < 0.45
+        else np.broadcast_to(s.palette[-1] * 0.5 + 0.5, img.shape)
     )
     return over(paper, lines, s.palette[0] * 0.6)
 
@@ -212,11 +235,18 @@ def hatching(img: Array, s: Style, r: Rng) -> Array:
 def watercolour(img: Array, s: Style, r: Rng) -> Array:
     k = s.knobs
     reach = 1.5 + 2 * k[0]
-    moved = sample(img, YY + fractal(r, rough=1, smooth=3) * reach, XX + fractal(r, rough=1, smooth=3) * reach)
+    moved = sample(
+        img, YY + fractal(r, rough=1, smooth=3) * reach, XX + fractal(r, rough=1, smooth=3) * reach
+    )
     c = colour(blur(flatten(moved, 4), 0.7), s, 0.25 * k[1]) * 0.75 + 0.27
     edge = ink(luma(c), 1.2, 0.0, 1.0) * (2 + 3 * k[2])
     wash = fractal(r, rough=2) * (0.06 + 0.08 * k[4])
-    return c - edge[..., None] * 0.8 + wash[..., None] * (1.2 - c) + fractal(r, smooth=2)[..., None] * 0.02
+    return (
+        c
+        - edge[..., None] * 0.8
+        + wash[..., None] * (1.2 - c)
+        + fractal(r, smooth=2)[..., None] * 0.02
+    )
 
 
 def oil(img: Array, s: Style, r: Rng) -> Array:
@@ -240,7 +270,9 @@ def mosaic(img: Array, s: Style, r: Rng) -> Array:
     side = int(7 + k[0] * 7)
     n = S // side + 1
     tiles = (
-        np.pad(img, ((0, n * side - S), (0, n * side - S), (0, 0)), "edge").reshape(n, side, n, side, 3).mean((1, 3))
+        np.pad(img, ((0, n * side - S), (0, n * side - S), (0, 0)), "edge")
+        .reshape(n, side, n, side, 3)
+        .mean((1, 3))
     )
     tiles = np.clip(colour(tiles, s, 0.5 * k[1]) + r.normal(size=(n, n, 1)) * 0.05 * k[2], 0, 1)
     out = tiles.repeat(side, 0).repeat(side, 1)[:S, :S]
@@ -251,7 +283,9 @@ def mosaic(img: Array, s: Style, r: Rng) -> Array:
 def woodcut(img: Array, s: Style, r: Rng) -> Array:
     k, n = s.knobs, tones(blur(luma(img), 1.2), 3, 97)
     phase = wave(k[1] * 3.14, 5 + k[0] * 5) + fractal(r, rough=2) * 1.2 + n * 6 * k[2]
-    cut = np.maximum(np.clip((np.cos(phase) * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07))
+    cut = np.maximum(
+        np.clip((np.cos(phase) * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07)
+    )
     paper = (
         colour(flatten(img, 3), s, 1) * 0.6 + s.palette[-1] * 0.4
         if k[3] < 0.4
@@ -264,7 +298,9 @@ def pastel(img: Array, s: Style, r: Rng) -> Array:
     """Chalk rubbed over grained paper."""
     k = s.knobs
     c = colour(blur(img, 1 + 1.5 * k[0]), s) * 0.75 + 0.22
-    grain = np.clip(strokes(r, k[1] * 3.14, 4, 1) * 0.5 + 0.75 - 0.35 * luma(c) + 0.2 * k[2], 0, 1)[..., None]
+    grain = np.clip(strokes(r, k[1] * 3.14, 4, 1) * 0.5 + 0.75 - 0.35 * luma(c) + 0.2 * k[2], 0, 1)[
+        ..., None
+    ]
     paper = s.palette[-1] * 0.4 + 0.6 if k[3] < 0.7 else s.palette[0] * 0.5
     amount = 0.4 + 0.25 * k[4]
     return c * (1 - amount) + amount * (c * grain + paper * (1 - grain))
@@ -284,7 +320,9 @@ def stained(img: Array, s: Style, r: Rng) -> Array:
     """Stained glass: cells of one colour in dark lead."""
     k = s.knobs
     d, number, points = cells(r, 10 + 9 * k[0])
-    glass = colour(sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], s, 0.5 * k[1])[:, 0][number]
+    glass = colour(sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], s, 0.5 * k[1])[
+        :, 0
+    ][number]
     glass = glass * (1 + 0.06 * fractal(r, rough=1, smooth=3)[..., None])
     return over(glass, 1 - np.clip((d[..., 1] - d[..., 0]) / 1.6 - 0.5, 0, 1), s.palette[0] * 0.2)
 
@@ -337,14 +375,15 @@ def caption(s: Style, styled: Array, r: Rng) -> str:
     return phrase + (", " + " and ".join(names) if r.random() < 0.8 else "")
 
 
-# --- statistics of a reference ---------------------------------------------------------------------------------------
+# --- statistics of a reference -----------------------------------------------------------------
 
 # luma and two colour differences: moments taken here keep light and colour apart
 _TO_OPPONENT = np.array([[0.30, 0.59, 0.11], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]], np.float32)
 
 
 def transport(img: Array, ref: Array, amount: float = 1.0) -> Array:
-    """Give `img` the mean and covariance of the reference's colours (Monge-Kantorovitch, Pitie and Kokaram 2007)."""
+    """Give `img` the mean and covariance of the reference's colours (Monge-Kantorovitch, Pitie and
+    Kokaram 2007)."""
     x, y = img.reshape(-1, 3) @ _TO_OPPONENT.T, ref.reshape(-1, 3) @ _TO_OPPONENT.T
     cx, cy = np.cov(x.T) + 2e-4 * np.eye(3), np.cov(y.T) + 2e-5 * np.eye(3)
     root = _root(cx)
@@ -362,7 +401,8 @@ def _root(c: Array) -> Array:
 
 @cache
 def _bands() -> Array:
-    """Smooth windows over the half-plane of frequencies, (16, S, S // 2 + 1): four octaves x four directions."""
+    """Smooth windows over the half-plane of frequencies, (16, S, S // 2 + 1): four octaves x four
+    directions."""
     fy, fx = np.fft.fftfreq(S)[:, None], np.fft.rfftfreq(S)[None]
     octave = np.log2(np.maximum(np.hypot(fy, fx), 1e-6) / 0.25)  # 0 at period 4 px, -1 at 8 px, ...
     theta = np.arctan2(fy, fx)
@@ -374,9 +414,11 @@ def _bands() -> Array:
 
 
 def match(img: Array, ref: Array, amount: float = 0.7) -> Array:
-    """Bring a target to its reference's statistics: colours by `transport`, then each oriented band's energy.
+    """Bring a target to its reference's statistics: colours by `transport`, then each oriented
+    band's energy.
 
-    The gains of the sixteen bands are clipped to [0.5, 2] and raised to `amount`, so that no band is made of nothing.
+    The gains of the sixteen bands are clipped to [0.5, 2] and raised to `amount`, so that no band
+    is made of nothing.
     """
     out = transport(img, ref)
     x, y = luma(out), luma(ref)

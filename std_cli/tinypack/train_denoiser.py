@@ -1,9 +1,10 @@
 """Training of the pack's denoiser: ordinary epsilon loss plus *paired bridge noise*.
 
-An SDEdit run starts from a noised photograph and a plain denoiser gives the photograph back. So for a start time T0 the
-noise of a styled latent z_s is shifted towards its plain twin z_p,
+An SDEdit run starts from a noised photograph and a plain denoiser gives the photograph back. So for
+a start time T0 the noise of a styled latent z_s is shifted towards its plain twin z_p,
 
-    eps' = eps + sqrt(abar_T0 / (1 - abar_T0)) (z_p - z_s),        x_t = sqrt(abar_t) z_s + sqrt(1 - abar_t) eps',
+    eps' = eps + sqrt(abar_T0 / (1 - abar_T0)) (z_p - z_s),        x_t = sqrt(abar_t) z_s + sqrt(1 -
+    abar_t) eps',
 
 which at t = T0 is exactly the noised plain picture: denoising from it ends at the styled one.
 """
@@ -49,7 +50,8 @@ class Latents:
 
 @torch.no_grad()
 def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
-    """Encode a random 160 px crop of every pair, shard by shard; a shard already encoded is kept."""
+    """Encode a random 160 px crop of every pair, shard by shard; a shard already encoded is
+    kept."""
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     out.mkdir(exist_ok=True)
     for path in sorted(data.glob("groups-????.npz")):
@@ -62,10 +64,16 @@ def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
         pairs = np.stack([shard["plain"], shard["styled"]], 2).reshape(-1, 2, 256, 256, 3)
         corners = r.integers(0, 256 - STORED * 4 + 1, (len(pairs), 2))
         crops = np.concatenate(
-            [p[:, y : y + STORED * 4, x : x + STORED * 4] for p, (y, x) in zip(pairs, corners, strict=True)]
+            [
+                p[:, y : y + STORED * 4, x : x + STORED * 4]
+                for p, (y, x) in zip(pairs, corners, strict=True)
+            ]
         )
         both = torch.cat(
-            [vae.encode(to_tensor(c)).latent_dist.mode() * LATENT_SCALE for c in np.split(crops, len(crops) // 8)]
+            [
+                vae.encode(to_tensor(c)).latent_dist.mode() * LATENT_SCALE
+                for c in np.split(crops, len(crops) // 8)
+            ]
         )
         both = both.half().view(-1, 2, 2, 4, STORED, STORED)
         torch.save({"plain": both[:, :, 0].clone(), "styled": both[:, :, 1].clone()}, target)
@@ -73,7 +81,9 @@ def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
 
 
 def load(data: Path, folder: Path) -> Latents:
-    parts: dict[str, list[Any]] = {k: [] for k in ("plain", "styled", "reference", "kind", "caption")}
+    parts: dict[str, list[Any]] = {
+        k: [] for k in ("plain", "styled", "reference", "kind", "caption")
+    }
     for path in sorted(folder.glob("groups-????.pt")):
         shard = torch.load(path, weights_only=True)
         with np.load(data / (path.stem + ".npz")) as z:
@@ -82,11 +92,14 @@ def load(data: Path, folder: Path) -> Latents:
             values.append(shard[key])
     plain, styled = torch.cat(parts["plain"]), torch.cat(parts["styled"])
     kind = torch.from_numpy(np.concatenate(parts["kind"]))
-    return Latents(plain, styled, np.concatenate(parts["reference"]), kind, np.concatenate(parts["caption"]))
+    return Latents(
+        plain, styled, np.concatenate(parts["reference"]), kind, np.concatenate(parts["caption"])
+    )
 
 
 def view_references(d: Latents, groups: Array, r: np.random.Generator, vary: bool = True) -> Tensor:
-    """References as the picture encoder sees them, (G, 3, 112, 112) in [0, 1]: cropped and flipped at random."""
+    """References as the picture encoder sees them, (G, 3, 112, 112) in [0, 1]: cropped and flipped
+    at random."""
     out = []
     for g in groups:
         x = torch.from_numpy(d.reference[g]).permute(2, 0, 1)[None].float() / 255
@@ -96,14 +109,19 @@ def view_references(d: Latents, groups: Array, r: np.random.Generator, vary: boo
             x = x[..., y0 : y0 + n, x0 : x0 + n]
         if vary and r.random() < 0.5:
             x = x.flip(-1)
-        out.append(F.interpolate(x, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True).clamp(0, 1))
+        out.append(
+            F.interpolate(x, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
+        )
     return torch.cat(out)
 
 
 def style_facts(pixels: Tensor) -> Tensor:
-    """What the tokens should tell of a reference, (G, 14 + 9 + 16): colour histogram, moments, oriented energies."""
+    """What the tokens should tell of a reference, (G, 14 + 9 + 16): colour histogram, moments,
+    oriented energies."""
     flat = pixels[:, :, ::2, ::2].flatten(2).transpose(1, 2)  # (G, 56 * 56, 3)
-    histogram = torch.softmax(-((flat[:, :, None] - torch.from_numpy(COLOUR_VALUES)) ** 2).sum(-1) * 40, -1).mean(1)
+    histogram = torch.softmax(
+        -((flat[:, :, None] - torch.from_numpy(COLOUR_VALUES)) ** 2).sum(-1) * 40, -1
+    ).mean(1)
     mean = flat.mean(1)
     centred = flat - mean[:, None]
     covariance = centred.transpose(1, 2) @ centred / flat.shape[1]
@@ -130,32 +148,50 @@ class Trainer:
         self.empty = self.ids([""])[0]
 
     def ids(self, texts: list[str]) -> Tensor:
-        out = self.tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+        out = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=TEXT_LENGTH,
+            truncation=True,
+            return_tensors="pt",
+        )
         return out.input_ids  # type: ignore[no-any-return]
 
     def crop(self, group: int, which: int, size: int) -> tuple[Tensor, Tensor]:
         y, x = self.r.integers(0, STORED - size + 1, 2)
         plain, styled = self.d.plain[group, which], self.d.styled[group, which]
         cut = np.s_[:, y : y + size, x : x + size]
-        if self.r.random() < 0.2:  # half the pairs mirrored would hide the strokes' direction; a few widen the set
+        # half the pairs mirrored would hide the strokes' direction; a few widen the set
+        if self.r.random() < 0.2:
             return plain[cut].flip(-1), styled[cut].flip(-1)
         return plain[cut], styled[cut]
 
-    def loss(self, net: Denoiser, groups: Array, size: int, vary: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """For G groups: weighted loss, auxiliary loss, and the plain squared errors of the bridged samples."""
+    def loss(
+        self, net: Denoiser, groups: Array, size: int, vary: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For G groups: weighted loss, auxiliary loss, and the plain squared errors of the bridged
+        samples."""
         r, batch = self.r, 2 * len(groups)
         pairs = [self.crop(int(g), i, size) for g in groups for i in (0, 1)]
         plain, styled = (torch.stack(x).float() for x in zip(*pairs, strict=True))
         pixels = view_references(self.d, groups, r, vary)
-        black = torch.zeros(1, 3, VISION_SIZE, VISION_SIZE)  # what stands for "no reference" under CFG
+        # what stands for "no reference" under CFG
+        black = torch.zeros(1, 3, VISION_SIZE, VISION_SIZE)
         tokens = net.picture_tokens(torch.cat([(pixels - CLIP_MEAN) / CLIP_STD, black]))
 
         u = r.random(batch)
-        unconditional, text_only, with_text = u < 0.1, (u >= 0.1) & (u < 0.15), (u >= 0.1) & (u < 0.35)
+        unconditional, text_only, with_text = (
+            u < 0.1,
+            (u >= 0.1) & (u < 0.15),
+            (u >= 0.1) & (u < 0.35),
+        )
         source = torch.arange(batch) // 2
         source[torch.from_numpy(unconditional | text_only)] = len(groups)
         captions = [str(self.d.captions[g, i]) for g in groups for i in (0, 1)]
-        texts = [(SUBJECTS[r.integers(len(SUBJECTS))] + ", " if r.random() < 0.25 else "") + c for c in captions]
+        texts = [
+            (SUBJECTS[r.integers(len(SUBJECTS))] + ", " if r.random() < 0.25 else "") + c
+            for c in captions
+        ]
         ids = torch.where(torch.from_numpy(with_text)[:, None], self.ids(texts), self.empty)
         states, pooled = net.text_states(ids)
         silent = torch.from_numpy(unconditional & (r.random(batch) < 0.4)).float()[
@@ -166,9 +202,12 @@ class Trainer:
         to_plain = torch.from_numpy(unconditional & (r.random(batch) < 0.5)).view(-1, 1, 1, 1)
         z = torch.where(to_plain, plain, styled)
         bridged = torch.from_numpy(~unconditional & (r.random(batch) < 0.85))
-        # where runs start at eta 0.75, mostly: how much of the plain picture x_t holds follows from T0, which x_t hides
+        # where runs start at eta 0.75, mostly: how much of the plain picture x_t holds follows from
+        # T0, which x_t hides
         start = torch.from_numpy(
-            np.where(r.random(batch) < 0.7, r.integers(690, 810, batch), r.integers(500, 980, batch))
+            np.where(
+                r.random(batch) < 0.7, r.integers(690, 810, batch), r.integers(500, 980, batch)
+            )
         )
         inside = torch.from_numpy((r.random(batch) * (start.numpy() + 1)).astype(np.int64))
         inside = torch.where(torch.from_numpy(r.random(batch) < 0.3), start, inside)
@@ -182,8 +221,14 @@ class Trainer:
         sizes = torch.tensor([size_px, size_px, 0, 0, size_px, size_px]).repeat(batch, 1)
         out = net(x_t, t, states, pooled, tokens[source], sizes)
         error = ((out - target) ** 2).mean((1, 2, 3))
-        weight = (1 / abar).clamp(max=20).sqrt().flatten() / (1 + shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3)))
-        return (error * weight).mean(), self.facts_loss(net, tokens[:-1], pixels, groups), error.detach()[bridged]
+        weight = (1 / abar).clamp(max=20).sqrt().flatten() / (
+            1 + shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
+        )
+        return (
+            (error * weight).mean(),
+            self.facts_loss(net, tokens[:-1], pixels, groups),
+            error.detach()[bridged],
+        )
 
     def facts_loss(self, net: Denoiser, tokens: Tensor, pixels: Tensor, groups: Array) -> Tensor:
         kinds = len(KINDS)
@@ -194,8 +239,13 @@ class Trainer:
 
 
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
-    """First let the picture encoder and the resampler learn to tell a reference's facts: cheap, and the UNet's gain."""
-    params = [*net.vision.parameters(), *net.unet.encoder_hid_proj.parameters(), *net.facts.parameters()]
+    """First let the picture encoder and the resampler learn to tell a reference's facts: cheap, and
+    the UNet's gain."""
+    params = [
+        *net.vision.parameters(),
+        *net.unet.encoder_hid_proj.parameters(),
+        *net.facts.parameters(),
+    ]
     optimizer = torch.optim.AdamW(params, 1e-3, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     losses = []
     for step in range(steps):
@@ -217,7 +267,9 @@ def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> Non
 def validate(net: Denoiser, trainer: Trainer) -> float:
     """Mean squared error of bridged samples on the held-out groups, the same draws every time."""
     fixed = Trainer(trainer.d, trainer.tokenizer, np.random.default_rng(77))
-    errors = [fixed.loss(net, np.arange(i, i + 8), 32, vary=False)[2] for i in range(0, HELD_OUT - 7, 8)]
+    errors = [
+        fixed.loss(net, np.arange(i, i + 8), 32, vary=False)[2] for i in range(0, HELD_OUT - 7, 8)
+    ]
     return float(torch.cat(errors).mean())
 
 
@@ -232,10 +284,12 @@ def train(
     facts_steps: int,
     start: dict[str, dict[str, Tensor]] | None = None,
 ) -> None:
-    """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to nothing.
+    """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to
+    nothing.
 
-    Starts from the weights in `start` (see export.load_parts) or from nothing. Resumes from out/state.pt: weights,
-    averages, optimizer, random state. The averaged weights go to out/average.pt.
+    Starts from the weights in `start` (see export.load_parts) or from nothing. Resumes from
+    out/state.pt: weights, averages, optimizer, random state. The averaged weights go to
+    out/average.pt.
     """
     torch.manual_seed(seed)
     d = load(data, latents)
@@ -246,7 +300,9 @@ def train(
     for name, state in (start or {}).items():
         getattr(net, name).load_state_dict(state)
     average = copy.deepcopy(net).eval()
-    optimizer = torch.optim.AdamW(net.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True
+    )
     log.info("%d groups, %.2f M parameters", groups, sum(p.numel() for p in net.parameters()) / 1e6)
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
@@ -275,7 +331,11 @@ def train(
         losses += error.tolist()
         facts.append(float(fact.detach()))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - min(0.997, step / (step + 50)))
+            torch._foreach_lerp_(
+                list(average.parameters()),
+                list(net.parameters()),
+                1 - min(0.997, step / (step + 50)),
+            )
         if (step + 1) % 50 == 0:
             log.info(
                 "step %d bridge mse %.4f facts %.3f lr %.1e (%.0f s)",

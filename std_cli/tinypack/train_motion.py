@@ -1,12 +1,14 @@
-"""Training of the pack's temporal layers: `python -m std_cli.tinypack.train_motion WORK --pack PACK`.
+"""Training of the pack's temporal layers:
+`python -m std_cli.tinypack.train_motion WORK --pack PACK`.
 
-The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving scenes, to give the
-denoiser's own predictions without their unrest: the target is the x0 that the denoiser predicts frame by frame, each
-averaged with its neighbours moved onto it by the scene's known motion. Such a target has no noise of its own, so that a
-few hundred steps tell. An average is soft, so the target's fine band is brought back to the strength that it had. Where
-the motion cannot be guessed, distance from a target asks for a blur all the same: two more losses ask for what the
-prediction should be like instead, steady along the motion and as strong in its fine band as the denoiser's. The frames'
-noise is mixed from one field that they share and one of each frame's own.
+The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving
+scenes, to give the denoiser's own predictions without their unrest: the target is the x0 that the
+denoiser predicts frame by frame, each averaged with its neighbours moved onto it by the scene's
+known motion. Such a target has no noise of its own, so that a few hundred steps tell. An average is
+soft, so the target's fine band is brought back to the strength that it had. Where the motion cannot
+be guessed, distance from a target asks for a blur all the same: two more losses ask for what the
+prediction should be like instead, steady along the motion and as strong in its fine band as the
+denoiser's. The frames' noise is mixed from one field that they share and one of each frame's own.
 """
 
 import argparse
@@ -27,7 +29,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from std_cli.tinypack.export import load_parts
-from std_cli.tinypack.model import LATENT_SCALE, TEXT_LENGTH, VISION_SIZE, WIDTHS, Denoiser, make_unet
+from std_cli.tinypack.model import (
+    LATENT_SCALE,
+    TEXT_LENGTH,
+    VISION_SIZE,
+    WIDTHS,
+    Denoiser,
+    make_unet,
+)
 from std_cli.tinypack.moving_scenes import clip
 from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.train_denoiser import ALPHAS_CUMPROD, CLIP_MEAN, CLIP_STD
@@ -43,16 +52,20 @@ LOWEST = 40  # timestep: below, nothing is left to steady
 FIGURES = "unrest %.4f flicker %.4f softness %.4f (alone %.4f and %.4f)"
 SHARPEN = 2.0  # how much the target's fine band may grow
 FLICKER, SOFTNESS = 2.0, 2.0  # weights of these losses
-CONSTANT, ALIKE = 4.0, 0.6  # see make_adapter; ALIKE: how much the first attention prefers frames that are alike
+# see make_adapter; ALIKE: how much the first attention prefers frames that are alike
+CONSTANT, ALIKE = 4.0, 0.6
 
 
 def make_adapter() -> MotionAdapter:
-    """The temporal layers that fit the pack's UNet, 3.1 M parameters, started so that little is left to learn.
+    """The temporal layers that fit the pack's UNet, 3.1 M parameters, started so that little is
+    left to learn.
 
-    As a whole they start as the identity (proj_out is zero). Inside, the first attention takes the mean over the frames
-    off, more of those that are alike at this place, so what proj_out is given is a frame's deviation along time. A
-    constant of alternating sign, which no weight looks at, keeps LayerNorm in its linear range. Position embeddings are
-    zero: a frame is treated the same wherever it is in its window, and a window may be shorter or longer.
+    As a whole they start as the identity (proj_out is zero). Inside, the first attention takes the
+    mean over the frames off, more of those that are alike at this place, so what proj_out is given
+    is a frame's deviation along time. A constant of alternating sign, which no weight looks at,
+    keeps LayerNorm in its linear range. Position embeddings are
+    zero: a frame is treated the same wherever it is in its window, and a window may be shorter or
+    longer.
     """
     adapter = MotionAdapter(
         block_out_channels=WIDTHS,
@@ -77,7 +90,12 @@ def make_adapter() -> MotionAdapter:
             block.attn1.to_v.weight: 2 * rest,
             block.attn1.to_out[0].weight: -rest,
         }
-        nothing = (block.attn1.to_out[0].bias, block.attn2.to_out[0], block.ff.net[2], layer.proj_out)
+        nothing = (
+            block.attn1.to_out[0].bias,
+            block.attn2.to_out[0],
+            block.ff.net[2],
+            layer.proj_out,
+        )
         with torch.no_grad():
             for p, value in weights.items():
                 p.copy_(value)
@@ -89,14 +107,18 @@ def make_adapter() -> MotionAdapter:
 
 
 def make_motion_unet(net: Denoiser, adapter: MotionAdapter) -> UNetMotionModel:
-    """The denoiser's UNet with the adapter's layers, its IP-Adapter included; only the adapter's layers learn."""
+    """The denoiser's UNet with the adapter's layers, its IP-Adapter included; only the adapter's
+    layers learn."""
     plain = make_unet()
     own = plain.state_dict().keys()
     plain.load_state_dict({k: v for k, v in net.unet.state_dict().items() if k in own})
     unet = UNetMotionModel.from_unet2d(plain, adapter)
-    unet.add_embedding.load_state_dict(plain.add_embedding.state_dict())  # from_unet2d leaves it random
+    # from_unet2d leaves it random
+    unet.add_embedding.load_state_dict(plain.add_embedding.state_dict())
     theirs = net.unet.attn_processors
-    unet.set_attn_processor({name: theirs.get(name, own) for name, own in unet.attn_processors.items()})
+    unet.set_attn_processor(
+        {name: theirs.get(name, own) for name, own in unet.attn_processors.items()}
+    )
     unet.encoder_hid_proj = net.unet.encoder_hid_proj
     unet.config.encoder_hid_dim_type = "ip_image_proj"
     unet.requires_grad_(False)
@@ -114,7 +136,7 @@ def load_denoiser(pack: Path) -> tuple[Denoiser, CLIPTokenizer]:
     return net, tokenizer
 
 
-# --- moving scenes as latents ----------------------------------------------------------------------------------------
+# --- moving scenes as latents ------------------------------------------------------------------
 
 
 @dataclass
@@ -131,7 +153,8 @@ class Clips:
 
 
 def make_clips(folder: Path, vae_folder: Path, seed: int, count: int) -> None:
-    """Draw and encode clips, shard by shard; shard N follows from (seed, N) alone, and one already there is kept."""
+    """Draw and encode clips, shard by shard; shard N follows from (seed, N) alone, and one already
+    there is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
     for number in range(-(-count // SHARD)):
@@ -150,7 +173,9 @@ def make_clips(folder: Path, vae_folder: Path, seed: int, count: int) -> None:
 @torch.no_grad()
 def _encoded(vae: AutoencoderKL, r: np.random.Generator) -> dict[str, Array]:
     c = clip(r, FRAMES, CLIP_SIZE)
-    pixels = to_tensor((np.concatenate([c.plain, c.styled, c.clean]) * 255).round().astype(np.uint8))
+    pixels = to_tensor(
+        (np.concatenate([c.plain, c.styled, c.clean]) * 255).round().astype(np.uint8)
+    )
     z = vae.encode(pixels).latent_dist.mode() * LATENT_SCALE
     plain, styled, clean = z.half().permute(1, 0, 2, 3).split(FRAMES, 1)
     flow = F.avg_pool2d(torch.from_numpy(c.flow).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1) / 4
@@ -177,7 +202,7 @@ def load_clips(folder: Path) -> Clips:
     return Clips(**tensors, reference=p["reference"], caption=p["caption"])
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+# --- losses ------------------------------------------------------------------------------------
 
 
 def mix_noise(shared: Tensor, own: Tensor, m: Tensor | float) -> Tensor:
@@ -187,7 +212,8 @@ def mix_noise(shared: Tensor, own: Tensor, m: Tensor | float) -> Tensor:
 
 
 def along(x: Tensor, flow: Tensor) -> Tensor:
-    """Each frame but the first, brought onto the one before it by the motion: (B, C, N, h, w) -> (B, C, N - 1, h, w).
+    """Each frame but the first, brought onto the one before it by the motion: (B, C, N, h, w) ->
+    (B, C, N - 1, h, w).
 
     `flow` is (B, N - 1, h, w, 2), in pixels of x.
     """
@@ -195,12 +221,15 @@ def along(x: Tensor, flow: Tensor) -> Tensor:
     here = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")[::-1], -1)
     places = (2 * (here + flow) + 1) / torch.tensor([w, h]) - 1
     nexts = x[:, :, 1:].transpose(1, 2).reshape(-1, c, h, w)
-    out = F.grid_sample(nexts, places.reshape(-1, h, w, 2), padding_mode="border", align_corners=False)
+    out = F.grid_sample(
+        nexts, places.reshape(-1, h, w, 2), padding_mode="border", align_corners=False
+    )
     return out.view(b, n - 1, c, h, w).transpose(1, 2)
 
 
 def steadied(x: Tensor, flow: Tensor, seen: Tensor) -> Tensor:
-    """Each frame's mean with its neighbours, moved onto it; where a neighbour does not show the place, without it.
+    """Each frame's mean with its neighbours, moved onto it; where a neighbour does not show the
+    place, without it.
 
     x (B, C, N, h, w), flow (B, N - 1, h, w, 2), seen (B, N - 1, h, w).
     """
@@ -233,33 +262,56 @@ def strength(x: Tensor) -> Tensor:
 class Trainer:
     """Draws batches and computes the losses; every draw comes from `r`, so that a run repeats."""
 
-    def __init__(self, clips: Clips, net: Denoiser, tokenizer: CLIPTokenizer, r: np.random.Generator) -> None:
-        self.clips, self.net, self.tokenizer, self.r = clips, net.eval().requires_grad_(False), tokenizer, r
+    def __init__(
+        self, clips: Clips, net: Denoiser, tokenizer: CLIPTokenizer, r: np.random.Generator
+    ) -> None:
+        self.clips, self.net, self.tokenizer, self.r = (
+            clips,
+            net.eval().requires_grad_(False),
+            tokenizer,
+            r,
+        )
 
     @torch.no_grad()
     def conditions(self, chosen: Array, plain_only: Array) -> tuple[Tensor, Tensor, Tensor]:
-        """Text states (B, 32, CROSS) and pooled (B, 64), vision states (B, 1, P, W); dropped out as in train.py."""
+        """Text states (B, 32, CROSS) and pooled (B, 64), vision states (B, 1, P, W); dropped out as
+        in train.py."""
         r, n = self.r, len(chosen)
         u = r.random(n)
-        texts = [str(c) if text else "" for c, text in zip(self.clips.caption[chosen], u < 0.25, strict=True)]
+        texts = [
+            str(c) if text else ""
+            for c, text in zip(self.clips.caption[chosen], u < 0.25, strict=True)
+        ]
         texts = ["" if p else t for t, p in zip(texts, plain_only, strict=True)]
         ids = self.tokenizer(
-            texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+            texts,
+            padding="max_length",
+            max_length=TEXT_LENGTH,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
         states, pooled = self.net.text_states(ids)
-        silent = torch.from_numpy(~(plain_only & (r.random(n) < 0.4))).float()[:, None]  # force_zeros_for_empty_prompt
+        # force_zeros_for_empty_prompt
+        silent = torch.from_numpy(~(plain_only & (r.random(n) < 0.4))).float()[:, None]
         pixels = torch.from_numpy(self.clips.reference[chosen]).permute(0, 3, 1, 2).float() / 255
-        pixels = F.interpolate(pixels, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
-        black = torch.from_numpy(plain_only | (u < 0.05)).view(-1, 1, 1, 1)  # what stands for "no reference" under CFG
+        pixels = F.interpolate(
+            pixels, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True
+        ).clamp(0, 1)
+        # what stands for "no reference" under CFG
+        black = torch.from_numpy(plain_only | (u < 0.05)).view(-1, 1, 1, 1)
         pixels = torch.where(black, 0, (pixels - CLIP_MEAN) / CLIP_STD)
         hidden = self.net.vision(pixels, output_hidden_states=True).hidden_states[-2]
         return states * silent[..., None], pooled * silent, hidden[:, None]
 
-    def losses(self, unet: UNetMotionModel, chosen: Array, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(unrest, flicker, softness, the denoiser's unrest and flicker) for some clips, on size x size latents.
+    def losses(
+        self, unet: UNetMotionModel, chosen: Array, size: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(unrest, flicker, softness, the denoiser's unrest and flicker) for some clips, on size x
+        size latents.
 
-        Of the x0 that is predicted: unrest is the distance from the steadied x0 of the denoiser; flicker that of each
-        frame from the next along the motion; softness that of the fine band's strength from the denoiser's.
+        Of the x0 that is predicted: unrest is the distance from the steadied x0 of the denoiser;
+        flicker that of each frame from the next along the motion; softness that of the fine band's
+        strength from the denoiser's.
         """
         r, d, n = self.r, self.clips, len(chosen)
         y, x = r.integers(0, d.plain.shape[-1] - size + 1, 2)
@@ -267,7 +319,8 @@ class Trainer:
         plain, styled, clean = (x[chosen][cut].float() for x in (d.plain, d.styled, d.clean))
         flow = d.flow[chosen][:, :, y : y + size, x : x + size].float()
         seen = d.seen[chosen][cut].float()
-        unconditional = r.random(n) < 0.35  # more than in train.py: under CFG what flickers there counts double
+        # more than in train.py: under CFG what flickers there counts double
+        unconditional = r.random(n) < 0.35
         states, pooled, hidden = self.conditions(chosen, unconditional)
 
         def column(values: Array) -> Tensor:
@@ -280,7 +333,9 @@ class Trainer:
         shared, own = (r.standard_normal((n, 4, f, size, size), np.float32) for f in (1, FRAMES))
         eps = mix_noise(torch.from_numpy(shared), torch.from_numpy(own), column(m))
         abar0, abar = column(ALPHAS_CUMPROD[start]), column(ALPHAS_CUMPROD[t])
-        x_t = abar.sqrt() * z + (1 - abar).sqrt() * (eps + (abar0 / (1 - abar0)).sqrt() * (plain - z))
+        x_t = abar.sqrt() * z + (1 - abar).sqrt() * (
+            eps + (abar0 / (1 - abar0)).sqrt() * (plain - z)
+        )
         side = float(r.integers(128, 600))
         sizes = torch.tensor([side, side, 0, 0, side, side]).repeat(n, 1)
 
@@ -289,7 +344,10 @@ class Trainer:
 
         with torch.no_grad():  # the denoiser itself, frame by frame
             each = x_t.transpose(1, 2).flatten(0, 1)
-            rows = [v.repeat_interleave(FRAMES, 0) for v in (torch.from_numpy(t), states, hidden, pooled, sizes)]
+            rows = [
+                v.repeat_interleave(FRAMES, 0)
+                for v in (torch.from_numpy(t), states, hidden, pooled, sizes)
+            ]
             tokens = self.net.unet.encoder_hid_proj.image_projection_layers[0](rows[2][:, 0])
             alone = self.net(each, rows[0], rows[1], rows[3], tokens, rows[4])
             before = x0(alone.unflatten(0, (n, FRAMES)).transpose(1, 2))
@@ -302,7 +360,10 @@ class Trainer:
         weight = (abar / (1 - abar)).sqrt().clamp(max=5)
         softness = ((strength(fine(after)) - sharp) ** 2 * weight).mean()
         unrest, alone = (((x - target) ** 2 * weight).mean() for x in (after, before))
-        flicker, its = (((along(x, flow) - x[:, :, :-1]) ** 2 * seen[:, None] * weight).mean() for x in (after, before))
+        flicker, its = (
+            ((along(x, flow) - x[:, :, :-1]) ** 2 * seen[:, None] * weight).mean()
+            for x in (after, before)
+        )
         return unrest, flicker, softness, alone, its
 
 
@@ -311,11 +372,14 @@ def validate(unet: UNetMotionModel, trainer: Trainer) -> list[float]:
     """The figures of `Trainer.losses` on the held-out clips, the same draws every time."""
     fixed = Trainer(trainer.clips, trainer.net, trainer.tokenizer, np.random.default_rng(77))
     size = trainer.clips.plain.shape[-1]
-    figures = [torch.stack(fixed.losses(unet, np.arange(i, i + 2), size)) for i in range(0, HELD_OUT - 1, 2)]
+    figures = [
+        torch.stack(fixed.losses(unet, np.arange(i, i + 2), size))
+        for i in range(0, HELD_OUT - 1, 2)
+    ]
     return torch.stack(figures).mean(0).tolist()
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
+# --- the run -----------------------------------------------------------------------------------
 
 
 def train(
@@ -329,10 +393,11 @@ def train(
     minutes: float,
     rate: float,
 ) -> MotionAdapter:
-    """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to nothing.
+    """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to
+    nothing.
 
-    Begins with `start`, or what `make_adapter` gives; resumes from out/state.pt. Gives the adapter with its averaged
-    weights, fp32.
+    Begins with `start`, or what `make_adapter` gives; resumes from out/state.pt. Gives the adapter
+    with its averaged weights, fp32.
     """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -342,8 +407,11 @@ def train(
     learnt = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     params = list(learnt.values())
     average = [p.detach().clone() for p in params]
-    faster = [4.0 if ".proj_out." in n else 1.0 for n in learnt]  # the layers' outputs are several units in size
-    groups = [{"params": [p for p, x in zip(params, faster, strict=True) if x == k]} for k in (1.0, 4.0)]
+    # the layers' outputs are several units in size
+    faster = [4.0 if ".proj_out." in n else 1.0 for n in learnt]
+    groups = [
+        {"params": [p for p, x in zip(params, faster, strict=True) if x == k]} for k in (1.0, 4.0)
+    ]
     optimizer = torch.optim.AdamW(groups, rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
@@ -374,7 +442,12 @@ def train(
             torch._foreach_lerp_(average, params, 1 - min(0.99, step / (step + 20)))
         losses.append(torch.stack(figures).tolist())
         if step % SAVE_EVERY == 0:
-            log.info(f"motion step %d {FIGURES} (%.0f s)", step, *np.mean(losses, 0), time.monotonic() - begin)
+            log.info(
+                f"motion step %d {FIGURES} (%.0f s)",
+                step,
+                *np.mean(losses, 0),
+                time.monotonic() - begin,
+            )
             losses = []
             part = state_path.with_suffix(".part")
             torch.save(
@@ -407,7 +480,8 @@ def save(adapter: MotionAdapter, folder: Path) -> None:
 
 
 def blend(folders: list[Path], share: float, out: Path) -> None:
-    """The mean of two adapters' weights, `share` of the second: between a soft, steady one and a crisp one."""
+    """The mean of two adapters' weights, `share` of the second: between a soft, steady one and a
+    crisp one."""
     one, two = (MotionAdapter.from_pretrained(f, dtype=torch.float32) for f in folders)
     with torch.no_grad():
         for p, other in zip(one.parameters(), two.parameters(), strict=True):
@@ -416,7 +490,8 @@ def blend(folders: list[Path], share: float, out: Path) -> None:
 
 
 def weaken(folder: Path, share: float, out: Path) -> None:
-    """The same adapter with `share` of its effect: what its layers add to the denoiser's, times that."""
+    """The same adapter with `share` of its effect: what its layers add to the denoiser's, times
+    that."""
     adapter = MotionAdapter.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         for name, p in adapter.named_parameters():
@@ -435,25 +510,49 @@ def run(
     steps: int = 100_000,
     rate: float = 1e-3,
 ) -> None:
-    """Train temporal layers for the pack at `pack`: clips and state in work/motion, the result work/motion_adapter."""
+    """Train temporal layers for the pack at `pack`: clips and state in work/motion, the result
+    work/motion_adapter."""
     if (work / "motion_adapter").exists():
         return
     make_clips(work / "motion" / "clips", pack / "vae", seed, clips)
     net, tokenizer = load_denoiser(pack)
     adapter = MotionAdapter.from_pretrained(start, dtype=torch.float32) if start else None
     data, out = load_clips(work / "motion" / "clips"), work / "motion"
-    save(train(data, net, tokenizer, adapter, out, seed, steps, minutes, rate), work / "motion_adapter")
+    save(
+        train(data, net, tokenizer, adapter, out, seed, steps, minutes, rate),
+        work / "motion_adapter",
+    )
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(prog="python -m std_cli.tinypack.train_motion", description="Train temporal layers.")
+    p = argparse.ArgumentParser(
+        prog="python -m std_cli.tinypack.train_motion", description="Train temporal layers."
+    )
     p.add_argument(
-        "work", type=Path, help="folder for what the training makes; with --blend or --weaken, the adapter's"
+        "work",
+        type=Path,
+        help="folder for what the training makes; with --blend or --weaken, the adapter's",
     )
     p.add_argument("--pack", type=Path, help="the pack folder that they are for; it is only read")
-    p.add_argument("--blend", type=Path, nargs=2, metavar="FOLDER", help="no training: the mean of two adapters")
-    p.add_argument("--weaken", type=Path, metavar="FOLDER", help="no training: an adapter with a share of its effect")
-    p.add_argument("--share", type=float, default=0.5, help="of the second, with --blend; of the effect, with --weaken")
+    p.add_argument(
+        "--blend",
+        type=Path,
+        nargs=2,
+        metavar="FOLDER",
+        help="no training: the mean of two adapters",
+    )
+    p.add_argument(
+        "--weaken",
+        type=Path,
+        metavar="FOLDER",
+        help="no training: an adapter with a share of its effect",
+    )
+    p.add_argument(
+        "--share",
+        type=float,
+        default=0.5,
+        help="of the second, with --blend; of the effect, with --weaken",
+    )
     p.add_argument("--start", type=Path, help="folder of an adapter to go on from")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--clips", type=int, default=400)

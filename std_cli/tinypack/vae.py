@@ -1,7 +1,8 @@
 """Training of the pack's AutoencoderKL: f = 4, four channels, started from an analytic solution.
 
-The start makes the encoder a space-to-depth followed by the PCA of 4 x 4 patches, with SiLU and GroupNorm held in their
-linear range; training only has to improve on that. It is worth more than an hour of steps.
+The start makes the encoder a space-to-depth followed by the PCA of 4 x 4 patches, with SiLU and
+GroupNorm held in their linear range; training only has to improve on that. It is worth more than an
+hour of steps.
 """
 
 import copy
@@ -47,8 +48,14 @@ def _tap(conv: torch.nn.Conv2d, out: int, source: int, y: int = 1, x: int = 1) -
 @torch.no_grad()
 def analytic_start(vae: AutoencoderKL, pixels: Array, r: np.random.Generator) -> None:
     n = 6000
-    corners = zip(r.integers(0, len(pixels), n), r.integers(0, 252, n), r.integers(0, 252, n), strict=True)
-    patches = torch.from_numpy(np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])).float() / 127.5 - 1
+    corners = zip(
+        r.integers(0, len(pixels), n), r.integers(0, 252, n), r.integers(0, 252, n), strict=True
+    )
+    patches = (
+        torch.from_numpy(np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])).float()
+        / 127.5
+        - 1
+    )
     # the order in which two strided convolutions lay a 4 x 4 x 3 patch out as 48 channels
     order = [
         (i1 + 2 * i2, j1 + 2 * j2, c)
@@ -62,7 +69,10 @@ def analytic_start(vae: AutoencoderKL, pixels: Array, r: np.random.Generator) ->
     mean = flat.mean(0)
     _, s, vh = torch.linalg.svd(flat - mean, full_matrices=False)
     pca = vh[:4] / (s[:4, None] / n**0.5)
-    log.info("four principal components of a patch hold %.3f of its variance", float((s[:4] ** 2).sum() / (s**2).sum()))
+    log.info(
+        "four principal components of a patch hold %.3f of its variance",
+        float((s[:4] ** 2).sum() / (s**2).sum()),
+    )
 
     encoder, decoder = vae.encoder, vae.decoder
     for name, module in vae.named_modules():
@@ -76,7 +86,8 @@ def analytic_start(vae: AutoencoderKL, pixels: Array, r: np.random.Generator) ->
         _tap(down, k, c, i, j)
     for c in range(12):
         _tap(encoder.down_blocks[1].resnets[0].conv_shortcut, c, c, 0, 0)
-    # of every group of 8 channels, 6 carry the patch and 2 are constants that keep GroupNorm from removing its mean
+    # of every group of 8 channels, 6 carry the patch and 2 are constants that keep GroupNorm from
+    # removing its mean
     carriers = [c for c in range(64) if c % 8 < 6]
     down = encoder.down_blocks[1].downsamplers[0].conv
     for k, (i, j, c) in enumerate((i, j, c) for i in (0, 1) for j in (0, 1) for c in range(12)):
@@ -117,26 +128,38 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
     """L1 of horizontal and vertical differences at distances 1 and 2."""
     d = a - b
     return sum(
-        ((d[..., s:] - d[..., :-s]).abs().mean() + (d[..., s:, :] - d[..., :-s, :]).abs().mean() for s in (1, 2)),
+        (
+            (d[..., s:] - d[..., :-s]).abs().mean() + (d[..., s:, :] - d[..., :-s, :]).abs().mean()
+            for s in (1, 2)
+        ),
         torch.zeros(()),
     )
 
 
 def train(data: Path, out: Path, seed: int, steps: int) -> None:
-    """Train and save the VAE's folder, the latents' mean and deviation folded into the quant convolutions."""
+    """Train and save the VAE's folder, the latents' mean and deviation folded into the quant
+    convolutions."""
     torch.manual_seed(seed)
     r = np.random.default_rng(seed)
     pixels = load_pixels(data, 20)
     vae = make_vae()
     analytic_start(vae, pixels, r)
     average = copy.deepcopy(vae).eval()
-    optimizer = torch.optim.AdamW(vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
     begin, losses = time.monotonic(), []
     for step in range(steps):
         done = step / steps
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-        corners = zip(r.integers(0, len(pixels), BATCH), *r.integers(0, 256 - CROP + 1, (2, BATCH)), strict=True)
+            group["lr"] = (
+                RATE * min(1, (step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            )
+        corners = zip(
+            r.integers(0, len(pixels), BATCH),
+            *r.integers(0, 256 - CROP + 1, (2, BATCH)),
+            strict=True,
+        )
         x = to_tensor(np.stack([pixels[i, a : a + CROP, b : b + CROP] for i, a, b in corners]))
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
@@ -147,7 +170,11 @@ def train(data: Path, out: Path, seed: int, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - min(0.998, step / (step + 20)))
+            torch._foreach_lerp_(
+                list(average.parameters()),
+                list(vae.parameters()),
+                1 - min(0.998, step / (step + 20)),
+            )
         losses.append(float(l1.detach()))
         if (step + 1) % 100 == 0:
             log.info(

@@ -1,8 +1,10 @@
-"""The models of the table on this machine: what is here, fetch, verify, remove. What `std models` calls.
+"""The models of the table on this machine: what is here, fetch, verify, remove. What `std models`
+calls.
 
 What happens is told through `on_event`, with "event" one of
 
-    model      of list: name, title, kind, repo, revision, gb, licence, checked, note, here, path (null if not here),
+    model      of list: name, title, kind, repo, revision, gb, licence, checked, note, here, path
+    (null if not here),
                needed_by
     progress   stage "pull": name, done, total (bytes)
     pulled     name, path, bytes (0 if it was here)
@@ -31,15 +33,24 @@ def list_models() -> list[Event]:
 
 def _describe(entry: Entry) -> Event:
     here = {} if entry.url else downloads.files_here(source(entry.name))
-    facts = entry.model_dump(include={"name", "title", "kind", "repo", "revision", "gb", "licence", "checked", "note"})
+    facts = entry.model_dump(
+        include={"name", "title", "kind", "repo", "revision", "gb", "licence", "checked", "note"}
+    )
     tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
     if entry.method == "std":
         tasks.append("image" if entry.task == "i2i" else "video")
-    return {"event": "model", **facts, "here": bool(here), "path": _place(here) if here else None, "needed_by": tasks}
+    return {
+        "event": "model",
+        **facts,
+        "here": bool(here),
+        "path": _place(here) if here else None,
+        "needed_by": tasks,
+    }
 
 
 def needed(task: TaskName, eta: float = 0.75) -> list[str]:
-    """The names of what a task needs; for pictures and videos with the STD LoRA nearest to `eta`."""
+    """The names of what a task needs; for pictures and videos with the STD LoRA nearest to
+    `eta`."""
     loras = {"image": ("i2i",), "video": ("v2v",)}.get(task, ())
     return [*zoo().tasks[task], *(std_lora(kind, eta).name for kind in loras)]  # type: ignore[arg-type]
 
@@ -47,14 +58,30 @@ def needed(task: TaskName, eta: float = 0.75) -> list[str]:
 def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
     """Bring models into the cache, those that are not there; returns the `pulled` events.
 
-    Raises InputError for an unknown name, or one that is not on the Hub; StdError if the Hub or the disk fails.
+    Raises InputError for an unknown name, or one that is not on the Hub; StdError if the Hub or the
+    disk fails.
     """
     by_hand = [name for name in names if find_entry(name).url]
     for name in by_hand if len(by_hand) < len(names) else ():
-        on_event({"event": "notice", "message": f"{name} is not on the Hub: download {find_entry(name).url}"})
-    sources = {name: source(name) for name in dict.fromkeys(names) if name not in by_hand or len(by_hand) == len(names)}
-    missing = {name: downloads.list_files(s) for name, s in sources.items() if not downloads.files_here(s)}
-    files = list({(f.source.repo, f.source.revision, f.name): f for fs in missing.values() for f in fs}.values())
+        on_event(
+            {
+                "event": "notice",
+                "message": f"{name} is not on the Hub: download {find_entry(name).url}",
+            }
+        )
+    sources = {
+        name: source(name)
+        for name in dict.fromkeys(names)
+        if name not in by_hand or len(by_hand) == len(names)
+    }
+    missing = {
+        name: downloads.list_files(s) for name, s in sources.items() if not downloads.files_here(s)
+    }
+    files = list(
+        {
+            (f.source.repo, f.source.revision, f.name): f for fs in missing.values() for f in fs
+        }.values()
+    )
     told = 0.0
 
     def on_bytes(done: int, total: int) -> None:
@@ -69,7 +96,10 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
     for name, s in sources.items():
         here = downloads.files_here(s)
         if not here:
-            raise StdError(f"{name} is not whole in the cache although it was downloaded: run std models verify {name}")
+            raise StdError(
+                f"{name} is not whole in the cache although it was downloaded: run std models "
+                f"verify {name}"
+            )
         size = sum(f.size for f in missing.get(name, ()))
         results.append({"event": "pulled", "name": name, "path": _place(here), "bytes": size})
         on_event(results[-1])
@@ -81,19 +111,29 @@ def path_of(name: str) -> str:
     return _place(_here(name))
 
 
-def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent = lambda event: None) -> list[Event]:
-    """Check the hashes and headers of models, of all that are here if none is named; returns the `verified` events.
+def verify(
+    names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent = lambda event: None
+) -> list[Event]:
+    """Check the hashes and headers of models, of all that are here if none is named; returns the
+    `verified` events.
 
     `repair` fetches again what is damaged. Raises StdError if something is damaged and stays so.
     """
-    wanted = list(names) or [e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))]
+    wanted = list(names) or [
+        e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))
+    ]
     results: list[Event] = []
     damaged: dict[str, list[Path]] = {}
     for name in wanted:
         here = _here(name)
         wrong = dict(downloads.problems(here))
         results.append(
-            {"event": "verified", "name": name, "files": len(here), "problems": [f"{f}: {w}" for f, w in wrong.items()]}
+            {
+                "event": "verified",
+                "name": name,
+                "files": len(here),
+                "problems": [f"{f}: {w}" for f, w in wrong.items()],
+            }
         )
         on_event(results[-1])
         if wrong:
@@ -106,20 +146,26 @@ def verify(names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent
         pull(list(damaged), on_event=on_event)
     elif damaged:
         raise StdError(
-            f"{', '.join(damaged)}: damaged: std models verify --repair {' '.join(damaged)} fetches it again"
+            f"{', '.join(damaged)}: damaged: std models verify --repair {' '.join(damaged)} "
+            f"fetches it again"
         )
     return results
 
 
 def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
-    """Delete models from the cache, but for files that another one that is here needs, too; the `removed` events.
+    """Delete models from the cache, but for files that another one that is here needs, too; the
+    `removed` events.
 
     Raises InputError if one of them is not here; then none is deleted.
     """
     found = {name: _here(name) for name in names}
     results = []
     for name, here in found.items():
-        others = [e for e in zoo().models.values() if e.repo == find_entry(name).repo and e.name not in names]
+        others = [
+            e
+            for e in zoo().models.values()
+            if e.repo == find_entry(name).repo and e.name not in names
+        ]
         kept = {path for e in others for path in downloads.files_here(source(e.name)).values()}
         freed = sum(downloads.discard(path) for path in here.values() if path not in kept)
         downloads.tidy(_folder(here))

@@ -1,5 +1,5 @@
-"""Weights into another form: LoRAs between the spellings in use; HotShot-XL and checkpoints into diffusers' folders,
-an original DINOv2 into transformers'.
+"""Weights into another form: LoRAs between the spellings in use; HotShot-XL and checkpoints into
+diffusers' folders, an original DINOv2 into transformers'.
 """
 
 import json
@@ -29,17 +29,21 @@ def convert(
 ) -> dict[str, Any]:
     """Convert a file, by what it is; returns {event: converted, file, output, kind, notices}.
 
-    A LoRA becomes the file `output` in the spelling `to` (peft: a folder with adapter_model.safetensors and
-    adapter_config.json), its alphas kept; HotShot-XL's layers a MotionAdapter's folder; an SDXL checkpoint a diffusers
-    folder; an original DINOv2 (.pth) a transformers folder. Raises InputError for another kind of file, or if the
-    output exists.
+    A LoRA becomes the file `output` in the spelling `to` (peft: a folder with
+    adapter_model.safetensors and adapter_config.json), its alphas kept; HotShot-XL's layers a
+    MotionAdapter's folder; an SDXL checkpoint a diffusers folder; an original DINOv2 (.pth) a
+    transformers folder. Raises InputError for another kind of file, or if the output exists.
     """
     facts = inspect_file(file)
     origin, target, kind = Path(facts["file"]), user_path(output, "-o"), facts["kind"]
     if target.exists() and not overwrite:
-        raise InputError(f"output {str(target)!r} exists; pass --overwrite to replace it, or name another")
+        raise InputError(
+            f"output {str(target)!r} exists; pass --overwrite to replace it, or name another"
+        )
     if not target.absolute().parent.is_dir():
-        raise InputError(f"no folder {str(target.parent)!r} for the output: make it, or name another")
+        raise InputError(
+            f"no folder {str(target.parent)!r} for the output: make it, or name another"
+        )
     from safetensors import SafetensorError
 
     notices: list[str] = []
@@ -66,18 +70,30 @@ def convert(
                 known = "a LoRA, HotShot-XL, an SDXL checkpoint or DINOv2's .pth"
                 raise InputError(f"{file} cannot be converted ({kind}): give {known}")
             move(draft, target, overwrite)
-        except SafetensorError as error:  # so it tells the operating system's errors, such as a full disk
+        # so it tells the operating system's errors, such as a full disk
+        except SafetensorError as error:
             number = re.search(r"\(os error (\d+)\)", str(error))
-            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
+            raise (
+                OSError(int(number[1]), os.strerror(int(number[1])))
+                if number
+                else OSError(str(error))
+            ) from error
         finally:
             if draft.is_dir():
                 shutil.rmtree(draft)
             draft.unlink(missing_ok=True)
-    return {"event": "converted", "file": str(file), "output": str(target), "kind": kind, "notices": notices}
+    return {
+        "event": "converted",
+        "file": str(file),
+        "output": str(target),
+        "kind": kind,
+        "notices": notices,
+    }
 
 
 def _write_lora(weights: LoraWeights, metadata: dict[str, str], path: Path, to: LoraLayout) -> None:
-    """Write a file, or peft's folder, and read it back. Raises StdError if it is not what was given."""
+    """Write a file, or peft's folder, and read it back. Raises StdError if it is not what was
+    given."""
     import torch
 
     file = path
@@ -92,9 +108,12 @@ def _write_lora(weights: LoraWeights, metadata: dict[str, str], path: Path, to: 
     for name in weights.layers.keys() | back.keys():
         given, found = weights.layers.get(name, nothing), back.get(name, nothing)
         same = given.tensors.keys() == found.tensors.keys() and given.scale == found.scale
-        if not same or not all(torch.equal(tensor, found.tensors[key]) for key, tensor in given.tensors.items()):
+        if not same or not all(
+            torch.equal(tensor, found.tensors[key]) for key, tensor in given.tensors.items()
+        ):
             raise StdError(
-                f"{weights.label}: {cut(name)} does not come back from {to}'s spelling as it was, so nothing is "
+                f"{weights.label}: {cut(name)} does not come back from {to}'s spelling as it "
+                f"was, so nothing is "
                 "written: use another --to, and report it"
             )
 

@@ -1,8 +1,10 @@
-"""Fetching from the Hub with what a person wants to see: sizes beforehand, progress, retries, and hashes checked.
+"""Fetching from the Hub with what a person wants to see: sizes beforehand, progress, retries, and
+hashes checked.
 
-huggingface_hub asks the Hub (it knows HF_TOKEN, HF_ENDPOINT and proxies); its cache is where models are kept. What it
-does not do is here: room on the disk is checked first, a file must be what the Hub says, and a large file goes on where
-an earlier process was stopped (version 2 begins anew), so it comes by HTTP, not by Xet.
+huggingface_hub asks the Hub (it knows HF_TOKEN, HF_ENDPOINT and proxies); its cache is where models
+are kept. What it does not do is here: room on the disk is checked first, a file must be what the
+Hub says, and a large file goes on where an earlier process was stopped (version 2 begins anew), so
+it comes by HTTP, not by Xet.
 """
 
 import hashlib
@@ -40,17 +42,21 @@ class HubFile:
 
 
 def list_files(source: HubRepo) -> list[HubFile]:
-    """What is to be downloaded of a repository, by the Hub. Raises InputError if it has not all, StdError off-line."""
+    """What is to be downloaded of a repository, by the Hub. Raises InputError if it has not all,
+    StdError off-line."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         raise unreachable([source], "HF_HUB_OFFLINE is set")
     with hub_errors(source, [source]):
-        info = _patiently(lambda: HfApi().model_info(source.repo, revision=source.revision, files_metadata=True))
+        info = _patiently(
+            lambda: HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
+        )
     found = {f.rfilename: f for f in info.siblings or ()}
     if absent := [name for name in source.files if name not in found]:
         raise InputError(
-            f"{source.repo} on the Hub (revision {source.revision}) lacks {', '.join(absent)}{if_moved(source)}"
+            f"{source.repo} on the Hub (revision {source.revision}) lacks "
+            f"{', '.join(absent)}{if_moved(source)}"
         )
     names = source.files or wanted_files(set(found))
     return [
@@ -61,9 +67,11 @@ def list_files(source: HubRepo) -> list[HubFile]:
 
 
 def download(files: list[HubFile], on_bytes: Callable[[int, int], None]) -> None:
-    """Bring files into the cache, several at once; `on_bytes` gets (bytes done, bytes in all), from any thread.
+    """Bring files into the cache, several at once; `on_bytes` gets (bytes done, bytes in all), from
+    any thread.
 
-    Raises StdError if there is no room, if the Hub fails again and again, or if a file is not what the Hub says.
+    Raises StdError if there is no room, if the Hub fails again and again, or if a file is not what
+    the Hub says.
     """
     total, done, lock = sum(f.size for f in files), 0, threading.Lock()
     check_room(total - sum(_part_of(f).stat().st_size for f in files if _part_of(f).is_file()))
@@ -98,7 +106,8 @@ def check_room(size: int) -> None:
     free = shutil.disk_usage(place).free
     if size * 1.02 > free:
         raise StdError(
-            f"the download takes {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left: free some, or set "
+            f"the download takes {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left: "
+            f"free some, or set "
             "HF_HOME"
         )
 
@@ -121,14 +130,19 @@ def _download(file: HubFile, count: Callable[[int], None]) -> None:
     with hub_errors(s, [s]):
         if len(file.digest) == 64:
             _bring(file, count, Count)
-        path = Path(_patiently(lambda: hf_hub_download(s.repo, file.name, revision=s.revision, tqdm_class=Count)))
+        path = Path(
+            _patiently(
+                lambda: hf_hub_download(s.repo, file.name, revision=s.revision, tqdm_class=Count)
+            )
+        )
     if len(file.digest) == 40 and not _is(path, file.digest):
         discard(path)
         raise _damaged(file)
 
 
 def _bring(file: HubFile, count: Callable[[int], None], bar: Any) -> None:
-    """Put what a large file links to into the cache, where huggingface_hub finds it; only what is missing is asked for.
+    """Put what a large file links to into the cache, where huggingface_hub finds it; only what is
+    missing is asked for.
 
     Raises StdError if it is not what the Hub says; then nothing of it is kept.
     """
@@ -137,7 +151,10 @@ def _bring(file: HubFile, count: Callable[[int], None], bar: Any) -> None:
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
     part = _part_of(file)
-    blob, lock = part.with_name(file.digest), Path(constants.HF_HUB_CACHE) / ".locks" / part.parts[-3]
+    blob, lock = (
+        part.with_name(file.digest),
+        Path(constants.HF_HUB_CACHE) / ".locks" / part.parts[-3],
+    )
     for folder in (part.parent, lock):
         folder.mkdir(parents=True, exist_ok=True)
     url = hf_hub_url(file.source.repo, file.name, revision=file.source.revision)
@@ -177,7 +194,10 @@ def _part_of(file: HubFile) -> Path:
 
 
 def _damaged(file: HubFile) -> StdError:
-    told = f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run the command again"
+    told = (
+        f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run "
+        f"the command again"
+    )
     return StdError(told)
 
 
@@ -195,11 +215,12 @@ def _patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
-# --- what is in the cache --------------------------------------------------------------------------------------------
+# --- what is in the cache ----------------------------------------------------------------------
 
 
 def files_here(source: HubRepo) -> dict[str, Path]:
-    """{name: path} of a repository's files in the cache, if all that is needed is there, else {}."""
+    """{name: path} of a repository's files in the cache, if all that is needed is there, else
+    {}."""
     folder = cached_folder(source)
     if folder is None:
         return {}
@@ -208,7 +229,8 @@ def files_here(source: HubRepo) -> dict[str, Path]:
 
 
 def problems(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong) of every file that is not what was downloaded, or whose safetensors header is damaged."""
+    """(name, what is wrong) of every file that is not what was downloaded, or whose safetensors
+    header is damaged."""
     for name, path in files.items():
         digest = path.resolve().name  # the cache names files by their hash, and links to them
         if len(digest) in (40, 64) and not _is(path, digest):
@@ -231,14 +253,19 @@ def discard(path: Path) -> int:
 
 
 def tidy(folder: Path) -> None:
-    """Delete the folders of a snapshot that are empty, and the repository's own if nothing is left in it."""
+    """Delete the folders of a snapshot that are empty, and the repository's own if nothing is left
+    in it."""
     repo = folder.parents[1]  # models--owner--name/snapshots/COMMIT
     for inside in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         with suppress(OSError):
             inside.rmdir()
     with suppress(OSError):
         folder.rmdir()
-    if repo.name.startswith("models--") and repo.is_dir() and not any((repo / "snapshots").iterdir()):
+    if (
+        repo.name.startswith("models--")
+        and repo.is_dir()
+        and not any((repo / "snapshots").iterdir())
+    ):
         shutil.rmtree(repo)
 
 

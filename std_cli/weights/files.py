@@ -1,4 +1,5 @@
-"""A model's files on disk: their names, their JSON, their safetensors headers, whether their weights are numbers.
+"""A model's files on disk: their names, their JSON, their safetensors headers, whether their
+weights are numbers.
 
 No pickle is read.
 """
@@ -27,35 +28,47 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 def file_names(folder: Path, depth: int) -> set[str]:
     """The files of a folder, at most `depth` levels down: relative, with slashes."""
     levels = (folder.glob("/".join(["*"] * level)) for level in range(1, depth + 1))
-    return {path.relative_to(folder).as_posix() for level in levels for path in level if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix() for level in levels for path in level if path.is_file()
+    }
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object, in UTF-8, with finite numbers, and no key twice.
 
-    JSON's readers differ in what they make of everything else, and the libraries read the same file again. Raises
-    InputError for that, and for a file of more than MAX_JSON bytes.
+    JSON's readers differ in what they make of everything else, and the libraries read the same file
+    again. Raises InputError for that, and for a file of more than MAX_JSON bytes.
     """
     try:
         if not path.is_file():  # opening a pipe or a device could wait for ever
             raise ValueError("not a file")
         if path.stat().st_size > MAX_JSON:
             most = f"{MAX_JSON >> 20} MiB, the most that is read of one"
-            raise InputError(f"{path} has {path.stat().st_size >> 20} MiB, more than {most}: copy it again")
+            raise InputError(
+                f"{path} has {path.stat().st_size >> 20} MiB, more than {most}: copy it again"
+            )
         text = path.read_bytes().decode("utf-8")
         if text.startswith("\ufeff"):  # the libraries do not read it
             raise InputError(f"{path} begins with a byte order mark: save it in UTF-8 without one")
         content = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite, parse_int=_whole
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_whole,
         )
     except _NotStrict as error:
         raise InputError(f"{path} holds {error}: correct it, or copy it again") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not JSON in UTF-8: save it in UTF-8, or copy it again") from error
+        raise InputError(
+            f"{path} is not JSON in UTF-8: save it in UTF-8, or copy it again"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is missing or not JSON: copy it again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(content).__name__}: copy it again")
+        raise InputError(
+            f"{path} must hold a JSON object, not {type(content).__name__}: copy it again"
+        )
     if _depth(content) > DEEPEST:
         raise InputError(f"{path} nests its values more than {DEEPEST} levels deep: copy it again")
     return content
@@ -90,33 +103,46 @@ def _depth(content: dict[str, Any]) -> int:
     level: list[Any] = [content]
     while level:
         depth += 1
-        inner = (item for values in level for item in (values.values() if isinstance(values, dict) else values))
+        inner = (
+            item
+            for values in level
+            for item in (values.values() if isinstance(values, dict) else values)
+        )
         level = [item for item in inner if isinstance(item, dict | list)]
     return depth
 
 
 def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """({key: shape}, metadata) of a safetensors file, whose length is checked too; no weight is read."""
+    """({key: shape}, metadata) of a safetensors file, whose length is checked too; no weight is
+    read."""
     tensors, metadata = read_tensor_facts(path)
     return {key: shape for key, (shape, _) in tensors.items()}, metadata
 
 
 def read_tensor_facts(path: Path) -> tuple[dict[str, tuple[list[int], str]], dict[str, str]]:
-    """({key: (shape, dtype)}, metadata) of a safetensors file, with safetensors' names of dtypes ("F16", "I64")."""
+    """({key: (shape, dtype)}, metadata) of a safetensors file, with safetensors' names of dtypes
+    ("F16", "I64")."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix in PICKLES:
-        raise InputError(f"{path} is a pickle, which can run any code when it is read: convert it to safetensors")
+        raise InputError(
+            f"{path} is a pickle, which can run any code when it is read: convert it to safetensors"
+        )
     try:
         with safe_open(path, framework="np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  # it is no iterable
-            return {key: (s.get_shape(), s.get_dtype()) for key, s in slices.items()}, file.metadata() or {}
+            return {
+                key: (s.get_shape(), s.get_dtype()) for key, s in slices.items()
+            }, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is missing, damaged or no safetensors file: copy it again") from error
+        raise InputError(
+            f"{path} is missing, damaged or no safetensors file: copy it again"
+        ) from error
 
 
 def stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
-    """(key, tensor) of the floating-point tensors of a safetensors file, one tensor in memory at a time."""
+    """(key, tensor) of the floating-point tensors of a safetensors file, one tensor in memory at a
+    time."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -131,9 +157,11 @@ def check_numbers(
     largest: float = math.inf,
     remedy: str = "use --dtype bf16 or --dtype fp32",
 ) -> None:
-    """Raises InputError unless all tensors are real floating-point numbers, finite and at most `largest` in magnitude.
+    """Raises InputError unless all tensors are real floating-point numbers, finite and at most
+    `largest` in magnitude.
 
-    name: what the message calls the file; remedy: against larger ones. Takes about 1 s per 10^9 numbers.
+    name: what the message calls the file; remedy: against larger ones. Takes about 1 s per 10^9
+    numbers.
     """
     total = 0
     wrong: list[str] = []
@@ -142,22 +170,28 @@ def check_numbers(
         total += 1
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise InputError(f"{name}: the tensor {key} is {kind}, and weights are real floating-point numbers")
+            raise InputError(
+                f"{name}: the tensor {key} is {kind}, and weights are real floating-point numbers"
+            )
         if not tensor.numel():
             continue
-        least, most = (tensor.half() if tensor.itemsize == 1 else tensor).aminmax()  # float8 has no aminmax
-        magnitude = max(abs(float(least)), abs(float(most)))  # NaN in any place makes both of them NaN
+        # float8 has no aminmax
+        least, most = (tensor.half() if tensor.itemsize == 1 else tensor).aminmax()
+        # NaN in any place makes both of them NaN
+        magnitude = max(abs(float(least)), abs(float(most)))
         if not math.isfinite(magnitude):
             wrong.append(key)
         elif magnitude > largest:
             beyond.append(key)
     if wrong:
         raise InputError(
-            f"{name}: {len(wrong)} of {total} tensors hold NaN or infinity (first {wrong[0]}): fetch the file again, "
+            f"{name}: {len(wrong)} of {total} tensors hold NaN or infinity (first {wrong[0]}): "
+            f"fetch the file again, "
             "or use another"
         )
     if beyond:
         raise InputError(
-            f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, which fp16 cannot hold (first "
+            f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, which "
+            f"fp16 cannot hold (first "
             f"{beyond[0]}): {remedy}"
         )

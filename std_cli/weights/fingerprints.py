@@ -13,12 +13,17 @@ from std_cli.weights.files import read_object
 
 
 def fingerprint(path: Path) -> str:
-    """16 hex digits that identify a weight file, or all weights and configs (names and contents) of a folder."""
+    """16 hex digits that identify a weight file, or all weights and configs (names and contents) of
+    a folder."""
     if path.is_file():
         return _sha256(path)[:16]
     files = sorted((f.relative_to(path).as_posix(), f) for f in path.rglob("*.*") if f.is_file())
-    kept = [(name, file) for name, file in files if file.suffix in (".safetensors", ".json", ".txt")]
-    return hashlib.sha256("".join(f"{name}\n{_sha256(file)}\n" for name, file in kept).encode()).hexdigest()[:16]
+    kept = [
+        (name, file) for name, file in files if file.suffix in (".safetensors", ".json", ".txt")
+    ]
+    return hashlib.sha256(
+        "".join(f"{name}\n{_sha256(file)}\n" for name, file in kept).encode()
+    ).hexdigest()[:16]
 
 
 def _sha256(path: Path) -> str:
@@ -28,9 +33,14 @@ def _sha256(path: Path) -> str:
 
 @cache
 def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
-    """SHA-256 of a file; that of a large one is remembered on disk while its size and time stay the same."""
+    """SHA-256 of a file; that of a large one is remembered on disk while its size and time stay the
+    same."""
     key = f"{path}|{size}|{mtime_ns}"
-    store = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "std" / "sha256.json"
+    store = (
+        Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        / "std"
+        / "sha256.json"
+    )
     known: dict[str, Any] = {}
     if size > 2**24:
         with suppress(OSError, InputError):

@@ -1,4 +1,5 @@
-"""Whether weights fit a network: every tensor of a file finds its place, before any is loaded. By names and shapes."""
+"""Whether weights fit a network: every tensor of a file finds its place, before any is loaded. By
+names and shapes."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ _CROSS = re.compile(r"attn2\.to_k\.weight$|to_k_ip\.weight$")
 
 
 def family(shapes: Shapes) -> tuple[str, int] | None:
-    """(name, width) of the kind of model that an IP-Adapter is for, or a UNet is, by its cross attention; or None.
+    """(name, width) of the kind of model that an IP-Adapter is for, or a UNet is, by its cross
+    attention; or None.
 
     A LoRA's is found by `std_cli.weights.lora.family`.
     """
@@ -28,7 +30,8 @@ def family(shapes: Shapes) -> tuple[str, int] | None:
 
 
 def checkpoint_family(shapes: Shapes) -> str | None:
-    """What a whole model in one file is, where its names tell: for the message that it is no SDXL base model."""
+    """What a whole model in one file is, where its names tell: for the message that it is no SDXL
+    base model."""
     if any(key.startswith("conditioner.embedders.0.model.") for key in shapes):
         return "the SDXL refiner"
     if any(".double_blocks." in f".{key}" for key in shapes):
@@ -40,12 +43,16 @@ def checkpoint_family(shapes: Shapes) -> str | None:
 
 
 def check_motion(name: str, shapes: Shapes, adapter: "torch.nn.Module") -> None:
-    """Raises InputError unless a file's tensors (with MotionAdapter's names) are exactly those of the adapter."""
-    _check_exact(f"--motion {name}", shapes, {k: list(t.shape) for k, t in adapter.state_dict().items()})
+    """Raises InputError unless a file's tensors (with MotionAdapter's names) are exactly those of
+    the adapter."""
+    _check_exact(
+        f"--motion {name}", shapes, {k: list(t.shape) for k, t in adapter.state_dict().items()}
+    )
 
 
 def check_ip_adapter(name: str, shapes: Shapes, unet: Any) -> None:
-    """Raises InputError unless an IP-Adapter has a pair for every cross attention of the UNet, in its width."""
+    """Raises InputError unless an IP-Adapter has a pair for every cross attention of the UNet, in
+    its width."""
     wanted: Shapes = {}
     number = 1  # then 3, 5, ... in the order of diffusers' loader
     for processor in unet.attn_processors:
@@ -58,22 +65,36 @@ def check_ip_adapter(name: str, shapes: Shapes, unet: Any) -> None:
     made = family(shapes)
     width = int(unet.config.cross_attention_dim)
     if made and made[1] != width:
-        raise InputError(f"{name}: its shapes are those of {made[0]}, {made[1]} wide, not {width}: choose one for SDXL")
+        raise InputError(
+            f"{name}: its shapes are those of {made[0]}, {made[1]} wide, not {width}: choose one "
+            f"for SDXL"
+        )
     _check_exact(name, found, wanted)
     last = shapes.get("image_proj.proj_out.weight") or shapes.get("image_proj.norm.weight") or [0]
     if last[0] != width:
-        raise InputError(f"{name}: it projects pictures to width {last[0]}, not {width}: choose one for this model")
+        raise InputError(
+            f"{name}: it projects pictures to width {last[0]}, not {width}: choose one for this "
+            f"model"
+        )
 
 
 def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
     lacks = [key for key in wanted if key not in found]
     beyond = [key for key in found if key not in wanted]
-    wrong = [f"{k} {list(found[k])} for {s}" for k, s in wanted.items() if k in found and list(found[k]) != s]
+    wrong = [
+        f"{k} {list(found[k])} for {s}"
+        for k, s in wanted.items()
+        if k in found and list(found[k]) != s
+    ]
     if lacks or beyond or wrong:
         parts = [("lacks", lacks), ("has beyond them", beyond), ("differ in shape", wrong)]
         told = "; ".join(f"{len(keys)} {what} ({some(keys)})" for what, keys in parts if keys)
         right = len(wanted) - len(lacks) - len(wrong)
-        remedy = "choose one made for this model" if beyond or wrong else "fetch it again, or choose another"
+        remedy = (
+            "choose one made for this model"
+            if beyond or wrong
+            else "fetch it again, or choose another"
+        )
         raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {told}: {remedy}")
 
 
@@ -81,10 +102,13 @@ T = TypeVar("T")
 
 
 def from_hotshot(weights: dict[str, T]) -> dict[str, T]:
-    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter; the same weights."""
+    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter;
+    the same weights."""
     out = {}
     for key, tensor in weights.items():
-        new = key.replace(".temporal_attentions.", ".motion_modules.").replace(".ff_norm.", ".norm3.")
+        new = key.replace(".temporal_attentions.", ".motion_modules.").replace(
+            ".ff_norm.", ".norm3."
+        )
         new = re.sub(r"\.norms\.(\d)\.", lambda m: f".norm{int(m[1]) + 1}.", new)
         block = re.search(r"\.attention_blocks\.(\d)\.", new)
         if new.endswith(".pos_encoder.positional_encoding"):

@@ -1,7 +1,9 @@
-"""The Hub: what is needed of a repository, from huggingface_hub's cache or downloaded, and what its errors mean.
+"""The Hub: what is needed of a repository, from huggingface_hub's cache or downloaded, and what its
+errors mean.
 
-Only this module and `downloads` speak to the Hub; HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what huggingface_hub says.
-What is in its cache is used as it is, without a look at the Hub: `hf download` refreshes it.
+Only this module and `downloads` speak to the Hub; HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what
+huggingface_hub says. What is in its cache is used as it is, without a look at the Hub:
+`hf download` refreshes it.
 """
 
 import re
@@ -20,7 +22,8 @@ from std_cli.weights.zoo import TABLE, find_entry, zoo
 
 @dataclass(frozen=True)
 class HubRepo:
-    """What is needed of one Hub repository: `files`, or the SDXL folder that the patterns in `include` cover."""
+    """What is needed of one Hub repository: `files`, or the SDXL folder that the patterns in
+    `include` cover."""
 
     repo: str
     revision: str
@@ -35,7 +38,8 @@ class HubRepo:
 
 
 def source(name: str) -> HubRepo:
-    """Where the table says that a model is. Raises InputError if it is not on the Hub, or not in the table."""
+    """Where the table says that a model is. Raises InputError if it is not on the Hub, or not in
+    the table."""
     entry = find_entry(name)
     if entry.url:
         raise InputError(f"{name} is not on the Hub: download {entry.url} and give the file")
@@ -43,7 +47,8 @@ def source(name: str) -> HubRepo:
 
 
 def hub_id(text: str) -> tuple[str, str, str | None] | None:
-    """(repository, revision, file) of `owner/name[@revision][/file.safetensors]`; None if that is not its form."""
+    """(repository, revision, file) of `owner/name[@revision][/file.safetensors]`; None if that is
+    not its form."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -76,7 +81,9 @@ def fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
     missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
     if missing and (local_only or _LOCAL.get()):
         raise unreachable(missing, "downloads are switched off")
-    return [folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)]
+    return [
+        folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)
+    ]
 
 
 def cached_folder(source: HubRepo) -> Path | None:
@@ -89,18 +96,25 @@ def cached_folder(source: HubRepo) -> Path | None:
         return None
     folder = Path(path).parents[first.count("/")]
     names = file_names(folder, depth=3)
-    return folder if names.issuperset(source.files) and (source.files or not missing_files(names)) else None
+    return (
+        folder
+        if names.issuperset(source.files) and (source.files or not missing_files(names))
+        else None
+    )
 
 
 def _download(source: HubRepo, missing: list[HubRepo]) -> Path:
-    """Download a source; if the Hub cannot be reached, the error names everything that is `missing`."""
+    """Download a source; if the Hub cannot be reached, the error names everything that is
+    `missing`."""
     from huggingface_hub import snapshot_download
 
     names = _hub_names(source, missing)
     absent = ", ".join(file for file in source.files if file not in names)
     if lacks := f"it lacks {absent}" if absent else "" if source.files else missing_files(names):
         told = f"{lacks}{if_moved(source)}"
-        raise InputError(f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {told}")
+        raise InputError(
+            f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {told}"
+        )
     files = list(source.files) or wanted_files(names)
     with hub_errors(source, missing):
         return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=files))
@@ -112,27 +126,41 @@ def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
 
     if _LOCAL.get():
         raise unreachable(missing, "downloads are switched off")
-    # One request without retries: off-line it fails at once, where a download would retry for 23 seconds.
+    # One request without retries: off-line it fails at once, where a download would retry for 23
+    # seconds.
     with hub_errors(source, missing):
-        return {file.rfilename for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()}
+        return {
+            file.rfilename
+            for file in HfApi().model_info(source.repo, revision=source.revision).siblings or ()
+        }
 
 
 def only_file(source: HubRepo) -> str:
-    """The only safetensors file of a repository: by its cached snapshot if that is whole, or by the Hub."""
+    """The only safetensors file of a repository: by its cached snapshot if that is whole, or by the
+    Hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         local = snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=list(source.include), local_files_only=True
+            source.repo,
+            revision=source.revision,
+            allow_patterns=list(source.include),
+            local_files_only=True,
         )
         names = file_names(Path(local), depth=3)
     except LocalEntryNotFoundError:
         names = _hub_names(source, [source])
     files = sorted(name for name in names if name.endswith(".safetensors"))
     if len(files) != 1:
-        listed = f"{len(files)} safetensors files ({', '.join(files[:8])})" if files else "no safetensors file"
-        raise InputError(f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors")
+        listed = (
+            f"{len(files)} safetensors files ({', '.join(files[:8])})"
+            if files
+            else "no safetensors file"
+        )
+        raise InputError(
+            f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors"
+        )
     return files[0]
 
 
@@ -162,21 +190,31 @@ def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         page = f"https://huggingface.co/{source.repo}"
-        raise InputError(f"{source.repo} is gated: accept its licence at {page} and set HF_TOKEN") from error
+        raise InputError(
+            f"{source.repo} is gated: accept its licence at {page} and set HF_TOKEN"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         remedy = f"check its spelling; if it is private, set HF_TOKEN{if_moved(source)}"
-        raise InputError(f"no such model on the Hub, and no such file here: {source.repo}: {remedy}") from error
+        raise InputError(
+            f"no such model on the Hub, and no such file here: {source.repo}: {remedy}"
+        ) from error
     except errors.RevisionNotFoundError as error:
         other = f"name another{if_moved(source)}"
-        raise InputError(f"{source.repo} has no revision {source.revision} on the Hub: {other}") from error
+        raise InputError(
+            f"{source.repo} has no revision {source.revision} on the Hub: {other}"
+        ) from error
     except errors.HfHubHTTPError as error:
         answer = f"the Hub answered {error.response.status_code} about {source.repo}"
         if error.response.status_code in (401, 403):
-            raise InputError(f"{answer}: check HF_TOKEN, or what hf auth login has stored") from error
+            raise InputError(
+                f"{answer}: check HF_TOKEN, or what hf auth login has stored"
+            ) from error
         raise StdError(f"{answer}: try again later") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's
         if isinstance(error, OSError) and not isinstance(error, unreached):
-            raise StdError(f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}") from error
+            raise StdError(
+                f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}"
+            ) from error
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise unreachable(missing, why) from error
 
@@ -185,7 +223,8 @@ def unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
     repos = " and ".join(dict.fromkeys(source.repo for source in missing))
     commands = " && ".join(source.command for source in missing)
     return NotDownloaded(
-        f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which needs none"
+        f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which "
+        f"needs none"
     )
 
 
@@ -197,11 +236,15 @@ def hub_cache() -> Path:
 
 
 def ask_hub(offline: bool = False, timeout: float = 3.0) -> dict[str, Any]:
-    """endpoint, offline (by `offline` or HF_HUB_OFFLINE), error: "" if the Hub answers, None if it was not asked."""
+    """endpoint, offline (by `offline` or HF_HUB_OFFLINE), error: "" if the Hub answers, None if it
+    was not asked."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-    state: dict[str, Any] = {"endpoint": constants.ENDPOINT, "offline": offline or constants.HF_HUB_OFFLINE}
+    state: dict[str, Any] = {
+        "endpoint": constants.ENDPOINT,
+        "offline": offline or constants.HF_HUB_OFFLINE,
+    }
     if state["offline"]:
         return state | {"error": None}
     try:

@@ -1,4 +1,5 @@
-"""What a weights file is, by its header; a LoRA is read as `--lora` reads it, so that both say the same.
+"""What a weights file is, by its header; a LoRA is read as `--lora` reads it, so that both say the
+same.
 
 A .pth has no header: it is read whole, but never run.
 """
@@ -50,17 +51,21 @@ METADATA_KEYS = 200
 
 
 def inspect_file(file: str | Path) -> dict[str, Any]:
-    """{event: inspected, file, kind, tensors, parameters, metadata, metadata_cut, family, fits}; of a LoRA also layout,
-    methods, modules, ranks, alphas, text_encoder, notices and problem (why `--lora` refuses it, or None).
+    """{event: inspected, file, kind, tensors, parameters, metadata, metadata_cut, family, fits}; of
+    a LoRA also layout, methods, modules, ranks, alphas, text_encoder, notices and problem (why
+    `--lora` refuses it, or None).
 
-    Long metadata are cut, and `metadata_cut` has the true lengths. Raises InputError for a file that is not there, or
-    is neither a safetensors file nor a .pth of tensors.
+    Long metadata are cut, and `metadata_cut` has the true lengths. Raises InputError for a file
+    that is not there, or is neither a safetensors file nor a .pth of tensors.
     """
     path = user_path(file, "FILE")
     if not path.is_file():
         raise InputError(f"{file} is not a file: give a .safetensors file, or DINOv2's .pth")
     shapes, metadata = _pickled(path) if path.suffix == ".pth" else read_header(path)
-    kind = next((kind for pattern, kind in KINDS if any(re.search(pattern, key) for key in shapes)), "unknown")
+    kind = next(
+        (kind for pattern, kind in KINDS if any(re.search(pattern, key) for key in shapes)),
+        "unknown",
+    )
     if _is_lora(shapes, kind):
         kind = "lora"
     shown, shortened = _short(metadata)
@@ -75,7 +80,9 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
     }
     if kind == "lora":
         return facts | _lora(path, shapes)
-    made = _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
+    made = (
+        _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
+    )
     if kind == "checkpoint":
         sdxl = all(any(key.startswith(k) for key in shapes) for k in SINGLE_FILE_KEYS)
         return facts | {"family": "SDXL" if sdxl else made, "fits": ["--model"] if sdxl else []}
@@ -88,7 +95,10 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "dinov2-original": "adversarial.features of std distill, as it is or converted",
         "dinov2": "adversarial.features of std distill, in a folder with its config.json",
     }
-    return facts | {"family": made, "fits": [fits[kind]] if kind in fits and made in (None, "SDXL") else []}
+    return facts | {
+        "family": made,
+        "fits": [fits[kind]] if kind in fits and made in (None, "SDXL") else [],
+    }
 
 
 def _pickled(path: Path) -> tuple[Shapes, dict[str, str]]:
@@ -96,21 +106,32 @@ def _pickled(path: Path) -> tuple[Shapes, dict[str, str]]:
 
 
 def _motion_family(shapes: Shapes) -> str | None:
-    """What a motion adapter is made for, by its widths: Stable Diffusion 1.5 has a block of the last one more."""
-    widths = {shape[1] for key, shape in shapes.items() if key.endswith(".proj_in.weight") and len(shape) == 2}
+    """What a motion adapter is made for, by its widths: Stable Diffusion 1.5 has a block of the
+    last one more."""
+    widths = {
+        shape[1]
+        for key, shape in shapes.items()
+        if key.endswith(".proj_in.weight") and len(shape) == 2
+    }
     if widths != {320, 640, 1280}:
         return None
-    return "Stable Diffusion 1.5" if any(key.startswith("down_blocks.3.") for key in shapes) else "SDXL"
+    return (
+        "Stable Diffusion 1.5"
+        if any(key.startswith("down_blocks.3.") for key in shapes)
+        else "SDXL"
+    )
 
 
 def _is_lora(shapes: Shapes, kind: str) -> bool:
-    """Whether the tensors are those of any adapter's, and the file is of no other kind that is known for sure."""
+    """Whether the tensors are those of any adapter's, and the file is of no other kind that is
+    known for sure."""
     methods = sum(bool(parse(key).tensor) for key in shapes)
     return 2 * methods > len(shapes) or (methods > 0 and kind in ("unknown", "clip"))
 
 
 def _short(metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
-    """(metadata to show, {key: characters of what was cut}; "..." counts the keys that were left out)."""
+    """(metadata to show, {key: characters of what was cut}; "..." counts the keys that were left
+    out)."""
     kept = {cut(key): value for key, value in list(metadata.items())[:METADATA_KEYS]}
     shortened = {key: len(value) for key, value in kept.items() if len(value) > METADATA_CHARACTERS}
     if len(metadata) > METADATA_KEYS:
@@ -121,9 +142,14 @@ def _short(metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
 def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
     adapted = [key for key in shapes if parse(key).tensor]
     facts: dict[str, Any] = {
-        "layout": next((name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in adapted)), "bare"),
+        "layout": next(
+            (name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in adapted)),
+            "bare",
+        ),
         "methods": {},
-        "modules": len({(name.part, name.layer) for name in map(parse, adapted) if name.part == "unet"}),
+        "modules": len(
+            {(name.part, name.layer) for name in map(parse, adapted) if name.part == "unet"}
+        ),
         "ranks": {},
         "alphas": {},  # none: alpha is the rank
         "text_encoder": text_layers(shapes),
@@ -153,27 +179,42 @@ def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
 
 
 def _fits(weights: LoraWeights) -> tuple[list[str], str | None]:
-    """(the options that take a LoRA, why none does), by the layers of SDXL's UNet and of the embedded model's.
+    """(the options that take a LoRA, why none does), by the layers of SDXL's UNet and of the
+    embedded model's.
 
     Motion modules are a motion adapter's, of which there are several.
     """
-    spatial = {name: layer for name, layer in weights.layers.items() if ".motion_modules." not in name}
+    spatial = {
+        name: layer for name, layer in weights.layers.items() if ".motion_modules." not in name
+    }
     moving = len(spatial) < len(weights.layers)
     still = LoraWeights(weights.label, spatial, weights.family)
-    option = "--lora, for videos with a motion adapter" if moving else "--lora, for pictures and videos"
+    option = (
+        "--lora, for videos with a motion adapter" if moving else "--lora, for pictures and videos"
+    )
     made = weights.family
     if made and made.name != "SDXL":
         return [], f"it is for {made.name} ({made.why}), and only SDXL's are taken"
     if made:
         layers = unet_layers("SDXL")
-        lost, wrong = misfits(still, layers, {*layers} - {name for name in layers if name.endswith(NO_BIAS)})
+        lost, wrong = misfits(
+            still, layers, {*layers} - {name for name in layers if name.endswith(NO_BIAS)}
+        )
         if wrong:
             return [], f"{len(wrong)} layers differ in shape from SDXL's (first {wrong[0]})"
         if lost:
-            return [], f"SDXL's UNet lacks {len(lost)} of its layers (first {cut(lost[0])}): {remedy(weights, lost)}"
+            return (
+                [],
+                f"SDXL's UNet lacks {len(lost)} of its layers (first {cut(lost[0])}): "
+                f"{remedy(weights, lost)}",
+            )
         return [option], None
     header = read_header(TINY / "unet" / "diffusion_pytorch_model.safetensors")[0]
-    tiny = {key.removesuffix(".weight"): tuple(shape) for key, shape in header.items() if key.endswith(".weight")}
+    tiny = {
+        key.removesuffix(".weight"): tuple(shape)
+        for key, shape in header.items()
+        if key.endswith(".weight")
+    }
     biases = {key.removesuffix(".bias") for key in header if key.endswith(".bias")}
     if not any(misfits(still, tiny, biases)):
         return [f"{option}, with --model tiny"], None

@@ -6,7 +6,8 @@ that std runs, and nothing names code, other files or addresses. Keys that no cl
 left as they are: diffusers ignores them. Whether the sizes are those of the weights is checked from
 the headers of the weight files, after this: building the classes is cheap only within these bounds.
 
-The fields are those of diffusers' and transformers' own classes, with their defaults where others depend on them.
+The fields are those of diffusers' and transformers' own classes, with their defaults where others
+depend on them.
 """
 
 import re
@@ -34,12 +35,20 @@ Scale = Annotated[float, Field(gt=0, le=1000)]
 TokenId = Annotated[int, Field(ge=-1, lt=2**31)]
 Blocks = Annotated[list[Width], Field(min_length=1, max_length=8)]
 PerBlock = Annotated[list[Layers], Field(min_length=1, max_length=8)]
-Depths = Annotated[list[Depth | Annotated[list[Depth], Field(max_length=33)]], Field(min_length=1, max_length=8)]
-DownBlocks = Annotated[list[Literal["DownBlock2D", "CrossAttnDownBlock2D"]], Field(min_length=1, max_length=8)]
-UpBlocks = Annotated[list[Literal["UpBlock2D", "CrossAttnUpBlock2D"]], Field(min_length=1, max_length=8)]
+Depths = Annotated[
+    list[Depth | Annotated[list[Depth], Field(max_length=33)]], Field(min_length=1, max_length=8)
+]
+DownBlocks = Annotated[
+    list[Literal["DownBlock2D", "CrossAttnDownBlock2D"]], Field(min_length=1, max_length=8)
+]
+UpBlocks = Annotated[
+    list[Literal["UpBlock2D", "CrossAttnUpBlock2D"]], Field(min_length=1, max_length=8)
+]
 Activation = Literal["silu", "swish", "mish", "gelu", "relu"]
 FloatName = Literal["float16", "bfloat16", "float32", "float64"]
-HiddenActivation = Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"]
+HiddenActivation = Literal[
+    "quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"
+]
 
 MOST_RESNETS = 256
 """Of a network; SDXL's UNet has 17."""
@@ -48,15 +57,23 @@ MOST_TRANSFORMERS = 512
 
 
 class Config(BaseModel):
-    """A config file: strict types; other keys stay, but those that would make a library run or fetch something."""
+    """A config file: strict types; other keys stay, but those that would make a library run or
+    fetch something."""
 
     model_config = ConfigDict(
-        extra="allow", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
+        extra="allow",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
     )
     refused: ClassVar[frozenset[str]] = frozenset(
         {
-            "auto_map", "custom_pipelines", "custom_pipeline", "trust_remote_code", "quantization_config",
-            "attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+            "auto_map", "custom_pipelines", "custom_pipeline", "trust_remote_code",
+            "quantization_config",
+            "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+            "experts_implementation",
             "_experts_implementation", "_experts_implementation_internal", "transformers_weights",
         }
     )  # fmt: skip
@@ -69,7 +86,7 @@ class Config(BaseModel):
         return self
 
 
-# --- the parts -------------------------------------------------------------------------------------------------------
+# --- the parts ---------------------------------------------------------------------------------
 
 
 class UNet(Config):
@@ -88,8 +105,15 @@ class UNet(Config):
         "CrossAttnDownBlock2D",
         "DownBlock2D",
     ]
-    mid_block_type: Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"] | None = "UNetMidBlock2DCrossAttn"
-    up_block_types: UpBlocks = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
+    mid_block_type: Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"] | None = (
+        "UNetMidBlock2DCrossAttn"
+    )
+    up_block_types: UpBlocks = [
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    ]
     only_cross_attention: bool | Annotated[list[bool], Field(max_length=8)] = False
     mid_block_only_cross_attention: bool | None = None
     block_out_channels: Blocks = [320, 640, 1280, 1280]
@@ -106,7 +130,9 @@ class UNet(Config):
     encoder_hid_dim: None = None
     encoder_hid_dim_type: None = None
     attention_head_dim: Heads | Annotated[list[Heads], Field(min_length=1, max_length=8)] = 8
-    num_attention_heads: Heads | Annotated[list[Heads], Field(min_length=1, max_length=8)] | None = None
+    num_attention_heads: (
+        Heads | Annotated[list[Heads], Field(min_length=1, max_length=8)] | None
+    ) = None
     dual_cross_attention: Literal[False] = False
     use_linear_projection: bool = False
     class_embed_type: None = None
@@ -134,12 +160,16 @@ class UNet(Config):
     def _whole(self) -> Self:
         count = len(self.block_out_channels)
         for name in (
-            "down_block_types", "up_block_types", "only_cross_attention", "layers_per_block", "attention_head_dim",
-            "num_attention_heads", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+            "down_block_types", "up_block_types", "only_cross_attention", "layers_per_block",
+            "attention_head_dim",
+            "num_attention_heads", "transformer_layers_per_block",
+            "reverse_transformer_layers_per_block",
         ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != count:
-                raise ValueError(f"{name} has {len(value)} values for {count} blocks of block_out_channels")
+                raise ValueError(
+                    f"{name} has {len(value)} values for {count} blocks of block_out_channels"
+                )
         _check_groups(self.block_out_channels, self.norm_num_groups)
         _check_layers(count, self.layers_per_block, self.transformer_layers_per_block)
         _check_layers(count, self.layers_per_block, self.reverse_transformer_layers_per_block or 0)
@@ -152,12 +182,12 @@ class VAE(Config):
     class_name: Literal["AutoencoderKL"] = Field("AutoencoderKL", alias="_class_name")
     in_channels: Annotated[int, Field(ge=3, le=3)] = 3
     out_channels: Annotated[int, Field(ge=3, le=3)] = 3
-    down_block_types: Annotated[list[Literal["DownEncoderBlock2D"]], Field(min_length=1, max_length=6)] = [
-        "DownEncoderBlock2D"
-    ]
-    up_block_types: Annotated[list[Literal["UpDecoderBlock2D"]], Field(min_length=1, max_length=6)] = [
-        "UpDecoderBlock2D"
-    ]
+    down_block_types: Annotated[
+        list[Literal["DownEncoderBlock2D"]], Field(min_length=1, max_length=6)
+    ] = ["DownEncoderBlock2D"]
+    up_block_types: Annotated[
+        list[Literal["UpDecoderBlock2D"]], Field(min_length=1, max_length=6)
+    ] = ["UpDecoderBlock2D"]
     block_out_channels: Annotated[list[Width], Field(min_length=1, max_length=6)] = [64]
     layers_per_block: Layers = 1
     act_fn: Activation = "silu"
@@ -178,7 +208,10 @@ class VAE(Config):
         count = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != count:
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {count} of block_out_channels")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values for {count} of "
+                    f"block_out_channels"
+                )
         _check_groups(self.block_out_channels, self.norm_num_groups)
         return self
 
@@ -191,8 +224,12 @@ class Motion(Config):
     motion_layers_per_block: Layers | PerBlock = 2
     motion_transformer_layers_per_block: Depth | Depths = 1
     motion_mid_block_layers_per_block: Layers = 1
-    motion_transformer_layers_per_mid_block: Depth | Annotated[list[Depth], Field(max_length=32)] = 1
-    motion_num_attention_heads: Heads | Annotated[list[Heads], Field(min_length=1, max_length=8)] = 8
+    motion_transformer_layers_per_mid_block: (
+        Depth | Annotated[list[Depth], Field(max_length=32)]
+    ) = 1
+    motion_num_attention_heads: (
+        Heads | Annotated[list[Heads], Field(min_length=1, max_length=8)]
+    ) = 8
     motion_norm_num_groups: Width = 32
     motion_max_seq_length: Annotated[int, Field(ge=1, le=1024)] = 32
     use_motion_mid_block: bool = True
@@ -201,10 +238,16 @@ class Motion(Config):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         count = len(self.block_out_channels)
-        for name in ("motion_layers_per_block", "motion_transformer_layers_per_block", "motion_num_attention_heads"):
+        for name in (
+            "motion_layers_per_block",
+            "motion_transformer_layers_per_block",
+            "motion_num_attention_heads",
+        ):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != count:
-                raise ValueError(f"{name} has {len(value)} values for {count} blocks of block_out_channels")
+                raise ValueError(
+                    f"{name} has {len(value)} values for {count} blocks of block_out_channels"
+                )
         _check_groups(self.block_out_channels, self.motion_norm_num_groups)
         _check_layers(count, self.motion_layers_per_block, self.motion_transformer_layers_per_block)
         return self
@@ -213,8 +256,11 @@ class Motion(Config):
 class Scheduler(Config):
     """Of the schedulers that SDXL models come with."""
 
-    class_name: Annotated[str, Field(pattern=r"^\w{1,80}Scheduler$")] = Field("DDIMScheduler", alias="_class_name")
-    num_train_timesteps: Annotated[int, Field(ge=1000, le=1000)] = 1000  # what std's schedules are made for
+    class_name: Annotated[str, Field(pattern=r"^\w{1,80}Scheduler$")] = Field(
+        "DDIMScheduler", alias="_class_name"
+    )
+    # what std's schedules are made for
+    num_train_timesteps: Annotated[int, Field(ge=1000, le=1000)] = 1000
     beta_start: Small = 0.00085
     beta_end: Small = 0.012
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
@@ -263,7 +309,8 @@ class _Encoder(Config):
     def _whole(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
             )
         return self
 
@@ -300,7 +347,8 @@ class ImageEncoder(_Encoder):
         side = self.image_size // self.patch_size
         if not 1 <= side <= 128:
             raise ValueError(
-                f"image_size {self.image_size} and patch_size {self.patch_size} make {side} patches a side: 1 to 128"
+                f"image_size {self.image_size} and patch_size {self.patch_size} make {side} "
+                f"patches a side: 1 to 128"
             )
         return self
 
@@ -308,8 +356,8 @@ class ImageEncoder(_Encoder):
 class ImageProcessor(Config):
     """Of CLIPImageProcessor: what a reference becomes before the image encoder."""
 
-    processor: Literal["CLIPImageProcessor", "CLIPFeatureExtractor", "CLIPImageProcessorFast"] = Field(
-        "CLIPImageProcessor", alias="image_processor_type"
+    processor: Literal["CLIPImageProcessor", "CLIPFeatureExtractor", "CLIPImageProcessorFast"] = (
+        Field("CLIPImageProcessor", alias="image_processor_type")
     )
     do_center_crop: bool = True
     do_convert_rgb: bool | None = True
@@ -328,7 +376,9 @@ class ImageProcessor(Config):
         for name in ("size", "crop_size"):
             value = getattr(self, name)
             sides = value if isinstance(value, dict) else {"shortest_edge": value}
-            if not {*sides} <= {"shortest_edge", "height", "width"} or not all(8 <= n <= 2048 for n in sides.values()):
+            if not {*sides} <= {"shortest_edge", "height", "width"} or not all(
+                8 <= n <= 2048 for n in sides.values()
+            ):
                 raise ValueError(f"{name} {quote(value)}: sides must be from 8 to 2048 pixels")
         return self
 
@@ -352,7 +402,9 @@ class Index(Config):
     def _inside(self) -> Self:
         for name in dict.fromkeys(self.weight_map.values()):
             if not re.fullmatch(r"[\w.-]+\.safetensors", name) or name.startswith("."):
-                raise ValueError(f"weight_map names {quote(name)}, which is no .safetensors file of its folder")
+                raise ValueError(
+                    f"weight_map names {quote(name)}, which is no .safetensors file of its folder"
+                )
         return self
 
 
@@ -373,7 +425,9 @@ CLASSES = {
 class ModelIndex(Config):
     """Of model_index.json: which class each part is of."""
 
-    class_name: Annotated[str, Field(pattern=r"^\w{1,80}$")] = Field("StableDiffusionXLPipeline", alias="_class_name")
+    class_name: Annotated[str, Field(pattern=r"^\w{1,80}$")] = Field(
+        "StableDiffusionXLPipeline", alias="_class_name"
+    )
     requires_aesthetics_score: bool = False
     force_zeros_for_empty_prompt: bool = True
     add_watermarker: bool | None = None
@@ -384,7 +438,9 @@ class ModelIndex(Config):
             if name in CLASSES and value not in (None, [None, None]):
                 library, pattern = CLASSES[name]
                 match value:
-                    case [str(found), str(kind)] if found == library and re.fullmatch(pattern, kind):
+                    case [str(found), str(kind)] if found == library and re.fullmatch(
+                        pattern, kind
+                    ):
                         continue
                 wanted = f"{library} {re.sub(r'[^A-Za-z0-9|].*', '', pattern) or 'Scheduler'}"
                 raise ValueError(f"{name} is {quote(value)}, and std runs {wanted} there")
@@ -395,11 +451,14 @@ class ModelIndex(Config):
 
 def _check_groups(widths: list[int], groups: int) -> None:
     if wrong := [width for width in widths if width % groups]:
-        raise ValueError(f"block_out_channels {wrong[0]} is no multiple of its norm's {groups} groups")
+        raise ValueError(
+            f"block_out_channels {wrong[0]} is no multiple of its norm's {groups} groups"
+        )
 
 
 def _check_layers(count: int, layers: int | list[int], depths: int | list[int | list[int]]) -> None:
-    """Raises ValueError for more layers than any such network has: each costs time and memory, even without weights."""
+    """Raises ValueError for more layers than any such network has: each costs time and memory, even
+    without weights."""
     each = [layers] * count if isinstance(layers, int) else layers
     resnets = sum(2 * n + 1 for n in each) + 2
     deep: list[int | list[int]] = [depths] * count if isinstance(depths, int) else depths
@@ -408,26 +467,31 @@ def _check_layers(count: int, layers: int | list[int], depths: int | list[int | 
         transformers += sum(depth) * 2 if isinstance(depth, list) else depth * (2 * n + 1)
     if resnets > MOST_RESNETS or transformers > MOST_TRANSFORMERS:
         raise ValueError(
-            f"its layers are {resnets} resnets and {transformers} transformer layers in all: at most {MOST_RESNETS} "
+            f"its layers are {resnets} resnets and {transformers} transformer layers in all: at "
+            f"most {MOST_RESNETS} "
             f"and {MOST_TRANSFORMERS}"
         )
 
 
-# --- read ------------------------------------------------------------------------------------------------------------
+# --- read --------------------------------------------------------------------------------------
 
 C = TypeVar("C", bound=Config)
 
 
 def read_config(kind: type[C], path: Path) -> tuple[C, dict[str, Any]]:
-    """(the checked config, the file's contents). Raises InputError with what is wrong, in one line."""
+    """(the checked config, the file's contents). Raises InputError with what is wrong, in one
+    line."""
     content = read_object(path)
     if kind in (TextEncoder, ImageEncoder) and content.get("model_type") == "clip":
-        content = _half_of_clip(path, content, "text_config" if kind is TextEncoder else "vision_config")
+        content = _half_of_clip(
+            path, content, "text_config" if kind is TextEncoder else "vision_config"
+        )
     return check_config(kind, content, str(path)), content
 
 
 def _half_of_clip(path: Path, content: dict[str, Any], half: str) -> dict[str, Any]:
-    """One encoder's config out of a whole CLIP's; often only the whole one tells the width after projection."""
+    """One encoder's config out of a whole CLIP's; often only the whole one tells the width after
+    projection."""
     inner = content.get(half)
     if not isinstance(inner, dict):
         raise InputError(f"{path} is a CLIP's without {half}: fetch it again")
@@ -439,7 +503,9 @@ def check_config(kind: type[C], content: dict[str, Any], name: str) -> C:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{name}: {problems(error, content)}: correct it, or fetch it again") from None
+        raise InputError(
+            f"{name}: {problems(error, content)}: correct it, or fetch it again"
+        ) from None
 
 
 def problems(error: ValidationError, content: object) -> str:
@@ -449,7 +515,11 @@ def problems(error: ValidationError, content: object) -> str:
         message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         name = str(one["loc"][0]) if one["loc"] else ""
         known = isinstance(content, dict) and name in content
-        shown = f"{quote(name)[1:-1]} {quote(content[name])}" if known and isinstance(content, dict) else name
+        shown = (
+            f"{quote(name)[1:-1]} {quote(content[name])}"
+            if known and isinstance(content, dict)
+            else name
+        )
         found.setdefault(shown, []).append(message)
     lines = []
     for name, messages in found.items():
@@ -460,7 +530,8 @@ def problems(error: ValidationError, content: object) -> str:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What a file said of the fields that are known here: what a class of transformers is built from.
+    """What a file said of the fields that are known here: what a class of transformers is built
+    from.
 
     transformers sets every other key of its file as an attribute, whatever that replaces.
     """
@@ -481,19 +552,23 @@ def loading(what: str, path: Path, fails: str = "cannot be loaded from") -> Iter
     except StdError:
         raise
     except MemoryError as error:
-        raise StdError(f"no memory to load {what}: close other programs, or use a smaller model") from error
+        raise StdError(
+            f"no memory to load {what}: close other programs, or use a smaller model"
+        ) from error
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = printable(lines[0], 300) if lines else "no message"
         raise InputError(
-            f"{what} {fails} {path} ({type(error).__name__}: {reason.rstrip('.:')}): fetch it again, or choose another"
+            f"{what} {fails} {path} ({type(error).__name__}: {reason.rstrip('.:')}): fetch it "
+            f"again, or choose another"
         ) from error
 
 
 def check_folder(folder: Path, names: Collection[str]) -> None:
-    """Check every config in a model's diffusers folder, alone and against each other, before a weight is read.
+    """Check every config in a model's diffusers folder, alone and against each other, before a
+    weight is read.
 
     `names`: its files, at most two levels down. Raises InputError.
     """
@@ -503,8 +578,14 @@ def check_folder(folder: Path, names: Collection[str]) -> None:
     unet, _ = read_config(UNet, folder / "unet" / "config.json")
     read_config(VAE, folder / "vae" / "config.json")
     read_config(Scheduler, folder / "scheduler" / "scheduler_config.json")
-    texts = [read_config(TextEncoder, folder / part / "config.json")[0] for part in ("text_encoder", "text_encoder_2")]
-    lengths = [_check_tokenizer(folder, folder / part, text) for part, text in zip(TOKENIZERS, texts, strict=True)]
+    texts = [
+        read_config(TextEncoder, folder / part / "config.json")[0]
+        for part in ("text_encoder", "text_encoder_2")
+    ]
+    lengths = [
+        _check_tokenizer(folder, folder / part, text)
+        for part, text in zip(TOKENIZERS, texts, strict=True)
+    ]
     if "feature_extractor/preprocessor_config.json" in names:
         read_config(ImageProcessor, folder / "feature_extractor" / "preprocessor_config.json")
     _check_together(folder, unet, texts, lengths)
@@ -513,7 +594,10 @@ def check_folder(folder: Path, names: Collection[str]) -> None:
 def check_image_encoder(folder: Path) -> None:
     """Check the configs of a folder of a CLIPVisionModelWithProjection. Raises InputError."""
     read_config(ImageEncoder, folder / "config.json")
-    check_files(folder.parent, [path.relative_to(folder.parent).as_posix() for path in folder.glob("*.json")])
+    check_files(
+        folder.parent,
+        [path.relative_to(folder.parent).as_posix() for path in folder.glob("*.json")],
+    )
 
 
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -525,21 +609,31 @@ def check_files(folder: Path, names: Collection[str]) -> None:
         if re.search(r"\.index\.(\w+\.)?json$", name):  # diffusers' has the variant in the middle
             part = (folder / name).parent
             index, _ = read_config(Index, folder / name)
-            if lacks := [file for file in dict.fromkeys(index.weight_map.values()) if not (part / file).is_file()]:
-                raise InputError(f"{folder / name} names {quote(lacks[0])}, which is not there: fetch it again")
+            if lacks := [
+                file
+                for file in dict.fromkeys(index.weight_map.values())
+                if not (part / file).is_file()
+            ]:
+                raise InputError(
+                    f"{folder / name} names {quote(lacks[0])}, which is not there: fetch it again"
+                )
         if name.endswith("/adapter_config.json"):
             raise InputError(f"{folder / name} would load another model: take it out")
 
 
 def _check_tokenizer(folder: Path, part: Path, text: TextEncoder) -> int:
-    """The number of tokens of a prompt. Raises InputError if the text encoder cannot take what the tokenizer makes."""
+    """The number of tokens of a prompt. Raises InputError if the text encoder cannot take what the
+    tokenizer makes."""
     limit = text.max_position_embeddings
     if (part / "tokenizer_config.json").is_file():
         config, content = read_config(TokenizerConfig, part / "tokenizer_config.json")
         length = config.model_max_length
         if length is not None and (length > limit or length != int(length)):
             found = f"model_max_length {quote(content['model_max_length'])}"
-            raise InputError(f"{part}/tokenizer_config.json: {found} is beyond the text encoder's {limit}: correct it")
+            raise InputError(
+                f"{part}/tokenizer_config.json: {found} is beyond the text encoder's {limit}: "
+                f"correct it"
+            )
         limit = int(length) if length is not None else limit
     ids = []
     if (part / "tokenizer.json").is_file():
@@ -555,7 +649,8 @@ def _check_tokenizer(folder: Path, part: Path, text: TextEncoder) -> int:
         ids += list(read_object(part / "vocab.json").values())
     if wrong := [i for i in ids if type(i) is not int or not 0 <= i < text.vocab_size]:
         raise InputError(
-            f"{part}: its token {quote(wrong[0])} is beyond the {text.vocab_size} of the text encoder: fetch it again"
+            f"{part}: its token {quote(wrong[0])} is beyond the {text.vocab_size} of the text "
+            f"encoder: fetch it again"
         )
     for name in ("special_tokens_map.json", "added_tokens.json"):
         if (part / name).is_file():
@@ -568,15 +663,19 @@ def _check_together(folder: Path, unet: UNet, texts: list[TextEncoder], lengths:
     states = sum(text.hidden_size for text in texts)
     if unet.cross_attention_dim != states:
         raise InputError(
-            f"{folder}: the UNet's cross_attention_dim is {unet.cross_attention_dim}, and its text encoders make "
+            f"{folder}: the UNet's cross_attention_dim is {unet.cross_attention_dim}, and its "
+            f"text encoders make "
             f"{states}: the parts are not of one model: fetch it again"
         )
     pooled = texts[1].projection_dim + 6 * (unet.addition_time_embed_dim or 0)
     if unet.projection_class_embeddings_input_dim != pooled:
         raise InputError(
             f"{folder}: the UNet's projection_class_embeddings_input_dim is "
-            f"{unet.projection_class_embeddings_input_dim}, and {pooled} is what text_encoder_2 and its "
+            f"{unet.projection_class_embeddings_input_dim}, and {pooled} is what text_encoder_2 "
+            f"and its "
             "addition_time_embed_dim make: the parts are not of one model: fetch it again"
         )
     if lengths[0] != lengths[1]:
-        raise InputError(f"{folder}: its tokenizers make {lengths[0]} and {lengths[1]} tokens: fetch it again")
+        raise InputError(
+            f"{folder}: its tokenizers make {lengths[0]} and {lengths[1]} tokens: fetch it again"
+        )

@@ -1,8 +1,9 @@
 """Whether every part of a model is whole, by the headers of its files, before a weight is loaded.
 
-Each network is made on torch's meta device, which has shapes and no numbers. The tensors that it has must be in the
-files, in its shapes and as floating-point numbers. The libraries do not ask for that: transformers fills what is
-missing in an encoder with random numbers, so that the same command gives another picture each time.
+Each network is made on torch's meta device, which has shapes and no numbers. The tensors that it
+has must be in the files, in its shapes and as floating-point numbers. The libraries do not ask for
+that: transformers fills what is missing in an encoder with random numbers, so that the same command
+gives another picture each time.
 """
 
 import math
@@ -11,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import InputError
-from std_cli.weights.files import FLOATS, check_numbers, read_object, read_tensor_facts, stored_tensors
+from std_cli.weights.files import (
+    FLOATS,
+    check_numbers,
+    read_object,
+    read_tensor_facts,
+    stored_tensors,
+)
 from std_cli.weights.fit import Shapes, check_ip_adapter, check_motion, from_hotshot, some
 from std_cli.weights.lora import LoraFile, check_lora, read_lora
 from std_cli.weights.resolve import ModelFiles, MotionFiles, weight_files
@@ -24,14 +31,22 @@ if TYPE_CHECKING:
 Stored = Mapping[str, tuple[list[int], str]]
 """{key: (shape, dtype)} of weight files, dtypes as their headers name them."""
 
-# Names of the VAE's attention before diffusers 0.18, which its loader still reads from a file in one piece.
-_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+# Names of the VAE's attention before diffusers 0.18, which its loader still reads from a file in
+# one piece.
+_OLD_ATTENTION = {
+    ".to_q.": ".query.",
+    ".to_k.": ".key.",
+    ".to_v.": ".value.",
+    ".to_out.0.": ".proj_attn.",
+}
 
 
 def check_model(model: ModelFiles, motion: MotionFiles | None = None) -> None:
-    """Raises InputError unless the files of a model, its IP-Adapter and its motion adapter have every tensor.
+    """Raises InputError unless the files of a model, its IP-Adapter and its motion adapter have
+    every tensor.
 
-    Tensors beyond those are left alone, as the libraries do. Takes about 2 s for SDXL, and the imports.
+    Tensors beyond those are left alone, as the libraries do. Takes about 2 s for SDXL, and the
+    imports.
     """
     networks = {part: _network(part, (model.config or model.base) / part) for part in WEIGHTS}
     networks["image_encoder"] = _network("image_encoder", model.image_encoder)
@@ -44,18 +59,27 @@ def check_model(model: ModelFiles, motion: MotionFiles | None = None) -> None:
             wanted = _in_a_folder(part, networks[part], stored, len(files) == 1)
         problems += _compare(part, stored, wanted)
     encoder = read_tensor_facts(model.image_encoder / "model.safetensors")[0]
-    problems += _compare("image_encoder", encoder, _in_a_folder("image_encoder", networks["image_encoder"], encoder))
+    problems += _compare(
+        "image_encoder", encoder, _in_a_folder("image_encoder", networks["image_encoder"], encoder)
+    )
     adapter = read_tensor_facts(model.ip_adapter)[0]
-    problems += _compare("ip_adapter", adapter, _projection(adapter, networks["image_encoder"].config))
-    problems += _not_numbers("ip_adapter", adapter, (key for key in adapter if key.startswith("ip_adapter.")))
+    problems += _compare(
+        "ip_adapter", adapter, _projection(adapter, networks["image_encoder"].config)
+    )
+    problems += _not_numbers(
+        "ip_adapter", adapter, (key for key in adapter if key.startswith("ip_adapter."))
+    )
     _refuse(f"--model {model.name}", problems)
     check_ip_adapter(str(model.ip_adapter), _shapes(adapter), networks["unet"])
     if motion is not None:
         _check_motion(motion)
 
 
-def check_adapter(model: ModelFiles, motion: MotionFiles | None, lora: LoraFile, allow_partial: bool) -> None:
-    """Raises InputError unless a LoRA's layers are those of the model's UNet, with its motion adapter."""
+def check_adapter(
+    model: ModelFiles, motion: MotionFiles | None, lora: LoraFile, allow_partial: bool
+) -> None:
+    """Raises InputError unless a LoRA's layers are those of the model's UNet, with its motion
+    adapter."""
     import torch
     from diffusers import MotionAdapter, UNetMotionModel
 
@@ -67,21 +91,27 @@ def check_adapter(model: ModelFiles, motion: MotionFiles | None, lora: LoraFile,
 
 
 def check_one_file(name: str, path: Path, config: Path) -> None:
-    """The same of a checkpoint in one file alone; `config`: the folder with the configs that it lacks."""
+    """The same of a checkpoint in one file alone; `config`: the folder with the configs that it
+    lacks."""
     stored = read_tensor_facts(path)[0]
     wanted = {part: _in_one_file(part, _network(part, config / part), stored) for part in WEIGHTS}
     _refuse(name, [problem for part in WEIGHTS for problem in _compare(part, stored, wanted[part])])
 
 
 def check_finite(model: ModelFiles, motion: MotionFiles | None, dtype: "torch.dtype") -> None:
-    """Raises InputError for NaN, infinity, and numbers that half precision cannot hold, by file and tensor.
+    """Raises InputError for NaN, infinity, and numbers that half precision cannot hold, by file and
+    tensor.
 
     Reads every weight once, about 5 s for SDXL on one core.
     """
     import torch
 
     files = [file for found, _ in weight_files(model).values() for file in found]
-    files += [model.image_encoder / "model.safetensors", model.ip_adapter, *([motion.weights] if motion else [])]
+    files += [
+        model.image_encoder / "model.safetensors",
+        model.ip_adapter,
+        *([motion.weights] if motion else []),
+    ]
     largest = torch.finfo(dtype).max if dtype == torch.float16 else math.inf
     for file in dict.fromkeys(files):
         check_numbers(str(file), stored_tensors(file), largest)
@@ -100,16 +130,19 @@ def _check_motion(motion: MotionFiles) -> None:
     config = motion.weights.parent / "config.json"
     with torch.device("meta"):
         adapter = _made(str(config), lambda: MotionAdapter.from_config(motion.config))
-    check_motion(motion.name, from_hotshot(_shapes(stored)) if motion.hotshot else _shapes(stored), adapter)
+    check_motion(
+        motion.name, from_hotshot(_shapes(stored)) if motion.hotshot else _shapes(stored), adapter
+    )
     if wrong := _not_numbers("its file", stored, stored):
         raise InputError(f"--motion {motion.name}: {wrong[0]}: fetch it again, or use another")
 
 
-# --- what a network needs --------------------------------------------------------------------------------------------
+# --- what a network needs ----------------------------------------------------------------------
 
 
 def _network(part: str, folder: Path) -> "nn.Module":
-    """A part of a model, or its image encoder, by the config.json in a folder, on the meta device."""
+    """A part of a model, or its image encoder, by the config.json in a folder, on the meta
+    device."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import (
@@ -125,8 +158,12 @@ def _network(part: str, folder: Path) -> "nn.Module":
         "unet": lambda: UNet2DConditionModel.from_config(config),
         "vae": lambda: AutoencoderKL.from_config(config),
         "text_encoder": lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)),
-        "text_encoder_2": lambda: CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder)),
-        "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder)),
+        "text_encoder_2": lambda: CLIPTextModelWithProjection(
+            CLIPTextConfig.from_pretrained(folder)
+        ),
+        "image_encoder": lambda: CLIPVisionModelWithProjection(
+            CLIPVisionConfig.from_pretrained(folder)
+        ),
     }
     with torch.device("meta"):
         return _made(str(folder / "config.json"), make[part])
@@ -135,7 +172,8 @@ def _network(part: str, folder: Path) -> "nn.Module":
 def _made(config: str, make: "Callable[[], nn.Module]") -> "nn.Module":
     try:
         return make()
-    except Exception as error:  # a config that asks for what cannot be: the libraries raise whatever comes of it
+    # a config that asks for what cannot be: the libraries raise whatever comes of it
+    except Exception as error:
         told = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise InputError(f"{config} cannot be used: {told}: fetch it again") from error
 
@@ -154,7 +192,9 @@ def _in_a_folder(part: str, network: "nn.Module", stored: Stored, whole: bool = 
             spellings = (prefix + bare, bare) if prefixed else (bare, prefix + bare)
             key = next((spelling for spelling in spellings if spelling in stored), spellings[0])
         elif part == "vae" and whole and ".attentions." in key:
-            old = next((key.replace(new, was) for new, was in _OLD_ATTENTION.items() if new in key), key)
+            old = next(
+                (key.replace(new, was) for new, was in _OLD_ATTENTION.items() if new in key), key
+            )
             key = old if old in stored else key
         wanted[key] = list(tensor.shape)
     return wanted
@@ -169,14 +209,20 @@ def _in_one_file(part: str, network: "nn.Module", stored: Stored) -> Shapes:
             shape[0] *= 3  # of queries, keys and values
         elif name.endswith(".text_projection"):
             shape.reverse()
-        elif part == "vae" and ".attentions." in key and len(shape) == 2 and len(stored.get(name, ([],))[0]) == 4:
+        elif (
+            part == "vae"
+            and ".attentions." in key
+            and len(shape) == 2
+            and len(stored.get(name, ([],))[0]) == 4
+        ):
             shape += [1, 1]  # a convolution of 1 x 1 in the original
         wanted[name] = shape
     return wanted
 
 
 def _projection(stored: Stored, encoder: Any) -> Shapes:
-    """What an IP-Adapter, plain or plus, needs between the image encoder and the UNet, in the file's own widths.
+    """What an IP-Adapter, plain or plus, needs between the image encoder and the UNet, in the
+    file's own widths.
 
     Of another kind nothing is known here. Source: h94's files, as diffusers' loader reads them.
     """
@@ -189,21 +235,31 @@ def _projection(stored: Stored, encoder: Any) -> Shapes:
         inside = latents[-1]
         heads = (stored.get("image_proj.layers.0.0.to_q.weight") or ([0], ""))[0][0]
         width = (stored.get("image_proj.norm_out.weight") or ([0], ""))[0][0]
-        wanted = {"latents": latents, "proj_in.weight": [inside, encoder.hidden_size], "proj_in.bias": [inside]}
+        wanted = {
+            "latents": latents,
+            "proj_in.weight": [inside, encoder.hidden_size],
+            "proj_in.bias": [inside],
+        }
         wanted |= {"proj_out.weight": [width, inside], "proj_out.bias": [width]}
         wanted |= {"norm_out.weight": [width], "norm_out.bias": [width]}
         for layer in (f"layers.{i}." for i in range(4)):
             for norm in ("0.norm1", "0.norm2", "1.0"):
                 wanted |= {f"{layer}{norm}.weight": [inside], f"{layer}{norm}.bias": [inside]}
-            wanted |= {f"{layer}0.to_q.weight": [heads, inside], f"{layer}0.to_kv.weight": [2 * heads, inside]}
+            wanted |= {
+                f"{layer}0.to_q.weight": [heads, inside],
+                f"{layer}0.to_kv.weight": [2 * heads, inside],
+            }
             wanted |= {f"{layer}0.to_out.weight": [inside, heads]}
-            wanted |= {f"{layer}1.1.weight": [4 * inside, inside], f"{layer}1.3.weight": [inside, 4 * inside]}
+            wanted |= {
+                f"{layer}1.1.weight": [4 * inside, inside],
+                f"{layer}1.3.weight": [inside, 4 * inside],
+            }
     else:
         return {}
     return {f"image_proj.{key}": shape for key, shape in wanted.items()}
 
 
-# --- what the files have ---------------------------------------------------------------------------------------------
+# --- what the files have -----------------------------------------------------------------------
 
 
 def _stored(name: str, files: list[Path]) -> Stored:
@@ -211,12 +267,19 @@ def _stored(name: str, files: list[Path]) -> Stored:
     index = shard_index(files[0])
     if index is not None:
         places = read_object(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-            raise InputError(f"{index} has no weight_map that names the file of each tensor: fetch it again")
+        if not isinstance(places, dict) or not all(
+            isinstance(file, str) for file in places.values()
+        ):
+            raise InputError(
+                f"{index} has no weight_map that names the file of each tensor: fetch it again"
+            )
         named = {index.parent / file for file in places.values()}
         if absent := sorted(path.name for path in named - set(files)):
             part = index.parent.name
-            raise InputError(f"--model {name}: {part} lacks {some(absent)}, named by {index.name}: fetch it again")
+            raise InputError(
+                f"--model {name}: {part} lacks {some(absent)}, named by {index.name}: fetch it "
+                f"again"
+            )
     return {key: fact for file in files for key, fact in read_tensor_facts(file)[0].items()}
 
 
@@ -227,17 +290,27 @@ def _shapes(stored: Stored) -> Shapes:
 def _compare(part: str, stored: Stored, wanted: Shapes) -> list[str]:
     """What is wrong with a part, for an error; [] if it has all that is wanted."""
     lacks = [key for key in wanted if key not in stored]
-    wrong = [f"{k}: {stored[k][0]} for {shape}" for k, shape in wanted.items() if k in stored and stored[k][0] != shape]
+    wrong = [
+        f"{k}: {stored[k][0]} for {shape}"
+        for k, shape in wanted.items()
+        if k in stored and stored[k][0] != shape
+    ]
     problems = []
     if lacks:
         problems.append(f"{part} lacks {len(lacks)} of {len(wanted)} tensors (first {lacks[0]})")
     if wrong:
-        problems.append(f"{part} has {len(wrong)} of {len(wanted)} tensors in another shape (first {wrong[0]})")
+        problems.append(
+            f"{part} has {len(wrong)} of {len(wanted)} tensors in another shape (first {wrong[0]})"
+        )
     return problems + _not_numbers(part, stored, wanted)
 
 
 def _not_numbers(part: str, stored: Stored, keys: Iterable[str]) -> list[str]:
-    found = [f"{key}: {stored[key][1]}" for key in keys if key in stored and stored[key][1] not in FLOATS]
+    found = [
+        f"{key}: {stored[key][1]}" for key in keys if key in stored and stored[key][1] not in FLOATS
+    ]
     if not found:
         return []
-    return [f"{part} has {len(found)} tensors that are no floating-point numbers (first {found[0]})"]
+    return [
+        f"{part} has {len(found)} tensors that are no floating-point numbers (first {found[0]})"
+    ]

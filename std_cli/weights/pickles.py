@@ -15,7 +15,8 @@ MAX_BYTES = 2 * 2**30  # DINOv2 ViT-L/14, the largest that is read from such a f
 def read_pickle(path: Path) -> "dict[str, torch.Tensor]":
     """{name: tensor} of a file that holds named tensors and nothing else, on the CPU.
 
-    Raises InputError if it is missing, damaged, too large, holds something else, or would run code when it is read.
+    Raises InputError if it is missing, damaged, too large, holds something else, or would run code
+    when it is read.
     """
     import torch
 
@@ -23,7 +24,11 @@ def read_pickle(path: Path) -> "dict[str, torch.Tensor]":
     try:
         # What the archive says it unpacks to: a small file can hold a huge one.
         packed = zipfile.is_zipfile(path)
-        size = sum(i.file_size for i in zipfile.ZipFile(path).infolist()) if packed else path.stat().st_size
+        size = (
+            sum(i.file_size for i in zipfile.ZipFile(path).infolist())
+            if packed
+            else path.stat().st_size
+        )
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(damaged) from error
     check_size(path, size)
@@ -36,7 +41,8 @@ def read_pickle(path: Path) -> "dict[str, torch.Tensor]":
         for key, value in found.items()
     ):
         raise InputError(f"{path} must hold named tensors only: give another, or download it again")
-    check_size(path, sum(tensor.numel() * 4 for tensor in found.values()))  # a view can be larger than its memory
+    # a view can be larger than its memory
+    check_size(path, sum(tensor.numel() * 4 for tensor in found.values()))
     return found
 
 
@@ -44,4 +50,6 @@ def check_size(path: Path, size: int) -> None:
     """Raises InputError for more bytes than a DINOv2 may have here."""
     if size > MAX_BYTES:
         most = f"the {MAX_BYTES >> 30} that are read of such a file"
-        raise InputError(f"{path} holds {size / 2**30:.1f} GiB, more than {most}: choose a smaller one")
+        raise InputError(
+            f"{path} holds {size / 2**30:.1f} GiB, more than {most}: choose a smaller one"
+        )

@@ -1,4 +1,5 @@
-"""Names to files: models from the table, from disk or from the Hub, checked before a weight is loaded.
+"""Names to files: models from the table, from disk or from the Hub, checked before a weight is
+loaded.
 
 Only safetensors are read, never pickles.
 """
@@ -26,7 +27,8 @@ from std_cli.weights.zoo import find_entry, names_of
 
 TINY = Path(__file__).parents[1] / "packs" / "tiny"  # the model inside this package
 NAMES = ("tiny", *names_of("base"))
-IP_ADAPTERS = {"plus": "ip-adapter-plus", "plain": "ip-adapter"}  # of models that have none of their own
+# of models that have none of their own
+IP_ADAPTERS = {"plus": "ip-adapter-plus", "plain": "ip-adapter"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class ModelFiles:
     """A diffusers folder, or one .safetensors checkpoint."""
     single_file: bool
     config: Path | None
-    """For a single file: the folder with the configs and tokenizers that it lacks (`from_single_file(config=...)`)."""
+    """For a single file: the folder with the configs and tokenizers that it lacks
+    (`from_single_file(config=...)`)."""
     variant: str | None
     """The `variant` that diffusers needs to find the weights of a folder: "fp16" or none."""
     ip_adapter: Path
@@ -49,19 +52,21 @@ class ModelFiles:
     pack: dict[str, Any]
     """Contents of the folder's std.json, {} if it has none."""
     scheduler: dict[str, Any] = field(default_factory=dict)
-    """What a single file says of its noise, in place of the config's: prediction_type, rescale_betas_zero_snr."""
+    """What a single file says of its noise, in place of the config's: prediction_type,
+    rescale_betas_zero_snr."""
     notices: list[str] = field(default_factory=list)
     """What the user should know about the files."""
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
+# --- models ------------------------------------------------------------------------------------
 
 
 def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plus") -> ModelFiles:
-    """The files of a model: a name of the table, a diffusers folder, a FILE.safetensors, or `owner/name[@revision]`.
+    """The files of a model: a name of the table, a diffusers folder, a FILE.safetensors, or
+    `owner/name[@revision]`.
 
-    ip_adapter: "plus" or "plain", of a model that has none of its own. What is missing is downloaded, unless
-    `local_only`. Raises InputError for what cannot be had or is no SDXL model.
+    ip_adapter: "plus" or "plain", of a model that has none of its own. What is missing is
+    downloaded, unless `local_only`. Raises InputError for what cannot be had or is no SDXL model.
     """
     path = user_path(name, "--model")
     if name == "tiny":
@@ -76,34 +81,55 @@ def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plu
     hub = hub_id(name)
     if not hub or hub[2]:
         raise InputError(
-            f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file that exists, "
+            f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file "
+            f"that exists, "
             "or owner/name[@revision] on the Hub"
         )
-    return _folder_model(name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only, ip_adapter)
+    return _folder_model(
+        name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only, ip_adapter
+    )
 
 
-def _folder_model(name: str, folder: Path, from_hub: bool, local_only: bool, kind: str) -> ModelFiles:
+def _folder_model(
+    name: str, folder: Path, from_hub: bool, local_only: bool, kind: str
+) -> ModelFiles:
     """Check a diffusers folder, its headers included, and find its IP-Adapter."""
     names = file_names(folder, depth=2)
     if lacks := missing_files(names):
         raise InputError(f"the model {name} is not a whole SDXL folder ({folder}): {lacks}")
     unet = read_object(folder / "unet" / "config.json")
-    check_unet(name, {key: unet.get(key) for key in ("addition_embed_type", "in_channels")}, "unet/config.json")
+    check_unet(
+        name,
+        {key: unet.get(key) for key in ("addition_embed_type", "in_channels")},
+        "unet/config.json",
+    )
     check_folder(folder, names)
     noise = read_object(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
     if noise.startswith(("EDM", "FlowMatch")):  # Playground v2.5, CosXL, models of rectified flow
-        raise InputError(f"{name} is not an SDXL model: it is made for {noise}: choose an SDXL base model")
+        raise InputError(
+            f"{name} is not an SDXL model: it is made for {noise}: choose an SDXL base model"
+        )
     weights, variant = choose_weights(names, prefer_half=from_hub)
     for weight in weights:
         read_header(folder / weight)
     dotless = sorted(n for n in names if n.count("/") == 1 and "." not in n.split("/")[1])
-    if variant and dotless:  # diffusers takes what follows the first dot for a variant, and fails where there is none
+    # diffusers takes what follows the first dot for a variant, and fails where there is none
+    if variant and dotless:
         raise InputError(
-            f"{folder / dotless[0]} has no suffix, and diffusers cannot load {variant} weights from such a folder: "
+            f"{folder / dotless[0]} has no suffix, and diffusers cannot load {variant} weights "
+            f"from such a folder: "
             "move that file out of it"
         )
     pack = read_object(folder / "std.json") if "std.json" in names else {}
-    return ModelFiles(name, folder, False, None, variant, *_ip_adapter(name, folder, names, local_only, kind), pack)
+    return ModelFiles(
+        name,
+        folder,
+        False,
+        None,
+        variant,
+        *_ip_adapter(name, folder, names, local_only, kind),
+        pack,
+    )
 
 
 def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> ModelFiles:
@@ -116,35 +142,53 @@ def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> Mo
     return ModelFiles(name, path, True, config, None, *adapter, {}, scheduler, notices)
 
 
-def _ip_adapter(name: str, folder: Path, names: set[str], local_only: bool, kind: str) -> tuple[Path, Path]:
-    """(weights, image encoder folder): each the model's own if `names` tells that it has one, else the Hub's."""
-    own = [folder / n for n in sorted(names) if n.startswith("ip_adapter/") and n.endswith(".safetensors")]
+def _ip_adapter(
+    name: str, folder: Path, names: set[str], local_only: bool, kind: str
+) -> tuple[Path, Path]:
+    """(weights, image encoder folder): each the model's own if `names` tells that it has one, else
+    the Hub's."""
+    own = [
+        folder / n
+        for n in sorted(names)
+        if n.startswith("ip_adapter/") and n.endswith(".safetensors")
+    ]
     own_encoder = any(n.startswith("image_encoder/") for n in names)
     if len(own) > 1:
-        raise InputError(f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use")
+        raise InputError(
+            f"the model {name} has {len(own)} files in ip_adapter/: leave the one to use"
+        )
     if own and kind != "plus":
-        raise InputError(f"--ip-adapter {kind}: the model {name} has an IP-Adapter of its own: leave it out")
+        raise InputError(
+            f"--ip-adapter {kind}: the model {name} has an IP-Adapter of its own: leave it out"
+        )
     published = source(IP_ADAPTERS[kind])
     hub = folder if own and own_encoder else fetch([published], local_only)[0]
     weights = own[0] if own else hub / published.files[0]
     encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent
     if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:
-        raise InputError(f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*")
+        raise InputError(
+            f"{weights} is not an IP-Adapter: its keys must be image_proj.* and ip_adapter.*"
+        )
     check_image_encoder(encoder)
     read_header(encoder / "model.safetensors")
     return weights, encoder
 
 
 def weight_files(model: ModelFiles) -> dict[str, tuple[list[Path], str]]:
-    """The weight files of the UNet, the VAE and the text encoders, and what the keys of each part start with there."""
+    """The weight files of the UNet, the VAE and the text encoders, and what the keys of each part
+    start with there."""
     if model.single_file:
         return {part: ([model.base], start) for part, start in SINGLE_FILE_PREFIXES.items()}
     chosen, _ = choose_weights(file_names(model.base, depth=2), prefer_half=model.variant == "fp16")
-    return {part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "") for part in WEIGHTS}
+    return {
+        part: ([model.base / file for file in chosen if file.startswith(f"{part}/")], "")
+        for part in WEIGHTS
+    }
 
 
 def scheduler_config(model: ModelFiles) -> dict[str, Any]:
-    """What a model says of the noise that it was trained on, in the words of diffusers' schedulers."""
+    """What a model says of the noise that it was trained on, in the words of diffusers'
+    schedulers."""
     folder = (model.config or model.base) / "scheduler"
     return read_object(folder / "scheduler_config.json") | model.scheduler
 
@@ -155,10 +199,13 @@ def blind_at_the_end(model: ModelFiles) -> bool:
     With zero terminal SNR (Lin et al. 2023, arXiv 2305.08891) x0 = (x - eps) / 0 at timestep 999.
     """
     config = scheduler_config(model)
-    return bool(config.get("rescale_betas_zero_snr")) and config.get("prediction_type", "epsilon") == "epsilon"
+    return (
+        bool(config.get("rescale_betas_zero_snr"))
+        and config.get("prediction_type", "epsilon") == "epsilon"
+    )
 
 
-# --- motion ----------------------------------------------------------------------------------------------------------
+# --- motion ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,15 +232,17 @@ HOTSHOT_CONFIG: dict[str, Any] = {
     "motion_max_seq_length": 24,
     "use_motion_mid_block": False,
 }
-WINDOW = 8  # frames, of an adapter that nothing tells more of; STD trains its video LoRAs on 8 frames
+# frames, of an adapter that nothing tells more of; STD trains its video LoRAs on 8 frames
+WINDOW = 8
 
 
 def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
-    """The motion adapter that `spec` names: auto, none, hotshot, animatediff, a diffusers folder, or a Hub id.
+    """The motion adapter that `spec` names: auto, none, hotshot, animatediff, a diffusers folder,
+    or a Hub id.
 
-    "auto" is the pack's own (`motion_adapter/` in the model's folder, with `motion_window` in its std.json), else
-    HotShot-XL, which STD's video LoRAs are trained with. Raises InputError if it is not there, is no motion adapter, or
-    does not fit the model's UNet.
+    "auto" is the pack's own (`motion_adapter/` in the model's folder, with `motion_window` in its
+    std.json), else HotShot-XL, which STD's video LoRAs are trained with. Raises InputError if it is
+    not there, is no motion adapter, or does not fit the model's UNet.
     """
     own = model.base / "motion_adapter"
     if spec == "none":
@@ -203,7 +252,9 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
             return None
         folder, window, name = own, model.pack.get("motion_window", WINDOW), "motion_adapter"
         if type(window) is not int or not 1 <= window <= 64:
-            raise InputError(f"{model.base}/std.json: motion_window {quote(window)}: give a number from 1 to 64")
+            raise InputError(
+                f"{model.base}/std.json: motion_window {quote(window)}: give a number from 1 to 64"
+            )
     elif spec in ("auto", *names_of("motion")):
         name = "hotshot" if spec == "auto" else spec
         folder, window = fetch([source(name)])[0], find_entry(name).window or WINDOW
@@ -213,10 +264,13 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
         hub = hub_id(spec)
         if not hub or hub[2]:
             raise InputError(
-                f"no motion adapter {spec!r}: give auto, none, {', '.join(names_of('motion'))}, a diffusers folder, "
+                f"no motion adapter {spec!r}: give auto, none, {', '.join(names_of('motion'))}, "
+                f"a diffusers folder, "
                 "or owner/name"
             )
-        files = HubRepo(hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors"))
+        files = HubRepo(
+            hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors")
+        )
         folder, window, name = fetch([files])[0], WINDOW, spec
     if name == "hotshot":
         weights, config = folder / find_entry(name).files[0], HOTSHOT_CONFIG
@@ -226,7 +280,10 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
         weights = next((f for f in found if f.is_file()), found[1])
     keys = read_header(weights)[0]
     if not any(".motion_modules." in key or ".temporal_attentions." in key for key in keys):
-        raise InputError(f"--motion {name}: none of the {len(keys)} tensors in {weights.name} is a motion adapter's")
+        raise InputError(
+            f"--motion {name}: none of the {len(keys)} tensors in {weights.name} is a motion "
+            f"adapter's"
+        )
     _check_motion(name, config, model)
     window = min(window, int(config.get("motion_max_seq_length", 32)))
     return MotionFiles(name, weights, config, name == "hotshot", window)
@@ -234,15 +291,19 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
 
 def _check_motion(name: str, config: dict[str, Any], model: ModelFiles) -> None:
     unet = read_object((model.config or model.base) / "unet" / "config.json")
-    for theirs, ours in (("block_out_channels", "block_out_channels"), ("motion_layers_per_block", "layers_per_block")):
+    for theirs, ours in (
+        ("block_out_channels", "block_out_channels"),
+        ("motion_layers_per_block", "layers_per_block"),
+    ):
         if config.get(theirs) != unet.get(ours):
             raise InputError(
-                f"--motion {name} does not fit --model {model.name}: its {theirs} is {config.get(theirs)}, the UNet's "
+                f"--motion {name} does not fit --model {model.name}: its {theirs} is "
+                f"{config.get(theirs)}, the UNet's "
                 f"{ours} {unet.get(ours)}: choose an adapter made for this model, or --motion none"
             )
 
 
-# --- features --------------------------------------------------------------------------------------------------------
+# --- features ----------------------------------------------------------------------------------
 
 
 def resolve_features(name: str) -> Path:
@@ -251,5 +312,8 @@ def resolve_features(name: str) -> Path:
     if name == "dinov2":
         return fetch([source("dinov2-small")])[0]
     if not path.exists():
-        raise InputError(f"adversarial.features {name!r}: give dinov2, random, none, or a folder or .pth that exists")
+        raise InputError(
+            f"adversarial.features {name!r}: give dinov2, random, none, or a folder or .pth that "
+            f"exists"
+        )
     return path

@@ -1,4 +1,5 @@
-"""The models that are known by name, and the methods that sample with them: `zoo.toml`, read and checked."""
+"""The models that are known by name, and the methods that sample with them: `zoo.toml`, read and
+checked."""
 
 import tomllib
 from difflib import get_close_matches
@@ -12,7 +13,9 @@ from std_cli.errors import InputError
 
 MethodName = Literal["std", "lcm", "tcd", "pcm", "tdd", "hyper-sd", "lightning", "none"]
 Spacing = Literal["grid", "trailing", "leading"]
-Kind = Literal["base", "config", "vae", "lora", "ip-adapter", "motion", "backbone", "text-encoder", "metric"]
+Kind = Literal[
+    "base", "config", "vae", "lora", "ip-adapter", "motion", "backbone", "text-encoder", "metric"
+]
 LoraLayout = Literal["diffusers", "kohya", "peft"]
 TaskName = Literal["image", "video", "distill", "evaluate"]
 
@@ -36,7 +39,8 @@ class Method(Frozen):
     grid: int = Field(50, ge=1, le=1000)
     """Points of the grid that it was trained on, for that spacing."""
     gamma: float = Field(0.0, ge=0, le=1)
-    """Stochasticity of TCD's step (diffusers' `eta`); the other schedulers have none, or their own."""
+    """Stochasticity of TCD's step (diffusers' `eta`); the other schedulers have none, or their
+    own."""
     to_zero: bool = False
     """The last step ends at the clean picture, where TCD's ends at timestep 0."""
     steps: int | None = Field(None, ge=1, le=50)
@@ -108,7 +112,10 @@ class Zoo(Frozen):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if unknown := {name for names in self.tasks.values() for name in names} - self.models.keys():
+        if (
+            unknown := {name for names in self.tasks.values() for name in names}
+            - self.models.keys()
+        ):
             raise ValueError(f"tasks name {', '.join(unknown)}, which is no model")
         return self
 
@@ -142,7 +149,8 @@ def std_lora(task: Literal["i2i", "v2v"], eta: float) -> Entry:
 
 
 def method_lora(method: MethodName, steps: int) -> Entry | None:
-    """The LoRA of a baseline made for the number of steps nearest to `steps`, the lower of two; None if it has none."""
+    """The LoRA of a baseline made for the number of steps nearest to `steps`, the lower of two;
+    None if it has none."""
     loras = [e for e in zoo().models.values() if e.method == method]
     return min(loras, key=lambda e: (abs((e.steps or steps) - steps), e.steps), default=None)
 

@@ -1,7 +1,9 @@
-"""`stylize_image` beside the plain diffusers snippet, on the same pictures: `python -m tests.bench.image`.
+"""`stylize_image` beside the plain diffusers snippet, on the same pictures:
+`python -m tests.bench.image`.
 
-A process each, a second of one and a second of the other in turn. Prints seconds per picture (the first, and the median
-of the others), the whole process's, the share of the time that is not UNet or VAE, and the peak RSS.
+A process each, a second of one and a second of the other in turn. Prints seconds per picture (the
+first, and the median of the others), the whole process's, the share of the time that is not UNet or
+VAE, and the peak RSS.
 """
 
 import argparse
@@ -20,7 +22,9 @@ def photos(count, side):
     from PIL import Image
     from skimage import data
 
-    return [Image.fromarray(data.astronaut()).resize((side, side)).rotate(90 * i) for i in range(count)]
+    return [
+        Image.fromarray(data.astronaut()).resize((side, side)).rotate(90 * i) for i in range(count)
+    ]
 
 
 class Clock:
@@ -47,11 +51,16 @@ class Clock:
 
     def facts(self):
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"outside": 1 - self.inside / (time.perf_counter() - self.begin), "rss": rss}))
+        print(
+            json.dumps(
+                {"outside": 1 - self.inside / (time.perf_counter() - self.begin), "rss": rss}
+            )
+        )
 
 
 def snippet(pictures, reference, clock):
-    """The snippet as a user would write it: load, then one call per picture, the reference given each time."""
+    """The snippet as a user would write it: load, then one call per picture, the reference given
+    each time."""
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline, TCDScheduler
 
@@ -59,9 +68,14 @@ def snippet(pictures, reference, clock):
 
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
+    pipe.scheduler = TCDScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="leading", steps_offset=1
+    )
     pipe.load_ip_adapter(
-        str(folder), subfolder="ip_adapter", weight_name="ip-adapter-plus_tiny.safetensors", image_encoder_folder=None
+        str(folder),
+        subfolder="ip_adapter",
+        weight_name="ip-adapter-plus_tiny.safetensors",
+        image_encoder_folder=None,
     )
     pipe.set_ip_adapter_scale(1.0)
     pipe.set_progress_bar_config(disable=True)
@@ -131,16 +145,28 @@ def main():
         for which, lines in in_turns({which: [*one, "--one", which] for which in names}).items():
             *times, facts = lines
             load, *pictures = np.diff([0.0, *(t for t, _ in times)])
-            parts = {"load": load, "first": pictures[0], "warm": np.median(pictures[1:]), "all": times[-1][0]}
+            parts = {
+                "load": load,
+                "first": pictures[0],
+                "warm": np.median(pictures[1:]),
+                "all": times[-1][0],
+            }
             found[which].append(parts | json.loads(facts[1]))
     print(f"{a.count} pictures of {a.side} x {a.side}, 8 steps, CPU, median of {a.rounds}")
-    print(f"{'':10}{'load s':>9}{'first s':>9}{'warm s':>9}{'all s':>9}{'outside':>9}{'RSS MiB':>9}")
+    print(
+        f"{'':10}{'load s':>9}{'first s':>9}{'warm s':>9}{'all s':>9}{'outside':>9}{'RSS MiB':>9}"
+    )
     for which, rounds in found.items():
-        load, first, warm, whole, outside, rss = (np.median([r[k] for r in rounds]) for k in rounds[0])
+        load, first, warm, whole, outside, rss = (
+            np.median([r[k] for r in rounds]) for k in rounds[0]
+        )
         print(f"{which:10}{load:9.2f}{first:9.3f}{warm:9.3f}{whole:9.2f}{outside:9.1%}{rss:9.0f}")
     for key in ("warm", "all", "rss"):
         ratios = [o[key] / s[key] for o, s in zip(found["ours"], found["snippet"], strict=True)]
-        print(f"ours / snippet, {key}: {np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        print(
+            f"ours / snippet, {key}: {np.median(ratios):.3f} ({min(ratios):.3f} to "
+            f"{max(ratios):.3f})"
+        )
 
 
 if __name__ == "__main__":

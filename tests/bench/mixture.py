@@ -1,9 +1,12 @@
-"""Distillation where the truth is known: `python -m tests.bench.mixture [--seeds 10] [--steps N] [--output FILE.md]`.
+"""Distillation where the truth is known:
+`python -m tests.bench.mixture [--seeds 10] [--steps N] [--output FILE.md]`.
 
-Data: a mixture of Gaussians in the plane, with classes. The score of its diffusion has a closed form: an exact teacher.
-Students: that teacher without guidance plus a small MLP that starts at zero, as a LoRA does; guidance is distilled
-into them. What is measured: the distance from where a student ends, in few steps from x_eta, to where the teacher's
-guided 50-step grid ends from the same x_eta. Everything but the loop here is `std_cli.distill`.
+Data: a mixture of Gaussians in the plane, with classes. The score of its diffusion has a closed
+form: an exact teacher.
+Students: that teacher without guidance plus a small MLP that starts at zero, as a LoRA does;
+guidance is distilled into them. What is measured: the distance from where a student ends, in few
+steps from x_eta, to where the teacher's guided 50-step grid ends from the same x_eta. Everything
+but the loop here is `std_cli.distill`.
 """
 
 import argparse
@@ -29,12 +32,14 @@ NFE = (1, 2, 4, 8)
 
 
 class Mixture:
-    """Equal Gaussians in the plane, `modes` of them to each class; zero mean, unit variance in all."""
+    """Equal Gaussians in the plane, `modes` of them to each class; zero mean, unit variance in
+    all."""
 
     def __init__(self, classes: int = 4, modes: int = 3, spread: float = 0.2) -> None:
         centres = torch.randn(classes, modes, 2, generator=torch.Generator().manual_seed(0))
         centres = centres - centres.mean((0, 1))
-        self.centres = centres * ((1 - spread**2) / centres.square().mean()).sqrt()  # (classes, modes, 2)
+        # (classes, modes, 2)
+        self.centres = centres * ((1 - spread**2) / centres.square().mean()).sqrt()
         self.spread = spread
         self.unconditional = torch.full((classes,), 1 / classes)
 
@@ -47,17 +52,21 @@ class Mixture:
         return x0, {"class": nn.functional.one_hot(k, classes).float()}
 
     def epsilon(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
-        """The exact prediction -sqrt(1 - abar) times the score of the diffused mixture, whose classes weigh c."""
+        """The exact prediction -sqrt(1 - abar) times the score of the diffused mixture, whose
+        classes weigh c."""
         a, b = ABAR[t].sqrt()[:, None], (1 - ABAR[t]).sqrt()[:, None]
         variance = (a * self.spread) ** 2 + b**2
         centres = self.centres.flatten(0, 1)
         distance = (x[:, None] - a[:, None] * centres).square().sum(2)  # (B, classes * modes)
-        weights = (c["class"].log().repeat_interleave(self.centres.shape[1], 1) - distance / (2 * variance)).softmax(1)
+        weights = (
+            c["class"].log().repeat_interleave(self.centres.shape[1], 1) - distance / (2 * variance)
+        ).softmax(1)
         return b * (x - a * weights @ centres) / variance
 
 
 class Student(nn.Module):
-    """The teacher's conditional prediction plus an MLP of (x, t, class) whose last layer starts at zero."""
+    """The teacher's conditional prediction plus an MLP of (x, t, class) whose last layer starts at
+    zero."""
 
     def __init__(self, mixture: Mixture, width: int = 64) -> None:
         super().__init__()
@@ -74,7 +83,9 @@ class Student(nn.Module):
     def forward(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
         u = t[:, None] / len(ABAR)
         waves = torch.pi * u * torch.tensor([1.0, 2.0, 4.0, 8.0])
-        return self.base(x, t, c) + self.mlp(torch.cat([x, u, waves.sin(), waves.cos(), c["class"]], 1))
+        return self.base(x, t, c) + self.mlp(
+            torch.cat([x, u, waves.sin(), waves.cos(), c["class"]], 1)
+        )
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,13 @@ class Arm:
     name: str
     mode: TargetMode = "std"
     bank_rate: float = 0.8  # 0: no bank
-    fresh: str = "x_eta"  # where what is not from the bank starts; "any": the data noised to the level of any index
+    # where what is not from the bank starts; "any": the data noised to the level of any index
+    fresh: str = "x_eta"
     range_rate: float = 0.5
     phases: int = 8
     decay: float = 0.95  # of the target's moving average; 0: the student itself
-    mix_up: bool = False  # the bank's x_t with the condition of another sample, as the reference code has it
+    # the bank's x_t with the condition of another sample, as the reference code has it
+    mix_up: bool = False
     w_range: float = 0.0  # w is drawn at every step, within W -+ this
 
 
@@ -112,7 +125,9 @@ ARMS = [
 ]
 
 
-def train(arm: Arm, mixture: Mixture, seed: int, eta: float, updates: int, batch: int = 128) -> Student:
+def train(
+    arm: Arm, mixture: Mixture, seed: int, eta: float, updates: int, batch: int = 128
+) -> Student:
     """A student after `updates` steps; the loop differs between arms only in what the arm says."""
     g = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # the student's first weights
@@ -127,12 +142,17 @@ def train(arm: Arm, mixture: Mixture, seed: int, eta: float, updates: int, batch
         slots = bank.draw(batch, arm.bank_rate, g)
         x0, x, c, n = fresh_batch(arm, mixture, solver, n_eta, batch, g)
         if kept := [i for i, slot in enumerate(slots) if slot is not None]:
-            held_x0, x[kept], held_c, n[kept] = stack([bank.slots[slots[i]] for i in kept], x.device)
+            held_x0, x[kept], held_c, n[kept] = stack(
+                [bank.slots[slots[i]] for i in kept], x.device
+            )
             if not arm.mix_up:
                 x0[kept], c["class"][kept] = held_x0, held_c["class"]
         w = W + arm.w_range * (2 * torch.rand(batch, generator=g) - 1)
         x_prev = teacher_step(mixture.epsilon, solver, x, n, c, unconditional, w)
-        s, clean = draw_target(arm.mode, n, solver.span(eta), reach, arm.phases, g), arm.mode == "lcm"
+        s, clean = (
+            draw_target(arm.mode, n, solver.span(eta), reach, arm.phases, g),
+            arm.mode == "lcm",
+        )
         x_s, _ = jump(student, solver, x, n, c, s, clean)
         with torch.no_grad():
             aim, _ = jump(target, solver, x_prev, n - 1, c, s, clean)
@@ -162,20 +182,38 @@ def fresh_batch(
 
 
 @torch.no_grad()
-def sample(network: Network, solver: Solver, x: Tensor, c: Conditions, indices: list[int]) -> Tensor:
+def sample(
+    network: Network, solver: Solver, x: Tensor, c: Conditions, indices: list[int]
+) -> Tensor:
     """DDIM from grid index to grid index and to the end: TCD's sampler at gamma 0."""
     for n, after in zip(indices, [*indices[1:], -1], strict=True):
-        x, _ = jump(network, solver, x, torch.full((len(x),), n), c, torch.full((len(x),), after + 1))
+        x, _ = jump(
+            network, solver, x, torch.full((len(x),), n), c, torch.full((len(x),), after + 1)
+        )
     return x
 
 
 @torch.no_grad()
 def sample_lcm(
-    network: Network, solver: Solver, x: Tensor, c: Conditions, indices: list[int], g: torch.Generator
+    network: Network,
+    solver: Solver,
+    x: Tensor,
+    c: Conditions,
+    indices: list[int],
+    g: torch.Generator,
 ) -> Tensor:
-    """LCM's own sampler: the clean sample, then new noise of the next level (arXiv 2310.04378, algorithm 3)."""
+    """LCM's own sampler: the clean sample, then new noise of the next level (arXiv 2310.04378,
+    algorithm 3)."""
     for n, after in zip(indices, [*indices[1:], None], strict=True):
-        x, x0 = jump(network, solver, x, torch.full((len(x),), n), c, torch.zeros(len(x), dtype=torch.long), clean=True)
+        x, x0 = jump(
+            network,
+            solver,
+            x,
+            torch.full((len(x),), n),
+            c,
+            torch.zeros(len(x), dtype=torch.long),
+            clean=True,
+        )
         if after is not None:
             noise = torch.randn(x.shape, generator=g)
             x = solver.add_noise(x0, noise, solver.timestep(torch.full((len(x),), after)))
@@ -185,7 +223,9 @@ def sample_lcm(
 def guided(mixture: Mixture, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
     """The teacher's epsilon under guidance, in the LCM form."""
     conditional = mixture.epsilon(x, t, c)
-    return conditional + W * (conditional - mixture.epsilon(x, t, {"class": mixture.unconditional.expand(len(x), -1)}))
+    return conditional + W * (
+        conditional - mixture.epsilon(x, t, {"class": mixture.unconditional.expand(len(x), -1)})
+    )
 
 
 def aligned(steps: int, eta: float) -> list[int]:
@@ -194,7 +234,8 @@ def aligned(steps: int, eta: float) -> list[int]:
 
 
 class Truth:
-    """A seed's test samples: x_eta, class, and the exact end point of the teacher's guided trajectory."""
+    """A seed's test samples: x_eta, class, and the exact end point of the teacher's guided
+    trajectory."""
 
     def __init__(self, mixture: Mixture, seed: int, eta: float, count: int = 2048) -> None:
         self.eta, self.solver = eta, Solver(ABAR)
@@ -211,15 +252,22 @@ class Truth:
 
     def errors(self, network: Network) -> list[float]:
         """At each of NFE steps of the tool's `aligned` schedule."""
-        return [self.error(sample(network, self.solver, self.x, self.c, aligned(k, self.eta))) for k in NFE]
+        return [
+            self.error(sample(network, self.solver, self.x, self.c, aligned(k, self.eta)))
+            for k in NFE
+        ]
 
     def errors_lcm(self, network: Network) -> list[float]:
         """The same steps with LCM's own sampler."""
         g = torch.Generator().manual_seed(0)
-        return [self.error(sample_lcm(network, self.solver, self.x, self.c, aligned(k, self.eta), g)) for k in NFE]
+        return [
+            self.error(sample_lcm(network, self.solver, self.x, self.c, aligned(k, self.eta), g))
+            for k in NFE
+        ]
 
     def errors_pcm(self, network: Network, phases: int) -> list[float | None]:
-        """One step per phase between the phases' own edges, which the `aligned` schedule does not quite visit."""
+        """One step per phase between the phases' own edges, which the `aligned` schedule does not
+        quite visit."""
         edges = phase_edges(self.solver.span(self.eta), phases).tolist()
         indices = [self.n_eta, *(edge - 1 for edge in reversed(edges[1:]))]
         error = self.error(sample(network, self.solver, self.x, self.c, indices))
@@ -227,14 +275,18 @@ class Truth:
 
 
 def measure(job: tuple[Arm | None, int, float], updates: int) -> dict[str, list[float | None]]:
-    """The errors of one arm (None: of what is not trained) for one seed and eta, by row of the table."""
+    """The errors of one arm (None: of what is not trained) for one seed and eta, by row of the
+    table."""
     arm, seed, eta = job
     torch.set_num_threads(1)
     mixture = Mixture()
     truth = Truth(mixture, seed, eta)
     if arm is None:
         teacher = truth.errors(partial(guided, mixture))
-        return {"none: the guided teacher": teacher, "none: the student before training": truth.errors(mixture.epsilon)}
+        return {
+            "none: the guided teacher": teacher,
+            "none: the student before training": truth.errors(mixture.epsilon),
+        }
     student = train(arm, mixture, seed, eta, updates)
     rows = {arm.name: truth.errors(student)}
     if arm.mode == "lcm":
@@ -256,7 +308,10 @@ def table(found: list[dict[str, list[float | None]]]) -> str:
                 half = student_t.ppf(0.975, len(v) - 1) * (v.std() / len(v) ** 0.5).item()
                 cells[name, column] = v.mean().item(), half
     lines = ["| steps | " + " | ".join(map(str, NFE)) + " |", "|---|" + "---|" * len(NFE)]
-    best = [min(mean for (_, c), (mean, _) in cells.items() if c == column) for column in range(len(NFE))]
+    best = [
+        min(mean for (_, c), (mean, _) in cells.items() if c == column)
+        for column in range(len(NFE))
+    ]
     for name in names:
         line = f"| {name} |"
         for column in range(len(NFE)):
@@ -283,7 +338,9 @@ def main() -> None:
             parts.append(f"eta {eta}:\n\n{table(found)}\n")
             print(parts[-1], flush=True)
     minutes = (time.monotonic() - began) / 60
-    parts.append(f"{a.seeds} seeds, {a.steps} updates, {minutes:.0f} minutes with {a.jobs} processes.\n")
+    parts.append(
+        f"{a.seeds} seeds, {a.steps} updates, {minutes:.0f} minutes with {a.jobs} processes.\n"
+    )
     print(parts[-1], end="")
     if a.output:
         a.output.write_text("\n".join(parts), encoding="utf-8")

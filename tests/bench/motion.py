@@ -1,8 +1,10 @@
-"""What the motion adapter and the filter along the motion do on a clip: `python -m tests.bench.motion CLIP --style R`.
+"""What the motion adapter and the filter along the motion do on a clip:
+`python -m tests.bench.motion CLIP --style R`.
 
-The clip is stylized twice at the same settings, frame by frame (`--motion none`) and with the model's own adapter, and
-each of the two then filtered as `--steady` does it. Flicker by DIS optical flow from the source (levels of 255; the
-source's own, too, which no style should have to hide), colour and texture distance to the reference, seam ratio.
+The clip is stylized twice at the same settings, frame by frame (`--motion none`) and with the
+model's own adapter, and each of the two then filtered as `--steady` does it. Flicker by DIS optical
+flow from the source (levels of 255; the source's own, too, which no style should have to hide),
+colour and texture distance to the reference, seam ratio.
 """
 
 import argparse
@@ -12,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from std_cli.media.video.quality import Quality
-from std_cli.media.video.read import open_clip, read_frames
 
 from std_cli import stylize_video
 from std_cli.config import VideoSettings
 from std_cli.diffusion.windows import window_starts
+from std_cli.media.video.quality import Quality
+from std_cli.media.video.read import open_clip, read_frames
 from std_cli.media.video.steady import Steady, grey
 from tests.measures import colour_distance, flicker, texture_distance
 
@@ -29,7 +31,9 @@ def told(sources, results, reference, window, overlap):
     for i, (source, result) in enumerate(zip(sources, results, strict=True)):
         quality.add(source, result, joint=i in joints, cut=i == 0)
     pictures = [Image.fromarray(r) for r in results[::4]]
-    colour, texture = (np.mean([d(x, reference) for x in pictures]) for d in (colour_distance, texture_distance))
+    colour, texture = (
+        np.mean([d(x, reference) for x in pictures]) for d in (colour_distance, texture_distance)
+    )
     return flicker(sources, results), colour, texture, quality.figures["seam_ratio"] or 0.0
 
 
@@ -46,7 +50,10 @@ def main():
     p.add_argument("--steady", type=float, default=VideoSettings.model_fields["steady"].default)
     a = p.parse_args()
     reference = Image.open(a.style).convert("RGB")
-    frames = [f.rgb for f in read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)]
+    frames = [
+        f.rgb
+        for f in read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)
+    ]
     first, sources = None, []
     print(f"{'motion':8}{'steady':>7}{'flicker':>9}{'colour':>8}{'texture':>9}{'seams':>7}")
     for motion in a.motion:
@@ -54,24 +61,38 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.mkv"
             stylize_video(
-                a.clip, a.style, out, model=a.model, motion=motion, size=a.size, output_size="model", codec="ffv1",
-                max_frames=a.frames, start=Fraction(repr(a.start)), cuts="off", steady=0.0, on_event=events.append,
+                a.clip, a.style, out, model=a.model, motion=motion, size=a.size,
+                output_size="model", codec="ffv1",
+                max_frames=a.frames, start=Fraction(repr(a.start)), cuts="off", steady=0.0,
+                on_event=events.append,
                 overlap=a.overlap if motion != "none" else None,
             )  # fmt: skip
             results = [f.rgb for f in read_frames(open_clip(out))]
         shape = results[0].shape[1::-1]
         if not sources:
-            sources = [np.asarray(Image.fromarray(f).resize(shape, Image.Resampling.LANCZOS)) for f in frames]
+            sources = [
+                np.asarray(Image.fromarray(f).resize(shape, Image.Resampling.LANCZOS))
+                for f in frames
+            ]
             print(f"{'source':15}{flicker(sources, sources):9.3f}")
-        windows = [next(e for e in events if e["event"] == "start")["settings"][k] for k in ("window", "overlap")]
+        windows = [
+            next(e for e in events if e["event"] == "start")["settings"][k]
+            for k in ("window", "overlap")
+        ]
         for strength in (0.0, a.steady):
             steady = Steady(strength)
             if strength:
-                results = [steady(grey(Image.fromarray(s)), r, False) for s, r in zip(sources, results, strict=True)]
+                results = [
+                    steady(grey(Image.fromarray(s)), r, False)
+                    for s, r in zip(sources, results, strict=True)
+                ]
             row = told(sources, results, reference, *windows)
             first = first or row
             shares = "".join(f"{y / x - 1:+9.1%}" for x, y in zip(first[:3], row, strict=False))
-            print(f"{motion:8}{strength:7.2f}{row[0]:9.3f}{row[1]:8.2f}{row[2]:9.3f}{row[3]:7.3f}{shares}", flush=True)
+            print(
+                f"{motion:8}{strength:7.2f}{row[0]:9.3f}{row[1]:8.2f}{row[2]:9.3f}{row[3]:7.3f}{shares}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

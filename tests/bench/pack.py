@@ -1,7 +1,10 @@
-"""Does the embedded pack stylize? Figures and a contact sheet: `python -m tests.bench.pack --out sheet.png`.
+"""Does the embedded pack stylize? Figures and a contact sheet:
+`python -m tests.bench.pack --out sheet.png`.
 
-Photographs: scikit-image's astronaut, chelsea, coffee, and any --photo. References: the styles in examples/ and any
---style. Colour and texture are relative to the photograph itself: 1 is no nearer to the reference than it was.
+Photographs: scikit-image's astronaut, chelsea, coffee, and any --photo. References: the styles in
+examples/ and any
+--style. Colour and texture are relative to the photograph itself: 1 is no nearer to the reference
+than it was.
 """
 
 import argparse
@@ -22,7 +25,11 @@ def square(picture, side):
     """The middle square, side x side."""
     n = min(picture.size)
     x, y = (picture.width - n) // 2, (picture.height - n) // 2
-    return picture.convert("RGB").crop((x, y, x + n, y + n)).resize((side, side), Image.Resampling.LANCZOS)
+    return (
+        picture.convert("RGB")
+        .crop((x, y, x + n, y + n))
+        .resize((side, side), Image.Resampling.LANCZOS)
+    )
 
 
 def main():
@@ -37,9 +44,15 @@ def main():
     p.add_argument("--seed", type=int)
     a = p.parse_args()
     options = {"model": a.model, "cfg": a.cfg, "eta": a.eta, "seed": a.seed, "size": a.side}
-    photos = {n: square(Image.fromarray(getattr(data, n)()), a.side) for n in ("astronaut", "chelsea", "coffee")}
+    photos = {
+        n: square(Image.fromarray(getattr(data, n)()), a.side)
+        for n in ("astronaut", "chelsea", "coffee")
+    }
     photos |= {f.stem: square(Image.open(f), a.side) for f in a.photo}
-    styles = {f.stem: square(Image.open(f), a.side) for f in [*a.style, *sorted(EXAMPLES.glob("style-*.png"))]}
+    styles = {
+        f.stem: square(Image.open(f), a.side)
+        for f in [*a.style, *sorted(EXAMPLES.glob("style-*.png"))]
+    }
     outputs = {
         s: dict(zip(photos, stylize_image(list(photos.values()), ref, **options), strict=True))
         for s, ref in styles.items()
@@ -69,16 +82,24 @@ def main():
     for i, (name, target) in enumerate(TARGETS.items()):
         good = table[:, i] >= target if name == "edges" else table[:, i] <= target
         mean, median = table[:, i].mean(), np.median(table[:, i])
-        print(f"{name:8} mean {mean:.2f}, median {median:.2f}, target {target} met in {good.mean():.0%}")
+        print(
+            f"{name:8} mean {mean:.2f}, median {median:.2f}, target {target} met in "
+            f"{good.mean():.0%}"
+        )
     print(f"nearest to its own reference: {hits} of {len(rows)}")
     if a.out:
         side = 128
-        rows = [[None, *styles.values()], *[[photo, *(outputs[s][n] for s in styles)] for n, photo in photos.items()]]
+        rows = [
+            [None, *styles.values()],
+            *[[photo, *(outputs[s][n] for s in styles)] for n, photo in photos.items()],
+        ]
         sheet = Image.new("RGB", (side * len(rows[0]), side * len(rows)), "white")
         for y, row in enumerate(rows):
             for x, picture in enumerate(row):
                 if picture is not None:
-                    sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side))
+                    sheet.paste(
+                        picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side)
+                    )
         sheet.save(a.out)
 
 

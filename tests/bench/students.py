@@ -1,11 +1,14 @@
-"""The students on pictures: `python -m tests.bench.students gap|train|evaluate OUTPUT [--data DRAWN] ...`.
+"""The students on pictures:
+`python -m tests.bench.students gap|train|evaluate OUTPUT [--data DRAWN] ...`.
 
-Teacher: the embedded pack, its 50-point DDIM grid from x_eta under guidance. Students: LoRAs that `std_cli.distill`
-trains from examples/distill-compare.toml with the few changes below; guidance is distilled into them. What is measured
-is where few steps end, against where the teacher ends from the same x_eta, on pictures and styles that no training saw.
+Teacher: the embedded pack, its 50-point DDIM grid from x_eta under guidance. Students: LoRAs that
+`std_cli.distill` trains from examples/distill-compare.toml with the few changes below; guidance is
+distilled into them. What is measured is where few steps end, against where the teacher ends from
+the same x_eta, on pictures and styles that no training saw.
 
-gap: how far the teacher's own few steps end from its end point. train: what is there already is kept, what was
-interrupted goes on. evaluate: each student once; results.jsonl, results.md and grid.png of all that there are.
+gap: how far the teacher's own few steps end from its end point. train: what is there already is
+kept, what was interrupted goes on. evaluate: each student once; results.jsonl, results.md and
+grid.png of all that there are.
 
 The data: python -m std_cli.tinypack.draw_data DRAWN --scenes 400 --clips 0 --styles 120
 """
@@ -39,16 +42,18 @@ from tests.bench.students_walk import Model, Samples, make_samples, relative, to
 from tests.measures import colour_quantiles, edge_correlation, sharpness, texture_energies
 
 CONFIG = Path(__file__).parents[2] / "examples" / "distill-compare.toml"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "ip_adapter")  # of the model, that count
+# of the model, that count
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "ip_adapter")
 SHOWN = 8  # samples whose pictures are kept
 
 
-# --- students --------------------------------------------------------------------------------------------------------
+# --- students ----------------------------------------------------------------------------------
 
 
 class MixedUp(Trainer):
-    """x_t from the bank with x_0 and conditions of another sample, as the reference code has it: there of the batch
-    that was read, here of the next slot, since what the bank supplies is not read.
+    """x_t from the bank with x_0 and conditions of another sample, as the reference code has it:
+    there of the batch that was read, here of the next slot, since what the bank supplies is not
+    read.
     """
 
     def train_lane(self, step, lane, batch):
@@ -60,7 +65,8 @@ class MixedUp(Trainer):
 
 
 class NoisedData(Trainer):
-    """Fresh samples begin anywhere on the grid, at x_0 noised: how consistency models are trained without a bank."""
+    """Fresh samples begin anywhere on the grid, at x_0 noised: how consistency models are trained
+    without a bank."""
 
     def _fresh(self, batch, i, random):
         fresh = super()._fresh(batch, i, random)
@@ -114,15 +120,22 @@ def train(student: Student, seed: int, output: Path, drawn: Path | None, steps: 
         if event["event"] == "notice":
             print(event["message"], flush=True)
         if event.get("stage") == "distill" and event["step"] % 10 == 0:
-            figures = {k: round(event[k], 5) for k in ("loss", "adversarial", "discriminator", "norm") if k in event}
-            print(f"{student.name}, seed {seed}: {event['step']}/{event['steps']} {figures} {event['eta']:.0f} s left",
+            figures = {
+                k: round(event[k], 5)
+                for k in ("loss", "adversarial", "discriminator", "norm")
+                if k in event
+            }
+            print(f"{student.name}, seed {seed}: {event['step']}/{event['steps']} {figures} "
+                  f"{event['eta']:.0f} s left",
                   flush=True)  # fmt: skip
 
     with patch.object(distill_train, "Trainer", student.trainer):
         distill_train.distill(read_config(own, drawn, steps), on_event=told)
 
 
-def train_all(output: Path, drawn: Path | None, steps: int | None, names: list[str], seeds: list[int] | None) -> None:
+def train_all(
+    output: Path, drawn: Path | None, steps: int | None, names: list[str], seeds: list[int] | None
+) -> None:
     """Seed after seed, so that every student is there early."""
     for seed in seeds or (0, 1, 2):
         for student in STUDENTS:
@@ -130,12 +143,16 @@ def train_all(output: Path, drawn: Path | None, steps: int | None, names: list[s
                 train(student, seed, output, drawn, steps)
 
 
-# --- gap -------------------------------------------------------------------------------------------------------------
+# --- gap ---------------------------------------------------------------------------------------
 
 
 def gap(teacher: Model, samples: Samples) -> Iterator[str]:
-    """Lines of a table: for each CFG, how far the end point is from the input, and few steps from the end point."""
-    yield f"{len(samples.x)} samples. Distance to the end point, over its norm (over how far it is from the input).\n"
+    """Lines of a table: for each CFG, how far the end point is from the input, and few steps from
+    the end point."""
+    yield (
+        f"{len(samples.x)} samples. Distance to the end point, over its norm (over how far it "
+        f"is from the input).\n"
+    )
     heads = [f"{k} step{'s'[: k != 1]}" for k in STEPS]
     yield "| CFG | the end point moves the input, over its norm | " + " | ".join(heads) + " |"
     yield "|---|---|" + "---|" * len(STEPS)
@@ -156,12 +173,13 @@ def gap(teacher: Model, samples: Samples) -> Iterator[str]:
         yield f"| {cfg} | {ratio:.2f} | " + " | ".join(cells) + " |"
 
 
-# --- evaluate --------------------------------------------------------------------------------------------------------
+# --- evaluate ----------------------------------------------------------------------------------
 
 
 @dataclass
 class Truth:
-    """Where the teacher ends under the CFG that is distilled, and what the measures need of every sample."""
+    """Where the teacher ends under the CFG that is distilled, and what the measures need of every
+    sample."""
 
     end: Tensor  # (B, 4, h, w)
     end_pixels: Tensor  # (B, 3, H, W) in [0, 1]
@@ -187,17 +205,25 @@ def find_truth(teacher: Model, samples: Samples, cfg: float, path: Path) -> Trut
         path.with_suffix(".part").replace(path)
     end = load_file(path)["end"]
     end_pixels = to_pixels(teacher, end)
-    inputs = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in samples.pictures])
+    inputs = torch.stack(
+        [torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in samples.pictures]
+    )
     size = samples.pictures[0].size
-    seen = [(colour_quantiles(look), texture_energies(look.resize(size))) for look in samples.styles]
+    seen = [
+        (colour_quantiles(look), texture_energies(look.resize(size))) for look in samples.styles
+    ]
     colours, textures = ([seen[k][i] for k in samples.style_of] for i in (0, 1))
-    return Truth(end, end_pixels, inputs, colours, textures, [sharpness(p) for p in to_pictures(end_pixels)])
+    return Truth(
+        end, end_pixels, inputs, colours, textures, [sharpness(p) for p in to_pictures(end_pixels)]
+    )
 
 
 def look_at(pixels: Tensor, samples: Samples, truth: Truth) -> dict[str, list[float]]:
     """Measures of finished pictures (B, 3, H, W)."""
     made = to_pictures(pixels)
-    pairs = list(zip(made, samples.pictures, truth.colours, truth.textures, truth.sharp, strict=True))
+    pairs = list(
+        zip(made, samples.pictures, truth.colours, truth.textures, truth.sharp, strict=True)
+    )
     return {
         "pixel": relative(pixels, truth.end_pixels, truth.input_pixels),
         "colour": [float(np.abs(colour_quantiles(p) - q).mean()) for p, _, q, _, _ in pairs],
@@ -208,13 +234,17 @@ def look_at(pixels: Tensor, samples: Samples, truth: Truth) -> dict[str, list[fl
 
 
 def shown_of(count: int) -> list[int]:
-    """The samples that the grid shows: the first of the drawn ones and of the photographs, each with another style."""
+    """The samples that the grid shows: the first of the drawn ones and of the photographs, each
+    with another style."""
     half = count - count // 2
     return [*range(min(SHOWN // 2, half)), *range(half, min(half + SHOWN // 2, count))]
 
 
-def evaluate(name: str, seed: int, model: Model, samples: Samples, truth: Truth, folder: Path) -> None:
-    """Write folder/evaluation.jsonl, a line for each number of steps and CFG, and the first pictures of each."""
+def evaluate(
+    name: str, seed: int, model: Model, samples: Samples, truth: Truth, folder: Path
+) -> None:
+    """Write folder/evaluation.jsonl, a line for each number of steps and CFG, and the first
+    pictures of each."""
     made: dict[tuple[int, float], list[Tensor]] = {(k, cfg): [] for k in STEPS for cfg in CFGS}
     for _, x, c in samples.batches():
         first = model.first(x, c)
@@ -226,12 +256,16 @@ def evaluate(name: str, seed: int, model: Model, samples: Samples, truth: Truth,
         pixels = to_pixels(model, z)
         values = {"latent": relative(z, truth.end, samples.x0), **look_at(pixels, samples, truth)}
         lines.append(Line(name, seed, k, cfg, values))
-        shown[f"{k} {cfg}"] = np.stack([np.asarray(p) for p in to_pictures(pixels[shown_of(len(z))])])
+        shown[f"{k} {cfg}"] = np.stack(
+            [np.asarray(p) for p in to_pictures(pixels[shown_of(len(z))])]
+        )
     np.savez(folder / "pictures.npz", **shown)
     replace_file(folder / "evaluation.jsonl", "".join(line.to_json() for line in lines).encode())
 
 
-def evaluate_all(output: Path, config: DistillConfig, updates: int, count: int, grid_steps: int) -> None:
+def evaluate_all(
+    output: Path, config: DistillConfig, updates: int, count: int, grid_steps: int
+) -> None:
     """Every student that is trained and not yet measured; then the report of all."""
     teacher = Model(None, config)
     samples = make_samples(teacher, count, config.data.size[0])
@@ -239,16 +273,25 @@ def evaluate_all(output: Path, config: DistillConfig, updates: int, count: int, 
     truth = find_truth(teacher, samples, cfg, output / f"end-{count}.safetensors")
     none = output / "none" / "0"
     none.mkdir(parents=True, exist_ok=True)
-    folders = [none, *(output / s.name / str(seed) for s in STUDENTS for seed in _seeds(output / s.name))]
+    folders = [
+        none,
+        *(output / s.name / str(seed) for s in STUDENTS for seed in _seeds(output / s.name)),
+    ]
     for folder in folders:
         if _measured(folder / "evaluation.jsonl", count):
             continue
         began = time.monotonic()
         model = teacher if folder == none else Model(folder / DIFFUSERS, config)
         evaluate(folder.parent.name, int(folder.name), model, samples, truth, folder)
-        print(f"{folder.parent.name}, seed {folder.name}: measured in {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"{folder.parent.name}, seed {folder.name}: measured in "
+            f"{time.monotonic() - began:.0f} s",
+            flush=True,
+        )
     fixed = {"input": truth.input_pixels, "the teacher's end point": truth.end_pixels}
-    ends = [Line(name, 0, 0, cfg, look_at(pixels, samples, truth)) for name, pixels in fixed.items()]
+    ends = [
+        Line(name, 0, 0, cfg, look_at(pixels, samples, truth)) for name, pixels in fixed.items()
+    ]
     chosen = shown_of(count)
     columns = {
         "input": [samples.pictures[i] for i in chosen],
@@ -258,7 +301,8 @@ def evaluate_all(output: Path, config: DistillConfig, updates: int, count: int, 
     d, size = config.distill, config.data.size
     facts = (
         f"{count} held-out samples of {size[0]} x {size[1]}, half drawn, half photographs. "
-        f"Teacher: `{config.model.name}`, {teacher.n_eta + 1} steps from x_eta (eta {d.eta:g}) at CFG {cfg:g}. "
+        f"Teacher: `{config.model.name}`, {teacher.n_eta + 1} steps from x_eta (eta {d.eta:g}) "
+        f"at CFG {cfg:g}. "
         f"Students: {updates} updates of {config.optimizer.batch} samples, "
         f"CFG {d.w_min + 1:g} to {d.w_max + 1:g} distilled."
     )
@@ -278,34 +322,53 @@ def _measured(path: Path, count: int) -> bool:
     return len(Line.of_json(line).values["latent"]) == count
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command -------------------------------------------------------------------------------
 
 
 def claim(output: Path, now: dict[str, str | int | None]) -> dict[str, str | int | None]:
     """Everything in a folder is made with the same weights and settings; returns them."""
     config = read_config([], None, None)
     base = resolve_model(config.model.name).base
-    now |= {"weights": " ".join(fingerprint(base / part) for part in PARTS), "configuration": config_hash(config)}
+    now |= {
+        "weights": " ".join(fingerprint(base / part) for part in PARTS),
+        "configuration": config_hash(config),
+    }
     output.mkdir(parents=True, exist_ok=True)
     path = output / "made-with.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if differing := [k for k in now if k in before and before[k] != now[k]]:
-        raise SystemExit(f"{output} was made with other {', '.join(differing)}: name another folder")
+        raise SystemExit(
+            f"{output} was made with other {', '.join(differing)}: name another folder"
+        )
     replace_file(path, json.dumps(before | now).encode())
     return before | now
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [s.name for s in STUDENTS]
     p.add_argument("command", choices=["gap", "train", "evaluate"])
     p.add_argument("output", type=Path, help="folder of the comparison")
     p.add_argument("--data", type=Path, help="train: the folder with drawn scenes/ and styles/")
-    p.add_argument("--students", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    p.add_argument("--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of lcm and std")
-    p.add_argument("--steps", type=int, help="updates of each student, in place of the configuration's")
+    p.add_argument(
+        "--students", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
+    p.add_argument(
+        "--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of lcm and std"
+    )
+    p.add_argument(
+        "--steps", type=int, help="updates of each student, in place of the configuration's"
+    )
     p.add_argument("--samples", type=int, help="64 (gap: 16)")
-    p.add_argument("--grid-steps", type=int, choices=STEPS, default=2, help="evaluate: steps of the grid's pictures")
+    p.add_argument(
+        "--grid-steps",
+        type=int,
+        choices=STEPS,
+        default=2,
+        help="evaluate: steps of the grid's pictures",
+    )
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -315,7 +378,9 @@ def main() -> None:
         return train_all(a.output, a.data, a.steps, a.students, a.seeds)
     made_with = claim(a.output, {})
     if a.command == "evaluate":
-        return evaluate_all(a.output, config, made_with.get("updates", 0), a.samples or 64, a.grid_steps)
+        return evaluate_all(
+            a.output, config, made_with.get("updates", 0), a.samples or 64, a.grid_steps
+        )
     teacher, lines = Model(None, config), []
     for line in gap(teacher, make_samples(teacher, a.samples or 16, config.data.size[0])):
         print(line, flush=True)

@@ -1,4 +1,5 @@
-"""What the students' evaluations come to: results.jsonl, tables in results.md, pictures in grid.png."""
+"""What the students' evaluations come to: results.jsonl, tables in results.md, pictures in
+grid.png."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -44,7 +45,9 @@ class Line:
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Mean and half of its 95% confidence interval (Student's t), over samples."""
-    return values.mean(), student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return values.mean(), student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(
+        values
+    ) ** 0.5
 
 
 def cell(values: np.ndarray | None) -> str:
@@ -61,19 +64,27 @@ class Found:
     def seeds(self, student: str) -> list[int]:
         return sorted({line.seed for line in self.lines if line.student == student})
 
-    def values(self, student: str, measure: str, steps: int, cfg: float, seed: int | None = None) -> np.ndarray | None:
+    def values(
+        self, student: str, measure: str, steps: int, cfg: float, seed: int | None = None
+    ) -> np.ndarray | None:
         """(samples,), or None if that was not measured."""
         each = [
             line.values[measure]
             for line in self.lines
-            if (line.student, line.steps, line.cfg) == (student, steps, cfg) and seed in (None, line.seed)
+            if (line.student, line.steps, line.cfg) == (student, steps, cfg)
+            and seed in (None, line.seed)
         ]
         return np.mean(each, 0) if each else None
 
 
 def table(heads: list[str], rows: dict[str, list[str]]) -> str:
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]) + "\n"
+    return (
+        "\n".join(
+            lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+        )
+        + "\n"
+    )
 
 
 def over_steps(found: Found, measure: str, teacher_cfg: float, part: slice = slice(None)) -> str:
@@ -84,7 +95,10 @@ def over_steps(found: Found, measure: str, teacher_cfg: float, part: slice = sli
         *((s, s, 1) for s in found.students),
     ]:
         values = [found.values(student, measure, k, cfg) for k in STEPS]
-        rows[name] = [str(len(found.seeds(student))), *(cell(v if v is None else v[part]) for v in values)]
+        rows[name] = [
+            str(len(found.seeds(student))),
+            *(cell(v if v is None else v[part]) for v in values),
+        ]
     return table(["seeds", *(f"{k} step{'s'[: k != 1]}" for k in STEPS)], rows)
 
 
@@ -94,10 +108,13 @@ def over_cfg(found: Found, measure: str) -> str:
 
 
 def against(found: Found, base: str) -> str:
-    """Latent distance less that of `base` on the same sample, without guidance: below 0 is nearer than `base`."""
+    """Latent distance less that of `base` on the same sample, without guidance: below 0 is nearer
+    than `base`."""
     rows = {}
     for s in found.students:
-        pairs = [(found.values(s, "latent", k, 1), found.values(base, "latent", k, 1)) for k in STEPS]
+        pairs = [
+            (found.values(s, "latent", k, 1), found.values(base, "latent", k, 1)) for k in STEPS
+        ]
         rows[s] = [cell(None if a is None or b is None else a - b) for a, b in pairs]
     del rows[base]
     return table([f"{k} step{'s'[: k != 1]}" for k in STEPS], rows)
@@ -115,16 +132,29 @@ def by_seed(found: Found) -> str:
 
 
 def tables(found: Found, facts: str, ends: list[Line]) -> str:
-    """All tables, after the `facts` of the comparison. `ends`: measures of the inputs and of the teacher's end points,
-    whose cfg is the teacher's.
+    """All tables, after the `facts` of the comparison. `ends`: measures of the inputs and of the
+    teacher's end points, whose cfg is the teacher's.
     """
     cfg, half = ends[0].cfg, len(ends[0].values["pixel"]) // 2
     parts = [f"{facts} Means over samples with 95% intervals.\n"]
     for measure, title in MEASURES.items():
-        fixed = [f"{e.student} {cell(np.array(e.values[measure]))}" for e in ends if measure in e.values]
-        parts += [f"## {title[0].upper()}{title[1:]}\n", *([f"{'; '.join(fixed)}.\n"] if fixed else [])]
-        parts += ["Without guidance:\n", over_steps(found, measure, cfg), f"{AT} steps:\n", over_cfg(found, measure)]
-    parts += ["## Latent distance, photographs alone\n", over_steps(found, "latent", cfg, slice(-half, None))]
+        fixed = [
+            f"{e.student} {cell(np.array(e.values[measure]))}" for e in ends if measure in e.values
+        ]
+        parts += [
+            f"## {title[0].upper()}{title[1:]}\n",
+            *([f"{'; '.join(fixed)}.\n"] if fixed else []),
+        ]
+        parts += [
+            "Without guidance:\n",
+            over_steps(found, measure, cfg),
+            f"{AT} steps:\n",
+            over_cfg(found, measure),
+        ]
+    parts += [
+        "## Latent distance, photographs alone\n",
+        over_steps(found, "latent", cfg, slice(-half, None)),
+    ]
     if "std" in found.students:
         parts += ["## Latent distance less std's on the same sample\n", against(found, "std")]
     if any(len(found.seeds(s)) > 1 for s in found.students):
@@ -136,7 +166,9 @@ def grid(columns: dict[str, list[Image.Image]]) -> Image.Image:
     """Pictures of one size side by side under the columns' names."""
     names, lists = list(columns), list(columns.values())
     side, top, gap = lists[0][0].width, 14, 2
-    whole = Image.new("RGB", ((side + gap) * len(names) - gap, top + (side + gap) * len(lists[0]) - gap), "white")
+    whole = Image.new(
+        "RGB", ((side + gap) * len(names) - gap, top + (side + gap) * len(lists[0]) - gap), "white"
+    )
     draw = ImageDraw.Draw(whole)
     for i, (name, pictures) in enumerate(columns.items()):
         draw.text((i * (side + gap), 1), name, "black")
@@ -153,12 +185,16 @@ def report(
     columns: dict[str, list[Image.Image]],
     grid_steps: int,
 ) -> None:
-    """Write results.jsonl, results.md and grid.png from each folder's evaluation.jsonl and pictures.npz.
+    """Write results.jsonl, results.md and grid.png from each folder's evaluation.jsonl and
+    pictures.npz.
 
     `columns`: what the grid begins with.
     """
     texts = [(folder / "evaluation.jsonl").read_text(encoding="utf-8") for folder in folders]
-    replace_file(output / "results.jsonl", ("".join(line.to_json() for line in ends) + "".join(texts)).encode())
+    replace_file(
+        output / "results.jsonl",
+        ("".join(line.to_json() for line in ends) + "".join(texts)).encode(),
+    )
     lines = [Line.of_json(line) for text in texts for line in text.splitlines()]
     replace_file(output / "results.md", tables(Found(lines), facts, ends).encode())
     columns = dict(columns)
@@ -167,7 +203,9 @@ def report(
         with np.load(folder / "pictures.npz") as shown:
             for cfg in (ends[0].cfg, 1) if name == "none" else (1,):
                 label = f"{name}, CFG {cfg:g}" if name == "none" else name
-                columns.setdefault(label, [Image.fromarray(p) for p in shown[f"{grid_steps} {cfg:g}"]])
+                columns.setdefault(
+                    label, [Image.fromarray(p) for p in shown[f"{grid_steps} {cfg:g}"]]
+                )
     part = output / "grid.part.png"
     grid(columns).save(part)
     part.replace(output / "grid.png")

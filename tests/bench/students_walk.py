@@ -25,10 +25,19 @@ from std_cli.weights.resolve import resolve_model
 
 STYLES = Path(__file__).parents[2] / "examples"
 HELD_OUT = 99  # seed of the drawn scenes and styles; training's is 7
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "hubble_deep_field", "motorcycle")
+PHOTOGRAPHS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "camera",
+    "coins",
+    "hubble_deep_field",
+    "motorcycle",
+)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------
+# --- sampling ----------------------------------------------------------------------------------
 
 
 def predict(unet, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
@@ -37,13 +46,17 @@ def predict(unet, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
 
 
 def predict_both(unet, x: Tensor, t: Tensor, c: Conditions, u: Conditions) -> list[Tensor]:
-    """The conditional and unconditional predictions, from one batch; `u` has what differs from `c`."""
+    """The conditional and unconditional predictions, from one batch; `u` has what differs from
+    `c`."""
     both = {k: torch.cat([v, u.get(k, v)]) for k, v in c.items()}
     return list(predict(unet, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2))
 
 
-def guided(unet, u: Conditions, cfg: float, start: int = -1, first: list[Tensor] | None = None) -> Network:
-    """A UNet under guidance. `first`: `predict_both` at timestep `start`, which runs of any cfg and length share."""
+def guided(
+    unet, u: Conditions, cfg: float, start: int = -1, first: list[Tensor] | None = None
+) -> Network:
+    """A UNet under guidance. `first`: `predict_both` at timestep `start`, which runs of any cfg and
+    length share."""
 
     def network(x: Tensor, t: Tensor, c: Conditions) -> Tensor:
         if cfg == 1 and t[0] != start:
@@ -55,7 +68,8 @@ def guided(unet, u: Conditions, cfg: float, start: int = -1, first: list[Tensor]
 
 
 class Model:
-    """The pack as users load it, with a LoRA or without: its pipeline, solver, and what goes around."""
+    """The pack as users load it, with a LoRA or without: its pipeline, solver, and what goes
+    around."""
 
     def __init__(self, lora: Path | None, config: DistillConfig) -> None:
         files = resolve_model(config.model.name)
@@ -68,10 +82,15 @@ class Model:
         self.solver = Solver(pipeline.pipe.scheduler.alphas_cumprod, config.distill.points)
         self.eta, self.n_eta = eta, self.solver.start(eta)
 
-    def walk(self, x: Tensor, c: Conditions, cfg: float, steps: int, first: list[Tensor] | None = None) -> Tensor:
-        """`steps` steps of the tool's `aligned` schedule from x_eta; n_eta + 1 are all points of the grid."""
+    def walk(
+        self, x: Tensor, c: Conditions, cfg: float, steps: int, first: list[Tensor] | None = None
+    ) -> Tensor:
+        """`steps` steps of the tool's `aligned` schedule from x_eta; n_eta + 1 are all points of
+        the grid."""
         times = timesteps(steps, self.eta, "aligned")
-        network = guided(self.unet, self.around.unconditional(c), cfg, times[0] if first else -1, first)
+        network = guided(
+            self.unet, self.around.unconditional(c), cfg, times[0] if first else -1, first
+        )
         return sample(network, self.solver, x, times, c)
 
     def first(self, x: Tensor, c: Conditions) -> list[Tensor]:
@@ -81,12 +100,13 @@ class Model:
             return predict_both(self.unet, x, t, c, self.around.unconditional(c))
 
 
-# --- samples ---------------------------------------------------------------------------------------------------------
+# --- samples -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Samples:
-    """Held-out pictures, half of them drawn and then photographs, each with a style; where the teacher takes them."""
+    """Held-out pictures, half of them drawn and then photographs, each with a style; where the
+    teacher takes them."""
 
     pictures: list[Image.Image]
     styles: list[Image.Image]
@@ -107,18 +127,24 @@ def to_picture(x: np.ndarray) -> Image.Image:
 
 
 def photograph(i: int, size: int) -> Image.Image:
-    """Each photograph in turn: first its middle, then parts anywhere, of a half to all of the shorter side."""
+    """Each photograph in turn: first its middle, then parts anywhere, of a half to all of the
+    shorter side."""
     name, r = PHOTOGRAPHS[i % len(PHOTOGRAPHS)], np.random.default_rng((HELD_OUT, i))
-    whole = photographs.stereo_motorcycle()[0] if name == "motorcycle" else getattr(photographs, name)()
+    whole = (
+        photographs.stereo_motorcycle()[0] if name == "motorcycle" else getattr(photographs, name)()
+    )
     picture = Image.fromarray(whole).convert("RGB")
     side = min(picture.size) * (r.uniform(0.5, 1) if i >= len(PHOTOGRAPHS) else 1)
-    at = [(length - side) * (r.random() if i >= len(PHOTOGRAPHS) else 0.5) for length in picture.size]
+    at = [
+        (length - side) * (r.random() if i >= len(PHOTOGRAPHS) else 0.5) for length in picture.size
+    ]
     box = (at[0], at[1], at[0] + side, at[1] + side)
     return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
 def held_out(count: int, size: int) -> tuple[list[Image.Image], list[Image.Image]]:
-    """`count` pictures, half drawn, half photographs; and styles: the examples' and as many drawn ones."""
+    """`count` pictures, half drawn, half photographs; and styles: the examples' and as many drawn
+    ones."""
     drawn = []
     for i in range(count - count // 2):
         r = np.random.default_rng((HELD_OUT, 1, i))
@@ -131,7 +157,8 @@ def held_out(count: int, size: int) -> tuple[list[Image.Image], list[Image.Image
 
 
 def make_samples(teacher: Model, count: int, size: int) -> Samples:
-    """Conditions as `std stylize` gives them to the pack at its defaults: no words, the sizes of the whole picture."""
+    """Conditions as `std stylize` gives them to the pack at its defaults: no words, the sizes of
+    the whole picture."""
     pictures, looks = held_out(count, size)
     around = teacher.around
     pixels = [torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 127.5 - 1 for p in pictures]

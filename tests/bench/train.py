@@ -1,11 +1,13 @@
-"""The step of `std distill` beside a plain port of the reference's, a process each: `python -m tests.bench.train`.
+"""The step of `std distill` beside a plain port of the reference's, a process each:
+`python -m tests.bench.train`.
 
-The port does what METHOD's sections 3 to 6 say of the reference: a second UNet in fp32 as teacher, its two passes under
-guidance one after the other, the target network under no gradient, captions encoded, pictures encoded (again for the
-real branch, unless --encode-once) in every step, fakes decoded for the generator and once more for the discriminator,
-all pictures of a batch at once. Same weights, shapes, LoRA, losses, discriminator and features on both sides; no style
-reference. Printed: seconds per update, wall and CPU time, and peak memory: of the process, and net of what it was after
-the imports. Side by side in turns, so that what else the machine does falls on all.
+The port does what METHOD's sections 3 to 6 say of the reference: a second UNet in fp32 as teacher,
+its two passes under guidance one after the other, the target network under no gradient, captions
+encoded, pictures encoded (again for the real branch, unless --encode-once) in every step, fakes
+decoded for the generator and once more for the discriminator, all pictures of a batch at once. Same
+weights, shapes, LoRA, losses, discriminator and features on both sides; no style reference.
+Printed: seconds per update, wall and CPU time, and peak memory: of the process, and net of what it
+was after the imports. Side by side in turns, so that what else the machine does falls on all.
 
     python -m tests.bench.train                                        # the embedded pack, on a CPU
     python -m tests.bench.train --device cuda --sdxl --size 512 --batch 1 4  # a GPU; never run
@@ -25,7 +27,7 @@ import numpy as np
 SIDES = {"port": {}, "ours": {}, "ours, checkpointing": {"gradient_checkpointing": True}}
 
 
-# --- what both sides share -------------------------------------------------------------------------------------------
+# --- what both sides share ---------------------------------------------------------------------
 
 
 def make_config(a, folder):
@@ -39,11 +41,21 @@ def make_config(a, folder):
                 "device": a.device,
                 "gradient_checkpointing": SIDES[a.one].get("gradient_checkpointing", False),
             },
-            "data": {"sources": [str(folder / "pictures")], "size": [a.size, a.size], "workers": 1, "held_out": 0},
+            "data": {
+                "sources": [str(folder / "pictures")],
+                "size": [a.size, a.size],
+                "workers": 1,
+                "held_out": 0,
+            },
             "lora": {"rank": a.rank, "alpha": a.rank},
             "distill": {"unconditional_pooled": "caption", "ema": 0.95},
             "adversarial": {"features": "random", "mode": "xs-xr"},
-            "optimizer": {"batch": a.batch[0], "accumulation": 1, "scale_lr": False, "warmup_steps": 1},
+            "optimizer": {
+                "batch": a.batch[0],
+                "accumulation": 1,
+                "scale_lr": False,
+                "warmup_steps": 1,
+            },
         }
     )
 
@@ -55,13 +67,16 @@ def make_pictures(folder, side):
     rows = []
     for i in range(16):
         small = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(
+            folder / f"{i}.png"
+        )
         rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture number {i}"}))
     (folder / "metadata.jsonl").write_text("\n".join(rows))
 
 
 def make_sdxl(folder):
-    """A model folder with SDXL's UNet and VAE sizes, random weights; all else is the embedded pack's, made wider."""
+    """A model folder with SDXL's UNet and VAE sizes, random weights; all else is the embedded
+    pack's, made wider."""
     import shutil
 
     import torch
@@ -78,7 +93,8 @@ def make_sdxl(folder):
     torch.manual_seed(0)
     vision = read_object(TINY / "image_encoder" / "config.json")
     [adapter] = (folder / "ip_adapter").glob("*.safetensors")
-    save_file(ip_adapter("plain", SDXL_UNET, vision, heads=2), adapter)  # both sides leave it out, but it must fit
+    # both sides leave it out, but it must fit
+    save_file(ip_adapter("plain", SDXL_UNET, vision, heads=2), adapter)
     with torch.device("cuda"):
         UNet2DConditionModel.from_config(SDXL_UNET).half().save_pretrained(folder / "unet")
         AutoencoderKL.from_config(SDXL_VAE).half().save_pretrained(folder / "vae")
@@ -87,13 +103,18 @@ def make_sdxl(folder):
             ("text_encoder_2", CLIPTextModelWithProjection, 1280),
         ):
             config = kind.config_class.from_pretrained(TINY / name)
-            config.hidden_size, config.intermediate_size, config.num_attention_heads = width, 4 * width, width // 64
+            config.hidden_size, config.intermediate_size, config.num_attention_heads = (
+                width,
+                4 * width,
+                width // 64,
+            )
             config.projection_dim = width
             kind(config).half().save_pretrained(folder / name)
 
 
 class Peak:
-    """The most memory in use from `start` on: resident memory on a CPU, sampled; else the device's."""
+    """The most memory in use from `start` on: resident memory on a CPU, sampled; else the
+    device's."""
 
     def __init__(self, device):
         import psutil
@@ -120,7 +141,7 @@ class Peak:
         return self.base, self.most
 
 
-# --- ours ------------------------------------------------------------------------------------------------------------
+# --- ours --------------------------------------------------------------------------------------
 
 
 def ours(config):
@@ -133,11 +154,13 @@ def ours(config):
     folder = Path(config.run.output)
     folder.mkdir()
     state = PartialState(cpu=config.model.device == "cpu")
-    t = Trainer(config, found.entries, found, [], folder, state, config.run.max_steps, 1, lambda event: None)
+    t = Trainer(
+        config, found.entries, found, [], folder, state, config.run.max_steps, 1, lambda event: None
+    )
     return t.data, lambda step, batch: t.update(step, [t.train_lane(step, t.lanes[0], batch)])
 
 
-# --- the port --------------------------------------------------------------------------------------------------------
+# --- the port ----------------------------------------------------------------------------------
 
 
 def port(config, encode_once):
@@ -148,7 +171,12 @@ def port(config, encode_once):
     from std_cli.diffusion.pipeline import Pipeline, choose_device
     from std_cli.distill.augment import augment, prepare
     from std_cli.distill.dataset import Data
-    from std_cli.distill.discriminator import Discriminator, discriminator_loss, generator_loss, gradient_penalty
+    from std_cli.distill.discriminator import (
+        Discriminator,
+        discriminator_loss,
+        generator_loss,
+        gradient_penalty,
+    )
     from std_cli.distill.find_samples import find_samples
     from std_cli.distill.solver import Solver
     from std_cli.weights.dino import tiny_dino
@@ -159,10 +187,14 @@ def port(config, encode_once):
     pipe = Pipeline(files, None, device, torch.float32).pipe
     pipe.unload_ip_adapter()
     unet, vae = pipe.unet.requires_grad_(False), pipe.vae.requires_grad_(False)
-    teacher = UNet2DConditionModel.from_pretrained(files.base / "unet", dtype=torch.float32, use_safetensors=True)
+    teacher = UNet2DConditionModel.from_pretrained(
+        files.base / "unet", dtype=torch.float32, use_safetensors=True
+    )
     teacher.to(device).requires_grad_(False)
     lora = config.lora
-    unet.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets)))
+    unet.add_adapter(
+        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+    )
     learning = [p for p in unet.parameters() if p.requires_grad]
     features = tiny_dino().to(device)
     width = pipe.text_encoder_2.config.projection_dim
@@ -188,14 +220,18 @@ def port(config, encode_once):
         return features(prepare(augment(pixels, random), features.size, random))
 
     def predict(network, x, n, states, added):
-        out = network(x, solver.timestep(n).to(device), states, added_cond_kwargs=added, return_dict=False)[0]
+        out = network(
+            x, solver.timestep(n).to(device), states, added_cond_kwargs=added, return_dict=False
+        )[0]
         return solver.split(out.float(), x, n)
 
     def run(step, batch):
         with torch.autocast(device.type, torch.float16, enabled=half):
             losses = generator_and_judge(batch)
         del losses
-        for optimizer, parameters in zip(optimizers, (learning, list(judge.parameters())), strict=True):
+        for optimizer, parameters in zip(
+            optimizers, (learning, list(judge.parameters())), strict=True
+        ):
             torch.nn.utils.clip_grad_norm_(parameters, o.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -203,11 +239,20 @@ def port(config, encode_once):
 
     def generator_and_judge(batch):
         with torch.no_grad():
-            states, _, pooled, _ = pipe.encode_prompt(batch.captions, device=device, do_classifier_free_guidance=False)
-            empty = pipe.encode_prompt([""] * len(batch.captions), device=device, do_classifier_free_guidance=False)[0]
+            states, _, pooled, _ = pipe.encode_prompt(
+                batch.captions, device=device, do_classifier_free_guidance=False
+            )
+            empty = pipe.encode_prompt(
+                [""] * len(batch.captions), device=device, do_classifier_free_guidance=False
+            )[0]
         pixels = batch.pixels[:, 0].to(device)
         x0 = encode(pixels)
-        ids = torch.tensor([[*s, *c, *config.data.size] for s, c in zip(batch.original_size, batch.crop, strict=True)])
+        ids = torch.tensor(
+            [
+                [*s, *c, *config.data.size]
+                for s, c in zip(batch.original_size, batch.crop, strict=True)
+            ]
+        )
         added = {"text_embeds": pooled, "time_ids": ids.float().to(device)}
         noise = torch.randn(x0.shape, generator=random).to(device)
         slot = None
@@ -254,7 +299,7 @@ def port(config, encode_once):
     return data, run
 
 
-# --- measure ---------------------------------------------------------------------------------------------------------
+# --- measure -----------------------------------------------------------------------------------
 
 
 def measure(a):
@@ -268,10 +313,19 @@ def measure(a):
     folder = Path(a.folder)
     with tempfile.TemporaryDirectory(dir=folder) as run:
         config = make_config(a, folder)
-        config = config.model_copy(update={"run": config.run.model_copy(update={"output": f"{run}/run"})})
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"output": f"{run}/run"})}
+        )
         peak = Peak(a.device)
         data, step = port(config, a.encode_once) if a.one == "port" else ours(config)
-        how = {"lanes": [0], "lane_count": 1, "batch": a.batch[0], "start_step": 0, "seed": 0, "workers": 1}
+        how = {
+            "lanes": [0],
+            "lane_count": 1,
+            "batch": a.batch[0],
+            "start_step": 0,
+            "seed": 0,
+            "workers": 1,
+        }
         wall, cpu = [], []
         with Loader(data, **how) as loader:
             for i in range(a.warmup + a.steps):
@@ -283,7 +337,9 @@ def measure(a):
                 wall.append(time.perf_counter() - begin[0])
                 cpu.append(time.process_time() - begin[1])
         base, most = peak.read()
-    print(json.dumps({"wall": wall[a.warmup :], "cpu": cpu[a.warmup :], "base": base, "peak": most}))
+    print(
+        json.dumps({"wall": wall[a.warmup :], "cpu": cpu[a.warmup :], "base": base, "peak": most})
+    )
 
 
 def main():
@@ -319,19 +375,33 @@ def compare(a, folder, batch):
         same += [f"--{name}", str(getattr(a, name))]
     for i in range(a.rounds):
         for side in list(SIDES)[:: 1 if i % 2 else -1]:
-            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train", "--one", side, *same]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "tests.bench.train",
+                "--one",
+                side,
+                *same,
+            ]
             out = subprocess.run(command, capture_output=True, text=True)
             if out.returncode:
                 sys.exit(out.stderr)
             found[side].append(json.loads(out.stdout.splitlines()[-1]))
-    print(f"{a.device}, {a.size} x {a.size}, batch {batch}, rank {a.rank}, {a.rounds} rounds of {a.steps} updates")
+    print(
+        f"{a.device}, {a.size} x {a.size}, batch {batch}, rank {a.rank}, {a.rounds} rounds of "
+        f"{a.steps} updates"
+    )
     print(f"{'':22}{'wall s':>9}{'CPU s':>9}{'imports MiB':>13}{'peak MiB':>10}{'net MiB':>9}")
     rows = {}
     for side, runs in found.items():
         wall, cpu = (float(np.mean([s for r in runs for s in r[key]])) for key in ("wall", "cpu"))
         base, peak = (float(np.median([r[key] for r in runs])) / 2**20 for key in ("base", "peak"))
         rows[side] = wall, cpu, peak, peak - base
-        print(f"{side:22}{wall:9.3f}{cpu:9.3f}{base:13.0f}{peak:10.0f}{peak - base:9.0f}", flush=True)
+        print(
+            f"{side:22}{wall:9.3f}{cpu:9.3f}{base:13.0f}{peak:10.0f}{peak - base:9.0f}", flush=True
+        )
     for side in list(SIDES)[1:]:
         faster = [rows["port"][i] / rows[side][i] for i in (0, 1)]
         memory = [rows[side][i] / rows["port"][i] for i in (2, 3)]

@@ -16,7 +16,9 @@ class _Process:
 
     def __init__(self, command):
         self.active, self.since, self.lines = 0.0, None, []
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         os.kill(self.process.pid, signal.SIGSTOP)
         self.reader = threading.Thread(target=self._read)
         self.reader.start()
@@ -39,7 +41,8 @@ class _Process:
 
 
 def in_turns(commands, seconds=1.0):
-    """{name: command} -> {name: [(seconds on its own clock, line), ...]}, of what each printed. POSIX only."""
+    """{name: command} -> {name: [(seconds on its own clock, line), ...]}, of what each printed.
+    POSIX only."""
     processes = {name: _Process(command) for name, command in commands.items()}
     running = list(processes.values())
     try:

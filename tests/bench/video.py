@@ -1,9 +1,10 @@
 """`stylize_video` beside a loop as one would write it on diffusers: `python -m tests.bench.video`.
 
-A process each: on a CPU a second of one and a second of the other in turn, on a GPU one after the other. The plain
-loop reads the whole clip, denoises window after window with the same motion UNet at the same overlap, blends
-the decoded windows in pixels, and writes. Printed for each length: frames per second, the share of the time that is not
-in UNet or VAE, peak RSS; then the ratios. All on the embedded pack, on generated clips, on one device (`--device`).
+A process each: on a CPU a second of one and a second of the other in turn, on a GPU one after the
+other. The plain loop reads the whole clip, denoises window after window with the same motion UNet
+at the same overlap, blends the decoded windows in pixels, and writes. Printed for each length:
+frames per second, the share of the time that is not in UNet or VAE, peak RSS; then the ratios. All
+on the embedded pack, on generated clips, on one device (`--device`).
 """
 
 import argparse
@@ -26,14 +27,22 @@ def make_clip(path, frames, size):
     import av
     from PIL import Image
 
-    wide = np.random.default_rng(0).integers(0, 256, (size[1] // 8, size[0] // 2, 3), dtype=np.uint8)
-    wide = np.asarray(Image.fromarray(wide).resize((size[0] * 4, size[1]), Image.Resampling.BICUBIC))
+    wide = np.random.default_rng(0).integers(
+        0, 256, (size[1] // 8, size[0] // 2, 3), dtype=np.uint8
+    )
+    wide = np.asarray(
+        Image.fromarray(wide).resize((size[0] * 4, size[1]), Image.Resampling.BICUBIC)
+    )
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for i in range(frames):
             x = (2 * i) % (size[0] * 3)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(wide[:, x : x + size[0]]))))
+            out.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(wide[:, x : x + size[0]]))
+                )
+            )
         out.mux(stream.encode())
 
 
@@ -75,7 +84,11 @@ def ours(a, source, reference, out):
 
     def hooked(self, *args):
         prepare(self, *args)
-        for owner, name in ((self.pipe.unet, "forward"), (self.pipe.vae, "encode"), (self.pipe.vae, "decode")):
+        for owner, name in (
+            (self.pipe.unet, "forward"),
+            (self.pipe.vae, "encode"),
+            (self.pipe.vae, "decode"),
+        ):
             spent.wrap(owner, name)
         begun.append(time.perf_counter())
         print("begin", flush=True)
@@ -110,7 +123,10 @@ def plain(a, source, reference, out):
         frames = [f.to_image() for f in file.decode(video=0)]
     length = motion.window if motion else 1
     overlap = length // 2
-    total, weight = [np.zeros((a.size[1], a.size[0], 3), np.float32) for _ in frames], np.zeros(len(frames))
+    total, weight = (
+        [np.zeros((a.size[1], a.size[0], 3), np.float32) for _ in frames],
+        np.zeros(len(frames)),
+    )
     for start in window_starts(len(frames), length, length - overlap):
         clip = frames[start : start + length]
         latents = torch.stack([p.add_noise(p.encode(f.resize(tuple(a.size)))) for f in clip], 1)
@@ -136,8 +152,13 @@ def measure(a, frames):
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.mp4"
         make_clip(source, frames, a.size)
-        inside = {"plain": plain, "ours": ours}[a.one](a, source, reference, Path(folder) / "out.mp4")
-        found = {"outside": 1 - inside, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        inside = {"plain": plain, "ours": ours}[a.one](
+            a, source, reference, Path(folder) / "out.mp4"
+        )
+        found = {
+            "outside": 1 - inside,
+            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
         if a.device.startswith("cuda"):
             import torch
 
@@ -154,21 +175,35 @@ def main():
     p.add_argument("--device", default="cpu")
     a = p.parse_args()
     if working_size(*a.size, tuple(a.size), 0, False) != tuple(a.size):
-        p.error(f"--size {a.size}: ours would work at another size than the plain loop: multiples of 8, 64 at least")
+        p.error(
+            f"--size {a.size}: ours would work at another size than the plain loop: multiples of "
+            f"8, 64 at least"
+        )
     if a.one:
         return measure(a, a.frames[0])
     print(f"{a.size[0]} x {a.size[1]}, {a.steps} steps, {a.device}")
     print(f"{'frames':>7}{'':8}{'fps':>8}{'outside':>9}{'RSS MiB':>9}{'device MiB':>12}")
     all_found = {}
     turn = 1.0 if a.device == "cpu" else float("inf")
-    one = [sys.executable, "-W", "ignore", "-m", "tests.bench.video", f"--device={a.device}", f"--steps={a.steps}"]
+    one = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.bench.video",
+        f"--device={a.device}",
+        f"--steps={a.steps}",
+    ]
     one += ["--size", *map(str, a.size), "--frames"]
     for frames in a.frames:
         commands = {which: [*one, str(frames), "--one", which] for which in ("plain", "ours")}
         for which, ((begin, _), (end, facts)) in in_turns(commands, turn).items():
             m = all_found[which, frames] = {"fps": frames / (end - begin)} | json.loads(facts)
             device = f"{m['device']:12.0f}" if "device" in m else ""
-            print(f"{frames:7}  {which:6}{m['fps']:8.2f}{m['outside']:9.1%}{m['rss']:9.0f}{device}", flush=True)
+            print(
+                f"{frames:7}  {which:6}{m['fps']:8.2f}{m['outside']:9.1%}{m['rss']:9.0f}{device}",
+                flush=True,
+            )
     for frames in a.frames:
         ratio = all_found["ours", frames]["fps"] / all_found["plain", frames]["fps"]
         print(f"ours / plain, fps, {frames} frames: {ratio:.3f}")

@@ -1,4 +1,5 @@
-"""The command line: exit codes, one-line errors, what goes to stdout, and that nothing is left behind."""
+"""The command line: exit codes, one-line errors, what goes to stdout, and that nothing is left
+behind."""
 
 import json
 import os
@@ -53,7 +54,22 @@ def test_a_picture_in_a_pipe(here, picture, reference):
 
 
 def test_json_is_all_that_stdout_carries(here, picture, reference, capsys):
-    assert run(["stylize", "image", str(picture), "--style", str(reference), *FAST, "--json", "-o", "a.webp"]) == 0
+    assert (
+        run(
+            [
+                "stylize",
+                "image",
+                str(picture),
+                "--style",
+                str(reference),
+                *FAST,
+                "--json",
+                "-o",
+                "a.webp",
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
     assert err == ""
@@ -102,18 +118,37 @@ def test_a_lora_that_matches_nothing(here, picture, reference, capsys):
     from safetensors.torch import save_file
 
     save_file(
-        {"unet.other.lora_A.weight": torch.ones(4, 8), "unet.other.lora_B.weight": torch.ones(8, 4)},
+        {
+            "unet.other.lora_A.weight": torch.ones(4, 8),
+            "unet.other.lora_B.weight": torch.ones(8, 4),
+        },
         here / "l.safetensors",
     )
-    error = one_error(capsys, "stylize", "image", picture, "--style", reference, *FAST, "--lora", "l.safetensors", "-q")
+    error = one_error(
+        capsys,
+        "stylize",
+        "image",
+        picture,
+        "--style",
+        reference,
+        *FAST,
+        "--lora",
+        "l.safetensors",
+        "-q",
+    )
     assert "0 of 2 tensors match" in error
 
 
 def test_a_missing_model_without_network(here, picture, reference):
     env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
-    done = std("stylize", "image", picture, "--style", reference, "--model", "sdxl", cwd=here, env=env)
+    done = std(
+        "stylize", "image", picture, "--style", reference, "--model", "sdxl", cwd=here, env=env
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "--model tiny" in done.stderr and "hf download stabilityai/stable-diffusion-xl-base-1.0" in done.stderr
+    assert (
+        "--model tiny" in done.stderr
+        and "hf download stabilityai/stable-diffusion-xl-base-1.0" in done.stderr
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -139,7 +174,9 @@ def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
         "out",
         "--json",
     ]
-    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         for line in process.stdout:
             if json.loads(line)["event"] == "result":
                 time.sleep(0.2)
@@ -147,7 +184,11 @@ def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
                 break
         rest, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert json.loads(rest.splitlines()[-1]) == {"event": "error", "message": "interrupted", "code": 130}
+    assert json.loads(rest.splitlines()[-1]) == {
+        "event": "error",
+        "message": "interrupted",
+        "code": 130,
+    }
     assert err == ""
     files = sorted((here / "out").iterdir())
     assert 1 <= len(files) < 8 and not any(f.name.startswith(".") for f in files)
@@ -164,7 +205,18 @@ def test_full_disk(here, picture, reference):
         "import sys; from std_cli.cli.commands import run; sys.exit(run(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, "stylize", "image", str(picture), "--style", str(reference), *FAST, "-q"],
+        [
+            sys.executable,
+            "-c",
+            script,
+            "stylize",
+            "image",
+            str(picture),
+            "--style",
+            str(reference),
+            *FAST,
+            "-q",
+        ],
         cwd=here,
         capture_output=True,
         text=True,
@@ -176,5 +228,7 @@ def test_full_disk(here, picture, reference):
 
 
 def test_debug_shows_the_traceback(here, reference):
-    done = std("stylize", "image", "gone.png", "--style", reference, env={"STD_DEBUG": "1"}, cwd=here)
+    done = std(
+        "stylize", "image", "gone.png", "--style", reference, env={"STD_DEBUG": "1"}, cwd=here
+    )
     assert "Traceback" in done.stderr

@@ -1,5 +1,5 @@
-"""When memory runs out: each saving in its order, told, and the same result. The errors are torch's own, from modules
-that are told to run out of memory as a small GPU's would."""
+"""When memory runs out: each saving in its order, told, and the same result. The errors are torch's
+own, from modules that are told to run out of memory as a small GPU's would."""
 
 import accelerate
 import numpy as np
@@ -23,9 +23,12 @@ S = image_settings({"model": "tiny", "steps": 2, "cfg": 4.0, "style_blocks": "al
 
 @pytest.fixture(autouse=True)
 def offload_to_the_cpu(monkeypatch):
-    """diffusers asks for "cpu:0", which a tensor that is on the CPU never answers to: without the number."""
+    """diffusers asks for "cpu:0", which a tensor that is on the CPU never answers to: without the
+    number."""
     real = accelerate.cpu_offload
-    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, device, **o: real(model, torch.device("cpu"), **o))
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda model, device, **o: real(model, torch.device("cpu"), **o)
+    )
 
 
 class Small:
@@ -67,12 +70,18 @@ def test_a_video_goes_on_with_fewer_windows_and_then_offloaded():
     said = []
     pipeline.on_notice = said.append
     savings = pipeline.savings
-    net = Small(pipeline.pipe.unet, lambda x: len(x) > 2 or (said and savings.offload != "sequential"))
+    net = Small(
+        pipeline.pipe.unet, lambda x: len(x) > 2 or (said and savings.offload != "sequential")
+    )
     saved = denoised(pipeline, frames, halved=lambda now: said.append(f"batch {now}"))
     assert net.failures == 3  # two windows at once, one, one with --offload model
-    assert said[0] == "batch 1" and [s.split(":")[0] for s in said[1:]] == ["the GPU is out of memory"] * 2
+    assert (
+        said[0] == "batch 1"
+        and [s.split(":")[0] for s in said[1:]] == ["the GPU is out of memory"] * 2
+    )
     assert "--offload model" in said[1] and "--offload sequential" in said[2]
-    torch.testing.assert_close(saved, whole, rtol=0, atol=2e-5)  # a batch of another size rounds otherwise
+    # a batch of another size rounds otherwise
+    torch.testing.assert_close(saved, whole, rtol=0, atol=2e-5)
 
 
 def test_offloading_changes_no_bit():
@@ -98,14 +107,25 @@ def test_the_vae_goes_on_in_tiles_first():
     pipeline = video_pipeline((320, 640))
     said = []
     pipeline.on_notice = said.append
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (640, 320, 3), np.uint8).repeat(1, 0))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (640, 320, 3), np.uint8).repeat(1, 0)
+    )
     picture = picture.resize((32, 64)).resize((320, 640))  # something smooth, as pictures are
     latent = pipeline.encode(picture)
     whole = pipeline.decode(latent)
-    part = Small(pipeline.pipe.vae.decoder, lambda z: max(z.shape) * pipeline.pipe.vae_scale_factor > 256)
+    part = Small(
+        pipeline.pipe.vae.decoder, lambda z: max(z.shape) * pipeline.pipe.vae_scale_factor > 256
+    )
     tiled = pipeline.decode(latent)
-    assert part.failures == 2 and pipeline.savings.tile == 256 and pipeline.savings.offload == "none"
-    assert [t for s in said for t in ("512", "256") if f"tiles of {t} pixels, which changes colours" in s] == [
+    assert (
+        part.failures == 2 and pipeline.savings.tile == 256 and pipeline.savings.offload == "none"
+    )
+    assert [
+        t
+        for s in said
+        for t in ("512", "256")
+        if f"tiles of {t} pixels, which changes colours" in s
+    ] == [
         "512",
         "256",
     ]
@@ -147,10 +167,18 @@ def test_nothing_left_to_save_is_one_line(kind):
 
 
 def test_a_resumed_video_goes_on_in_tiles(tmp_path, monkeypatch):
-    """What the first run took when memory ran out, the second has from the start: the same frames."""
+    """What the first run took when memory ran out, the second has from the start: the same
+    frames."""
     source = make_clip(tmp_path / "in.mp4", 6, (320, 64), sound=False)
     style = Image.linear_gradient("L").convert("RGB")
-    request = {"model": "tiny", "steps": 1, "size": 320, "motion": "none", "codec": "ffv1", "device": "cpu"}
+    request = {
+        "model": "tiny",
+        "steps": 1,
+        "size": 320,
+        "motion": "none",
+        "codec": "ffv1",
+        "device": "cpu",
+    }
     prepare, pipelines = VideoPipeline.prepare, []
 
     def stylized(name, short, on_event=lambda event: None):
@@ -186,4 +214,5 @@ def test_savings_are_taken_again():
     first.savings.take_again({"tile": 512, "offload": "sequential"})
     assert first.savings.taken == {"tile": 256, "offload": "sequential"}
     latent = latents(1)[0]
-    assert np.array_equal(first.decode(latent), second.decode(latent))  # a frame that is smaller than a tile
+    # a frame that is smaller than a tile
+    assert np.array_equal(first.decode(latent), second.decode(latent))

@@ -1,4 +1,5 @@
-"""What a model predicts, and zero terminal SNR, through every method, schedule and the solver of the training.
+"""What a model predicts, and zero terminal SNR, through every method, schedule and the solver of
+the training.
 
 The noise levels are worked out here, after algorithm 1 of Lin et al. 2023 (arXiv 2305.08891).
 """
@@ -30,7 +31,8 @@ BASE = json.loads((TINY / "scheduler" / "scheduler_config.json").read_text())
 
 
 def levels(zero: bool) -> torch.Tensor:
-    """abar of timesteps 0 to 999, float64; `zero`: moved and scaled so that the last is 0 and the first as it was."""
+    """abar of timesteps 0 to 999, float64; `zero`: moved and scaled so that the last is 0 and the
+    first as it was."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     root = (1 - betas).cumprod(0).sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1]) if zero else root) ** 2
@@ -47,12 +49,20 @@ def output(prediction: str, x: torch.Tensor, x0: torch.Tensor, abar: torch.Tenso
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("method", list(zoo().methods))
-def test_every_method_finds_the_picture(method: MethodName, zero: bool, prediction: str, eta: float) -> None:
-    """Of a network that knows it, from the noise that the method starts with, whatever its scheduler adds."""
+def test_every_method_finds_the_picture(
+    method: MethodName, zero: bool, prediction: str, eta: float
+) -> None:
+    """Of a network that knows it, from the noise that the method starts with, whatever its
+    scheduler adds."""
     facts, steps = zoo().methods[method], 6
-    if (zero and prediction == "epsilon" and eta == 1) or (prediction, facts.scheduler[:5]) == ("sample", "Euler"):
+    if (zero and prediction == "epsilon" and eta == 1) or (prediction, facts.scheduler[:5]) == (
+        "sample",
+        "Euler",
+    ):
         return  # refused before, as the next test shows
-    scheduler = make_scheduler(facts, BASE | {"prediction_type": prediction, "rescale_betas_zero_snr": zero})
+    scheduler = make_scheduler(
+        facts, BASE | {"prediction_type": prediction, "rescale_betas_zero_snr": zero}
+    )
     schedules = ("quickstart", "aligned") if facts.spacing == "grid" else (facts.spacing,)
     abar = levels(zero)
     for schedule in schedules:
@@ -66,10 +76,18 @@ def test_every_method_finds_the_picture(method: MethodName, zero: bool, predicti
             seen = scheduler.scale_model_input(x, t)
             more = {"generator": random} if facts.scheduler != "DDIMScheduler" else {}
             more |= {"eta": facts.gamma} if facts.scheduler == "TCDScheduler" else {}
-            guess = output(prediction, seen, x0, abar[int(t)].clamp_min(2**-24 if "Euler" in facts.scheduler else 0))
+            guess = output(
+                prediction,
+                seen,
+                x0,
+                abar[int(t)].clamp_min(2**-24 if "Euler" in facts.scheduler else 0),
+            )
             x = scheduler.step(guess, t, x, **more).prev_sample
         left = (1 - abar[0]).sqrt().item()  # at timestep 0, where some end
-        assert torch.isfinite(x).all() and (x - x0).abs().max() < 5 * left, (schedule, (x - x0).abs().max())
+        assert torch.isfinite(x).all() and (x - x0).abs().max() < 5 * left, (
+            schedule,
+            (x - x0).abs().max(),
+        )
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -92,7 +110,9 @@ def test_the_solver_of_the_training(prediction: str, zero: bool) -> None:
 
 @pytest.mark.parametrize("method", ["lightning", "none"])
 @pytest.mark.parametrize("settings", [{"use_karras_sigmas": True}, {"timestep_type": "continuous"}])
-def test_noise_levels_of_another_sampler_are_left_out(method: MethodName, settings: dict[str, Any]) -> None:
+def test_noise_levels_of_another_sampler_are_left_out(
+    method: MethodName, settings: dict[str, Any]
+) -> None:
     facts, v = zoo().methods[method], {"prediction_type": "v_prediction"}
     plain, other = (make_scheduler(facts, BASE | v | more) for more in ({}, settings))
     for scheduler in (plain, other):
@@ -113,11 +133,17 @@ def test_what_a_folder_says(tmp_path: Path, photo: Image.Image, reference: Path)
     request: dict[str, Any] = {"size": 64, "steps": 2, "device": "cpu", "eta": 1.0}
     blind = folder_that_says(tmp_path, rescale_betas_zero_snr=True)
     for more in ({}, {"schedule": "aligned"}, {"method": "pcm", "lora": "none"}):
-        with pytest.raises(InputError, match="--eta 1: .*timestep 999.*predicts nothing.*smaller --eta"):
+        with pytest.raises(
+            InputError, match="--eta 1: .*timestep 999.*predicts nothing.*smaller --eta"
+        ):
             stylize_image(photo, reference, model=str(blind), **request, **more)
     sample = folder_that_says(tmp_path, prediction_type="sample")
-    with pytest.raises(InputError, match=r"--method lightning: .*Euler.*'sample'.*use another method"):
-        stylize_image(photo, reference, model=str(sample), method="lightning", lora="none", **request)
+    with pytest.raises(
+        InputError, match=r"--method lightning: .*Euler.*'sample'.*use another method"
+    ):
+        stylize_image(
+            photo, reference, model=str(sample), method="lightning", lora="none", **request
+        )
     with pytest.raises(InputError, match="not an SDXL model: it is made for EDMEulerScheduler"):
         resolve_model(str(folder_that_says(tmp_path, _class_name="EDMEulerScheduler")))
     v = folder_that_says(tmp_path, rescale_betas_zero_snr=True, prediction_type="v_prediction")
@@ -131,7 +157,12 @@ def test_what_a_folder_says(tmp_path: Path, photo: Image.Image, reference: Path)
     [
         ([], {}, {}, ""),
         (["v_pred"], {}, {"prediction_type": "v_prediction"}, ""),
-        (["v_pred", "ztsnr"], {}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, ""),
+        (
+            ["v_pred", "ztsnr"],
+            {},
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            "",
+        ),
         ([], {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}, ""),
         ([], {"modelspec.predict_key": "v"}, {"prediction_type": "v_prediction"}, ""),
         ([], {"modelspec.prediction_type": "epsilon"}, {"prediction_type": "epsilon"}, ""),
@@ -139,16 +170,24 @@ def test_what_a_folder_says(tmp_path: Path, photo: Image.Image, reference: Path)
             ["v_pred"],
             {"modelspec.prediction_type": "epsilon"},
             {"prediction_type": "v_prediction"},
-            "x: its metadata say modelspec.prediction_type 'epsilon', its tensor v_pred says v_prediction: "
+            "x: its metadata say modelspec.prediction_type 'epsilon', its tensor v_pred says "
+            "v_prediction: "
             "v_prediction is used",
         ),
-        ([], {"modelspec.prediction_type": "flow"}, {}, "'flow', which std does not know: epsilon is used"),
+        (
+            [],
+            {"modelspec.prediction_type": "flow"},
+            {},
+            "'flow', which std does not know: epsilon is used",
+        ),
     ],
 )
 def test_what_a_single_file_says(
     keys: list[str], metadata: dict[str, str], settings: dict[str, Any], notice: str, tmp_path: Path
 ) -> None:
-    save_file({key: torch.zeros(0) for key in (*keys, "other")}, tmp_path / "x.safetensors", metadata)
+    save_file(
+        {key: torch.zeros(0) for key in (*keys, "other")}, tmp_path / "x.safetensors", metadata
+    )
     found, notices = checkpoint_scheduler("x", tmp_path / "x.safetensors")
     assert found == settings
     assert len(notices) == bool(notice) and notice in "".join(notices)

@@ -56,10 +56,16 @@ def video_pipeline(spec, s, size):
 
 @pytest.mark.parametrize("cfg", [3.0, 1.0])
 @pytest.mark.parametrize("motion", ["zeroed", "none"])
-def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(tmp_path, monkeypatch, motion, cfg):
-    s = ImageSettings(model="tiny", prompt="sea", negative_prompt="", steps=3, cfg=cfg, seed=7, style_blocks="all")
+def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
+    tmp_path, monkeypatch, motion, cfg
+):
+    s = ImageSettings(
+        model="tiny", prompt="sea", negative_prompt="", steps=3, cfg=cfg, seed=7, style_blocks="all"
+    )
     frames, length = pictures(5), 1 if motion == "none" else 4
-    video = video_pipeline(make_adapter(tmp_path) if motion == "zeroed" else "none", s, frames[0].size)
+    video = video_pipeline(
+        make_adapter(tmp_path) if motion == "zeroed" else "none", s, frames[0].size
+    )
     wave = Wavefront(length, max(1, length // 2), s.steps, video.predict, video.step, batch=2)
     done = [f for p in frames for f in wave.push(video.add_noise(video.encode(p)))]
     done += [f for group in wave.end() for f in group]
@@ -70,7 +76,9 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(tmp_path, monk
     for i, picture in enumerate(frames):
         latent = video.encode(picture)
         # img2img takes a 4-channel "image" as latents, and draws its noise here
-        monkeypatch.setattr(f"{IMG2IMG}.randn_tensor", lambda *a, n=latent.shape, **k: seeded_noise(7, n)[None])
+        monkeypatch.setattr(
+            f"{IMG2IMG}.randn_tensor", lambda *a, n=latent.shape, **k: seeded_noise(7, n)[None]
+        )
         out = still.pipe(
             image=latent[None],
             ip_adapter_image_embeds=[still._style if cfg > 1 else still._style.chunk(2)[1]],
@@ -86,7 +94,9 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(tmp_path, monk
 def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):
     s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=2, style_blocks="all")
     video = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
-    latents = torch.randn(1, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        1, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0)
+    )
     other = latents.clone()
     other[:, :, 3] += 1
     a, b = video.predict(latents, [0]), video.predict(other, [0])
@@ -96,7 +106,9 @@ def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):
 def test_windows_of_one_batch_may_be_at_different_steps(tmp_path):
     s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=4, style_blocks="all")
     video = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
-    latents = torch.randn(2, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        2, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0)
+    )
     both = video.predict(latents, [0, 3])
     torch.testing.assert_close(both[:1], video.predict(latents[:1], [0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(both[1:], video.predict(latents[1:], [3]), atol=1e-4, rtol=0)
@@ -104,7 +116,9 @@ def test_windows_of_one_batch_may_be_at_different_steps(tmp_path):
 
 def test_noise_follows_from_the_seed():
     noise = seeded_noise(1, (4, 64, 64))
-    assert torch.equal(noise, seeded_noise(1, (4, 64, 64))) and not torch.equal(noise, seeded_noise(2, (4, 64, 64)))
+    assert torch.equal(noise, seeded_noise(1, (4, 64, 64))) and not torch.equal(
+        noise, seeded_noise(2, (4, 64, 64))
+    )
     assert noise.mean().abs() < 0.03 and (noise.std() - 1).abs() < 0.03
 
 
@@ -122,21 +136,28 @@ def test_an_adapter_for_another_unet_is_refused(tmp_path, changed, message):
 
 
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path):
-    with pytest.raises(InputError, match="_class_name .UNet2DConditionModel.: must be .MotionAdapter."):
+    with pytest.raises(
+        InputError, match="_class_name .UNet2DConditionModel.: must be .MotionAdapter."
+    ):
         resolve_motion(str(resolve_model("tiny").base / "unet"), resolve_model("tiny"))
     with pytest.raises(InputError, match="no motion adapter"):
         resolve_motion("absent folder", resolve_model("tiny"))
 
 
 def test_hotshot_keys_become_exactly_a_motion_adapters():
-    """SDXL's real shapes on the meta device; 15 pairs of attention blocks, each with its own copy of the encoding."""
+    """SDXL's real shapes on the meta device; 15 pairs of attention blocks, each with its own copy
+    of the encoding."""
     with torch.device("meta"):
         adapter = MotionAdapter(**HOTSHOT_CONFIG).state_dict()
     theirs = {}
     for key, tensor in adapter.items():
-        key = key.replace(".motion_modules.", ".temporal_attentions.").replace(".norm3.", ".ff_norm.")
+        key = key.replace(".motion_modules.", ".temporal_attentions.").replace(
+            ".norm3.", ".ff_norm."
+        )
         key = key.replace(".norm1.", ".norms.0.").replace(".norm2.", ".norms.1.")
-        key = key.replace(".attn1.", ".attention_blocks.0.").replace(".attn2.", ".attention_blocks.1.")
+        key = key.replace(".attn1.", ".attention_blocks.0.").replace(
+            ".attn2.", ".attention_blocks.1."
+        )
         if key.endswith("pos_embed.pe"):
             stem = key.removesuffix("pos_embed.pe")
             for k in (0, 1):

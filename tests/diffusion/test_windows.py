@@ -12,11 +12,14 @@ STEPS = 4
 
 
 def predict(latents, steps):
-    """A toy network: every frame's prediction depends on its whole window, on its place in it, and on the step."""
+    """A toy network: every frame's prediction depends on its whole window, on its place in it, and
+    on the step."""
     frames = latents.shape[2]
     place = torch.arange(frames, dtype=latents.dtype).view(1, 1, frames, 1, 1)
     t = torch.tensor(steps, dtype=latents.dtype).view(-1, 1, 1, 1, 1)
-    return torch.sin(3 * latents.mean(2, keepdim=True) + latents * (1 + 0.1 * place) + t) + 0.3 * latents.flip(2)
+    return torch.sin(
+        3 * latents.mean(2, keepdim=True) + latents * (1 + 0.1 * place) + t
+    ) + 0.3 * latents.flip(2)
 
 
 def step(prediction, latent, k):
@@ -28,7 +31,8 @@ def clip(frames, seed=0):
 
 
 def whole(latents, shots, length, stride):
-    """Every window of every shot at step k, then the next step: all frames held. Shots are (start, end)."""
+    """Every window of every shot at step k, then the next step: all frames held. Shots are (start,
+    end)."""
     x = latents.clone()
     for k in range(STEPS):
         total, weight = torch.zeros_like(x), torch.zeros(len(x), 1, 1, 1)
@@ -92,7 +96,9 @@ def test_equals_it_for_random_layouts():
         latents = clip(frames)
         done = run(wavefront(length, stride, r.randint(1, 9)), latents, cuts)
         expected = whole(latents, shots_of(frames, cuts), length, stride)
-        torch.testing.assert_close(torch.stack([f.latent for f in done]), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.stack([f.latent for f in done]), expected, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
@@ -141,7 +147,10 @@ def test_a_saved_state_goes_on_bit_for_bit():
         second.load_state(tensors, rest)
         assert second.batch == 4
         done += run(second, latents, cuts, begin=stop)
-        assert all(torch.equal(a.latent, b.latent) and a.joint == b.joint for a, b in zip(done, expected, strict=True))
+        assert all(
+            torch.equal(a.latent, b.latent) and a.joint == b.joint
+            for a, b in zip(done, expected, strict=True)
+        )
 
 
 def test_a_state_of_the_drain_goes_on():

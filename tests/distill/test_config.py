@@ -1,4 +1,5 @@
-"""The configuration of training: defaults as published, every problem at once, files that read back."""
+"""The configuration of training: defaults as published, every problem at once, files that read
+back."""
 
 import json
 import tomllib
@@ -28,13 +29,32 @@ def test_published_values():
     for c in (i2i, v2v):
         assert (c.run.seed, c.run.epochs, c.run.save_every) == (453645634, 10, 500)
         assert (c.lora.rank, c.lora.alpha, c.lora.dropout, len(c.lora.targets)) == (64, 64, 0, 14)
-        assert (c.distill.points, c.distill.w_min, c.distill.w_max, c.distill.huber_c) == (50, 5, 15, 0.001)
+        assert (c.distill.points, c.distill.w_min, c.distill.w_max, c.distill.huber_c) == (
+            50,
+            5,
+            15,
+            0.001,
+        )
         assert (c.bank.length, c.bank.rate, c.bank.retire_at) == (4, 0.8, 1)
         assert (c.optimizer.lr, c.optimizer.warmup_steps, c.optimizer.clip) == (5e-6, 500, 10)
-        assert (c.adversarial.lr, c.adversarial.gradient_penalty, c.adversarial.mode) == (1e-4, 1e-5, "xs-xr")
+        assert (c.adversarial.lr, c.adversarial.gradient_penalty, c.adversarial.mode) == (
+            1e-4,
+            1e-5,
+            "xs-xr",
+        )
         assert c.data.size == (512, 512) and c.data.stride == 4
-    assert (i2i.data.frames, i2i.distill.range_rate, i2i.adversarial.weight, i2i.distill.head) == (1, 0.5, 0.7, "raw")
-    assert (v2v.data.frames, v2v.distill.range_rate, v2v.adversarial.weight, v2v.distill.head) == (8, 0.3, 0.5, "learn")
+    assert (i2i.data.frames, i2i.distill.range_rate, i2i.adversarial.weight, i2i.distill.head) == (
+        1,
+        0.5,
+        0.7,
+        "raw",
+    )
+    assert (v2v.data.frames, v2v.distill.range_rate, v2v.adversarial.weight, v2v.distill.head) == (
+        8,
+        0.3,
+        0.5,
+        "learn",
+    )
 
 
 def test_all_problems_in_one_line_in_the_files_own_spelling():
@@ -49,7 +69,8 @@ def test_all_problems_in_one_line_in_the_files_own_spelling():
         make_config(given, "run.toml")
     message = str(error.value)
     assert "\n" not in message and message.startswith("run.toml: ")
-    for part in ("run.sead 1: no such key", "distill.eta 1.5: must be", "data.size [100, 64]", "optimiser: no such key",
+    for part in ("run.sead 1: no such key", "distill.eta 1.5: must be", "data.size [100, 64]",
+    "optimiser: no such key",
                  'bank.rate "much": must be'):  # fmt: skip
         assert part in message
 
@@ -61,9 +82,18 @@ def test_all_problems_in_one_line_in_the_files_own_spelling():
         ({"distill": {"eta": 0.01}}, "distill.eta 0.01: leaves fewer than two points"),
         ({"distill": {"w_min": 9, "w_max": 8}}, "distill.w_min 9.0: must not be above w_max"),
         ({"data": {"frames": 8}}, "data.frames 8: is 1 for task i2i"),
-        ({"run": {"task": "v2v"}, "model": {"motion": "none"}}, "model.motion none: task v2v needs"),
-        ({"run": {"task": "v2v"}, "data": {"frames": 1}}, "data.frames 1: must be 2 or more for task v2v"),
-        ({"export": {"weights": "average"}, "distill": {"ema": 0}}, "export.weights average: there is none where"),
+        (
+            {"run": {"task": "v2v"}, "model": {"motion": "none"}},
+            "model.motion none: task v2v needs",
+        ),
+        (
+            {"run": {"task": "v2v"}, "data": {"frames": 1}},
+            "data.frames 1: must be 2 or more for task v2v",
+        ),
+        (
+            {"export": {"weights": "average"}, "distill": {"ema": 0}},
+            "export.weights average: there is none where",
+        ),
     ],
 )
 def test_what_does_not_go_together(given, problem):
@@ -74,7 +104,9 @@ def test_what_does_not_go_together(given, problem):
 def test_changes_on_the_command_line(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("[distill]\neta = 0.65\n")
-    c = load_config(path, ["distill.mode=tcd", "data.size=[64, 96]", "run.output=a b", 'run.push="me/x"'])
+    c = load_config(
+        path, ["distill.mode=tcd", "data.size=[64, 96]", "run.output=a b", 'run.push="me/x"']
+    )
     assert (c.distill.eta, c.distill.mode, c.data.size, c.run.output, c.run.push) == (
         0.65,
         "tcd",
@@ -103,7 +135,9 @@ def test_a_template_is_a_whole_configuration(task, model):
         assert config_hash(c) == config_hash(make_config({"run": {"task": task}}))
     for section, fields in DistillConfig.model_fields.items():
         assert f"[{section}]" in text
-        assert all(f"\n{key} =" in text or f"\n# {key} =" in text for key in fields.annotation.model_fields)
+        assert all(
+            f"\n{key} =" in text or f"\n# {key} =" in text for key in fields.annotation.model_fields
+        )
     assert make_config(tomllib.loads(to_toml(c))) == c
 
 
@@ -124,7 +158,11 @@ def test_what_tells_runs_apart():
     assert not differing_keys(a, elsewhere) and config_hash(a) == config_hash(elsewhere)
     # what names files is told apart by the files, and lanes by their number
     named = {"data": {"sources": ["x"]}, "model": {"name": "x"}, "style": {"folder": "x"}}
-    named |= {"adversarial": {"features": "x"}, "optimizer": {"accumulation": 8}, "export": {"weights": "average"}}
+    named |= {
+        "adversarial": {"features": "x"},
+        "optimizer": {"accumulation": 8},
+        "export": {"weights": "average"},
+    }
     assert not differing_keys(a, make_config(named))
 
 

@@ -1,4 +1,5 @@
-"""Training data: every caption format, hostile names, crops, damage, and an order that depends on the seed alone."""
+"""Training data: every caption format, hostile names, crops, damage, and an order that depends on
+the seed alone."""
 
 import csv
 import io
@@ -14,8 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from std_cli.media.video.clip import Part
-from std_cli.media.video.read import open_clip, read_frames
 
 from std_cli.distill import dataset as samples
 from std_cli.distill import shards
@@ -23,6 +22,8 @@ from std_cli.distill.dataset import Data, find_pictures, fingerprint_samples
 from std_cli.distill.find_samples import LINK, MISSING, UNCAPTIONED, UNKNOWN, find_samples
 from std_cli.distill.loader import Loader, Order, check
 from std_cli.errors import InputError, StdError
+from std_cli.media.video.clip import Part
+from std_cli.media.video.read import open_clip, read_frames
 
 
 def picture(path, colour=(200, 30, 60), size=(48, 32)):
@@ -93,10 +94,13 @@ def data_of(folder, size=(32, 32), frames=1, stride=1, flip=0.5, **options):
     return Data(find_samples([folder]), size, frames=frames, stride=stride, flip=flip, **options)
 
 
-def load(data, count, lanes=(0,), lane_count=1, batch=1, start_step=0, seed=3, workers=0, **options):
+def load(
+    data, count, lanes=(0,), lane_count=1, batch=1, start_step=0, seed=3, workers=0, **options
+):
     """`count` batches."""
     with Loader(
-        data, lanes=list(lanes), lane_count=lane_count, batch=batch, start_step=start_step, seed=seed,
+        data, lanes=list(lanes), lane_count=lane_count, batch=batch, start_step=start_step,
+        seed=seed,
         workers=workers, **options,
     ) as loader:  # fmt: skip
         return [next(loader) for _ in range(count)]
@@ -104,23 +108,30 @@ def load(data, count, lanes=(0,), lane_count=1, batch=1, start_step=0, seed=3, w
 
 def same(a, b):
     return (
-        a.positions == b.positions and a.captions == b.captions and a.keys == b.keys and torch.equal(a.crop, b.crop)
-        and torch.equal(a.pixels, b.pixels) and torch.equal(a.original_size, b.original_size)
-    )  # fmt: skip
+        (a.positions, a.captions, a.keys) == (b.positions, b.captions, b.keys)
+        and torch.equal(a.crop, b.crop)
+        and torch.equal(a.pixels, b.pixels)
+        and torch.equal(a.original_size, b.original_size)
+    )
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats -----------------------------------------------------------------------------------
 
 
 def test_text_beside_each_file(tmp_path):
-    picture(tmp_path / "b.png").with_suffix(".txt").write_text("\ufeff a  red\npicture ", encoding="utf-8")
+    picture(tmp_path / "b.png").with_suffix(".txt").write_text(
+        "\ufeff a  red\npicture ", encoding="utf-8"
+    )
     clip(tmp_path / "in" / "a.mp4").with_suffix(".txt").write_text("ein Fluß", encoding="utf-8")
     picture(tmp_path / "bare.png")
     picture(tmp_path / "empty.png").with_suffix(".txt").write_text(" \n")
     picture(tmp_path / ".hidden.png").with_suffix(".txt").write_text("no")
     found = find_samples([tmp_path])
     assert captions(found) == [("b.png", "picture", "a red picture"), ("a.mp4", "clip", "ein Fluß")]
-    assert sorted(found.skipped[UNCAPTIONED]) == [str(tmp_path / "bare.png"), str(tmp_path / "empty.png")]
+    assert sorted(found.skipped[UNCAPTIONED]) == [
+        str(tmp_path / "bare.png"),
+        str(tmp_path / "empty.png"),
+    ]
     assert found.captioned == 0.5
 
 
@@ -136,7 +147,9 @@ def test_metadata(tmp_path, suffix, key):
     for folder, listed in rows.items():
         path = tmp_path / folder / f"metadata.{suffix}"
         if suffix == "jsonl":
-            path.write_text("\n".join(json.dumps({"file_name": f, key: t}) for f, t in listed) + "\n\n")
+            path.write_text(
+                "\n".join(json.dumps({"file_name": f, key: t}) for f, t in listed) + "\n\n"
+            )
         else:
             with path.open("w", newline="") as file:
                 csv.writer(file).writerows([("file_name", key), *listed])
@@ -164,14 +177,19 @@ def test_open_sora_plan(tmp_path):
 def test_csv_of_video_ids_and_json_lines(tmp_path):
     clip(tmp_path / "17.mp4")
     picture(tmp_path / "p.png")
-    (tmp_path / "a.csv").write_text("videoid,contentUrl,name\n17,https://nowhere,A river\n18,,Gone\n")
+    (tmp_path / "a.csv").write_text(
+        "videoid,contentUrl,name\n17,https://nowhere,A river\n18,,Gone\n"
+    )
     (tmp_path / "b.jsonl").write_text(
         '{"source": "p.png", "caption": "A plate"}\n{"source": "x.npy", "caption": "?"}\n'
     )
     picture(tmp_path / "x.npy.png").rename(tmp_path / "x.npy")
     found = find_samples([tmp_path / "a.csv", tmp_path / "b.jsonl"])
     assert captions(found) == [("17.mp4", "clip", "A river"), ("p.png", "picture", "A plate")]
-    assert found.skipped == {MISSING: [str(tmp_path / "18.mp4")], UNKNOWN: [str(tmp_path / "x.npy")]}
+    assert found.skipped == {
+        MISSING: [str(tmp_path / "18.mp4")],
+        UNKNOWN: [str(tmp_path / "x.npy")],
+    }
     assert captions(find_samples([tmp_path])) == captions(found)  # a folder that holds lists
 
 
@@ -199,23 +217,27 @@ def test_shards(tmp_path):
     data = Data(found, (40, 40), frames=1, stride=1, flip=0)
     first = data.read(0, np.random.default_rng(0))
     assert np.allclose((first.pixels[0, :, 0, 0] + 1) * 127.5, [9, 8, 7], atol=1e-4)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["0.tar", "d", "v.mp4"]  # nothing was unpacked
+    # nothing was unpacked
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["0.tar", "d", "v.mp4"]
 
 
 def test_a_clip_in_a_shard_is_that_in_a_file(tmp_path):
     path = clip(tmp_path / "v.mp4", 30)
     shard = tar(
-        tmp_path / "a,b: %.tar", [("x.png", png()), ("x.txt", b"x"), ("v.mp4", path.read_bytes()), ("v.txt", b"v")]
+        tmp_path / "a,b: %.tar",
+        [("x.png", png()), ("x.txt", b"x"), ("v.mp4", path.read_bytes()), ("v.txt", b"v")],
     )
     [entry] = [e for e in find_samples([shard]).entries if e.kind == "clip"]
     for start in (None, Fraction(1, 2)):
         want = list(read_frames(open_clip(path), start=start))[::3]
         got = list(read_frames(open_clip(entry.path, part=entry.part), start=start, step=3))
         assert len(got) == (10 if start is None else 6)
-        assert all(a.pts == b.pts and np.array_equal(a.rgb, b.rgb) for a, b in zip(want, got, strict=True))
+        assert all(
+            a.pts == b.pts and np.array_equal(a.rgb, b.rgb) for a, b in zip(want, got, strict=True)
+        )
 
 
-# --- what is wrong with them -----------------------------------------------------------------------------------------
+# --- what is wrong with them -------------------------------------------------------------------
 
 
 def error_of(call, kind=InputError):
@@ -235,25 +257,39 @@ def test_nothing_to_train_on(tmp_path):
     assert "no such data" in error_of(lambda: find_samples([tmp_path / "nowhere"]))
     assert "no data" in error_of(lambda: find_samples([]))
     picture(tmp_path / "good/a.png").with_suffix(".txt").write_text("a")
-    assert "'empty'" in error_of(lambda: find_samples([tmp_path / "good", tmp_path / "empty"])).replace(
-        f"{tmp_path}/", ""
+    assert "'empty'" in error_of(
+        lambda: find_samples([tmp_path / "good", tmp_path / "empty"])
+    ).replace(f"{tmp_path}/", "")
+    assert "format list" in error_of(
+        lambda: find_samples([picture(tmp_path / "a.png")], format="list")
     )
-    assert "format list" in error_of(lambda: find_samples([picture(tmp_path / "a.png")], format="list"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_name": \n', "line 2 is not JSON"),
+        (
+            "metadata.jsonl",
+            b'{"file_name": "a.png", "text": "x"}\n{"file_name": \n',
+            "line 2 is not JSON",
+        ),
         ("metadata.jsonl", b'["a.png", "x"]\n', "line 1: ['a.png', 'x'] is not an object"),
         ("metadata.jsonl", b'{"text": "x"}\n', "line 1: no file is named"),
         ("metadata.jsonl", b'{"file_name": "a.png", "text": 3}\n', "line 1: text is 3"),
-        ("metadata.jsonl", b'{"file_name": ["a.png"], "text": "x"}\n', "line 1: file_name is ['a.png']"),
+        (
+            "metadata.jsonl",
+            b'{"file_name": ["a.png"], "text": "x"}\n',
+            "line 1: file_name is ['a.png']",
+        ),
         ("metadata.jsonl", b"\xff\xfe\x00x", "cannot be read as jsonl"),
         ("metadata.jsonl", b"[" * 200_000, "line 1 is not JSON"),
         ("metadata.csv", b'file_name,text\na.png,"x\n', "cannot be read as csv"),
         ("metadata.csv", b"picture,words\na.png,x\n", "line 2: no file is named"),
-        ("metadata.csv", b"file_name,text\na.png," + b"x" * 200_000, "field larger than field limit"),
+        (
+            "metadata.csv",
+            b"file_name,text\na.png," + b"x" * 200_000,
+            "field larger than field limit",
+        ),
         ("list.json", b'{"path": "a.png"}', "holds no list"),
         ("list.json", b'[{"path": "a.png", "cap": [3]}]', "entry 1: cap is 3"),
         ("list.json", b'[{"path": "a.png"', "cannot be read as json"),
@@ -268,7 +304,9 @@ def test_bad_caption_files(tmp_path, name, content, said):
     assert said in message and name in message and len(message) < 400
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "in/../../secret.png", "ABSOLUTE", "..", "a\0.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "in/../../secret.png", "ABSOLUTE", "..", "a\0.png"]
+)
 @pytest.mark.parametrize("key", ["file_name", "path", "source"])
 def test_lists_do_not_lead_out_of_their_folder(tmp_path, key, name):
     secret = picture(tmp_path / "secret.png")
@@ -280,7 +318,9 @@ def test_lists_do_not_lead_out_of_their_folder(tmp_path, key, name):
     assert "leads out of" in message or "write the path of a file" in message
     if name == str(secret):
         assert "allow absolute paths" in message
-        assert captions(find_samples([path], allow_absolute=True)) == [("secret.png", "picture", "x")]
+        assert captions(find_samples([path], allow_absolute=True)) == [
+            ("secret.png", "picture", "x")
+        ]
     else:
         error_of(lambda: find_samples([path], allow_absolute=True))
 
@@ -290,7 +330,9 @@ def test_a_video_id_is_no_path_and_an_absolute_path_may_stay_inside(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.csv").write_text("videoid,name\n../a,x\n")
     assert "leads out of" in error_of(lambda: find_samples([tmp_path / "in/a.csv"]))
-    (tmp_path / "b.jsonl").write_text(json.dumps({"source": str(tmp_path / "a.mp4"), "caption": "x"}))
+    (tmp_path / "b.jsonl").write_text(
+        json.dumps({"source": str(tmp_path / "a.mp4"), "caption": "x"})
+    )
     assert len(find_samples([tmp_path / "b.jsonl"]).entries) == 1
 
 
@@ -302,7 +344,10 @@ def test_shards_with_names_that_lead_out(tmp_path, name):
 
 @pytest.mark.parametrize("how", ["cut in data", "header", "no tar", "empty", "gzip", "backwards"])
 def test_damaged_shards(tmp_path, how):
-    shard = tar(tmp_path / "0.tar", [(f"{i}.{s}", d) for i in range(4) for s, d in (("png", png()), ("txt", b"x"))])
+    shard = tar(
+        tmp_path / "0.tar",
+        [(f"{i}.{s}", d) for i in range(4) for s, d in (("png", png()), ("txt", b"x"))],
+    )
     whole = shard.read_bytes()
     if how == "cut in data":
         shard.write_bytes(whole[: 512 + 40])
@@ -336,11 +381,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     assert "no such data" in error_of(lambda: find_samples([tmp_path / "0.tar"]))
 
 
-# --- one sample ------------------------------------------------------------------------------------------------------
+# --- one sample --------------------------------------------------------------------------------
 
 
 class Fixed:
-    """Draws that are given: integers in order, each below its bound, and random() = 0 or 1 for flip or not."""
+    """Draws that are given: integers in order, each below its bound, and random() = 0 or 1 for flip
+    or not."""
 
     def __init__(self, *integers, flip=False):
         self.integers_, self.flip, self.bounds = list(integers), flip, []
@@ -418,10 +464,14 @@ def test_frames_of_a_clip(tmp_path, stride):
 def test_one_frame_of_a_clip(tmp_path):
     clip(tmp_path / "a.mp4").with_suffix(".txt").write_text("x")
     data = data_of(tmp_path)
-    assert {levels(data.read(0, np.random.default_rng(seed)))[0] for seed in range(80)} == set(range(12))
+    assert {levels(data.read(0, np.random.default_rng(seed)))[0] for seed in range(80)} == set(
+        range(12)
+    )
 
 
-@pytest.mark.parametrize(("frames", "want"), [(12, [0, 1, 2, 3]), (6, None), (4, [0, 1, 2, 3]), (8, [0, 2, 4, 6])])
+@pytest.mark.parametrize(
+    ("frames", "want"), [(12, [0, 1, 2, 3]), (6, None), (4, [0, 1, 2, 3]), (8, [0, 2, 4, 6])]
+)
 def test_short_clips(tmp_path, frames, want):
     """4 frames, 4 apart, take 13; with 8 there is room for a stride of 2."""
     want = {12: [0, 3, 6, 9], 6: [0, 1, 2, 3]}.get(frames, want)
@@ -434,20 +484,26 @@ def test_short_clips(tmp_path, frames, want):
 def test_a_clip_with_too_few_frames(tmp_path):
     clip(tmp_path / "a.mp4", 3).with_suffix(".txt").write_text("x")
     data = data_of(tmp_path, frames=4, stride=2)
-    assert "has only 3 frames, fewer than 4" in error_of(lambda: data.read(0, np.random.default_rng(0)))
+    assert "has only 3 frames, fewer than 4" in error_of(
+        lambda: data.read(0, np.random.default_rng(0))
+    )
 
 
 def test_a_container_that_does_not_know_its_length(tmp_path):
-    """Matroska for a live stream; and frames at uneven times, where the last ones fall short of the count."""
+    """Matroska for a live stream; and frames at uneven times, where the last ones fall short of the
+    count."""
     clip(tmp_path / "a.mkv", 5, live="1").with_suffix(".txt").write_text("x")
     assert open_clip(tmp_path / "a.mkv").duration is None
     data = data_of(tmp_path, frames=3, stride=4)
     assert levels(data.read(0, np.random.default_rng(0))) == [0, 2, 4]
-    assert "only 5 frames" in error_of(lambda: data_of(tmp_path, frames=6).read(0, np.random.default_rng(0)))
+    assert "only 5 frames" in error_of(
+        lambda: data_of(tmp_path, frames=6).read(0, np.random.default_rng(0))
+    )
 
 
 def test_frames_at_uneven_times(tmp_path):
-    """Ten frames in the first 0.4 seconds, then one after 10: most starts leave less than is needed."""
+    """Ten frames in the first 0.4 seconds, then one after 10: most starts leave less than is
+    needed."""
     with av.open(str(tmp_path / "a.mp4"), "w", options={"video_track_timescale": "600"}) as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
@@ -496,10 +552,12 @@ def test_style_references(tmp_path):
     assert "styles" in error_of(lambda: find_pictures(tmp_path / "styles/0.png"))
     for path in references:
         path.write_bytes(b"broken")
-    assert "style reference" in error_of(lambda: load(data_of(data, references=references), 1), StdError)
+    assert "style reference" in error_of(
+        lambda: load(data_of(data, references=references), 1), StdError
+    )
 
 
-# --- order -----------------------------------------------------------------------------------------------------------
+# --- order -------------------------------------------------------------------------------------
 
 
 def test_order():
@@ -523,7 +581,11 @@ def mixed(tmp_path):
     (folder / "y.mp4").write_bytes(b"\0" * 3000)
     shard = tar(
         tmp_path / "s.tar",
-        [(f"{i}.{s}", d) for i in range(3) for s, d in (("png", png((i, i, i))), ("txt", b"t%d" % i))],
+        [
+            (f"{i}.{s}", d)
+            for i in range(3)
+            for s, d in (("png", png((i, i, i))), ("txt", b"t%d" % i))
+        ],
     )
     return Data(find_samples([folder, shard]), (32, 32), frames=1, stride=1, flip=0.5)
 
@@ -532,7 +594,13 @@ def test_the_workers_do_not_matter(tmp_path):
     want_notices, notices = [], []
     want = load(mixed(tmp_path), 12, batch=3, on_notice=want_notices.append)
     assert len(want_notices) == 2 and all(len({*b.positions}) == 3 for b in want)
-    data = Data(find_samples([tmp_path / "mixed", tmp_path / "s.tar"]), (32, 32), frames=1, stride=1, flip=0.5)
+    data = Data(
+        find_samples([tmp_path / "mixed", tmp_path / "s.tar"]),
+        (32, 32),
+        frames=1,
+        stride=1,
+        flip=0.5,
+    )
     for workers in (1, 4):
         notices.clear()
         got = load(data, 12, batch=3, workers=workers, on_notice=notices.append)
@@ -544,7 +612,9 @@ def test_resumed_equals_uninterrupted(tmp_path):
     data = mixed(tmp_path)
     whole = load(data, 24, lanes=[0, 1], lane_count=2, batch=2, workers=2)
     for step in (1, 5, 7):
-        again = load(data, 24 - 2 * step, lanes=[0, 1], lane_count=2, batch=2, workers=2, start_step=step)
+        again = load(
+            data, 24 - 2 * step, lanes=[0, 1], lane_count=2, batch=2, workers=2, start_step=step
+        )
         assert all(map(same, again, whole[2 * step :]))
 
 
@@ -575,16 +645,29 @@ def test_only_what_is_needed_is_read(tmp_path, opened):
     one = load(data, 12, lanes=[0, 1, 2], **how)
     assert [len(b.captions) for b in one] == 4 * [0, 1, 2]
     assert sum(opened.values()) == 12, "of 24"
-    assert one[0].pixels.shape == (0, 1, 3, 32, 32) and one[0].crop.shape == one[0].original_size.shape == (0, 2)
+    assert one[0].pixels.shape == (0, 1, 3, 32, 32) and one[0].crop.shape == one[
+        0
+    ].original_size.shape == (0, 2)
     # lane 1 of 3 has, two by two, the positions 2, 3, 8, 9, 14, 15...
     assert [b.positions for b in one[1::3]] == [[2], [3], [8], [9]]
     assert [b.positions for b in one[2::3]] == [[4, 5], [10, 11], [16, 17], [22, 23]]
     for workers in (0, 3):
-        ranks = [load(data, 4 * len(lanes), lanes=lanes, workers=workers, **how) for lanes in ([0, 1], [2])]
+        ranks = [
+            load(data, 4 * len(lanes), lanes=lanes, workers=workers, **how)
+            for lanes in ([0, 1], [2])
+        ]
         for step in range(4):
             both = ranks[0][2 * step : 2 * step + 2] + ranks[1][step : step + 1]
             assert all(map(same, both, one[3 * step : 3 * step + 3]))
-        again = load(data, 6, lanes=[0, 1, 2], workers=workers, start_step=2, taken=taken([0, 1, 2], 2), **how)
+        again = load(
+            data,
+            6,
+            lanes=[0, 1, 2],
+            workers=workers,
+            start_step=2,
+            taken=taken([0, 1, 2], 2),
+            **how,
+        )
         assert all(map(same, again, one[6:]))
     never = load(data, 500, workers=2, fresh=lambda step, lane: 0)
     assert not any(b.captions for b in never)
@@ -594,8 +677,13 @@ def test_shapes_and_true_sizes(tmp_path):
     data = data_of(folder_of(tmp_path, 5), (24, 32))
     for batch in load(data, 3, batch=4):
         assert batch.pixels.shape == (4, 1, 3, 32, 24) and batch.pixels.dtype == torch.float32
-        assert batch.crop.shape == (4, 2) and batch.crop.dtype == batch.original_size.dtype == torch.int64
-        for caption, (height, width) in zip(batch.captions, batch.original_size.tolist(), strict=True):
+        assert (
+            batch.crop.shape == (4, 2)
+            and batch.crop.dtype == batch.original_size.dtype == torch.int64
+        )
+        for caption, (height, width) in zip(
+            batch.captions, batch.original_size.tolist(), strict=True
+        ):
             assert (height, width) == (40, 40 + int(caption[1:]))
         assert batch.pixels.abs().max() <= 1
 
@@ -625,7 +713,7 @@ def test_closing_stops_the_threads(tmp_path):
     assert not threads()
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -646,7 +734,11 @@ def test_a_broken_file_is_replaced_named_once_and_not_opened_again(tmp_path, ope
     data = data_of(folder_of(tmp_path, 6, bad=[1, 4]))
     notices = []
     batches = load(data, 30, workers=0, on_notice=notices.append)  # five epochs
-    assert len(notices) == 2 and "'" in notices[0] and {n.split("/")[-1][:6] for n in notices} == {"01.png", "04.png"}
+    assert (
+        len(notices) == 2
+        and "'" in notices[0]
+        and {n.split("/")[-1][:6] for n in notices} == {"01.png", "04.png"}
+    )
     assert opened["01.png"] == opened["04.png"] == 1
     order = Order(6, 3)
     for batch in batches:
@@ -672,7 +764,10 @@ def test_too_many_broken_files(tmp_path):
 def test_all_files_broken(tmp_path, workers, opened):
     data = data_of(folder_of(tmp_path, 5, bad=range(5)))
     message = error_of(lambda: load(data, 1, workers=workers), StdError)
-    assert message.startswith("5 of the 5 training files") and "is not a picture that can be read" in message
+    assert (
+        message.startswith("5 of the 5 training files")
+        and "is not a picture that can be read" in message
+    )
     if not workers:
         assert set(opened.values()) == {1}
 
@@ -692,7 +787,8 @@ def test_a_folder_of_clips_that_cannot_be_read(tmp_path):
 
 
 def test_damage_within_a_clip_does_not_condemn_it(tmp_path):
-    """Starts that cannot be decoded are replaced; whether others of that clip are used does not depend on the past."""
+    """Starts that cannot be decoded are replaced; whether others of that clip are used does not
+    depend on the past."""
     for name in ("a", "b"):
         clip(tmp_path / f"{name}.mp4", 90, g="1").with_suffix(".txt").write_text(name)
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -734,7 +830,7 @@ def test_pictures_are_read_the_same_in_threads(tmp_path, recwarn):
     assert [f for f in warnings.filters if f[0] == "error"] == before and not recwarn.list
 
 
-# --- the dry run -----------------------------------------------------------------------------------------------------
+# --- the dry run -------------------------------------------------------------------------------
 
 
 def test_check(tmp_path):
@@ -746,7 +842,8 @@ def test_check(tmp_path):
     assert report.captioned == pytest.approx(11 / 12) and list(report.skipped) == [UNCAPTIONED]
     assert report.sizes == ((40, 40), (46, 40), (64, 48))  # 40 to 49 without 43, and the clip
     assert (
-        list(report.failed) == [str(tmp_path / "03.png")] and "not a picture" in report.failed[str(tmp_path / "03.png")]
+        list(report.failed) == [str(tmp_path / "03.png")]
+        and "not a picture" in report.failed[str(tmp_path / "03.png")]
     )
     some = check(data_of(data), 4)
     assert some.sampled == 4 and some == check(data_of(data), 4)
@@ -771,7 +868,8 @@ def test_the_fingerprint_is_of_the_data_not_of_where_they_lie(tmp_path, kind, mo
     source = first
     if kind == "list":
         source = first / "list.csv"
-        source.write_text(f"source,caption\na.png,one\n{first / 'in/a.png'},two\n")  # an absolute path inside
+        # an absolute path inside
+        source.write_text(f"source,caption\na.png,one\n{first / 'in/a.png'},two\n")
     if kind == "shard":
         source = tar(first / "0.tar", [("a.png", png()), ("a.txt", b"x")])
 

@@ -1,4 +1,5 @@
-"""The discriminator and what feeds it, against plain torch written out, and numbers worked out by hand."""
+"""The discriminator and what feeds it, against plain torch written out, and numbers worked out by
+hand."""
 
 import io
 import json
@@ -28,7 +29,8 @@ from std_cli.weights.convert import convert
 from std_cli.weights.dino import load_dino, tiny_dino
 from std_cli.weights.resolve import TINY
 
-WIDTH, HEADS, DEPTH, PATCH, GRID = 128, 2, 4, 4, 5  # a DINOv2 in small; heads of 64 as in every DINOv2
+# a DINOv2 in small; heads of 64 as in every DINOv2
+WIDTH, HEADS, DEPTH, PATCH, GRID = 128, 2, 4, 4, 5
 
 
 def rng(seed=0):
@@ -39,11 +41,12 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=rng(seed))
 
 
-# --- DINOv2 ----------------------------------------------------------------------------------------------------------
+# --- DINOv2 ------------------------------------------------------------------------------------
 
 
 def original_weights(seed=0):
-    """Random weights under the names of the original net, of a size that makes every part of it count."""
+    """Random weights under the names of the original net, of a size that makes every part of it
+    count."""
     shapes = {
         "cls_token": (1, 1, WIDTH),
         "pos_embed": (1, 1 + GRID**2, WIDTH),
@@ -65,11 +68,14 @@ def original_weights(seed=0):
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
         shapes |= {f"blocks.{i}.ls{n}.gamma": (WIDTH,) for n in (1, 2)}
     generator = rng(seed)
-    return {k: torch.randn(s, generator=generator) * math.prod(s[1:]) ** -0.5 for k, s in shapes.items()}
+    return {
+        k: torch.randn(s, generator=generator) * math.prod(s[1:]) ** -0.5 for k, s in shapes.items()
+    }
 
 
 def original_features(w, images, blocks):
-    """DINOv2's ViT written out (facebookresearch/dinov2, vision_transformer.py): normed patch tokens of `blocks`."""
+    """DINOv2's ViT written out (facebookresearch/dinov2, vision_transformer.py): normed patch
+    tokens of `blocks`."""
     batch, _, height, width = images.shape
     x = F.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=PATCH)
     x = torch.cat([w["cls_token"].expand(batch, 1, WIDTH), x.flatten(2).mT], 1)
@@ -92,9 +98,15 @@ def original_features(w, images, blocks):
         h = F.linear(norm(x, f"{p}.norm1"), w[f"{p}.attn.qkv.weight"], w[f"{p}.attn.qkv.bias"])
         q, k, v = h.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
         h = ((q @ k.mT / math.sqrt(WIDTH // HEADS)).softmax(-1) @ v).transpose(1, 2).flatten(2)
-        x = x + w[f"{p}.ls1.gamma"] * F.linear(h, w[f"{p}.attn.proj.weight"], w[f"{p}.attn.proj.bias"])
+        x = x + w[f"{p}.ls1.gamma"] * F.linear(
+            h, w[f"{p}.attn.proj.weight"], w[f"{p}.attn.proj.bias"]
+        )
         h = F.linear(norm(x, f"{p}.norm2"), w[f"{p}.mlp.fc1.weight"], w[f"{p}.mlp.fc1.bias"])
-        h = F.linear(h / 2 * (1 + torch.erf(h / math.sqrt(2))), w[f"{p}.mlp.fc2.weight"], w[f"{p}.mlp.fc2.bias"])
+        h = F.linear(
+            h / 2 * (1 + torch.erf(h / math.sqrt(2))),
+            w[f"{p}.mlp.fc2.weight"],
+            w[f"{p}.mlp.fc2.bias"],
+        )
         x = x + w[f"{p}.ls2.gamma"] * h
         if i in blocks:
             features.append(norm(x, "norm")[:, 1:])
@@ -112,7 +124,8 @@ def pth(tmp_path, weights):
     return tmp_path / "dino.pth"
 
 
-# The grid that it was trained on, smaller, larger, oblong, and sides that are no multiple of the patch.
+# The grid that it was trained on, smaller, larger, oblong, and sides that are no multiple of the
+# patch.
 @pytest.mark.parametrize("sides", [(20, 20), (12, 12), (32, 32), (16, 28), (21, 30)])
 def test_dino_features_are_those_of_the_original_net(pth, weights, sides):
     images = normal(2, 3, *sides)
@@ -137,7 +150,9 @@ def test_default_blocks_end_the_quarters(pth):
     assert load_dino(pth).blocks == (0, 1, 2, 3)
     twelve = dino_module.Dinov2Config(hidden_size=12, num_attention_heads=1, num_hidden_layers=12)
     assert dino_module.Dino(dino_module.Dinov2Model(twelve)).blocks == (2, 5, 8, 11)
-    with pytest.raises(InputError, match="blocks \\(4,\\) of a DINOv2 that has 4: choose from 0 to 3"):
+    with pytest.raises(
+        InputError, match="blocks \\(4,\\) of a DINOv2 that has 4: choose from 0 to 3"
+    ):
         load_dino(pth, (4,))
 
 
@@ -158,10 +173,14 @@ def test_converted_folder_gives_the_same_features(pth, tmp_path, weights):
     images = normal(1, 3, 32, 20)
     for ours, other in zip(load_dino(folder)(images), load_dino(pth)(images), strict=True):
         assert torch.equal(ours, other)
-    model, info = dino_module.Dinov2Model.from_pretrained(folder, output_loading_info=True)  # plain transformers
+    # plain transformers
+    model, info = dino_module.Dinov2Model.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
-    whole = model(normal(1, 3, 20, 20)).last_hidden_state[:, 1:]  # at this size it needs no interpolation
-    torch.testing.assert_close(whole, original_features(weights, normal(1, 3, 20, 20), (3,))[0], rtol=1e-5, atol=1e-5)
+    # at this size it needs no interpolation
+    whole = model(normal(1, 3, 20, 20)).last_hidden_state[:, 1:]
+    torch.testing.assert_close(
+        whole, original_features(weights, normal(1, 3, 20, 20), (3,))[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_folder_that_transformers_saved_loads_too(tmp_path):
@@ -200,7 +219,9 @@ def one_line(error):
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     target = tmp_path / "ran"
     torch.save({"cls_token": Payload(target)}, tmp_path / "zip.pth")
-    torch.save({"cls_token": Payload(target)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"cls_token": Payload(target)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Payload(target)))
     for name in ("zip", "old", "plain"):
         with pytest.raises(InputError, match="would run code when read") as error:
@@ -212,12 +233,21 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("cls_token"), "1 tensors too few or too many \\(first embeddings.cls_token\\)"),
+        (
+            lambda w: w.pop("cls_token"),
+            "1 tensors too few or too many \\(first embeddings.cls_token\\)",
+        ),
         (lambda w: w.pop("pos_embed"), "embeddings.position_embeddings"),
         (lambda w: w.update(register_tokens=torch.zeros(1, 4, WIDTH)), "register_tokens"),
-        (lambda w: w.update(pos_embed=torch.zeros(1, 25, WIDTH)), "25 positions do not go together"),
+        (
+            lambda w: w.update(pos_embed=torch.zeros(1, 25, WIDTH)),
+            "25 positions do not go together",
+        ),
         (lambda w: w.update(pos_embed=torch.zeros(1, 26, 0)), "width 0, 0 heads"),
-        (lambda w: w.update({"blocks.2.attn.qkv.weight": torch.zeros(7, 7)}), "too few or too many"),
+        (
+            lambda w: w.update({"blocks.2.attn.qkv.weight": torch.zeros(7, 7)}),
+            "too few or too many",
+        ),
         (lambda w: w.update({"blocks.2.mlp.fc2.weight": torch.zeros(7, 7)}), "differ in shape"),
         (lambda w: w.update(cls_token="x"), "named tensors only"),
         (lambda w: w.update(mask_token=torch.zeros(1).expand(2**35)), "more than the 2"),
@@ -245,7 +275,10 @@ def test_what_is_no_dino_is_refused_in_one_line(tmp_path, weights, change, messa
 
 def test_numbers_that_are_none_are_named(weights, tmp_path):
     key = sorted(weights)[0]
-    for value, message in ((weights[key] * torch.nan, "hold NaN or infinity"), (weights[key].long(), "is int64")):
+    for value, message in (
+        (weights[key] * torch.nan, "hold NaN or infinity"),
+        (weights[key].long(), "is int64"),
+    ):
         torch.save(weights | {key: value}, tmp_path / "dino.pth")
         with pytest.raises(InputError, match=rf"dino.pth: .*{message}") as error:
             load_dino(tmp_path / "dino.pth")
@@ -288,7 +321,7 @@ def test_tiny_dino_is_a_function_of_its_seed_and_tells_pictures_apart():
     assert all((f[0] - f[1]).square().mean() > 0.1 for f in one)
 
 
-# --- heads -----------------------------------------------------------------------------------------------------------
+# --- heads -------------------------------------------------------------------------------------
 
 
 def test_virtual_batch_norm_written_out():
@@ -300,14 +333,17 @@ def test_virtual_batch_norm_written_out():
         for g in x.split(groups):
             mean = g.mean((0, 2), keepdim=True)
             var = (g - mean).square().mean((0, 2), keepdim=True)
-            expected.append((g - mean) / (var + 1e-5).sqrt() * norm.weight[:, None] + norm.bias[:, None])
+            expected.append(
+                (g - mean) / (var + 1e-5).sqrt() * norm.weight[:, None] + norm.bias[:, None]
+            )
         torch.testing.assert_close(norm(x), torch.cat(expected))
         torch.testing.assert_close(norm.eval()(x), torch.cat(expected))  # no running averages
     assert sorted(norm.state_dict()) == ["bias", "weight"]
 
 
 def normed(conv):
-    """The convolution's weight over its largest singular value, by the power iteration's vectors."""
+    """The convolution's weight over its largest singular value, by the power iteration's
+    vectors."""
     p = conv.parametrizations.weight
     matrix = p.original.flatten(1)
     return p.original / (p[0]._u @ matrix @ p[0]._v)
@@ -322,7 +358,9 @@ def head_written_out(head, x, condition):
         if half:
             x = torch.cat([x[..., -half:], x, x[..., :half]], -1)  # circular
         x = sum(  # convolution as a sum over taps
-            torch.einsum("oi,bit->bot", normed(conv)[..., k], x[..., k : k + x.shape[-1] - 2 * half])
+            torch.einsum(
+                "oi,bit->bot", normed(conv)[..., k], x[..., k : k + x.shape[-1] - 2 * half]
+            )
             for k in range(conv.kernel_size[0])
         )
         x = x + conv.bias[:, None]
@@ -370,7 +408,8 @@ def test_spectral_norm_is_the_largest_singular_value():
 
 def test_the_students_step_moves_nothing_and_a_resumed_run_is_the_same():
     def step(discriminator, optimizer, i):
-        """Like a training step: the student's look in evaluation, the discriminator's own in training."""
+        """Like a training step: the student's look in evaluation, the discriminator's own in
+        training."""
         real, fake = ([normal(2, 9, 8, seed=10 * i + j + k) for j in range(2)] for k in (0, 5))
         condition = normal(2, 6, seed=i)
         discriminator.eval().requires_grad_(False)
@@ -417,7 +456,7 @@ def test_heads_stay_in_float32_under_autocast():
     assert torch.equal(under, plain)
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+# --- losses ------------------------------------------------------------------------------------
 
 REAL, FAKE = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]])
 
@@ -427,7 +466,8 @@ REAL, FAKE = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 1.0]])
     [
         ("wgan", (-1 - 0.5) / 2 + (-1 + 1) / 2, 1),
         ("hinge", (0 + 0.5) / 2 + (0 + 2) / 2, 1),
-        # log(1 + e^-2) = 0.126928, log(1 + e^-0.5) = 0.474077; log(1 + e^-3) = 0.048587, log(1 + e) = 1.313262
+        # log(1 + e^-2) = 0.126928, log(1 + e^-0.5) = 0.474077; log(1 + e^-3) = 0.048587, log(1 + e)
+        # = 1.313262
         ("bce", (0.126928 + 0.474077) / 2 + (0.048587 + 1.313262) / 2, (3.048587 + 0.313262) / 2),
     ],
 )
@@ -443,7 +483,8 @@ def test_the_clamped_wgan_is_the_hinge_loss_less_two():
 
 
 class Linear(torch.nn.Module):
-    """A discriminator whose gradient is known: 3 everywhere on the first feature, 4 on the second."""
+    """A discriminator whose gradient is known: 3 everywhere on the first feature, 4 on the
+    second."""
 
     def forward(self, features, condition):
         return torch.cat([3 * features[0].flatten(1), 4 * features[1].flatten(1)], 1)
@@ -457,7 +498,8 @@ class Square(torch.nn.Module):
 def test_gradient_penalty_worked_out_by_hand():
     features = [torch.zeros(2, 1, 1), torch.zeros(2, 1, 1)]
     u = torch.tensor([0.25, 1.0])
-    assert gradient_penalty(Linear(), features, features, None, u).item() == 16  # (sqrt(3^2 + 4^2) - 1)^2
+    # (sqrt(3^2 + 4^2) - 1)^2
+    assert gradient_penalty(Linear(), features, features, None, u).item() == 16
     # Gradient of x^2 at x = u real + (1 - u) fake: 2 x, with x = 0.25 * 2 + 0.75 * -2 = -1, and 2
     real, fake = [torch.full((2, 1, 1), 2.0)], [torch.full((2, 1, 1), -2.0)]
     penalty = gradient_penalty(Square(), real, fake, None, u)
@@ -469,7 +511,9 @@ def test_gradient_penalty_and_its_gradient_by_finite_differences():
     discriminator = Discriminator(channels=6, condition_dim=5, heads=2).eval()
     real, fake = ([normal(3, 5, 6, seed=j + k) for j in range(2)] for k in (0, 5))
     condition, u = normal(3, 5), torch.tensor([0.1, 0.5, 0.9])
-    mixed = [u.view(3, 1, 1) * r + (1 - u.view(3, 1, 1)) * f for r, f in zip(real, fake, strict=True)]
+    mixed = [
+        u.view(3, 1, 1) * r + (1 - u.view(3, 1, 1)) * f for r, f in zip(real, fake, strict=True)
+    ]
     step = 1e-2
     squares = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
@@ -501,7 +545,9 @@ def test_gradient_penalty_and_its_gradient_by_finite_differences():
 
 def test_gradient_penalty_leaves_the_features_alone():
     features = [normal(2, 5, 6).requires_grad_()]
-    gradient_penalty(Discriminator(6, 5, 1), features, features, normal(2, 5), torch.rand(2)).backward()
+    gradient_penalty(
+        Discriminator(6, 5, 1), features, features, normal(2, 5), torch.rand(2)
+    ).backward()
     assert features[0].grad is None
 
 
@@ -517,7 +563,7 @@ def test_penalty_weight_is_raised_once_in_500_steps_at_most():
     assert resumed.update(1e4, 1002) == 25e-5
 
 
-# --- augmentation ----------------------------------------------------------------------------------------------------
+# --- augmentation ------------------------------------------------------------------------------
 
 
 def pictures(batch=3, height=40, width=48, seed=0):
@@ -532,7 +578,8 @@ def test_colour_jitter_by_hand():
     flat = jitter_color(x, torch.tensor([0.1, 0.2, -0.3]), torch.ones(3), torch.zeros(3))
     expected = x.mean((1, 2, 3)) + torch.tensor([0.1, 0.2, -0.3])
     torch.testing.assert_close(flat, expected.view(3, 1, 1, 1).expand_as(x))
-    one = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1)  # grey 0.3; saturation 2: -0.3, 0.3, 0.9; contrast 0.5
+    # grey 0.3; saturation 2: -0.3, 0.3, 0.9; contrast 0.5
+    one = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1)
     factor = (torch.tensor([v]) for v in (0.1, 2.0, 0.5))
     torch.testing.assert_close(jitter_color(one, *factor).flatten(), torch.tensor([0.1, 0.4, 0.7]))
 
@@ -570,15 +617,19 @@ def test_augmentation_covers_its_ranges():
     level = out.amax((1, 2, 3))
     assert 0.5 <= level.min() < 0.52 and 1.48 < level.max() <= 1.5
     rows, columns = (out[:, 0] != 0).any(2), (out[:, 0] != 0).any(1)  # what translation left
-    assert set((~rows).sum(1).tolist()) == set(range(6)) and set((~columns).sum(1).tolist()) == set(range(11))
+    assert set((~rows).sum(1).tolist()) == set(range(6)) and set((~columns).sum(1).tolist()) == set(
+        range(11)
+    )
     assert (~rows[:, 0]).any() and (~rows[:, -1]).any()  # moved both ways
     inside = rows[:, :, None] & columns[:, None]
     hole = (inside & (out[:, 0] == 0)).sum((1, 2))
     assert hole.max() == 8 * 16 and hole.min() < 8 * 16 / 2
 
-    tinted = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1).expand(2000, 3, 2, 2)  # too small to be moved or cut
+    # too small to be moved or cut
+    tinted = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1).expand(2000, 3, 2, 2)
     out = augment(tinted, rng(0))
-    spread = (out.amax((1, 2, 3)) - out.amin((1, 2, 3))) / 0.6  # saturation in [0, 2] times contrast in [0.5, 1.5]
+    # saturation in [0, 2] times contrast in [0.5, 1.5]
+    spread = (out.amax((1, 2, 3)) - out.amin((1, 2, 3))) / 0.6
     assert 0 <= spread.min() < 0.05 and 2.7 < spread.max() <= 3
     assert spread.mean().item() == pytest.approx(1, abs=0.05)
 
@@ -591,17 +642,25 @@ def test_augmentation_passes_gradients():
     # By finite differences, in a direction of its own
     direction = normal(*x.shape, seed=3)
     with torch.no_grad():
-        ends = [prepare(augment(x + h * direction, rng(0)), 16, rng(1)).double().sum() for h in (1e-2, -1e-2)]
-    assert ((ends[0] - ends[1]) / 2e-2).item() == pytest.approx((x.grad * direction).sum().item(), rel=1e-2)
+        ends = [
+            prepare(augment(x + h * direction, rng(0)), 16, rng(1)).double().sum()
+            for h in (1e-2, -1e-2)
+        ]
+    assert ((ends[0] - ends[1]) / 2e-2).item() == pytest.approx(
+        (x.grad * direction).sum().item(), rel=1e-2
+    )
 
 
 def test_prepare_resizes_by_area_and_normalises():
     x = pictures(2, 32, 48)
     out = prepare(x, 16, rng(0), crop=0)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     expected = ((x + 1) / 2).unflatten(3, (16, 3)).unflatten(2, (16, 2)).mean((3, 5))
     torch.testing.assert_close(out, (expected - mean) / std)
-    same = prepare(pictures(2, 16, 16), 16, rng(0), crop=1)  # not larger: neither cropped nor resized
+    # not larger: neither cropped nor resized
+    same = prepare(pictures(2, 16, 16), 16, rng(0), crop=1)
     torch.testing.assert_close(same * std + mean, (pictures(2, 16, 16) + 1) / 2)
     assert prepare(pictures(2, 8, 8), 16, rng(0)).shape == (2, 3, 16, 16)
     oblong = prepare(pictures(2, 8, 40), 16, rng(0), crop=1)  # one side is too short for a crop
@@ -613,19 +672,23 @@ def test_prepare_crops_half_of_the_pictures_at_random():
     x = torch.stack([rows, columns, rows]).expand(400, 3, 20, 24) / 24  # a pixel tells its place
     out = prepare(x, 16, rng(0))
     assert torch.equal(out, prepare(x, 16, rng(0)))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     places = ((out * std + mean) * 2 - 1) * 24
-    cropped = (places[:, 0, 15, 0] - places[:, 0, 0, 0] - 15).abs() < 1e-3  # rows one apart: not resized
+    # rows one apart: not resized
+    cropped = (places[:, 0, 15, 0] - places[:, 0, 0, 0] - 15).abs() < 1e-3
     assert 160 < cropped.sum() < 240
     corners = places[cropped][:, :2, 0, 0].round().int().tolist()
     assert {r for r, _ in corners} == set(range(5)) and {c for _, c in corners} == set(range(9))
 
 
-# --- together --------------------------------------------------------------------------------------------------------
+# --- together ----------------------------------------------------------------------------------
 
 
 def test_a_discriminator_on_random_features_learns_to_tell_blurred_pictures(photo):
-    """The whole chain, without augmentation: heads over `tiny_dino` tell crops of a photograph from blurred ones."""
+    """The whole chain, without augmentation: heads over `tiny_dino` tell crops of a photograph from
+    blurred ones."""
     import numpy as np
 
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 127.5 - 1
@@ -660,21 +723,34 @@ def test_a_discriminator_on_random_features_learns_to_tell_blurred_pictures(phot
     assert fake.grad.isfinite().all() and fake.grad.abs().sum() > 0
 
 
-# --- text ------------------------------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------
 
 
 def test_text_condition_is_the_projected_embedding(tmp_path):
-    """Of a text tower, and of a whole CLIP whose config tells the projection's width in its own field only."""
+    """Of a text tower, and of a whole CLIP whose config tells the projection's width in its own
+    field only."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     tower, whole = tmp_path / "tower", tmp_path / "whole"
     shutil.copytree(TINY / "tokenizer_2", tower)
     shutil.copytree(TINY / "tokenizer_2", whole)
-    reference = CLIPTextModelWithProjection.from_pretrained(TINY / "text_encoder_2", dtype=torch.float32)
+    reference = CLIPTextModelWithProjection.from_pretrained(
+        TINY / "text_encoder_2", dtype=torch.float32
+    )
     reference.save_pretrained(tower)
-    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     text = {k: v for k, v in reference.config.to_dict().items() if k != "projection_dim"}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=reference.config.projection_dim))
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=text, vision_config=vision, projection_dim=reference.config.projection_dim
+        )
+    )
     clip.text_projection.load_state_dict(reference.text_projection.state_dict())
     clip.text_model.load_state_dict(reference.text_model.state_dict())
     clip.save_pretrained(whole)

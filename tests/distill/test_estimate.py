@@ -1,5 +1,5 @@
-"""Memory of a training run: the meter against numbers worked out by hand and the allocator's own, the estimate against
-the meter, what a dry run tells."""
+"""Memory of a training run: the meter against numbers worked out by hand and the allocator's own,
+the estimate against the meter, what a dry run tells."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def data(tmp_path_factory):
     return folders
 
 
-# --- the meter -------------------------------------------------------------------------------------------------------
+# --- the meter ---------------------------------------------------------------------------------
 
 
 def test_what_is_saved_for_the_backward_pass_counts_and_what_the_backward_pass_makes():
@@ -45,7 +45,8 @@ def test_what_is_saved_for_the_backward_pass_counts_and_what_the_backward_pass_m
         loss = x.exp().exp().exp().sum()  # exp keeps its result
         assert live.now == live.peak == 3 * A + 4
         loss.backward()
-        # a gradient beside the three results, the loss and its own gradient; each goes when it has been used
+        # a gradient beside the three results, the loss and its own gradient; each goes when it has
+        # been used
         assert live.peak == 4 * A + 8
         assert live.now == A + 4 and x.grad.nbytes == A
         del loss
@@ -54,19 +55,22 @@ def test_what_is_saved_for_the_backward_pass_counts_and_what_the_backward_pass_m
 
 
 def test_layers_forward_and_backward():
-    """Two linear layers of 100 x 100 over 1000 rows: 400 kB each an input, an output; 40 kB a weight."""
+    """Two linear layers of 100 x 100 over 1000 rows: 400 kB each an input, an output; 40 kB a
+    weight."""
     first, second = (torch.nn.Linear(100, 100, bias=False) for _ in range(2))
     x, rows, weight = torch.zeros(1000, 100), 400_000, 40_000
     with counting(held=[x, first.weight, second.weight]) as live:
         held = rows + 2 * weight
         assert live.now == held
         loss = second(torch.relu(first(x))).square().sum()
-        # relu's result, and the last layer's output for its square; what relu was given and the square are gone
+        # relu's result, and the last layer's output for its square; what relu was given and the
+        # square are gone
         assert live.now == held + 2 * rows + 4
         assert live.peak == held + 3 * rows + 4, "the square, too, when its sum was made"
         loss.backward()
         assert live.now == held + 4 + 2 * weight, "gradients of two weights"
-        # y to the power of 1, twice that and this times the gradient of 1, beside relu's result and y
+        # y to the power of 1, twice that and this times the gradient of 1, beside relu's result and
+        # y
         assert live.peak == held + 5 * rows + 4 + 4
 
 
@@ -99,12 +103,16 @@ def test_the_meter_agrees_with_the_allocator():
     step()
     with counting(own=layers.parameters()) as live:
         step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     told = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
     assert live.now == 0
-    assert live.peak <= told == pytest.approx(live.peak, rel=0.02), "kernels take a little for themselves"
+    assert live.peak <= told == pytest.approx(live.peak, rel=0.02), (
+        "kernels take a little for themselves"
+    )
 
 
 def test_living_finds_each_memory_once():
@@ -116,7 +124,7 @@ def test_living_finds_each_memory_once():
     assert living("meta") == [] or all(t.device.type == "meta" for t in living("meta"))
 
 
-# --- the estimate ----------------------------------------------------------------------------------------------------
+# --- the estimate ------------------------------------------------------------------------------
 
 
 CONFIGURATIONS = {
@@ -140,7 +148,9 @@ def test_a_dry_run_estimates_what_it_measures(data, tmp_path, name):
     task = sections["run"].get("task", "i2i")
     sections["run"] |= {"max_steps": 500}
     told = dry_run(a_config(data[task], tmp_path / "run", **sections))
-    assert (told["pictures"], told["clips"], told["updates"]) == ((4, 0, 500) if task == "i2i" else (0, 1, 500))
+    assert (told["pictures"], told["clips"], told["updates"]) == (
+        (4, 0, 500) if task == "i2i" else (0, 1, 500)
+    )
     assert told["seconds_per_update"] > 0 and not told["cannot_be_read"]
     *parts, total = told["memory_estimate_gib"].values()
     assert total == pytest.approx(sum(parts), abs=0.001)
@@ -158,7 +168,9 @@ def test_the_estimate_counts_what_the_networks_keep(data, tmp_path, checkpointin
         estimate = estimate_bytes(t)
         assert estimate["lora"] == 2 * 4 * t.facts["trainable"], "student and average"
         judges = sum(p.numel() for p in t.discriminator.parameters())
-        assert estimate["optimizer"] == 3 * 4 * (t.facts["trainable"] + judges), "gradient and two moments"
+        assert estimate["optimizer"] == 3 * 4 * (t.facts["trainable"] + judges), (
+            "gradient and two moments"
+        )
         kept = {}
 
         def pack(tensor):

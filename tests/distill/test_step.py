@@ -1,4 +1,5 @@
-"""The mathematics of distillation against diffusers' schedulers, numbers worked out by hand, and a known truth."""
+"""The mathematics of distillation against diffusers' schedulers, numbers worked out by hand, and a
+known truth."""
 
 from collections import Counter
 from functools import partial
@@ -37,7 +38,11 @@ def solver():
 def ddim(prediction):
     """DDIM on the same grid: trailing spacing, and timestep 0 after the last point."""
     scheduler = DDIMScheduler(
-        **SDXL, timestep_spacing="trailing", set_alpha_to_one=False, clip_sample=False, prediction_type=prediction
+        **SDXL,
+        timestep_spacing="trailing",
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type=prediction,
     )
     scheduler.set_timesteps(50)
     return scheduler
@@ -67,7 +72,10 @@ def test_every_step_of_the_grid_is_ddims(prediction):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 def test_jumps_between_grid_points_are_tcds_without_gamma(prediction, steps):
-    scheduler, solver = TCDScheduler(**SDXL, prediction_type=prediction), Solver(ABAR, 50, prediction)
+    scheduler, solver = (
+        TCDScheduler(**SDXL, prediction_type=prediction),
+        Solver(ABAR, 50, prediction),
+    )
     visited = timesteps(steps, 0.75, "aligned")
     scheduler.set_timesteps(timesteps=visited)
     x = theirs = noise(2, 4, 3, 3)
@@ -75,21 +83,27 @@ def test_jumps_between_grid_points_are_tcds_without_gamma(prediction, steps):
     for t, s in zip(visited, ends, strict=True):
         output = 0.5 * theirs.roll(1, 2)
         theirs = scheduler.step(output, torch.tensor(t), theirs, eta=0.0).prev_sample
-        x, _ = jump(lambda x, *_: 0.5 * x.roll(1, 2), solver, x, full(2, (t + 1) // 20 - 1), {}, full(2, s))
+        x, _ = jump(
+            lambda x, *_: 0.5 * x.roll(1, 2), solver, x, full(2, (t + 1) // 20 - 1), {}, full(2, s)
+        )
         torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_noise_is_added_as_ddpm_does(solver):
     t = torch.tensor([0, 19, 500, 999])
     x0, eps = noise(4, 4, 3, 3), noise(4, 4, 3, 3, seed=1)
-    torch.testing.assert_close(solver.add_noise(x0, eps, t), DDPMScheduler(**SDXL).add_noise(x0, eps, t))
+    torch.testing.assert_close(
+        solver.add_noise(x0, eps, t), DDPMScheduler(**SDXL).add_noise(x0, eps, t)
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_split_finds_the_sample_and_the_noise_at_any_timestep(prediction):
     solver, scheduler = Solver(ABAR, 50, prediction), DDPMScheduler(**SDXL)
     x0, eps, t = noise(3, 4, 2, 2), noise(3, 4, 2, 2, seed=1), torch.tensor([7, 500, 999])
-    truth = {"epsilon": eps, "sample": x0, "v_prediction": scheduler.get_velocity(x0, eps, t)}[prediction]
+    truth = {"epsilon": eps, "sample": x0, "v_prediction": scheduler.get_velocity(x0, eps, t)}[
+        prediction
+    ]
     found_x0, found_eps = solver.split_at(truth, scheduler.add_noise(x0, eps, t), t)
     torch.testing.assert_close(found_x0, x0, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found_eps, eps, rtol=1e-3, atol=1e-4)
@@ -101,7 +115,12 @@ def test_grid_by_hand(solver):
     assert [solver.start(eta) for eta in (0.65, 0.75, 0.85, 0.95, 0.56, 0.01, 0.98, 0.99, 1.0)] == [
         33, 38, 43, 48, 28, 1, 49, 49, 49,
     ]  # fmt: skip
-    assert [solver.reach(*p) for p in ((0.75, 0.5), (0.75, 0.3), (0.75, 1.0), (1.0, 0.5))] == [19, 12, 38, 25]
+    assert [solver.reach(*p) for p in ((0.75, 0.5), (0.75, 0.3), (0.75, 1.0), (1.0, 0.5))] == [
+        19,
+        12,
+        38,
+        25,
+    ]
 
 
 def test_a_trajectory_begins_noised_to_its_level_or_as_pure_noise(solver):
@@ -155,10 +174,20 @@ def test_at_an_edge_the_target_is_the_teachers_own_step(solver):
 
 def test_lcms_target_is_the_clean_sample_itself(solver):
     x, n = noise(2, 4, 3, 3), torch.tensor([38, 5])
-    x_s, x0 = jump(lambda x, t, c: 0.5 * x, solver, x, n, {}, draw_target("lcm", n, 37.5, 19, 8, seeded()), clean=True)
+    x_s, x0 = jump(
+        lambda x, t, c: 0.5 * x,
+        solver,
+        x,
+        n,
+        {},
+        draw_target("lcm", n, 37.5, 19, 8, seeded()),
+        clean=True,
+    )
     assert torch.equal(x_s, x0)
     abar = ABAR[[779, 119]].view(2, 1, 1, 1)
-    torch.testing.assert_close(x0, (x - (1 - abar).sqrt() * 0.5 * x) / abar.sqrt(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        x0, (x - (1 - abar).sqrt() * 0.5 * x) / abar.sqrt(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_every_sample_has_a_range_of_its_own():
@@ -241,20 +270,32 @@ def test_an_entry_owns_its_memory_and_its_parts_stay_together():
     x0.zero_()
     assert torch.equal(held.x0, before)
     got_x0, got_x, got_c, got_n = stack([bank.slots[2], bank.slots[0]], torch.device("cpu"))
-    assert torch.equal(got_x, x[[2, 0]]) and torch.equal(got_c["c"], c["c"][[2, 0]]) and got_n.tolist() == [12, 10]
+    assert (
+        torch.equal(got_x, x[[2, 0]])
+        and torch.equal(got_c["c"], c["c"][[2, 0]])
+        and got_n.tolist() == [12, 10]
+    )
     assert got_x0.shape == (2, 2) and torch.equal(got_x0[0], before)
 
 
 def run_bank(bank, g, steps):
-    """The bank as training uses it: what is drawn goes one index down, the rest starts at 6. What happened."""
+    """The bank as training uses it: what is drawn goes one index down, the rest starts at 6. What
+    happened."""
     told = []
     for _ in range(steps):
         slots = bank.draw(4, 0.8, g)
         told.append(slots)
         for slot in slots:
-            held = bank.slots[slot] if slot is not None else entry(6, float(torch.rand((), generator=g)))
+            held = (
+                bank.slots[slot]
+                if slot is not None
+                else entry(6, float(torch.rand((), generator=g)))
+            )
             bank.put(slot, Entry(held.x0, held.x * 0.9, held.c, held.n - 1))
-    return told, [None if e is None else (e.n, e.x0.tolist(), e.x.tolist(), e.c["c"].tolist()) for e in bank.slots]
+    return told, [
+        None if e is None else (e.n, e.x0.tolist(), e.x.tolist(), e.c["c"].tolist())
+        for e in bank.slots
+    ]
 
 
 def test_a_restored_bank_goes_on_exactly(tmp_path):
@@ -269,7 +310,9 @@ def test_a_restored_bank_goes_on_exactly(tmp_path):
     assert run_bank(restored, g2, 30) == run_bank(bank, g, 30)
 
 
-@pytest.mark.parametrize("count, length, rate", [(1, 4, 0.8), (3, 6, 0.5), (2, 0, 0.8), (2, 2, 1.0)])
+@pytest.mark.parametrize(
+    "count, length, rate", [(1, 4, 0.8), (3, 6, 0.5), (2, 0, 0.8), (2, 2, 1.0)]
+)
 def test_what_is_fresh_is_known_ahead(count, length, rate):
     bank = Bank(length, 1, start=9)
     ahead = Forecast(bank, count, rate, 9, seeded)
@@ -305,10 +348,13 @@ def test_the_first_walk_is_staggered():
 
 
 def test_short_runs_see_the_whole_trajectory():
-    """16 lanes of 4 slots, as the published runs have: without leads n is 19 at the least in 50 updates."""
+    """16 lanes of 4 slots, as the published runs have: without leads n is 19 at the least in 50
+    updates."""
     seen = []
     for lane in range(16):
-        ahead = Forecast(Bank(4, 1, start=38), 1, 0.8, 38, lambda step, lane=lane: seeded(1000 * lane + step))
+        ahead = Forecast(
+            Bank(4, 1, start=38), 1, 0.8, 38, lambda step, lane=lane: seeded(1000 * lane + step)
+        )
         for step in range(50):
             ahead.fresh(step)
             seen += ahead.bank.indices if step >= 25 else []
@@ -338,7 +384,8 @@ def test_teacher_step_is_two_passes_under_guidance_and_a_ddim_step(prediction, s
         size = c["size"][i : i + 1]
         with_text = network(x[i : i + 1], t, {"text": c["text"][i : i + 1], "size": size})
         without = network(x[i : i + 1], t, {"text": empty["text"][i : i + 1], "size": size})
-        cfg = without + (w[i] + 1) * (with_text - without)  # CFG as pipelines have it, one higher than w
+        # CFG as pipelines have it, one higher than w
+        cfg = without + (w[i] + 1) * (with_text - without)
         theirs = scheduler.step(cfg, int(t), x[i : i + 1]).prev_sample
         torch.testing.assert_close(ours[i : i + 1], theirs, rtol=1e-4, atol=1e-3)
 
@@ -352,7 +399,9 @@ def test_teacher_step_makes_one_call_and_no_gradient(solver):
 
     x = noise(2, 4, 2, 2).requires_grad_()
     c = {"text": noise(2, 6), "size": torch.ones(2)}
-    out = teacher_step(teacher, solver, x, torch.tensor([38, 7]), c, {"text": torch.zeros(2, 6)}, full(2, 5.0))
+    out = teacher_step(
+        teacher, solver, x, torch.tensor([38, 7]), c, {"text": torch.zeros(2, 6)}, full(2, 5.0)
+    )
     assert calls == [((4, 4, 2, 2), [779, 159, 779, 159], (4, 6))]
     assert not out.requires_grad
 
@@ -361,10 +410,13 @@ def test_jump_by_hand():
     solver = Solver(torch.tensor([0.81, 0.64, 0.36, 0.25]), points=2)  # t_0 = 1, t_1 = 3
     x, s = torch.tensor([[1.0], [1.0]]), torch.tensor([1, 0])
     x_s, x0 = jump(lambda x, t, c: 0.5 * x, solver, x, full(2, 1), {}, s)
-    # abar at t_1: 0.25; x0 = (1 - sqrt(0.75) 0.5) / 0.5; levels t_0 = 1 (abar 0.64) and 0 (abar 0.81)
+    # abar at t_1: 0.25; x0 = (1 - sqrt(0.75) 0.5) / 0.5; levels t_0 = 1 (abar 0.64) and 0 (abar
+    # 0.81)
     clean = (1 - 0.75**0.5 * 0.5) / 0.5
     torch.testing.assert_close(x0, torch.tensor([[clean], [clean]]))
-    torch.testing.assert_close(x_s, torch.tensor([[0.8 * clean + 0.6 * 0.5], [0.9 * clean + 0.19**0.5 * 0.5]]))
+    torch.testing.assert_close(
+        x_s, torch.tensor([[0.8 * clean + 0.6 * 0.5], [0.9 * clean + 0.19**0.5 * 0.5]])
+    )
 
 
 def test_half_precision_outputs_are_moved_in_full(solver):
@@ -390,7 +442,8 @@ def test_losses_and_gradients_by_hand():
 
 
 def test_the_jumps_gradient_is_the_chain_rules(solver):
-    """d x_s / d eps = sqrt(1 - abar_s) - sqrt(abar_s) sqrt(1 - abar_t) / sqrt(abar_t), through loss and jump."""
+    """d x_s / d eps = sqrt(1 - abar_s) - sqrt(abar_s) sqrt(1 - abar_t) / sqrt(abar_t), through loss
+    and jump."""
     eps = noise(1, 4).requires_grad_()
     x_s, _ = jump(lambda x, t, c: eps, solver, noise(1, 4, seed=1), full(1, 38), {}, full(1, 20))
     [grad] = torch.autograd.grad(consistency_loss(x_s, torch.zeros(1, 4), "l2"), eps)
@@ -406,8 +459,11 @@ def levels(mode, solver, s, count=20_000):
     """(fake, the timesteps the real ones are noised to, read off from noise and x_0)."""
     x0, eps = torch.ones(count, 1), torch.zeros(count, 1)
     n = full(count, min(s + 10, 48))
-    fake, real = noisy_pair(mode, solver, full(count, 2.0), full(count, 3.0), x0, n, full(count, s), eps, seeded())
-    return fake, (real[:, :1] - ABAR.sqrt()).abs().argmin(1)  # with no noise the scale sqrt(abar) is what is left
+    fake, real = noisy_pair(
+        mode, solver, full(count, 2.0), full(count, 3.0), x0, n, full(count, s), eps, seeded()
+    )
+    # with no noise the scale sqrt(abar) is what is left
+    return fake, (real[:, :1] - ABAR.sqrt()).abs().argmin(1)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +500,9 @@ def test_the_real_one_is_ddpm_noise_of_each_samples_own_level(solver):
     x_s, x0_hat, x0, eps = (noise(2, 4, 3, 3, seed=i) for i in range(4))
     s = torch.tensor([5, 20])
     _, real = noisy_pair("xs", solver, x_s, x0_hat, x0, s + 1, s, eps, seeded())
-    torch.testing.assert_close(real, DDPMScheduler(**SDXL).add_noise(x0, eps, torch.tensor([99, 399])))
+    torch.testing.assert_close(
+        real, DDPMScheduler(**SDXL).add_noise(x0, eps, torch.tensor([99, 399]))
+    )
 
 
 # --- Where the truth is known
@@ -457,7 +515,9 @@ def test_the_mixtures_teacher_is_the_gradient_of_its_density():
     x = Solver(ABAR).add_noise(x0, noise(6, 2), t).double().requires_grad_()
     a, b = ABAR[t].double().sqrt()[:, None], (1 - ABAR[t].double()).sqrt()[:, None]
     centres = mixture.centres[c["class"].argmax(1)].double()  # (6, modes, 2), all modes alike
-    parts = torch.distributions.Normal(a[:, None] * centres, ((a * mixture.spread) ** 2 + b**2).sqrt()[:, None])
+    parts = torch.distributions.Normal(
+        a[:, None] * centres, ((a * mixture.spread) ** 2 + b**2).sqrt()[:, None]
+    )
     density = parts.log_prob(x[:, None]).sum(2).logsumexp(1)
     [score] = torch.autograd.grad(density.sum(), x)
     found = mixture.epsilon(x.detach().float(), t, c)
@@ -470,7 +530,8 @@ def test_a_short_training_already_beats_the_teacher_at_few_steps():
     truth = Truth(mixture, 0, 0.75, count=512)
     teacher, before = truth.errors(partial(guided, mixture)), truth.errors(mixture.epsilon)
     after = truth.errors(train(STD, mixture, 0, 0.75, updates=300))
-    # measured: 2.67, 1.02 (teacher), 1.27, 1.06, 1.02 (before) and 1.06, 0.50, 0.48 at 1, 2 and 4 steps
+    # measured: 2.67, 1.02 (teacher), 1.27, 1.06, 1.02 (before) and 1.06, 0.50, 0.48 at 1, 2 and 4
+    # steps
     assert after[0] < 0.5 * teacher[0] and after[0] < before[0]
     assert after[1] < 0.6 * teacher[1] and after[1] < 0.6 * before[1]
     assert after[2] < 0.6 * before[2]

@@ -1,4 +1,5 @@
-"""What the comparison of students on pictures rests on: its walks against diffusers, its two trainers, its tables."""
+"""What the comparison of students on pictures rests on: its walks against diffusers, its two
+trainers, its tables."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -29,7 +30,8 @@ def samples(teacher):
 
 
 def test_few_steps_are_what_the_pipeline_does(teacher, samples):
-    """diffusers' own pipeline with the method's scheduler, as `std stylize` calls it, from the same x_0 and noise."""
+    """diffusers' own pipeline with the method's scheduler, as `std stylize` calls it, from the same
+    x_0 and noise."""
     [(_, x, c)] = samples.batches()
     pipe, u = teacher.around.pipe, teacher.around.unconditional(c)
     noise = torch.randn((1, *x.shape[1:]), generator=torch.Generator().manual_seed(5))
@@ -42,7 +44,9 @@ def test_few_steps_are_what_the_pipeline_does(teacher, samples):
             pooled_prompt_embeds=c["pooled"],
             negative_prompt_embeds=u["states"],
             negative_pooled_prompt_embeds=u["pooled"],
-            ip_adapter_image_embeds=[torch.cat([u["style"], c["style"]]) if cfg > 1 else c["style"]],
+            ip_adapter_image_embeds=[
+                torch.cat([u["style"], c["style"]]) if cfg > 1 else c["style"]
+            ],
             guidance_scale=cfg,
             generator=torch.Generator().manual_seed(5),
             timesteps=timesteps(4, 0.75, "aligned"),
@@ -51,13 +55,18 @@ def test_few_steps_are_what_the_pipeline_does(teacher, samples):
             output_type="latent",
         ).images
         assert torch.allclose(teacher.walk(begun, c, cfg, 4), expected, atol=1e-4)
-        assert torch.allclose(teacher.walk(begun, c, cfg, 4, teacher.first(begun, c)), expected, atol=1e-4)
+        assert torch.allclose(
+            teacher.walk(begun, c, cfg, 4, teacher.first(begun, c)), expected, atol=1e-4
+        )
 
 
 def test_the_end_point_is_ddims(teacher, samples):
     [(_, x, c)] = samples.batches()
     ddim = DDIMScheduler.from_config(
-        teacher.around.pipe.scheduler.config, set_alpha_to_one=False, timestep_spacing="trailing", clip_sample=False
+        teacher.around.pipe.scheduler.config,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+        clip_sample=False,
     )
     ddim.set_timesteps(50)
     u, expected = c | teacher.around.unconditional(c), x
@@ -96,14 +105,19 @@ def run(trainer, folder, *changes):
     for i, path in enumerate(sorted(examples.glob("style-*.png"))):
         (folder_of_pictures / f"{i}.png").write_bytes(path.read_bytes())
         (folder_of_pictures / f"{i}.txt").write_text(f"number {i}")
-    changes += [f"data.sources=['{folder_of_pictures}']", "lora.targets=['to_q']", "optimizer.batch=2"]
+    changes += [
+        f"data.sources=['{folder_of_pictures}']",
+        "lora.targets=['to_q']",
+        "optimizer.batch=2",
+    ]
     with patch.object(distill_train, "Trainer", Watched):
         distill_train.distill(load_config(CONFIG, changes))
     return seen, fresh
 
 
 def kept_their_own(seen):
-    """Of each slot that had an entry before an update and has it after: whether x_0 is still the same one."""
+    """Of each slot that had an entry before an update and has it after: whether x_0 is still the
+    same one."""
     pairs = [pair for before, after in seen for pair in zip(before, after, strict=True)]
     return [torch.equal(a.x0, b.x0) for a, b in pairs if a is not None and b is not None]
 
@@ -111,7 +125,8 @@ def kept_their_own(seen):
 def test_mix_up_mixes(tmp_path):
     mixed, plain = (run(t, tmp_path / t.__name__)[0] for t in (MixedUp, Trainer))
     assert not any(kept_their_own(mixed)) and all(kept_their_own(plain))
-    assert {slot.n for slot in mixed[-1][1]} == {slot.n for slot in plain[-1][1]}  # trajectories go on all the same
+    # trajectories go on all the same
+    assert {slot.n for slot in mixed[-1][1]} == {slot.n for slot in plain[-1][1]}
 
 
 def test_noised_data_begins_anywhere(tmp_path, teacher):
@@ -143,7 +158,8 @@ def test_tables():
     ]
     assert Line.of_json(lines[0].to_json()) == lines[0]
     found = Found(lines)
-    assert found.values("std", "latent", 2, 1) == pytest.approx(values + 2 + 2)  # the mean of two seeds
+    # the mean of two seeds
+    assert found.values("std", "latent", 2, 1) == pytest.approx(values + 2 + 2)
     assert found.values("tcd", "latent", 2, 1) is None
     end = Line("the teacher's end point", 0, 0, 6.0, {m: [1.0] * 4 for m in ("pixel", "colour")})
     text = tables(found, "4 samples.", [end])

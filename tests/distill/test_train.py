@@ -1,4 +1,5 @@
-"""Training runs on the embedded pack: what changes and what does not, exact resume, damage, export, two processes."""
+"""Training runs on the embedded pack: what changes and what does not, exact resume, damage, export,
+two processes."""
 
 import json
 import os
@@ -73,7 +74,13 @@ def a_config(source, output, **sections):
         "distill": {"w_min": 1, "w_max": 5, "steps": 2, "unconditional_pooled": "empty"},
         "bank": {"length": 2},
         "adversarial": {"features": "random"},
-        "optimizer": {"lr": 1e-3, "scale_lr": False, "warmup_steps": 1, "batch": 1, "accumulation": 2},
+        "optimizer": {
+            "lr": 1e-3,
+            "scale_lr": False,
+            "warmup_steps": 1,
+            "batch": 1,
+            "accumulation": 2,
+        },
     }
     for section, values in sections.items():
         given[section] = given.get(section, {}) | values
@@ -82,7 +89,9 @@ def a_config(source, output, **sections):
 
 def lines(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("memory", "samples_per_second")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("memory", "samples_per_second")} for row in rows
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +112,10 @@ def test_a_run_leaves_what_it_should(whole):
     assert [e["step"] for e in events if e.get("stage") == "distill"] == [1, 2, 3, 4]
     start, *rows = lines(folder)
     assert start["step"] == 0 and 0 < start["validation"] < 2
-    assert all(np.isfinite([r["loss"], r["adversarial"], r["discriminator"], r["norm"]]).all() for r in rows)
+    assert all(
+        np.isfinite([r["loss"], r["adversarial"], r["discriminator"], r["norm"]]).all()
+        for r in rows
+    )
     assert rows[-1]["bank"] > 0 and sum(rows[-1]["bank_histogram"]) == rows[-1]["bank"]
     assert 0 < rows[-1]["validation"] < 2
     with Image.open(folder / "monitor" / "step-000004.png") as seen:
@@ -114,10 +126,13 @@ def test_a_run_leaves_what_it_should(whole):
 
 def test_a_run_reads_only_what_its_bank_does_not_supply(whole):
     folder, events = whole
-    lanes = [checkpoint.load_part(folder / "checkpoint-000004", f"lane-0000{i}.pt") for i in range(2)]
+    lanes = [
+        checkpoint.load_part(folder / "checkpoint-000004", f"lane-0000{i}.pt") for i in range(2)
+    ]
     begun = sum(lane["begun"] for lane in lanes)
     assert begun < 8, "samples of 4 updates of 2 lanes"
-    # held out: the first validation, the last one and the comparison; and no more than batch + 2 x workers ahead
+    # held out: the first validation, the last one and the comparison; and no more than batch + 2 x
+    # workers ahead
     assert begun + 3 <= events[-1]["reads"] <= begun + 3 + 3
 
 
@@ -127,13 +142,21 @@ def test_the_exported_schedule_is_the_one_that_measures_better(whole):
     assert found == {k: events[-1][k] for k in ("weights", "schedule", "compared")}
     assert found["weights"] == "student" and set(found["compared"]) == {"student", "average"}
     student = found["compared"]["student"]
-    assert student["aligned"] == lines(folder)[-1]["validation"] and student["quickstart"] != student["aligned"]
+    assert (
+        student["aligned"] == lines(folder)[-1]["validation"]
+        and student["quickstart"] != student["aligned"]
+    )
     assert found["schedule"] == min(student, key=student.get)
     with safe_open(folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
-        assert (file.metadata()["schedule"], file.metadata()["weights"]) == (found["schedule"], "student")
+        assert (file.metadata()["schedule"], file.metadata()["weights"]) == (
+            found["schedule"],
+            "student",
+        )
 
 
-def test_a_finished_run_exports_its_average_from_data_that_moved(whole, pictures, tmp_path, monkeypatch):
+def test_a_finished_run_exports_its_average_from_data_that_moved(
+    whole, pictures, tmp_path, monkeypatch
+):
     folder, data = copy_of(whole[0], tmp_path / "run"), copy_of(pictures, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     distill(a_config("moved", folder, export={"weights": "average"}))
@@ -141,7 +164,9 @@ def test_a_finished_run_exports_its_average_from_data_that_moved(whole, pictures
     average = checkpoint.load_part(folder / "checkpoint-000004", "training.pt")["average"]
     assert all(torch.equal(v, average[k.removeprefix("unet.")].half()) for k, v in exported.items())
     before, found = (json.loads((f / "export.json").read_text()) for f in (whole[0], folder))
-    assert found["weights"] == "average" and found["compared"] == before["compared"], "the same figures"
+    assert found["weights"] == "average" and found["compared"] == before["compared"], (
+        "the same figures"
+    )
     assert lines(folder) == lines(whole[0])
     (data / "0.png").write_bytes((data / "1.png").read_bytes() + b"0")
     with pytest.raises(InputError, match="was made with other data"):
@@ -153,14 +178,22 @@ def test_stylize_takes_the_lora(whole):
     path = folder / "pytorch_lora_weights.safetensors"
     with safe_open(path, framework="pt") as file:
         told = file.metadata()
-    assert (told["task"], told["eta"], told["steps"], told["trained_steps"]) == ("i2i", "0.75", "2", "4")
+    assert (told["task"], told["eta"], told["steps"], told["trained_steps"]) == (
+        "i2i",
+        "0.75",
+        "2",
+        "4",
+    )
     assert max(v.abs().max() for k, v in load_file(path).items() if "lora_B" in k) > 0
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     how = {"model": "tiny", "size": 64, "device": "cpu"}
     [plain] = stylize_image(photo, photo, lora="none", schedule=told["schedule"], steps=2, **how)
     notices = []
     results = [
-        np.asarray(stylize_image(photo, photo, lora=str(folder / name), on_event=notices.append, **how)[0], np.float32)
+        np.asarray(
+            stylize_image(photo, photo, lora=str(folder / name), on_event=notices.append, **how)[0],
+            np.float32,
+        )
         for name in ("pytorch_lora_weights.safetensors", "lora_kohya.safetensors")
     ]
     assert not [e for e in notices if e["event"] == "notice"], "every tensor has its layer"
@@ -168,8 +201,12 @@ def test_stylize_takes_the_lora(whole):
     started = [e["settings"] for e in notices if e["event"] == "start"]
     made_for = (0.75, 2, told["schedule"])
     assert [(s["eta"], s["steps"], s["schedule"]) for s in started] == [made_for] * 2
-    [other] = stylize_image(photo, photo, lora=str(folder / "lora_kohya.safetensors"), eta=0.5, steps=1, **how)
-    assert np.abs(results[1] - np.asarray(other, np.float32)).max() > 0, "what the user asks for goes first"
+    [other] = stylize_image(
+        photo, photo, lora=str(folder / "lora_kohya.safetensors"), eta=0.5, steps=1, **how
+    )
+    assert np.abs(results[1] - np.asarray(other, np.float32)).max() > 0, (
+        "what the user asks for goes first"
+    )
     assert np.abs(results[0] - np.asarray(plain, np.float32)).max() > 0
 
 
@@ -179,7 +216,8 @@ def test_stylize_takes_the_lora(whole):
     ids=["folder", "kohya", "checkpoint"],
 )
 def test_plain_diffusers_takes_the_lora(whole, file):
-    """The very call of diffusers' documentation; every layer gets its factors and its scale of alpha / rank."""
+    """The very call of diffusers' documentation; every layer gets its factors and its scale of
+    alpha / rank."""
     folder, _ = whole
     pipe = StableDiffusionXLPipeline.from_pretrained(TINY, dtype=torch.float32)
     if file is None:
@@ -187,14 +225,18 @@ def test_plain_diffusers_takes_the_lora(whole, file):
     else:
         path = folder / file
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="std")
-    layers = {name: module for name, module in pipe.unet.named_modules() if hasattr(module, "lora_A")}
+    layers = {
+        name: module for name, module in pipe.unet.named_modules() if hasattr(module, "lora_A")
+    }
     adapter = read_lora(folder / "checkpoint-000004" / "adapter.safetensors", "adapter").layers
     assert layers.keys() == adapter.keys()
     for name, layer in layers.items():
         assert layer.scaling["std"] == adapter[name].scale == 1
         for half, part in (("lora_A", "lora_down.weight"), ("lora_B", "lora_up.weight")):
             found = getattr(layer, half)["std"].weight
-            torch.testing.assert_close(found.float(), adapter[name].tensors[part], rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(
+                found.float(), adapter[name].tensors[part], rtol=1e-3, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("stops", [(1,), (2, 3)])
@@ -216,7 +258,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(whole, pictures, tmp_path, stops
         a, b = load_file(folder / name), load_file(tmp_path / "run" / name)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     for name in ("training.pt", "lane-00000.pt", "lane-00001.pt"):
-        a, b = (checkpoint.load_part(f / "checkpoint-000004", name) for f in (folder, tmp_path / "run"))
+        a, b = (
+            checkpoint.load_part(f / "checkpoint-000004", name) for f in (folder, tmp_path / "run")
+        )
         assert same(a, b), name
 
 
@@ -225,12 +269,19 @@ LITTLE_TEACHER = {"data": {"held_out": 0}, "bank": {"length": 1}}
 
 
 def test_half_precision_skips_what_overflows(pictures, tmp_path, monkeypatch):
-    """Two updates overflow, as the scale starts far too high; the run tells them, and resumes between them exactly."""
+    """Two updates overflow, as the scale starts far too high; the run tells them, and resumes
+    between them exactly."""
     monkeypatch.setattr(
-        torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=2**-20)
+        torch.amp,
+        "GradScaler",
+        partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=2**-20),
     )
     folder, parts = tmp_path / "whole", tmp_path / "parts"
-    how = {"model": {"dtype": "fp16"}, "run": {"max_steps": 3, "save_every": 1}, "adversarial": {"features": "none"}}
+    how = {
+        "model": {"dtype": "fp16"},
+        "run": {"max_steps": 3, "save_every": 1},
+        "adversarial": {"features": "none"},
+    }
     how |= LITTLE_TEACHER
     distill(a_config(pictures, folder, **how))
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
@@ -281,7 +332,9 @@ def test_only_the_adapter_moves(pictures):
             p.normal_(0, 0.05)
     roles.average()
     student, target = roles.student(x, t, c), roles.target(x, t, c)
-    assert torch.equal(roles.teacher(x, t, c), plain), "the teacher is the base, whatever the adapter"
+    assert torch.equal(roles.teacher(x, t, c), plain), (
+        "the teacher is the base, whatever the adapter"
+    )
     assert (student - plain).abs().max() > 1e-3 and (target - student).abs().max() > 1e-4
     student.square().mean().backward()
     assert all(p.grad is not None for p in roles.parameters.values())
@@ -303,10 +356,15 @@ def test_clips_train_head_and_motion_layers(clips, tmp_path):
         distill={"head": "learn"},
     )
     distill(config)
-    first, last = (load_file(tmp_path / "run" / f"checkpoint-00000{n}" / "adapter.safetensors") for n in (1, 2))
+    first, last = (
+        load_file(tmp_path / "run" / f"checkpoint-00000{n}" / "adapter.safetensors") for n in (1, 2)
+    )
     moving = [k for k in last if "motion_modules" in k and "lora_B" in k]
     assert moving and any(not torch.equal(first[k], last[k]) for k in moving)
-    states = [checkpoint.load_part(tmp_path / "run" / f"checkpoint-00000{n}", "training.pt") for n in (1, 2)]
+    states = [
+        checkpoint.load_part(tmp_path / "run" / f"checkpoint-00000{n}", "training.pt")
+        for n in (1, 2)
+    ]
     assert not same(states[0]["head"], states[1]["head"])
 
 
@@ -330,7 +388,15 @@ def test_checkpointed_activations_change_nothing():
         pipeline = Pipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
         around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
         torch.manual_seed(0)
-        roles = Roles(pipeline.pipe.unet, rank=2, alpha=2, dropout=0, targets=["to_q", "proj_out"], motion=True, ema=0)
+        roles = Roles(
+            pipeline.pipe.unet,
+            rank=2,
+            alpha=2,
+            dropout=0,
+            targets=["to_q", "proj_out"],
+            motion=True,
+            ema=0,
+        )
         if saving:
             roles.checkpoint_activations()
         g = torch.Generator().manual_seed(1)
@@ -345,7 +411,9 @@ def test_checkpointed_activations_change_nothing():
 def test_dropout_is_the_students_alone():
     pipeline = Pipeline(resolve_model("tiny"), None, torch.device("cpu"), torch.float32)
     around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
-    roles = Roles(pipeline.pipe.unet, rank=2, alpha=2, dropout=0.5, targets=["to_q"], motion=True, ema=0)
+    roles = Roles(
+        pipeline.pipe.unet, rank=2, alpha=2, dropout=0.5, targets=["to_q"], motion=True, ema=0
+    )
     for p in roles.parameters.values():
         p.data.normal_(generator=torch.Generator().manual_seed(0))
     c = {k: v[None] for k, v in around.encode_text(["a"])[0].items()}
@@ -356,7 +424,7 @@ def test_dropout_is_the_students_alone():
         assert torch.equal(roles.student(x, t, c), roles.student(x, t, c))
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------------
+# --- what goes wrong ---------------------------------------------------------------------------
 
 
 def copy_of(folder, to):
@@ -370,7 +438,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, pictures, tmp_p
     damaged.write_bytes(damaged.read_bytes()[:-100])
     events = []
     distill(a_config(pictures, folder), on_event=events.append)
-    assert "checkpoint-000004 is damaged" in next(e["message"] for e in events if e["event"] == "notice")
+    assert "checkpoint-000004 is damaged" in next(
+        e["message"] for e in events if e["event"] == "notice"
+    )
     assert [e["step"] for e in events if e.get("stage") == "distill"] == [3, 4]
     assert lines(folder) == lines(whole[0])
 
@@ -415,7 +485,9 @@ def test_other_data_are_refused(whole, pictures, tmp_path):
 
 def test_other_weights_of_the_same_name_are_refused(whole, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("std_cli.distill.trainer.fingerprint", lambda base: "0" * 64)
-    with pytest.raises(InputError, match="made on other weights of tiny .model.name.: name another run.output"):
+    with pytest.raises(
+        InputError, match="made on other weights of tiny .model.name.: name another run.output"
+    ):
         distill(a_config(pictures, copy_of(whole[0], tmp_path / "run")))
 
 
@@ -430,7 +502,8 @@ def test_a_state_that_lists_no_files_is_no_checkpoint(whole, tmp_path, files):
 
 @pytest.mark.parametrize("what", ["captions", "checkpoint", "metrics", "export"])
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(whole, pictures, tmp_path, what):
-    """Files may not grow beyond a limit, which needs no disk of its own; the system's error is EFBIG."""
+    """Files may not grow beyond a limit, which needs no disk of its own; the system's error is
+    EFBIG."""
     import resource
 
     folder = copy_of(whole[0], tmp_path / "run")
@@ -440,7 +513,11 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(whole, pictures, tmp_pa
         kept.unlink()
     elif what != "export":
         shutil.rmtree(folder / "checkpoint-000004")
-    size = {"captions": 5000, "checkpoint": 9000, "metrics": (folder / "metrics.jsonl").stat().st_size // 2}.get(what)
+    size = {
+        "captions": 5000,
+        "checkpoint": 9000,
+        "metrics": (folder / "metrics.jsonl").stat().st_size // 2,
+    }.get(what)
 
     def limit(event):
         if event["event"] == "start":
@@ -451,7 +528,10 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(whole, pictures, tmp_pa
         if what == "captions":
             limit({"event": "start"})
         with pytest.raises(StdError, match="disk full while writing") as error:
-            distill(a_config(pictures, folder, run={"validate_every": 100, "save_every": 3}), on_event=limit)
+            distill(
+                a_config(pictures, folder, run={"validate_every": 100, "save_every": 3}),
+                on_event=limit,
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.exit_code == 1 and "\n" not in str(error.value)
@@ -488,7 +568,9 @@ def test_what_cannot_be_used_is_one_line(pictures, tmp_path, sections, problem):
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, tmp_path):
-    config = a_config(pictures, tmp_path / "run", optimizer={"lr": 1e30, "clip": 1e30}, run={"save_every": 1})
+    config = a_config(
+        pictures, tmp_path / "run", optimizer={"lr": 1e30, "clip": 1e30}, run={"save_every": 1}
+    )
     with pytest.raises(StdError, match="not finite in update .*no weight was changed"):
         distill(config)
     for step in checkpoint.steps_of(tmp_path / "run"):
@@ -498,10 +580,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, tmp_path):
 def test_the_command(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("std_cli.cli.commands.hush", lambda: None)  # it changes the whole process
     config = tmp_path / "run.toml"
-    config.write_text(to_toml(a_config(pictures, tmp_path / "run", adversarial={"features": "none"})))
+    config.write_text(
+        to_toml(a_config(pictures, tmp_path / "run", adversarial={"features": "none"}))
+    )
     assert run(["distill", "--config", str(config), "--max-steps", "1", "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [e["event"] for e in events if e["event"] not in ("progress", "notice")] == ["start", "result"]
+    assert [e["event"] for e in events if e["event"] not in ("progress", "notice")] == [
+        "start",
+        "result",
+    ]
     for arguments, code, problem in (
         ([], 2, "--config is missing"),
         (["--config", str(tmp_path / "no.toml")], 2, "cannot be read"),
@@ -513,15 +600,23 @@ def test_the_command(pictures, tmp_path, capsys, monkeypatch):
         assert problem in error.replace("\n", " ") and "Traceback" not in error
 
 
-# --- several processes -----------------------------------------------------------------------------------------------
+# --- several processes -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "launcher",
     [
         ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        # --multi_gpu is accelerate's word for one process each, gloo where the device is a CPU; --cpu starts but one
-        ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+        # --multi_gpu is accelerate's word for one process each, gloo where the device is a CPU;
+        # --cpu starts but one
+        [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+        ],
     ],
     ids=["torchrun", "accelerate"],
 )
@@ -532,7 +627,17 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
         copy_of(whole[0], tmp_path / "run")
         shutil.rmtree(tmp_path / "run" / "checkpoint-000004")
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "std_cli", "distill", "--config", str(config), "-q"],
+        [
+            sys.executable,
+            "-m",
+            *launcher,
+            "-m",
+            "std_cli",
+            "distill",
+            "--config",
+            str(config),
+            "-q",
+        ],
         capture_output=True,
         text=True,
     )
@@ -540,10 +645,13 @@ def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_
     a, b = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole[0], tmp_path / "run"))
     # Sums in another order, which Adam makes more of where a gradient is next to nothing.
     apart = torch.cat([(a[k].float() - b[k].float()).abs().flatten() for k in a])
-    assert apart.mean() < 1e-6 and apart.max() < 1e-3, (apart.mean(), apart.max())  # they moved by up to 4e-3
+    # they moved by up to 4e-3
+    assert apart.mean() < 1e-6 and apart.max() < 1e-3, (apart.mean(), apart.max())
     for x, y in zip(lines(whole[0])[1:], lines(tmp_path / "run")[1:], strict=True):
         assert x["n"] == y["n"], "the same samples"
-        assert x["bank_histogram"] == y["bank_histogram"] and x["bank"] == y["bank"], "of all processes"
+        assert x["bank_histogram"] == y["bank_histogram"] and x["bank"] == y["bank"], (
+            "of all processes"
+        )
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
 
 
@@ -562,7 +670,8 @@ try:
         if world.process_index == 1:
             raise InputError("only the second has this problem")
 except StdError as e:
-    print(f"{world.process_index} {type(e).__name__}: {e}, reported elsewhere: {e.reported}\\n", end="", flush=True)
+    line = f"{world.process_index} {type(e).__name__}: {e}, reported elsewhere: {e.reported}\\n"
+    print(line, end="", flush=True)
 main()
 """
 
@@ -572,7 +681,15 @@ def test_an_error_of_two_processes_is_reported_once(tmp_path):
     script.write_text(FAILS_IN_ONE)
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(script), "distill", "--config", str(tmp_path / "no.toml")],
+        [
+            sys.executable,
+            "-m",
+            *launcher,
+            str(script),
+            "distill",
+            "--config",
+            str(tmp_path / "no.toml"),
+        ],
         capture_output=True,
         text=True,
     )

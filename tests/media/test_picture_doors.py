@@ -1,4 +1,5 @@
-"""Pictures by path, as PIL images and as arrays: the same treatment by each door, and what no door takes."""
+"""Pictures by path, as PIL images and as arrays: the same treatment by each door, and what no door
+takes."""
 
 import io
 import subprocess
@@ -12,7 +13,15 @@ from PIL import Image, ImageCms
 from std_cli import stylize_image
 from std_cli.errors import InputError
 from std_cli.media.color_profile import to_srgb
-from std_cli.media.pictures import expand_inputs, fit_to, image_of, read_picture, save_picture, seen, take_picture
+from std_cli.media.pictures import (
+    expand_inputs,
+    fit_to,
+    image_of,
+    read_picture,
+    save_picture,
+    seen,
+    take_picture,
+)
 from tests.media.test_pictures import linear_profile, noise, one_line, scene
 
 FAST = {"model": "tiny", "steps": 1, "size": 64}
@@ -37,7 +46,9 @@ def files() -> dict[str, bytes]:
         "profile_alpha.png": encoded(alpha, "PNG", icc_profile=linear_profile(b"RGB ")),
         "grey16.png": encoded(grey16, "PNG", icc_profile=linear_profile(b"GRAY")),
         "palette.gif": encoded(scene().quantize(16), "GIF", transparency=3),
-        "animated.webp": encoded(alpha, "WEBP", save_all=True, append_images=[scene().convert("RGBA")], lossless=True),
+        "animated.webp": encoded(
+            alpha, "WEBP", save_all=True, append_images=[scene().convert("RGBA")], lossless=True
+        ),
         "cmyk.jpg": encoded(scene().convert("CMYK"), "JPEG", exif=exif),
         "one.png": encoded(scene().convert("1"), "PNG"),
     }
@@ -58,15 +69,35 @@ def test_a_pil_image_is_read_as_its_file_is(tmp_path: Path, name: str) -> None:
         assert before == (loaded.mode, loaded.size, loaded.tobytes(), dict(loaded.info))
 
 
-MODES = ["1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "La", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F"]
+MODES = [
+    "1",
+    "L",
+    "P",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "RGBa",
+    "La",
+    "LA",
+    "PA",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "I",
+    "F",
+]
 
 
 @pytest.mark.parametrize("mode", [*MODES, "I;16", "I;16B", "I;16L", "I;16N"])
 def test_every_mode(mode: str) -> None:
-    """Mid-grey in each mode: 128, or 255 in two levels; L* of sRGB 128 is 53.6, of 255 levels 137 (CIE 15)."""
+    """Mid-grey in each mode: 128, or 255 in two levels; L* of sRGB 128 is 53.6, of 255 levels 137
+    (CIE 15)."""
     grey = Image.new("L", (8, 6), 128)
     if mode.startswith("I;16"):
-        image = Image.frombytes(mode, (8, 6), (128 * 257).to_bytes(2, "big" if mode == "I;16B" else "little") * 48)
+        image = Image.frombytes(
+            mode, (8, 6), (128 * 257).to_bytes(2, "big" if mode == "I;16B" else "little") * 48
+        )
     elif mode == "LAB":
         image = Image.new("LAB", (8, 6), (137, 128, 128))
     elif mode == "I":
@@ -88,7 +119,11 @@ def test_arrays() -> None:
         image = noise(channels=channels)
         assert image_of(np.asarray(image)).tobytes() == image.tobytes()
     assert image_of(np.asarray(noise())[:, ::-1]).getpixel((0, 0)) == noise().getpixel((47, 0))
-    for wrong in (np.zeros((4, 4, 2), np.uint8), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((4, 4, 3))):
+    for wrong in (
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 3)),
+    ):
         with pytest.raises(InputError, match="give uint8") as error:
             image_of(wrong)
         one_line(error)
@@ -121,11 +156,12 @@ def test_one_result_by_every_door(tmp_path: Path, reference: Path) -> None:
     assert results[0] == results[1] == results[2]
 
 
-# --- profiles --------------------------------------------------------------------------------------------------------
+# --- profiles ----------------------------------------------------------------------------------
 
 
 def test_profiles_are_judged_by_what_they_do() -> None:
-    """Linear 55 is 128 in sRGB, whatever the profile is called; and sRGB stays, whatever it is called."""
+    """Linear 55 is 128 in sRGB, whatever the profile is called; and sRGB stays, whatever it is
+    called."""
     linear = linear_profile(b"RGB ").replace(b"straight", b"sRGBtrue")
     assert b"sRGB" in linear
     grey = Image.new("RGB", (4, 4), (55, 55, 55))
@@ -140,18 +176,20 @@ def test_profiles_are_judged_by_what_they_do() -> None:
 
 
 def test_gamma_of_a_png() -> None:
-    """gAMA 1.0 is linear light: 55 -> 128, as above. 0.45455 means sRGB, and a profile counts more."""
+    """gAMA 1.0 is linear light: 55 -> 128, as above. 0.45455 means sRGB, and a profile counts
+    more."""
     grey = Image.new("RGB", (4, 4), (55, 55, 55))
     assert to_srgb(grey, None, 1.0).getpixel((0, 0)) == (128, 128, 128)
     for profile, gamma in ((None, 0.45455), (None, 1 / 2.2), (None, 0.0)):
         assert to_srgb(grey, profile, gamma).tobytes() == grey.tobytes()
 
 
-# --- large pictures --------------------------------------------------------------------------------------------------
+# --- large pictures ----------------------------------------------------------------------------
 
 
 def test_a_photograph_of_108_megapixels(tmp_path: Path) -> None:
-    """12000 x 9000: decoded at 1/8, in memory for 1.7 million pixels; Pillow's own limit stays what it was."""
+    """12000 x 9000: decoded at 1/8, in memory for 1.7 million pixels; Pillow's own limit stays what
+    it was."""
     before = Image.MAX_IMAGE_PIXELS
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -162,7 +200,9 @@ def test_a_photograph_of_108_megapixels(tmp_path: Path) -> None:
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-def test_large_pictures_of_other_kinds_are_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_of_other_kinds_are_reduced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("std_cli.media.pictures.LARGE", 1000)
     scene(101, 50).save(tmp_path / "a.png")
     picture = read_picture(tmp_path / "a.png", side=12)
@@ -171,13 +211,15 @@ def test_large_pictures_of_other_kinds_are_reduced(tmp_path: Path, monkeypatch: 
     assert seen(picture, fit_to(101, 50, (64, 32))).size == (64, 32)
 
 
-# --- kinds that cannot be read ---------------------------------------------------------------------------------------
+# --- kinds that cannot be read -----------------------------------------------------------------
 
 
 def test_what_a_folder_leaves_out_is_counted(tmp_path: Path) -> None:
     for name in ("a.psd", "b.PSD", "c.nef", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(InputError, match=r"1 \.nef picture \(develop .*\) and 2 \.psd pictures \(convert"):
+    with pytest.raises(
+        InputError, match=r"1 \.nef picture \(develop .*\) and 2 \.psd pictures \(convert"
+    ):
         expand_inputs([tmp_path])
     scene().save(tmp_path / "a.png")
     notices: list[str] = []
@@ -213,7 +255,8 @@ def test_heic(tmp_path: Path) -> None:
     exif[0x0112] = 6
     flat = Image.new("RGBA", (64, 32), (55, 55, 55, 255))
     flat.putalpha(Image.linear_gradient("L").resize((64, 32)))
-    flat.info["exif"] = exif.tobytes()  # pillow-heif writes it as a property of the picture, as phones do
+    # pillow-heif writes it as a property of the picture, as phones do
+    flat.info["exif"] = exif.tobytes()
     flat.save(tmp_path / "a.heic", icc_profile=linear_profile(b"RGB "), quality=-1)
     [path] = expand_inputs([tmp_path])
     with Image.open(path) as opened:
@@ -221,7 +264,9 @@ def test_heic(tmp_path: Path) -> None:
     for picture in pictures:
         assert picture.size == picture.rgb.size == (32, 64)
         assert abs(picture.rgb.getpixel((5, 5))[1] - 128) <= 4
-        assert picture.alpha is not None and picture.alpha.getpixel((0, 5)) > picture.alpha.getpixel((31, 5))
+        assert picture.alpha is not None and picture.alpha.getpixel(
+            (0, 5)
+        ) > picture.alpha.getpixel((31, 5))
 
 
 def test_heic_without_pillow_heif(tmp_path: Path) -> None:
@@ -240,7 +285,9 @@ try:
 except InputError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
     counted, named = done.stdout.splitlines()
     assert counted.startswith("1 ") and "2 .heic pictures (pip install 'std-cli[heif]')" in counted
     assert "pip install 'std-cli[heif]'" in named

@@ -1,4 +1,5 @@
-"""std_cli.media.pictures against real files: what is read, fitted and saved, and what every kind of failure says."""
+"""std_cli.media.pictures against real files: what is read, fitted and saved, and what every kind of
+failure says."""
 
 import io
 import json
@@ -36,7 +37,13 @@ from std_cli.media.pictures import (
 )
 from std_cli.media.transparency import attach_alpha
 
-METADATA = {"prompt": "Ölbild, 日本 🎨", "seed": 7, "strength": 0.5, "path": "caf\udce9.png", "none": None}
+METADATA = {
+    "prompt": "Ölbild, 日本 🎨",
+    "seed": 7,
+    "strength": 0.5,
+    "path": "caf\udce9.png",
+    "none": None,
+}
 
 
 def noise(width: int = 48, height: int = 40, channels: int = 3) -> Image.Image:
@@ -69,7 +76,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-# --- find ------------------------------------------------------------------------------------------------------------
+# --- find --------------------------------------------------------------------------------------
 
 
 def touch(folder: Path, *names: str) -> list[Path]:
@@ -140,7 +147,7 @@ def test_empty_input_is_not_the_current_folder() -> None:
         expand_inputs([""])
 
 
-# --- read ------------------------------------------------------------------------------------------------------------
+# --- read --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES - {".pgm", ".pbm"}))
@@ -148,7 +155,12 @@ def test_reads_every_suffix(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"ü{suffix}"
     scene().save(path)
     picture = read_picture(path)
-    assert (picture.rgb.mode, picture.rgb.size, picture.alpha, picture.path) == ("RGB", (48, 40), None, path)
+    assert (picture.rgb.mode, picture.rgb.size, picture.alpha, picture.path) == (
+        "RGB",
+        (48, 40),
+        None,
+        path,
+    )
     assert np.abs(np.asarray(picture.rgb, int) - np.asarray(scene(), int)).mean() < 8
 
 
@@ -169,7 +181,9 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"a{suffix}", exif=exif, quality=95)
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        tmp_path / f"a{suffix}", exif=exif, quality=95
+    )
     rgb = read_picture(tmp_path / f"a{suffix}").rgb
     assert rgb.size == (32, 16)
     assert np.abs(np.asarray(rgb, int) - upright).max() < 24
@@ -207,11 +221,15 @@ def test_transparency_of_every_kind(tmp_path: Path) -> None:
         picture = read_picture(tmp_path / name)
         assert picture.alpha is not None and picture.alpha.mode == "L", name
         assert list(picture.alpha.tobytes()) == [0, 100, 255], name
-        assert picture.rgb.getpixel((2, 0)) == ((255, 255, 255) if name == "la.png" else (255, 0, 0)), name
+        assert picture.rgb.getpixel((2, 0)) == (
+            (255, 255, 255) if name == "la.png" else (255, 0, 0)
+        ), name
 
     palette.save(tmp_path / "index.gif", transparency=0)
     ramp.save(tmp_path / "colour.png", transparency=0)
-    Image.fromarray(np.array([[1000, 1001, 65535]], np.uint16)).save(tmp_path / "grey16.png", transparency=1000)
+    Image.fromarray(np.array([[1000, 1001, 65535]], np.uint16)).save(
+        tmp_path / "grey16.png", transparency=1000
+    )
     for name in ("index.gif", "colour.png", "grey16.png"):
         alpha = read_picture(tmp_path / name).alpha
         assert alpha is not None and list(alpha.tobytes()) == [0, 255, 255], name
@@ -227,7 +245,8 @@ def test_cmyk(tmp_path: Path) -> None:
 
 
 def linear_profile(space: bytes) -> bytes:
-    """A profile of ICC.1:2001-04 with a straight tone curve, and sRGB's primaries if `space` is RGB."""
+    """A profile of ICC.1:2001-04 with a straight tone curve, and sRGB's primaries if `space` is
+    RGB."""
 
     def xyz(*values: float) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
@@ -241,7 +260,12 @@ def linear_profile(space: bytes) -> bytes:
     }
     if space == b"RGB ":
         tags |= {b"rXYZ": xyz(0.4361, 0.2225, 0.0139), b"gXYZ": xyz(0.3851, 0.7169, 0.0971)}
-        tags |= {b"bXYZ": xyz(0.1431, 0.0606, 0.7141), b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+        tags |= {
+            b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+            b"rTRC": curve,
+            b"gTRC": curve,
+            b"bTRC": curve,
+        }
     else:
         tags |= {b"kTRC": curve}
     table, data = struct.pack(">I", len(tags)), b""
@@ -255,9 +279,12 @@ def linear_profile(space: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body[4:]
 
 
-@pytest.mark.parametrize(("mode", "space"), [("RGB", b"RGB "), ("RGBA", b"RGB "), ("P", b"RGB "), ("L", b"GRAY")])
+@pytest.mark.parametrize(
+    ("mode", "space"), [("RGB", b"RGB "), ("RGBA", b"RGB "), ("P", b"RGB "), ("L", b"GRAY")]
+)
 def test_other_profiles_are_converted_to_srgb(tmp_path: Path, mode: str, space: bytes) -> None:
-    """IEC 61966-2-1: linear 55/255 = 0.2157 -> 1.055 * 0.2157 ** (1 / 2.4) - 0.055 = 0.5020 = 128/255."""
+    """IEC 61966-2-1: linear 55/255 = 0.2157 -> 1.055 * 0.2157 ** (1 / 2.4) - 0.055 = 0.5020 =
+    128/255."""
     image = Image.new("RGB", (8, 8), (55, 55, 55))
     image = image.quantize(2) if mode == "P" else image.convert(mode)
     image.save(tmp_path / "a.png", icc_profile=linear_profile(space))
@@ -268,7 +295,9 @@ def test_other_profiles_are_converted_to_srgb(tmp_path: Path, mode: str, space: 
         assert "icc_profile" not in saved.info  # converted once, not twice
 
 
-@pytest.mark.parametrize("profile", [b"junk", linear_profile(b"GRAY"), linear_profile(b"RGB ")[:200]])
+@pytest.mark.parametrize(
+    "profile", [b"junk", linear_profile(b"GRAY"), linear_profile(b"RGB ")[:200]]
+)
 def test_useless_profiles_are_ignored(tmp_path: Path, profile: bytes) -> None:
     noise().save(tmp_path / "a.png", icc_profile=profile)
     assert read_picture(tmp_path / "a.png").rgb.tobytes() == noise().tobytes()
@@ -276,10 +305,17 @@ def test_useless_profiles_are_ignored(tmp_path: Path, profile: bytes) -> None:
 
 def png_header(width: int, height: int) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [16_385, 65_535])
@@ -312,7 +348,8 @@ def test_unreadable_inputs(tmp_path: Path) -> None:
 
 
 def test_no_permission_to_read() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder that only root may enter
+    # tmp_path lies in a folder that only root may enter
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.png")
         noise().save(path)
         read_picture(path)  # Pillow's plugins are loaded while they can be
@@ -370,7 +407,11 @@ def test_hostile_bytes_give_a_picture_or_an_input_error(tmp_path: Path) -> None:
             path.write_bytes(data)
             try:
                 picture = read_picture(path)
-                assert isinstance(picture, Picture) and picture.rgb.mode == "RGB" and min(picture.rgb.size) > 0
+                assert (
+                    isinstance(picture, Picture)
+                    and picture.rgb.mode == "RGB"
+                    and min(picture.rgb.size) > 0
+                )
                 assert picture.alpha is None or picture.alpha.size == picture.rgb.size
                 read += 1
             except InputError as error:
@@ -383,7 +424,7 @@ def test_hostile_bytes_give_a_picture_or_an_input_error(tmp_path: Path) -> None:
     assert read > 50 and failed > 50
 
 
-# --- fit -------------------------------------------------------------------------------------------------------------
+# --- fit ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -400,7 +441,10 @@ def test_hostile_bytes_give_a_picture_or_an_input_error(tmp_path: Path) -> None:
     ],
 )
 def test_working_size(
-    picture: tuple[int, int], size: tuple[int, int] | int | None, area: bool, expected: tuple[int, int]
+    picture: tuple[int, int],
+    size: tuple[int, int] | int | None,
+    area: bool,
+    expected: tuple[int, int],
 ) -> None:
     assert working_size(*picture, size, 1024, area) == expected
 
@@ -422,7 +466,9 @@ sides = st.integers(1, 5000)
 
 
 @given(sides, sides, st.none() | st.integers(1, 9000) | st.tuples(sides, sides), st.booleans())
-def test_working_size_is_usable(w: int, h: int, size: tuple[int, int] | int | None, area: bool) -> None:
+def test_working_size_is_usable(
+    w: int, h: int, size: tuple[int, int] | int | None, area: bool
+) -> None:
     try:
         result = working_size(w, h, size, 1024, area)
     except InputError:
@@ -476,7 +522,7 @@ def test_fit_refuses_pictures_it_was_not_made_for() -> None:
         fit.undo(noise(72, 60))
 
 
-# --- save ------------------------------------------------------------------------------------------------------------
+# --- save --------------------------------------------------------------------------------------
 
 
 def test_alpha_is_resized_and_put_back() -> None:
@@ -507,7 +553,10 @@ def test_saved_picture_and_metadata_come_back(tmp_path: Path, suffix: str) -> No
 def test_jpg_is_444_at_quality_95(tmp_path: Path) -> None:
     save_picture(noise(), tmp_path / "a.jpg", {}, overwrite=False)
     noise().save(tmp_path / "reference.jpg", quality=95, subsampling="4:4:4")
-    with Image.open(tmp_path / "a.jpg") as image, Image.open(tmp_path / "reference.jpg") as reference:
+    with (
+        Image.open(tmp_path / "a.jpg") as image,
+        Image.open(tmp_path / "reference.jpg") as reference,
+    ):
         assert image.tobytes() == reference.tobytes()
 
 
@@ -534,7 +583,13 @@ def test_alpha_is_kept_or_laid_over_white(tmp_path: Path) -> None:
 def test_metadata_of_other_origin_is_none(tmp_path: Path) -> None:
     noise().save(tmp_path / "plain.png")
     noise().save(tmp_path / "plain.gif")
-    comments = [b"ASCII\0\0\0   ", b'ASCII\0\0\0{"seed": 1}', b"ASCII\0\0\0[1]", b"UNICODE\0h\0i\0", b""]
+    comments = [
+        b"ASCII\0\0\0   ",
+        b'ASCII\0\0\0{"seed": 1}',
+        b"ASCII\0\0\0[1]",
+        b"UNICODE\0h\0i\0",
+        b"",
+    ]
     for i, comment in enumerate(comments):
         exif = Image.Exif()
         exif.get_ifd(0x8769)[0x9286] = comment
@@ -562,7 +617,9 @@ def test_existing_file_needs_overwrite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hard_links", [True, False])
-def test_one_of_many_writers_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+def test_one_of_many_writers_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
     if not hard_links:
 
         def refuse(*_: object) -> None:
@@ -592,7 +649,9 @@ def test_one_of_many_writers_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+def test_interrupted_save_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
     def interrupt(_: int) -> None:
         assert len(list(tmp_path.glob(".*"))) == 1
         raise KeyboardInterrupt
@@ -621,7 +680,9 @@ print([path.name for path in Path(sys.argv[1]).parent.iterdir()])
 def save_elsewhere(prefix: str, path: Path) -> list[str]:
     """The output of SAVE, started by a shell after `prefix`."""
     command = f'{prefix} && exec "{sys.executable}" -c "$0" "$1"'
-    done = subprocess.run(["bash", "-c", command, SAVE, path], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", command, SAVE, path], capture_output=True, text=True, check=True, timeout=120
+    )
     return done.stdout.splitlines()
 
 
@@ -633,11 +694,14 @@ def test_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
 
 def test_full_disk(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=64k none {tmp_path}"
-    unshare = ["unshare", "--mount", "bash", "-c"]  # the mount is seen by this process alone, and goes with it
+    # the mount is seen by this process alone, and goes with it
+    unshare = ["unshare", "--mount", "bash", "-c"]
     if subprocess.run([*unshare, mount], capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")
     command = f'{mount} && exec "{sys.executable}" -c "$0" "$1"'
-    done = subprocess.run([*unshare, command, SAVE, tmp_path / "a.png"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*unshare, command, SAVE, tmp_path / "a.png"], capture_output=True, text=True, timeout=120
+    )
     error, files = done.stdout.splitlines()
     assert error.startswith("StdError disk full while writing") and "No space left" in error
     assert files == "[]"

@@ -31,11 +31,25 @@ def test_a_good_machine(home, capsys):
     assert run(["doctor", "--offline", "--json"]) == 0
     out, err = capsys.readouterr()
     *progress, found = [json.loads(line) for line in out.splitlines()]
-    assert err == "" and {e["event"] for e in progress} == {"progress"} and found["event"] == "doctor"
-    assert breaking(found) == [] and found["self_test"]["error"] == "" and found["self_test"]["seconds"] > 0
-    assert all(found["versions"][name] for name in ("std", "python", "torch", "diffusers", "peft", "av"))
-    assert found["devices"][-1]["device"] == "cpu" and 0 < found["devices"][-1]["free"] <= found["devices"][-1]["total"]
-    assert found["encoders"]["libx264"] == "" and set(found["encoders"]) >= {"libx265", "h264_nvenc"}
+    assert (
+        err == "" and {e["event"] for e in progress} == {"progress"} and found["event"] == "doctor"
+    )
+    assert (
+        breaking(found) == []
+        and found["self_test"]["error"] == ""
+        and found["self_test"]["seconds"] > 0
+    )
+    assert all(
+        found["versions"][name] for name in ("std", "python", "torch", "diffusers", "peft", "av")
+    )
+    assert (
+        found["devices"][-1]["device"] == "cpu"
+        and 0 < found["devices"][-1]["free"] <= found["devices"][-1]["total"]
+    )
+    assert found["encoders"]["libx264"] == "" and set(found["encoders"]) >= {
+        "libx265",
+        "h264_nvenc",
+    }
     assert found["cache"]["path"] == str(home) and found["cache"]["models"] == {
         name: name == "tiny" for name in resolve.NAMES
     }
@@ -59,8 +73,12 @@ def test_the_hub_answers_or_does_not(monkeypatch, capsys):
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the environment says
-    assert examine(offline=True)["hub"] == {"endpoint": endpoint, "offline": True, "error": None} and not asked
+    # whatever the environment says
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert (
+        examine(offline=True)["hub"] == {"endpoint": endpoint, "offline": True, "error": None}
+        and not asked
+    )
     found = examine()
     assert found["hub"]["error"] == "" and len(asked) == 1 and breaking(found) == []
     server.shutdown()
@@ -73,12 +91,15 @@ def test_the_hub_answers_or_does_not(monkeypatch, capsys):
 
 
 def test_what_a_run_needs_beside_the_model(home, monkeypatch):
-    """A base model alone is not all: its adapter, LoRAs and motion layers are needed, too, and named."""
+    """A base model alone is not all: its adapter, LoRAs and motion layers are needed, too, and
+    named."""
     found = examine(offline=True)
     assert found["cache"]["missing"] == [*needed("image"), *needed("video")[2:]]
     [told] = [p for p in found["problems"] if "not downloaded" in p["what"]]
     assert "sdxl" in told["what"] and "std-i2i-0.75" in told["what"] and not told["breaks"]
-    monkeypatch.setattr(doctor, "files_here", lambda source: {} if "hotshot" in source.repo else {"x": home})
+    monkeypatch.setattr(
+        doctor, "files_here", lambda source: {} if "hotshot" in source.repo else {"x": home}
+    )
     assert examine(offline=True)["cache"]["missing"] == ["hotshot"]
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from std_cli.media.video.read import open_clip, read_frames
 
 from std_cli import stylize_image, stylize_video
+from std_cli.media.video.read import open_clip, read_frames
 from std_cli.weights.resolve import TINY
 from tests.bench.pack import square
 from tests.measures import colour_distance, edge_correlation, flicker
@@ -22,12 +22,17 @@ def styled(photo):
     """A photograph at 192 px in four styles, at the pack's own settings."""
     source = square(photo, 192)
     references = {k: Image.open(EXAMPLES / f"style-{k}.png").convert("RGB") for k in KINDS}
-    return source, {k: (ref, stylize_image(source, ref, model="tiny", size=192)[0]) for k, ref in references.items()}
+    return source, {
+        k: (ref, stylize_image(source, ref, model="tiny", size=192)[0])
+        for k, ref in references.items()
+    }
 
 
 def test_colours_move_to_the_reference_and_the_subject_stays(styled):
     source, outputs = styled
-    moved = [colour_distance(out, ref) / colour_distance(source, ref) for ref, out in outputs.values()]
+    moved = [
+        colour_distance(out, ref) / colour_distance(source, ref) for ref, out in outputs.values()
+    ]
     kept = [edge_correlation(out, source) for _, out in outputs.values()]
     assert np.mean(moved) < 0.6, moved  # 0.53 at 256 px over all pairs
     assert np.mean(kept) > 0.5, kept
@@ -35,7 +40,9 @@ def test_colours_move_to_the_reference_and_the_subject_stays(styled):
 
 def test_another_reference_gives_another_picture(styled):
     _, outputs = styled
-    distances = np.array([[colour_distance(out, ref) for ref, _ in outputs.values()] for _, out in outputs.values()])
+    distances = np.array(
+        [[colour_distance(out, ref) for ref, _ in outputs.values()] for _, out in outputs.values()]
+    )
     assert (distances.argmin(1) == np.arange(len(KINDS))).sum() >= 3, distances.round(1)
 
 
@@ -44,8 +51,17 @@ def test_the_motion_adapter_and_the_filter_steady_a_clip(tmp_path):
     style, found = EXAMPLES / "style-watercolour.png", []
     for motion, steady in (("none", 0.0), ("auto", 0.0), (None, None)):
         out = tmp_path / f"{motion}-{steady}.mkv"
-        settings = {"model": "tiny", "size": 128, "steps": 4, "output_size": "model", "codec": "ffv1", "max_frames": 12}
-        stylize_video(EXAMPLES / "clip.mp4", style, out, motion=motion, steady=steady, start="2", **settings)
+        settings = {
+            "model": "tiny",
+            "size": 128,
+            "steps": 4,
+            "output_size": "model",
+            "codec": "ffv1",
+            "max_frames": 12,
+        }
+        stylize_video(
+            EXAMPLES / "clip.mp4", style, out, motion=motion, steady=steady, start="2", **settings
+        )
         found.append([f.rgb for f in read_frames(open_clip(out))])
     frames = read_frames(open_clip(EXAMPLES / "clip.mp4"), start=Fraction(2), max_frames=12)
     sources = [np.asarray(Image.fromarray(f.rgb).resize(found[0][0].shape[1::-1])) for f in frames]

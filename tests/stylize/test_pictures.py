@@ -26,11 +26,18 @@ def snippet(image, reference, prompt, negative, n, eta, cfg, seed, blocks=None):
 
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.scheduler = TCDScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", steps_offset=1)
-    pipe.load_ip_adapter(
-        str(folder), subfolder="ip_adapter", weight_name="ip-adapter-plus_tiny.safetensors", image_encoder_folder=None
+    pipe.scheduler = TCDScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="leading", steps_offset=1
     )
-    pipe.set_ip_adapter_scale(blocks or {"down": 0, "mid": 0, "up": {"block_0": [0, 1, 0], "block_1": 0}})
+    pipe.load_ip_adapter(
+        str(folder),
+        subfolder="ip_adapter",
+        weight_name="ip-adapter-plus_tiny.safetensors",
+        image_encoder_folder=None,
+    )
+    pipe.set_ip_adapter_scale(
+        blocks or {"down": 0, "mid": 0, "up": {"block_0": [0, 1, 0], "block_1": 0}}
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         prompt=prompt,
@@ -44,7 +51,9 @@ def snippet(image, reference, prompt, negative, n, eta, cfg, seed, blocks=None):
     ).images[0]
 
 
-@pytest.mark.parametrize(("steps", "eta", "n", "cfg"), [(8, 0.75, 11, 6), (4, 0.95, 5, 2.5), (2, 0.5, 4, 1)])
+@pytest.mark.parametrize(
+    ("steps", "eta", "n", "cfg"), [(8, 0.75, 11, 6), (4, 0.95, 5, 2.5), (2, 0.5, 4, 1)]
+)
 def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n, cfg):
     image, style = photo.resize((96, 64)), Image.open(reference).copy()
     want = snippet(image, style, "stick figure", "blurred", n, eta, cfg, 7)
@@ -74,12 +83,18 @@ def test_stock_diffusers_loads_the_pack_in_half_precision(photo, reference):
 
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float16)
-    assert pipe.unet.config.down_block_types == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
-    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 30e6  # with its motion adapter
+    assert pipe.unet.config.down_block_types == [
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+    ]
+    # with its motion adapter
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 30e6
 
 
 @pytest.mark.parametrize(
-    ("steps", "eta", "schedule"), [(1, 0.01, "quickstart"), (3, 1.0, "aligned"), (40, 0.5, "quickstart")]
+    ("steps", "eta", "schedule"),
+    [(1, 0.01, "quickstart"), (3, 1.0, "aligned"), (40, 0.5, "quickstart")],
 )
 def test_steps_are_the_steps_that_run(photo, reference, steps, eta, schedule):
     seen = []
@@ -143,7 +158,10 @@ def test_files_alpha_and_metadata(tmp_path, photo, reference):
     kept = read_metadata(out / "b_stylized.png")
     assert kept["settings"]["seed"] == 5 and kept["settings"]["steps"] == 1
     assert kept["settings"]["style"] == [{"name": "style.png", "weight": 1.0}]
-    assert kept["settings"]["model"]["name"] == "tiny" and len(kept["settings"]["model"]["sha256"]) == 16
+    assert (
+        kept["settings"]["model"]["name"] == "tiny"
+        and len(kept["settings"]["model"]["sha256"]) == 16
+    )
     assert kept["version"] == std_cli.__version__ and kept["input"] == "b.jpg"
     json.dumps(events)
     kinds = [e["event"] for e in events]
@@ -155,7 +173,9 @@ def test_a_model_folder_with_defaults_of_its_own(tmp_path, photo, reference):
 
     folder = tmp_path / "mine"
     shutil.copytree(resolve_model("tiny").base, folder)
-    (folder / "std.json").write_text('{"base_resolution": 64, "size_by": "long_side", "i2i": {"steps": 2, "cfg": 1.0}}')
+    (folder / "std.json").write_text(
+        '{"base_resolution": 64, "size_by": "long_side", "i2i": {"steps": 2, "cfg": 1.0}}'
+    )
     steps = []
     [out] = stylize_image(
         photo,
@@ -176,7 +196,9 @@ def test_a_lora_changes_the_picture_by_its_scale(tmp_path, photo, reference):
 
     layer = "up_blocks.0.resnets.0.conv1"
     weight = (
-        UNet2DConditionModel.from_pretrained(resolve_model("tiny").base, subfolder="unet").get_submodule(layer).weight
+        UNet2DConditionModel.from_pretrained(resolve_model("tiny").base, subfolder="unet")
+        .get_submodule(layer)
+        .weight
     )
     torch.manual_seed(0)
     state = {
@@ -187,19 +209,29 @@ def test_a_lora_changes_the_picture_by_its_scale(tmp_path, photo, reference):
     lora, events = tmp_path / "x_eta0.65.safetensors", []
 
     def run(spec, **more):
-        return stylize_image(photo, reference, lora=spec, on_event=events.append, **{**FAST, **more})[0]
+        return stylize_image(
+            photo, reference, lora=spec, on_event=events.append, **{**FAST, **more}
+        )[0]
 
     plain, half, full = run("none"), run(f"{lora}:0.5"), run(str(lora))
     assert difference(half, plain) > 0 and difference(full, half) > 0
     assert not [e for e in events if e["event"] == "notice"], "its eta is taken over"
     assert difference(run(f"{lora}:0", schedule="quickstart", eta=0.75), plain) <= 1
     starts = [e for e in events if e["event"] == "start"]
-    assert starts[0]["settings"]["schedule"] == "quickstart" and starts[1]["settings"]["schedule"] == "aligned"
+    assert (
+        starts[0]["settings"]["schedule"] == "quickstart"
+        and starts[1]["settings"]["schedule"] == "aligned"
+    )
     assert starts[0]["settings"]["eta"] == 0.75 and starts[1]["settings"]["eta"] == 0.65
     assert any("trained for 0.65" in e["message"] for e in events if e["event"] == "notice")
 
 
 def test_settings_that_cannot_be(photo, reference):
-    for wrong in ({"device": "cuda:99"}, {"offload": "model", "device": "cpu"}, {"size": (0, 64)}, {"seed": -1}):
+    for wrong in (
+        {"device": "cuda:99"},
+        {"offload": "model", "device": "cpu"},
+        {"size": (0, 64)},
+        {"seed": -1},
+    ):
         with pytest.raises(InputError, match="--" + next(iter(wrong))):
             stylize_image(photo, reference, **{**FAST, **wrong})

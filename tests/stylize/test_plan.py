@@ -1,4 +1,5 @@
-"""What a plan says: work counted by hand, memory against SDXL's own shapes and the resident memory of real runs."""
+"""What a plan says: work counted by hand, memory against SDXL's own shapes and the resident memory
+of real runs."""
 
 import json
 import math
@@ -25,10 +26,22 @@ from transformers import (
 
 from std_cli.cli.commands import run
 from std_cli.diffusion import memory
-from std_cli.diffusion.memory import activation_bytes, loading_bytes, model_parameters, offload_parts, weight_bytes
+from std_cli.diffusion.memory import (
+    activation_bytes,
+    loading_bytes,
+    model_parameters,
+    offload_parts,
+    weight_bytes,
+)
 from std_cli.errors import InputError
 from std_cli.stylize.plan import plan_images, plan_video
-from std_cli.weights.resolve import HOTSHOT_CONFIG, ModelFiles, resolve_model, resolve_motion, weight_files
+from std_cli.weights.resolve import (
+    HOTSHOT_CONFIG,
+    ModelFiles,
+    resolve_model,
+    resolve_motion,
+    weight_files,
+)
 from tests.stylize.test_videos import make_clip
 from tests.weights.test_sdxl_files import TEXT, TEXT_2, UNET, VAE, VISION
 
@@ -59,11 +72,12 @@ def main_memory(monkeypatch):
     return report
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ------------------------------------------------------------------------------------
 
 
 def test_the_table_is_sdxl():
-    """The parameters of the networks as published, built without their weights; IP-Adapter-plus by hand."""
+    """The parameters of the networks as published, built without their weights; IP-Adapter-plus by
+    hand."""
 
     def count(module):
         return sum(p.numel() for p in module.parameters())
@@ -74,11 +88,18 @@ def test_the_table_is_sdxl():
         assert count(AutoencoderKL.from_config(VAE)) == memory.SDXL["vae"]
         assert count(AutoencoderKL.from_config(memory.SDXL_VAE)) == memory.SDXL["vae"]
         assert count(CLIPTextModel(CLIPTextConfig(**TEXT))) == memory.SDXL["text_encoder"]
-        assert count(CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2))) == memory.SDXL["text_encoder_2"]
-        assert count(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))) == memory.SDXL["image_encoder"]
+        assert (
+            count(CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2)))
+            == memory.SDXL["text_encoder_2"]
+        )
+        assert (
+            count(CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)))
+            == memory.SDXL["image_encoder"]
+        )
         assert count(MotionAdapter.from_config(HOTSHOT_CONFIG)) == memory.SDXL["motion"]
     keys_and_values = 2 * 2048 * (10 * 640 + 60 * 1280)  # of the cross attentions
-    layer = 4 * 1280 + 1280 * (1280 + 2560 + 1280) + 2 * 1280 + 2 * 1280 * 5120  # two norms, attention, norm, MLP
+    # two norms, attention, norm, MLP
+    layer = 4 * 1280 + 1280 * (1280 + 2560 + 1280) + 2 * 1280 + 2 * 1280 * 5120
     around = 16 * 1280 + (1280 + 1) * 1280 + (1280 + 1) * 2048 + 2 * 2048  # queries, in, out, norm
     assert keys_and_values + 4 * layer + around == memory.SDXL["ip_adapter"]
 
@@ -88,17 +109,38 @@ def test_parameters_come_from_the_files(tmp_path):
     motion = resolve_motion("auto", files)
     counts = model_parameters(files, motion)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(files.base / "unet"))
+        unet = UNet2DConditionModel.from_config(
+            UNet2DConditionModel.load_config(files.base / "unet")
+        )
         adapter = MotionAdapter.from_config(motion.config)
     assert counts["unet"] == sum(p.numel() for p in unet.parameters())
     assert counts["motion"] == sum(t.numel() for t in adapter.state_dict().values())
     assert counts.keys() == memory.SDXL.keys()
 
-    starts = ("model.diffusion_model.", "first_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
-    save_file({f"{start}a": torch.zeros(n + 1, 10) for n, start in enumerate(starts)}, tmp_path / "one.safetensors")
-    one = ModelFiles("one", tmp_path / "one.safetensors", True, None, None, files.ip_adapter, files.image_encoder, {})
+    starts = (
+        "model.diffusion_model.",
+        "first_stage_model.",
+        "conditioner.embedders.0.",
+        "conditioner.embedders.1.",
+    )
+    save_file(
+        {f"{start}a": torch.zeros(n + 1, 10) for n, start in enumerate(starts)},
+        tmp_path / "one.safetensors",
+    )
+    one = ModelFiles(
+        "one",
+        tmp_path / "one.safetensors",
+        True,
+        None,
+        None,
+        files.ip_adapter,
+        files.image_encoder,
+        {},
+    )
     assert [model_parameters(one)[part] for part in weight_files(one)] == [10, 20, 30, 40]
-    assert model_parameters(one)["ip_adapter"] == sum(t.numel() for t in load_file(files.ip_adapter).values())
+    assert model_parameters(one)["ip_adapter"] == sum(
+        t.numel() for t in load_file(files.ip_adapter).values()
+    )
 
 
 MEASURED = """
@@ -130,18 +172,25 @@ pipeline.prepare(image_settings({"model": "tiny", "cfg": 4.0}), "quickstart", si
 picture = Image.new("RGB", size)
 latent = pipeline.encode(picture)
 window = torch.stack([latent] * 8, 1)[None]
-told = activation_bytes(*network_configs(files), size, dtype="fp32", frames=8, motion_config=motion.config, tokens=32)
-works = {"unet": lambda: pipeline.predict(window, [0]), "vae_encode": lambda: pipeline.encode(picture),
+told = activation_bytes(
+    *network_configs(files), size, dtype="fp32", frames=8, motion_config=motion.config, tokens=32
+)
+works = {"unet": lambda: pipeline.predict(window, [0]),
+         "vae_encode": lambda: pipeline.encode(picture),
          "vae_decode": lambda: pipeline.decode(latent)}
 print(json.dumps({part: (told[part], measured(work)) for part, work in works.items()}))
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the resident memory")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the resident memory"
+)
 def test_activations_are_what_real_runs_take():
     # so that freed memory goes back to the system and is counted anew
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURED], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURED], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     for part, (told, measured) in json.loads(done.stdout.splitlines()[-1]).items():
         assert told == pytest.approx(measured, rel=0.05 if part == "unet" else 0.2), part
@@ -164,20 +213,32 @@ def test_activations_grow_with_size_frames_guidance_and_precision():
 
 
 def test_sdxl_in_fp16():
-    """The VAE works in fp32, and no matrix of attention weights is held: 2 x 10 x 4096 x 4096 x 2 bytes are 0.6 GiB."""
+    """The VAE works in fp32, and no matrix of attention weights is held: 2 x 10 x 4096 x 4096 x 2
+    bytes are 0.6 GiB."""
     found = activation_bytes(UNET, VAE, (1024, 1024), dtype="fp16")
     assert found["unet"] < 0.4 * GIB
-    # 128 channels of 1024 x 1024 in fp32 are 0.5 GiB: three at the least are held where the VAE is widest
+    # 128 channels of 1024 x 1024 in fp32 are 0.5 GiB: three at the least are held where the VAE is
+    # widest
     assert 1.5 * GIB <= found["vae_encode"] <= found["vae_decode"] <= 4 * GIB
 
 
 def test_what_each_offload_mode_holds():
-    weights = {"unet": 50, "motion": 5, "ip_adapter": 8, "vae": 3, "text_encoder": 2, "text_encoder_2": 13}
+    weights = {
+        "unet": 50,
+        "motion": 5,
+        "ip_adapter": 8,
+        "vae": 3,
+        "text_encoder": 2,
+        "text_encoder_2": 13,
+    }
     weights["image_encoder"] = 12
     activations = {"unet": 10, "vae_encode": 25, "vae_decode": 30}
 
     def total(**how):
-        return {mode: sum(parts.values()) for mode, parts in offload_parts(weights, activations, **how).items()}
+        return {
+            mode: sum(parts.values())
+            for mode, parts in offload_parts(weights, activations, **how).items()
+        }
 
     assert total() == {"none": 66 + 27 + 30, "model": 76, "sequential": 30}
     assert total(batch=4, encoders_leave=True) == {"none": 66 + 40, "model": 106, "sequential": 40}
@@ -194,13 +255,15 @@ def test_what_each_offload_mode_holds():
     assert loading_bytes(parameters | {"motion": 20}, "fp16") == 260 + 4 * 120
 
 
-# --- plans -----------------------------------------------------------------------------------------------------------
+# --- plans -------------------------------------------------------------------------------------
 
 
 def test_a_plan_of_pictures(tmp_path, photo, picture, reference):
     photo.resize((64, 96)).save(tmp_path / "b.png")
     before = sorted(tmp_path.rglob("*"))
-    plan = plan_images([picture, tmp_path / "b.png"], str(reference), tmp_path / "out", steps=4, cfg=3.0, **FAST)
+    plan = plan_images(
+        [picture, tmp_path / "b.png"], str(reference), tmp_path / "out", steps=4, cfg=3.0, **FAST
+    )
     assert sorted(tmp_path.rglob("*")) == before
     assert json.loads(json.dumps(plan)) == plan
     assert plan["evaluations"] == 2 * 4 * 2 and plan["frames"] == 2
@@ -215,7 +278,8 @@ def test_a_plan_of_pictures(tmp_path, photo, picture, reference):
 
 
 def windows_of(plan, *shots):
-    """One for a shot that fits, else one more for every stride, or part of it, that it is longer."""
+    """One for a shot that fits, else one more for every stride, or part of it, that it is
+    longer."""
     length, stride = plan["window"], plan["window"] - plan["overlap"]
     assert length > 1
     return sum(1 + max(0, math.ceil((frames - length) / stride)) for frames in shots)
@@ -227,7 +291,14 @@ def test_a_plan_of_a_video(tmp_path, reference, cuts, shots):
     (tmp_path / "new").mkdir()  # a run could not make a folder by way of one that is not there
     before = sorted(tmp_path.rglob("*"))
     plan = plan_video(
-        clip, str(reference), tmp_path / "new" / ".." / "out", cuts=cuts, steps=3, cfg=1.0, motion="auto", **FAST
+        clip,
+        str(reference),
+        tmp_path / "new" / ".." / "out",
+        cuts=cuts,
+        steps=3,
+        cfg=1.0,
+        motion="auto",
+        **FAST,
     )
     assert sorted(tmp_path.rglob("*")) == before
     windows = windows_of(plan, *shots)
@@ -252,7 +323,9 @@ def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     clip = make_clip(tmp_path / "in.mp4", frames=24, cut_at=20)
     monkeypatch.setattr("std_cli.stylize.plan.COUNTED", 10)
     plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST)
-    assert plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
+    assert (
+        plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
+    )
     assert any("are not counted" in note for note in plan["notes"])
 
 
@@ -271,7 +344,8 @@ RECKONED: dict[str, dict[str, int]] = {}
 
 @pytest.fixture(autouse=True)
 def reckoned_once(monkeypatch):
-    """What a network takes at work is reckoned once for all tests here: it follows from the arguments alone."""
+    """What a network takes at work is reckoned once for all tests here: it follows from the
+    arguments alone."""
     reckon = memory.activation_bytes
 
     def once(*about, **how):
@@ -283,7 +357,8 @@ def reckoned_once(monkeypatch):
 
 
 def test_what_is_not_downloaded_is_reckoned(tmp_path, reference, main_memory):
-    """SDXL in fp32 and bf16 on main memories of some sizes: as it is, in bf16, smaller, not at all."""
+    """SDXL in fp32 and bf16 on main memories of some sizes: as it is, in bf16, smaller, not at
+    all."""
     clip = make_clip(tmp_path / "in.mp4", frames=8)
     main_memory(64)
     plan = plan_video(clip, str(reference), tmp_path, size=512, device="cpu")
@@ -306,7 +381,11 @@ def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
         ({"model": str(tmp_path)}, "not a whole SDXL folder"),
         ({"lora": "gone.safetensors"}, "gone.safetensors"),
         ({"eta": 3.0}, "--eta"),
-        *([] if torch.cuda.is_available() else [({"device": "auto", "offload": "model"}, "leave it out")]),
+        *(
+            []
+            if torch.cuda.is_available()
+            else [({"device": "auto", "offload": "model"}, "leave it out")]
+        ),
     ]:
         with pytest.raises(InputError, match=told):
             plan_images(picture, str(reference), **FAST | options)
@@ -320,19 +399,28 @@ def gpu(monkeypatch):
     """Lets a plan see a GPU with so much free memory."""
 
     def report(gib, kind="cuda"):
-        monkeypatch.setattr("std_cli.diffusion.pipeline.choose_device", lambda name: torch.device(kind))
-        monkeypatch.setattr("std_cli.stylize.plan.free_memory", lambda device: (int(gib * GIB), int(gib * GIB)))
+        monkeypatch.setattr(
+            "std_cli.diffusion.pipeline.choose_device", lambda name: torch.device(kind)
+        )
+        monkeypatch.setattr(
+            "std_cli.stylize.plan.free_memory", lambda device: (int(gib * GIB), int(gib * GIB))
+        )
 
     monkeypatch.setattr("std_cli.stylize.plan.device_name", lambda device: "a device")
     return report
 
 
 def test_the_table_of_hardware_in_the_readme(tmp_path, reference, gpu):
-    """What it says is what plans say: the options for each size of memory, and how many GiB that is with the margin."""
+    """What it says is what plans say: the options for each size of memory, and how many GiB that is
+    with the margin."""
     Image.new("RGB", (2048, 2048)).save(tmp_path / "p.png")
     make_clip(tmp_path / "v.mp4", 8, (1920, 1080), sound=False)
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What hardware does what")[1]
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     rows = {hardware: {"p.png": picture, "v.mp4": video} for hardware, picture, video in rows}
 
     def planned(file, **options):
@@ -353,7 +441,9 @@ def test_the_table_of_hardware_in_the_readme(tmp_path, reference, gpu):
         for file, flags in (("p.png", pictures), ("v.mp4", videos)):
             plan, cell = planned(file), rows[name][file]
             assert (plan["picks"]["flags"], plan["fits"]) == (flags, not flags), name
-            assert (f"`{flags}`" if flags else "nothing") in cell and told(plan, plan["picks"]["offload"]) in cell, name
+            assert (f"`{flags}`" if flags else "nothing") in cell and told(
+                plan, plan["picks"]["offload"]
+            ) in cell, name
             parts = plan["memory"]["parts"]
             assert {mode: sum(p.values()) for mode, p in parts.items()} == plan["memory"]["modes"]
     gpu(4.4)
@@ -363,21 +453,40 @@ def test_the_table_of_hardware_in_the_readme(tmp_path, reference, gpu):
     gpu(11.4)
     for file, size in (("p.png", 768), ("v.mp4", 1024)):
         plan = planned(file, size=size)
-        assert plan["fits"] and f"`--size {size}` ({told(plan, 'none')})" in rows["GPU, 12 GB"][file]
-    for name, free, batches in (("16", 15.4, "1, 3"), ("24", 23.4, "3, 6"), ("48 or 80", 47.4, "8, 8")):
+        assert (
+            plan["fits"] and f"`--size {size}` ({told(plan, 'none')})" in rows["GPU, 12 GB"][file]
+        )
+    for name, free, batches in (
+        ("16", 15.4, "1, 3"),
+        ("24", 23.4, "3, 6"),
+        ("48 or 80", 47.4, "8, 8"),
+    ):
         gpu(free)
-        at_once = ", ".join(str(planned("v.mp4", size=size)["picks"]["batch"]) for size in (None, 1024))
-        assert at_once == batches and f"windows at once: {batches}" in rows[f"GPU, {name} GB"]["v.mp4"]
+        at_once = ", ".join(
+            str(planned("v.mp4", size=size)["picks"]["batch"]) for size in (None, 1024)
+        )
+        assert (
+            at_once == batches and f"windows at once: {batches}" in rows[f"GPU, {name} GB"]["v.mp4"]
+        )
     gpu(64, "cpu")
     assert told(planned("p.png", dtype="bf16"), "none") in rows["CPU"]["p.png"]
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command -------------------------------------------------------------------------------
 
 
 def test_the_command(tmp_path, picture, reference, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = [str(picture), "--style", str(reference), "--model", "tiny", "--size", "64", "--no-probe"]
+    arguments = [
+        str(picture),
+        "--style",
+        str(reference),
+        "--model",
+        "tiny",
+        "--size",
+        "64",
+        "--no-probe",
+    ]
     before = sorted(tmp_path.rglob("*"))
     events = []
     for command in (["plan", "image"], ["stylize", "image", "--dry-run"]):
@@ -410,4 +519,6 @@ def test_a_folder_that_is_full_of_work_is_left_alone(tmp_path, reference):
     told = '{"std": "work folder", "run": {}}'
     (work / "run.json").write_text(told)
     plan_video(clip, str(reference), tmp_path, probe=False, **FAST)
-    assert [f.name for f in work.iterdir()] == ["run.json"] and (work / "run.json").read_text() == told
+    assert [f.name for f in work.iterdir()] == ["run.json"] and (
+        work / "run.json"
+    ).read_text() == told

@@ -1,4 +1,5 @@
-"""Runs of every kind on real configs at reduced width, out of a cache that a small Hub on this machine filled."""
+"""Runs of every kind on real configs at reduced width, out of a cache that a small Hub on this
+machine filled."""
 
 import json
 import os
@@ -14,11 +15,11 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from std_cli.media.video.join import read_comment
 from transformers import Dinov2Config, Dinov2Model
 
 from std_cli.cli.commands import run
 from std_cli.diffusion.pipeline import join_motion
+from std_cli.media.video.join import read_comment
 from std_cli.weights.hub import source
 from std_cli.weights.zoo import find_entry
 from tests.hub import serving
@@ -65,7 +66,8 @@ DINO = {
 
 
 class Home:
-    """An HF_HOME that `std models pull` has filled; and the same SDXL as one file, with the original code's names."""
+    """An HF_HOME that `std models pull` has filled; and the same SDXL as one file, with the
+    original code's names."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.file = root, root / "checkpoint.safetensors"
@@ -90,8 +92,23 @@ class Home:
         with serving() as (url, handler):
             handler.repos.update({source(name).repo: folder for name, folder in repos.items()})
             kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-            env = {"HF_HOME": str(root / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "HF_ENDPOINT": url}
-            command = [sys.executable, "-m", "std_cli", "models", "pull", "-q", *repos, "ip-adapter", "std-v2v-0.75"]
+            env = {
+                "HF_HOME": str(root / "home"),
+                "HF_HUB_DISABLE_XET": "1",
+                "NO_PROXY": "*",
+                "HF_ENDPOINT": url,
+            }
+            command = [
+                sys.executable,
+                "-m",
+                "std_cli",
+                "models",
+                "pull",
+                "-q",
+                *repos,
+                "ip-adapter",
+                "std-v2v-0.75",
+            ]
             done = subprocess.run(command, env=kept | env, capture_output=True, text=True)
             assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         # where a run of the single file has no weights of the folder to fall back on
@@ -125,7 +142,9 @@ def pictures(home: Home) -> Path:
 @pytest.fixture(params=["folder", "single file"])
 def model(request: pytest.FixtureRequest, home: Home, monkeypatch: pytest.MonkeyPatch) -> str:
     """What --model is given; with the cache that it has, off-line from here on."""
-    cache, name = {"folder": ("home", "sdxl"), "single file": ("bare", str(home.file))}[request.param]
+    cache, name = {"folder": ("home", "sdxl"), "single file": ("bare", str(home.file))}[
+        request.param
+    ]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.root / cache / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home.root / "xdg"))
@@ -142,10 +161,23 @@ def std(capsys: pytest.CaptureFixture[str], *command: str) -> list[dict[str, Any
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_video(home: Home, model: str, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """AnimateDiff's adapter, the published LoRA for videos with the motion layers' tensors, the IP-Adapter."""
+def test_video(
+    home: Home, model: str, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AnimateDiff's adapter, the published LoRA for videos with the motion layers' tensors, the
+    IP-Adapter."""
     source, out = make_clip(tmp_path / "in.mp4", 6, (64, 64)), tmp_path / "out.mp4"
-    command = ["stylize", "video", str(source), "--style", str(reference), "--model", model, "-o", str(out)]
+    command = [
+        "stylize",
+        "video",
+        str(source),
+        "--style",
+        str(reference),
+        "--model",
+        model,
+        "-o",
+        str(out),
+    ]
     events = std(capsys, *command, "--motion", "animatediff", "--size", "64", "--steps", "2")
     assert [e for e in events if e["event"] == "notice"] == []
     settings = read_comment(out)["settings"]
@@ -157,30 +189,60 @@ def test_video(home: Home, model: str, tmp_path: Path, reference: Path, capsys: 
 def test_distill_and_stylize_with_what_it_made(
     model: str, pictures: Path, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two updates of all 788 layers with DINOv2 as the discriminator's features; then a picture with that LoRA."""
+    """Two updates of all 788 layers with DINOv2 as the discriminator's features; then a picture
+    with that LoRA."""
     folder, config = tmp_path / "run", tmp_path / "run.toml"
     std(capsys, "distill", "--init", str(config), "--model", model)
     changes = {
-        "data.sources": [str(pictures)], "data.size": [64, 64], "data.held_out": 0, "data.workers": 1,
-        "lora.rank": 2, "lora.alpha": 2, "distill.steps": 2, "optimizer.accumulation": 1, "optimizer.lr": 1e-3,
+        "data.sources": [str(pictures)], "data.size": [64, 64], "data.held_out": 0,
+        "data.workers": 1,
+        "lora.rank": 2, "lora.alpha": 2, "distill.steps": 2, "optimizer.accumulation": 1,
+        "optimizer.lr": 1e-3,
         "optimizer.warmup_steps": 0, "optimizer.scale_lr": False, "model.device": "cpu",
     }  # fmt: skip
-    given = [part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    events = std(capsys, "distill", "--config", str(config), *given, "--max-steps", "2", "--output", str(folder))
+    given = [
+        part for key, value in changes.items() for part in ("--set", f"{key}={json.dumps(value)}")
+    ]
+    events = std(
+        capsys,
+        "distill",
+        "--config",
+        str(config),
+        *given,
+        "--max-steps",
+        "2",
+        "--output",
+        str(folder),
+    )
     progress = [e for e in events if e.get("stage") == "distill"]
     assert [e["step"] for e in progress] == [1, 2]
-    assert all(np.isfinite([e["loss"], e["adversarial"], e["discriminator"]]).all() for e in progress)
+    assert all(
+        np.isfinite([e["loss"], e["adversarial"], e["discriminator"]]).all() for e in progress
+    )
     lora = folder / "pytorch_lora_weights.safetensors"
     assert events[-1]["event"] == "result" and events[-1]["output"] == str(lora)
     state = load_file(lora)
-    assert len(state) == 1576 and sum(bool(t.any()) for k, t in state.items() if "lora_B" in k) == 788
+    assert (
+        len(state) == 1576 and sum(bool(t.any()) for k, t in state.items() if "lora_B" in k) == 788
+    )
     out = tmp_path / "out.png"
-    command = ["stylize", "image", str(pictures / "0.png"), "--style", str(reference), "--model", model, "-o", str(out)]
+    command = [
+        "stylize",
+        "image",
+        str(pictures / "0.png"),
+        "--style",
+        str(reference),
+        "--model",
+        model,
+        "-o",
+        str(out),
+    ]
     events = std(capsys, *command, "--lora", str(lora), "--size", "64")
     assert [e for e in events if e["event"] == "notice"] == []
     [start] = [e for e in events if e["event"] == "start"]
     assert [start["settings"][k] for k in ("eta", "steps", "schedule")] == [0.75, 2, "aligned"]
-    again = std(capsys, *command[:-1], str(tmp_path / "plain.png"), "--ip-adapter", "plain", "--lora", str(lora),
+    again = std(capsys, *command[:-1], str(tmp_path / "plain.png"), "--ip-adapter", "plain",
+    "--lora", str(lora),
                 "--size", "64")  # fmt: skip
     assert [e["settings"]["ip_adapter"] for e in again if e["event"] == "start"] == ["plain"]
     with Image.open(out) as picture, Image.open(tmp_path / "plain.png") as plain:

@@ -43,7 +43,10 @@ def make_clip(path, frames=20, size=(64, 48), rate=25, sound=True, cut_at=None, 
             picture = pictures[cut_at is not None and i >= cut_at]
             x = i % size[0]
             frame = av.VideoFrame.from_image(picture.crop((x, 0, x + size[0], size[1])))
-            frame.pts, frame.time_base = 1000 * i // rate + (i % 3 * 7 if vfr else 0), Fraction(1, 1000)
+            frame.pts, frame.time_base = (
+                1000 * i // rate + (i % 3 * 7 if vfr else 0),
+                Fraction(1, 1000),
+            )
             out.mux(video.encode(frame))
         out.mux(video.encode())
         if sound:
@@ -70,7 +73,9 @@ def packets_of(path):
 
 def same_frames(a, b):
     a, b = frames_of(a), frames_of(b)
-    return len(a) == len(b) and all(s == t and np.array_equal(x, y) for (s, x), (t, y) in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        s == t and np.array_equal(x, y) for (s, x), (t, y) in zip(a, b, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +85,27 @@ def source(tmp_path_factory):
 
 def test_frames_times_sound_and_request_are_kept(tmp_path, source, reference):
     events = []
-    [result] = stylize_video(source, reference, tmp_path / "out.mp4", on_event=events.append, **FAST)
+    [result] = stylize_video(
+        source, reference, tmp_path / "out.mp4", on_event=events.append, **FAST
+    )
     out = tmp_path / "out.mp4"
     assert [t for t, _ in frames_of(out)] == [t for t, _ in frames_of(source)]
     assert packets_of(out) == packets_of(source)
     assert frames_of(out)[0][1].shape == (48, 64, 3)
-    assert (result["frames"], result["resumed"], result["width"], result["height"]) == (20, 0, 64, 48)
+    assert (result["frames"], result["resumed"], result["width"], result["height"]) == (
+        20,
+        0,
+        64,
+        48,
+    )
     assert result["seam_ratio"] is None or result["seam_ratio"] > 0
     assert result["flicker"] >= 0
     comment = read_comment(out)
-    assert comment["settings"]["steps"] == 2 and comment["frames"] == 20 and comment["flicker"] == result["flicker"]
+    assert (
+        comment["settings"]["steps"] == 2
+        and comment["frames"] == 20
+        and comment["flicker"] == result["flicker"]
+    )
     assert sorted(os.listdir(tmp_path)) == ["out.mp4", "style.png"]
     progress = [e for e in events if e.get("stage") == "video"]
     assert progress[-1]["frame"] <= 20 and all(e["frames"] == 20 for e in progress)
@@ -109,7 +125,9 @@ def test_windows_do_not_cross_a_cut(tmp_path, reference):
     clip = make_clip(tmp_path / "two.mp4", 24, sound=False, cut_at=11)
     (tmp_path / "cuts.txt").write_text("0.44\n")
     settings = FAST | {"motion": "auto", "codec": "ffv1"}
-    stylize_video(clip, reference, tmp_path / "both.mkv", cuts=str(tmp_path / "cuts.txt"), **settings)
+    stylize_video(
+        clip, reference, tmp_path / "both.mkv", cuts=str(tmp_path / "cuts.txt"), **settings
+    )
     stylize_video(clip, reference, tmp_path / "first.mkv", max_frames=11, **settings)
     both, first = frames_of(tmp_path / "both.mkv"), frames_of(tmp_path / "first.mkv")
     assert len(first) == 11
@@ -125,16 +143,27 @@ def test_cuts_are_found(tmp_path, reference):
 
 def test_start_end_fps_and_size(tmp_path, source, reference):
     [result] = stylize_video(
-        source, reference, tmp_path / "o.mkv", start="0.2", end="0.6", fps=10, output_size="model", **FAST
+        source,
+        reference,
+        tmp_path / "o.mkv",
+        start="0.2",
+        end="0.6",
+        fps=10,
+        output_size="model",
+        **FAST,
     )
     times = [t for t, _ in frames_of(tmp_path / "o.mkv")]
     assert len(times) == 4
-    assert all(abs(b - a - Fraction(1, 10)) < Fraction(1, 500) for a, b in itertools.pairwise(times))
+    assert all(
+        abs(b - a - Fraction(1, 10)) < Fraction(1, 500) for a, b in itertools.pairwise(times)
+    )
     assert (result["width"], result["height"]) == (64, 48)
 
 
 def test_side_by_side_has_the_source_on_the_left(tmp_path, source, reference):
-    stylize_video(source, reference, tmp_path / "o.mkv", side_by_side=True, codec="ffv1", max_frames=5, **FAST)
+    stylize_video(
+        source, reference, tmp_path / "o.mkv", side_by_side=True, codec="ffv1", max_frames=5, **FAST
+    )
     out, before = frames_of(tmp_path / "o.mkv"), [f.rgb for f in read_frames(open_clip(source))]
     assert out[0][1].shape == (48, 128, 3)
     assert np.array_equal(out[3][1][:, :64], before[3])
@@ -143,7 +172,9 @@ def test_side_by_side_has_the_source_on_the_left(tmp_path, source, reference):
 def test_preview_has_the_start_of_each_shot(tmp_path, reference):
     clip = make_clip(tmp_path / "two.mp4", 40, sound=True, cut_at=20)
     events = []
-    [result] = stylize_video(clip, reference, tmp_path / "o.mp4", preview="0.2", on_event=events.append, **FAST)
+    [result] = stylize_video(
+        clip, reference, tmp_path / "o.mp4", preview="0.2", on_event=events.append, **FAST
+    )
     times = [t for t, _ in frames_of(tmp_path / "o.mp4")]
     assert len(times) == result["frames"] == 10
     assert all(b - a == Fraction(1, 25) for a, b in itertools.pairwise(times))
@@ -177,23 +208,46 @@ def test_many_inputs_one_model_one_failure(tmp_path, source, reference, capsys):
 
 def test_the_command_tells_events(tmp_path, monkeypatch, source, reference, capsys):
     monkeypatch.chdir(tmp_path)
-    fast = ["--model", "tiny", "--steps", "1", "--size", "64", "--motion", "none", "--max-frames", "3"]
+    fast = [
+        "--model",
+        "tiny",
+        "--steps",
+        "1",
+        "--size",
+        "64",
+        "--motion",
+        "none",
+        "--max-frames",
+        "3",
+    ]
     assert run(["stylize", "video", str(source), "--style", str(reference), *fast, "--json"]) == 0
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
-    assert err == "" and events[-1]["event"] == "result" and events[-1]["output"] == "in_stylized.mp4"
+    assert (
+        err == "" and events[-1]["event"] == "result" and events[-1]["output"] == "in_stylized.mp4"
+    )
     assert {e["event"] for e in events} == {"start", "progress", "result"}
-    again = [str(source), str(source.parent / "absent.mp4"), "--style", str(reference), *fast, "-o", "."]
-    assert run(["stylize", "video", *again]) == 2  # a name that is not there is a slip of the pen, not a failure
+    again = [
+        str(source),
+        str(source.parent / "absent.mp4"),
+        "--style",
+        str(reference),
+        *fast,
+        "-o",
+        ".",
+    ]
+    # a name that is not there is a slip of the pen, not a failure
+    assert run(["stylize", "video", *again]) == 2
 
 
-# --- interruption ----------------------------------------------------------------------------------------------------
+# --- interruption ------------------------------------------------------------------------------
 
 LONG = FAST | {"motion": "auto", "steps": 2}
 
 
 def work_in_child(source, reference, output, largest=None, killed_after_move=False, **more):
-    """One run with short segments, on the model that the server has loaded; `largest`: bytes that a file may have."""
+    """One run with short segments, on the model that the server has loaded; `largest`: bytes that a
+    file may have."""
     from std_cli.diffusion import pipeline
     from tests.loaded import PIPELINE
 
@@ -249,7 +303,8 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
             child.join()
             kills += 1
             work = tmp_path / f".{output.name}.std"
-            if output.exists() and not (work / "result.json").exists():  # the run was over but for its empty folder
+            # the run was over but for its empty folder
+            if output.exists() and not (work / "result.json").exists():
                 assert {f.name for f in work.glob("*")} <= {"lock"}
                 shutil.rmtree(work, ignore_errors=True)
                 ends.append(output)
@@ -268,7 +323,8 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
 
 @pytest.mark.parametrize("more", [{}, {"codec": "png"}], ids=["a file", "a folder"])
 def test_killed_between_the_results_move_and_the_tidying_up(tmp_path, reference, more):
-    """The same command finds its own result, says so, and tidies up; another one is told that there is an output."""
+    """The same command finds its own result, says so, and tidies up; another one is told that there
+    is an output."""
     source, out = make_clip(tmp_path / "in.mp4", 10), tmp_path / ("out" if more else "out.mp4")
     how = {"args": (source, reference, out), "kwargs": {"killed_after_move": True} | more}
     child = server().Process(target=work_in_child, **how)
@@ -280,7 +336,9 @@ def test_killed_between_the_results_move_and_the_tidying_up(tmp_path, reference,
         stylize_video(source, reference, out, **LONG | more | {"seed": 5})
     events = []
     [result] = stylize_video(source, reference, out, on_event=events.append, **LONG | more)
-    assert [e["event"] for e in events if e.get("stage") != "load"] == ["result"] and events[-1] == result
+    assert [e["event"] for e in events if e.get("stage") != "load"] == ["result"] and events[
+        -1
+    ] == result
     assert (result["output"], result["frames"], result["resumed"]) == (str(out), 10, 0)
     assert out.stat().st_mtime_ns == before and not list(tmp_path.glob(".*"))
     if not more:  # a folder that is there is one to write into
@@ -301,7 +359,8 @@ def test_an_output_that_another_put_there_is_not_taken_for_ones_own(tmp_path, re
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, reference):
-    """No file may grow beyond what the state or the result needs: as if the disk were full there."""
+    """No file may grow beyond what the state or the result needs: as if the disk were full
+    there."""
     source = make_clip(tmp_path / "in.mp4", 24)
     whole = tmp_path / "whole.mp4"
     context, out = server(), tmp_path / "o.mp4"
@@ -325,9 +384,32 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, reference):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, source, reference):
-    command = [sys.executable, "-m", "std_cli", "stylize", "video", str(source), "--style", str(reference)]
-    command += ["-o", "o.mp4", "--model", "tiny", "--motion", "auto", "--steps", "12", "--size", "64", "--json"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "std_cli",
+        "stylize",
+        "video",
+        str(source),
+        "--style",
+        str(reference),
+    ]
+    command += [
+        "-o",
+        "o.mp4",
+        "--model",
+        "tiny",
+        "--motion",
+        "auto",
+        "--steps",
+        "12",
+        "--size",
+        "64",
+        "--json",
+    ]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in child.stdout:
         if json.loads(line).get("stage") == "video":
             child.send_signal(signal.SIGINT)
@@ -336,7 +418,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, source, reference):
     assert child.returncode == 130
     assert json.loads(out.splitlines()[-1])["message"] == "interrupted" and "Traceback" not in err
     assert {p.name for p in tmp_path.iterdir()} <= {".o.mp4.std", "style.png"}
-    [result] = stylize_video(source, reference, tmp_path / "o.mp4", model="tiny", motion="auto", steps=12, size=64)
+    [result] = stylize_video(
+        source, reference, tmp_path / "o.mp4", model="tiny", motion="auto", steps=12, size=64
+    )
     assert result["frames"] == 20
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.mp4", "style.png"]
 
@@ -356,7 +440,10 @@ def interrupted(source, reference, output, **settings):
 def test_another_request_is_refused_by_name(tmp_path, source, reference):
     out = tmp_path / "o.mp4"
     interrupted(source, reference, out)
-    for changed, name in (({"seed": 5}, r"settings\.seed: 0, now 5"), ({"crf": 30}, r"settings\.crf")):
+    for changed, name in (
+        ({"seed": 5}, r"settings\.seed: 0, now 5"),
+        ({"crf": 30}, r"settings\.crf"),
+    ):
         with pytest.raises(InputError, match=name):
             stylize_video(source, reference, out, **FAST | changed)
     other = make_clip(tmp_path / "in.mp4", 19)
@@ -396,7 +483,7 @@ def test_two_runs_on_one_output(tmp_path, source, reference):
     assert refused
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------
 
 
 def silent(path):
@@ -445,7 +532,10 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
 
         layer = "unet.down_blocks.1.attentions.0.proj_in"
         save_file(
-            {f"{layer}.lora_A.weight": torch.zeros(4, 999), f"{layer}.lora_B.weight": torch.zeros(999, 4)},
+            {
+                f"{layer}.lora_A.weight": torch.zeros(4, 999),
+                f"{layer}.lora_B.weight": torch.zeros(999, 4),
+            },
             "lora.safetensors",
         )
     before = {p: p.stat().st_size for p in tmp_path.rglob("*")}

@@ -1,4 +1,5 @@
-"""The training of the embedded pack: its data, its noise, its layout, and that a resumed run is the same run."""
+"""The training of the embedded pack: its data, its noise, its layout, and that a resumed run is the
+same run."""
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def test_a_shard_follows_from_its_number(tmp_path, monkeypatch):
 def test_noise_schedule_is_sdxls():
     from diffusers import DDIMScheduler
 
-    reference = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
+    reference = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).alphas_cumprod
     assert torch.allclose(train.ALPHAS_CUMPROD, reference, atol=1e-6)
 
 
@@ -97,7 +100,8 @@ def test_at_its_start_time_a_bridge_is_the_noised_plain_picture(latents, tokeniz
     abar = train.ALPHAS_CUMPROD[seen["t"]]
     mean = seen["x_t"].mean((1, 2, 3))
     assert (mean < abar.sqrt() * 7 + 0.1).all()
-    at_start = (mean - abar.sqrt() * 7).abs() < 0.06  # 6400 values of unit noise: 0.0125 is one standard error
+    # 6400 values of unit noise: 0.0125 is one standard error
+    at_start = (mean - abar.sqrt() * 7).abs() < 0.06
     assert at_start.sum() >= 3  # 30% of the bridged samples of this draw
 
 
@@ -119,7 +123,8 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
         image_encoder_folder=None,
     )
     pipe.set_ip_adapter_scale(1.0)
-    for name, state in export.load_parts(tmp_path / "pack").items():  # so that training can go on from a pack
+    # so that training can go on from a pack
+    for name, state in export.load_parts(tmp_path / "pack").items():
         own = getattr(net, name).state_dict()
         assert own.keys() == state.keys() and all(
             torch.equal(own[k].half().float(), v.float()) for k, v in state.items()
@@ -127,17 +132,25 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
     g = torch.Generator().manual_seed(1)
     x, pixels = torch.randn(1, 4, 16, 16, generator=g), torch.randn(1, 3, 112, 112, generator=g)
     t, sizes = torch.tensor([500]), torch.tensor([[64.0, 64, 0, 0, 64, 64]])
-    ids = tokenizer(["halftone print"], padding="max_length", max_length=32, return_tensors="pt").input_ids
+    ids = tokenizer(
+        ["halftone print"], padding="max_length", max_length=32, return_tensors="pt"
+    ).input_ids
     with torch.no_grad():
         states, pooled = net.text_states(ids)
         want = net(x, t, states, pooled, net.picture_tokens(pixels), sizes)
         hidden = pipe.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-        states, _, pooled, _ = pipe.encode_prompt("halftone print", device="cpu", do_classifier_free_guidance=False)
+        states, _, pooled, _ = pipe.encode_prompt(
+            "halftone print", device="cpu", do_classifier_free_guidance=False
+        )
         got = pipe.unet(
             x,
             t,
             states,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden[:, None]]},
+            added_cond_kwargs={
+                "text_embeds": pooled,
+                "time_ids": sizes,
+                "image_embeds": [hidden[:, None]],
+            },
         ).sample
     assert states.shape == (1, 32, CROSS)
     assert (got - want).abs().max() < 0.02 * want.std()  # weights were rounded to fp16

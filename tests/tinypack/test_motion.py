@@ -1,4 +1,5 @@
-"""The temporal layers of the embedded pack: moving scenes, what learns and what does not, and the exported folder."""
+"""The temporal layers of the embedded pack: moving scenes, what learns and what does not, and the
+exported folder."""
 
 import json
 
@@ -44,14 +45,22 @@ def clips(monkeypatch):
     monkeypatch.setattr(motion, "HELD_OUT", 2)
     monkeypatch.setattr(motion, "FRAMES", 3)
     g, n, side = torch.Generator().manual_seed(0), 6, 16
-    plain, styled = (torch.randn(n, 4, 1, side, side, generator=g).expand(-1, -1, 3, -1, -1).half() for _ in range(2))
+    plain, styled = (
+        torch.randn(n, 4, 1, side, side, generator=g).expand(-1, -1, 3, -1, -1).half()
+        for _ in range(2)
+    )
     stirred = (plain + 0.5 * torch.randn(n, 4, 3, side, side, generator=g)).half()
-    flow, seen = torch.zeros(n, 2, side, side, 2).half(), torch.ones(n, 2, side, side, dtype=torch.bool)
+    flow, seen = (
+        torch.zeros(n, 2, side, side, 2).half(),
+        torch.ones(n, 2, side, side, dtype=torch.bool),
+    )
     reference = np.random.default_rng(0).integers(0, 255, (n, 128, 128, 3), np.uint8)
-    return motion.Clips(stirred, styled, plain, flow, seen, reference, np.array(["halftone print, red"] * n))
+    return motion.Clips(
+        stirred, styled, plain, flow, seen, reference, np.array(["halftone print, red"] * n)
+    )
 
 
-# --- moving scenes ---------------------------------------------------------------------------------------------------
+# --- moving scenes -----------------------------------------------------------------------------
 
 
 def test_a_clip_repeats_and_is_a_picture():
@@ -60,7 +69,9 @@ def test_a_clip_repeats_and_is_a_picture():
     assert a.flow.shape == (2, 64, 64, 2) and a.seen.shape == (2, 64, 64)
     pictures = (a.plain, a.styled, a.clean, a.reference)
     assert all(x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1 for x in pictures)
-    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) and not np.array_equal(a.plain, c.plain)
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) and not np.array_equal(
+        a.plain, c.plain
+    )
 
 
 def test_a_pan_by_whole_pixels_copies_pixels():
@@ -75,14 +86,17 @@ def test_a_pan_by_whole_pixels_copies_pixels():
 
 @pytest.mark.parametrize("seed", [2, 3, 5, 7])
 def test_the_flow_tells_where_things_go(seed):
-    """The next frame, fetched along the flow, is this frame wherever it can be seen: far nearer than without."""
+    """The next frame, fetched along the flow, is this frame wherever it can be seen: far nearer
+    than without."""
     c = moving.clip(np.random.default_rng(seed), frames=4, size=96)
     assert 0.5 < c.seen.mean() <= 1
     y, x = np.mgrid[0:96, 0:96]
     along, still = [], []
     for i in range(3):
         at = (y + c.flow[i, ..., 1], x + c.flow[i, ..., 0])
-        fetched = np.stack([ndimage.map_coordinates(c.styled[i + 1, ..., k], at, order=1) for k in range(3)], -1)
+        fetched = np.stack(
+            [ndimage.map_coordinates(c.styled[i + 1, ..., k], at, order=1) for k in range(3)], -1
+        )
         along.append(np.abs(fetched - c.styled[i])[c.seen[i]].mean())
         still.append(np.abs(c.styled[i + 1] - c.styled[i])[c.seen[i]].mean())
     assert np.mean(along) < 0.5 * np.mean(still)
@@ -96,16 +110,22 @@ def test_shards_follow_from_their_number(tmp_path, vae_folder, monkeypatch):
     a, b = motion.load_clips(tmp_path / "a"), motion.load_clips(tmp_path / "b")
     assert a.plain.shape == a.styled.shape == (2, 4, 8, 8, 8) and a.plain.dtype == torch.float16
     assert a.flow.shape == (2, 7, 8, 8, 2) and a.seen.shape == (2, 7, 8, 8)
-    assert torch.equal(a.styled[:1], b.styled) and a.caption[0] == b.caption[0] and a.caption.shape == (2,)
+    assert (
+        torch.equal(a.styled[:1], b.styled)
+        and a.caption[0] == b.caption[0]
+        and a.caption.shape == (2,)
+    )
 
 
-# --- noise, motion, identity -----------------------------------------------------------------------------------------
+# --- noise, motion, identity -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("m", [0.0, 0.4, 1.0])
 def test_mixed_noise_is_noise(m):
     g = torch.Generator().manual_seed(0)
-    x = motion.mix_noise(torch.randn(1, 50_000, generator=g), torch.randn(2, 50_000, generator=g), m)
+    x = motion.mix_noise(
+        torch.randn(1, 50_000, generator=g), torch.randn(2, 50_000, generator=g), m
+    )
     assert x.var(1).sub(1).abs().max() < 0.03
     assert abs(float((x[0] * x[1]).mean()) - m) < 0.02
 
@@ -152,7 +172,9 @@ def test_new_temporal_layers_see_what_deviates_along_time():
     change = 0.1 * torch.randn(8, 96, 6, 6, generator=g)
     with torch.no_grad():
         nothing = (
-            layer(still, num_frames=8) - still - motion.CONSTANT * torch.tensor([1.0, -1.0]).repeat(48)[:, None, None]
+            layer(still, num_frames=8)
+            - still
+            - motion.CONSTANT * torch.tensor([1.0, -1.0]).repeat(48)[:, None, None]
         )
         something = layer(still + change, num_frames=8) - layer(still, num_frames=8) - change
     assert nothing.abs().mean() < 0.2  # of 0.8
@@ -164,19 +186,27 @@ def test_fine_bands_and_their_strength():
     x = torch.randn(1, 2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
     ramp = torch.arange(40.0).expand_as(x)
     assert motion.fine(ramp)[..., 2:-2, 2:-2].abs().max() < 1e-5  # the filter keeps planes
-    assert motion.fine(x + ramp)[..., 2:-2, 2:-2].allclose(motion.fine(x)[..., 2:-2, 2:-2], atol=1e-4)
-    assert motion.strength(3 * x).shape == x.shape and motion.strength(3 * x).mean() == pytest.approx(3, rel=0.05)
+    assert motion.fine(x + ramp)[..., 2:-2, 2:-2].allclose(
+        motion.fine(x)[..., 2:-2, 2:-2], atol=1e-4
+    )
+    assert motion.strength(3 * x).shape == x.shape and motion.strength(
+        3 * x
+    ).mean() == pytest.approx(3, rel=0.05)
     assert motion.strength(2 * x).allclose(2 * motion.strength(x), rtol=1e-3)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------
 
 
 def go(clips, net, tokenizer, out, steps=4, rate=1e-3):
-    return motion.train(clips, net, tokenizer, None, out, seed=1, steps=steps, minutes=1e6, rate=rate)
+    return motion.train(
+        clips, net, tokenizer, None, out, seed=1, steps=steps, minutes=1e6, rate=rate
+    )
 
 
-def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net, tokenizer, tmp_path, monkeypatch):
+def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(
+    clips, net, tokenizer, tmp_path, monkeypatch
+):
     unets, make = [], motion.make_motion_unet
     monkeypatch.setattr(motion, "make_motion_unet", lambda *a: unets.append(make(*a)) or unets[-1])
     own = {k: v.clone() for k, v in net.state_dict().items()}
@@ -184,9 +214,12 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(clips, net
     [unet], plain = unets, make(net, motion.make_adapter())
     trainer = motion.Trainer(clips, net, tokenizer, np.random.default_rng(0))
     figures, start = motion.validate(unet, trainer), motion.validate(plain, trainer)
-    after, before = (x[0] + motion.FLICKER * x[1] + motion.SOFTNESS * x[2] for x in (figures, start))
+    after, before = (
+        x[0] + motion.FLICKER * x[1] + motion.SOFTNESS * x[2] for x in (figures, start)
+    )
     assert after < 0.99 * before
-    assert start[:2] == pytest.approx(start[3:], rel=1e-3) and start[2] < 1e-3 * start[0]  # the denoiser alone
+    # the denoiser alone
+    assert start[:2] == pytest.approx(start[3:], rel=1e-3) and start[2] < 1e-3 * start[0]
     assert all(torch.equal(v, own[k]) for k, v in net.state_dict().items())
     old = plain.state_dict()
     moved = {k for k, v in unet.state_dict().items() if not torch.equal(v, old[k])}
@@ -220,7 +253,10 @@ def test_the_folder_loads_with_stock_classes(tmp_path, net):
     (tmp_path / "pack").mkdir()
     export.add_motion(tmp_path / "motion_adapter", tmp_path / "pack")
     folder = tmp_path / "pack" / "motion_adapter"
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     assert sum(p.stat().st_size for p in folder.iterdir()) < 7e6
     assert json.loads((folder / "config.json").read_text())["motion_max_seq_length"] == 24
 
@@ -228,7 +264,8 @@ def test_the_folder_loads_with_stock_classes(tmp_path, net):
     assert all(torch.equal(v.half().float(), stock.state_dict()[k]) for k, v in want.items())
     unet = UNetMotionModel.from_unet2d(make_unet(), stock)
     assert torch.equal(
-        unet.up_blocks[0].motion_modules[1].proj_out.weight, stock.up_blocks[0].motion_modules[1].proj_out.weight
+        unet.up_blocks[0].motion_modules[1].proj_out.weight,
+        stock.up_blocks[0].motion_modules[1].proj_out.weight,
     )
 
 
@@ -237,7 +274,10 @@ def test_a_blend_is_the_mean_of_weights(tmp_path):
     for folder in folders:
         motion.save(motion.make_adapter(), folder)
     motion.blend(folders, 0.25, tmp_path / "c")
-    a, b, c = (MotionAdapter.from_pretrained(f, dtype=torch.float32).state_dict() for f in [*folders, tmp_path / "c"])
+    a, b, c = (
+        MotionAdapter.from_pretrained(f, dtype=torch.float32).state_dict()
+        for f in [*folders, tmp_path / "c"]
+    )
     assert any(not torch.equal(v, b[k]) for k, v in a.items())
     assert all(c[k].allclose(0.75 * v + 0.25 * b[k], atol=1e-3) for k, v in a.items())
 
@@ -250,7 +290,11 @@ def test_a_weakened_adapter_adds_its_share(tmp_path):
     motion.weaken(tmp_path / "whole", 0.25, tmp_path / "quarter")
     x = torch.randn(4, 48, 4, 4, generator=torch.Generator().manual_seed(0))
     folders = (tmp_path / "whole", tmp_path / "quarter")
-    layers = [MotionAdapter.from_pretrained(f).down_blocks[0].motion_modules[0].float() for f in folders]
+    layers = [
+        MotionAdapter.from_pretrained(f).down_blocks[0].motion_modules[0].float() for f in folders
+    ]
     with torch.no_grad():
         added = [layer(x, num_frames=4) - x for layer in layers]
-    assert added[0].std() > 0.01 and torch.allclose(added[1], added[0] / 4, atol=0.02 * added[0].std())
+    assert added[0].std() > 0.01 and torch.allclose(
+        added[1], added[0] / 4, atol=0.02 * added[0].std()
+    )

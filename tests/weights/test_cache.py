@@ -1,4 +1,5 @@
-"""`std models`, against a small Hub on this machine that also fails as a real one does; conversions and inspection."""
+"""`std models`, against a small Hub on this machine that also fails as a real one does; conversions
+and inspection."""
 
 import json
 import os
@@ -34,12 +35,26 @@ ROOT = Path(__file__).parents[2]
 
 
 def command_of(*arguments, home, url="http://127.0.0.1:9", code=None, **more):
-    """(command, how to run it) as a user's shell starts it, against the Hub at `url`; `code` runs before."""
-    script = f"{code or ''}\nimport sys; from std_cli.cli.commands import run; sys.exit(run(sys.argv[1:]))"
+    """(command, how to run it) as a user's shell starts it, against the Hub at `url`; `code` runs
+    before."""
+    script = (
+        f"{code or ''}\nimport sys; from std_cli.cli.commands import run; "
+        f"sys.exit(run(sys.argv[1:]))"
+    )
     kept = {k: v for k, v in os.environ.items() if k not in QUIET and not k.startswith("HF_")}
-    env = {"HF_HOME": str(home), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*", "COLUMNS": "160"}
+    env = {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": url,
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "*",
+        "COLUMNS": "160",
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [sys.executable, "-c", script, *arguments], {"env": kept | env | more, "cwd": ROOT, **pipes}
+    return [sys.executable, "-c", script, *arguments], {
+        "env": kept | env | more,
+        "cwd": ROOT,
+        **pipes,
+    }
 
 
 def std(*arguments, **how):
@@ -55,7 +70,10 @@ def serve(handler, folder, *names):
         for file in entry.files:
             if file.endswith(".safetensors"):
                 torch.manual_seed(number)
-                tensors(place / file, {"x.lora_A.weight": torch.randn(4, 3000), "x.lora_B.weight": torch.zeros(8, 4)})
+                tensors(
+                    place / file,
+                    {"x.lora_A.weight": torch.randn(4, 3000), "x.lora_B.weight": torch.zeros(8, 4)},
+                )
             else:
                 (place / file).parent.mkdir(parents=True, exist_ok=True)
                 (place / file).write_text("{}")
@@ -72,7 +90,10 @@ def test_the_life_of_a_model(tmp_path, hub):
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[-3]["stage"] == "pull" and events[-3]["done"] == events[-3]["total"] > 48_000
-    assert [(e["event"], e["name"]) for e in events[-2:]] == [("pulled", "lcm"), ("pulled", "ip-adapter")]
+    assert [(e["event"], e["name"]) for e in events[-2:]] == [
+        ("pulled", "lcm"),
+        ("pulled", "ip-adapter"),
+    ]
     assert "Bearer hf_mine" in handler.tokens and len(handler.sent) == 4
 
     handler.sent.clear()
@@ -81,7 +102,10 @@ def test_the_life_of_a_model(tmp_path, hub):
     rows = [line.split() for line in std("models", "list", home=at["home"]).stdout.splitlines()]
     assert [row[0] for row in rows if row[1] == "yes"] == ["ip-adapter", "lcm"]
     path = std("models", "path", "lcm", home=at["home"]).stdout.strip()
-    assert Path(path).read_bytes() == (handler.repos["latent-consistency/lcm-lora-sdxl"] / LCM).read_bytes()
+    assert (
+        Path(path).read_bytes()
+        == (handler.repos["latent-consistency/lcm-lora-sdxl"] / LCM).read_bytes()
+    )
     folder = Path(std("models", "path", "ip-adapter", home=at["home"]).stdout.strip())
     assert (folder / "models" / "image_encoder" / "config.json").is_file()
     assert std("models", "verify", home=at["home"]).stdout.splitlines() == [
@@ -93,14 +117,19 @@ def test_the_life_of_a_model(tmp_path, hub):
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     wrong = std("models", "verify", "lcm", home=at["home"])
     assert wrong.returncode == 1 and f"lcm  {LCM}: its hash is wrong" in wrong.stdout
-    assert "std models verify --repair lcm fetches it again" in wrong.stderr and wrong.stderr.count("\n") == 1
+    assert (
+        "std models verify --repair lcm fetches it again" in wrong.stderr
+        and wrong.stderr.count("\n") == 1
+    )
     handler.sent.clear()
     assert std("models", "verify", "--repair", **at).returncode == 0
     assert handler.sent == [LCM] and std("models", "verify", "lcm", home=at["home"]).returncode == 0
 
     blob.write_bytes(b"x")
     kept = std("models", "verify", "--repair", "lcm", "--offline", home=at["home"])
-    assert kept.returncode == 2 and "HF_HUB_OFFLINE" in kept.stderr and blob.exists(), "what cannot be replaced stays"
+    assert kept.returncode == 2 and "HF_HUB_OFFLINE" in kept.stderr and blob.exists(), (
+        "what cannot be replaced stays"
+    )
     assert std("models", "verify", "--repair", "-q", **at).returncode == 0
 
     # the encoder is another model's, too
@@ -114,7 +143,9 @@ def test_the_life_of_a_model(tmp_path, hub):
     assert std("models", "rm", "ip-adapter-plus", "lcm", "-q", home=at["home"]).returncode == 0
     assert list((at["home"] / "hub").glob("models--*")) == []
     gone = std("models", "path", "lcm", home=at["home"])
-    assert gone.returncode == 2 and gone.stderr == "error: lcm is not here: run std models pull lcm\n"
+    assert (
+        gone.returncode == 2 and gone.stderr == "error: lcm is not here: run std models pull lcm\n"
+    )
 
 
 def test_models_that_share_files(tmp_path, hub):
@@ -127,14 +158,26 @@ def test_models_that_share_files(tmp_path, hub):
         (tmp_path / "sdxl" / file).touch()
     serve(handler, tmp_path, "ip-adapter", "ip-adapter-plus")
     at = {"home": tmp_path / "home", "url": url}
-    done = std("models", "pull", "sdxl", "sdxl-config", "ip-adapter", "ip-adapter-plus", "--json", **at)
+    done = std(
+        "models", "pull", "sdxl", "sdxl-config", "ip-adapter", "ip-adapter-plus", "--json", **at
+    )
     assert done.returncode == 0, done.stdout
-    places = {e["name"]: e["path"] for e in map(json.loads, done.stdout.splitlines()) if e["event"] == "pulled"}
-    assert places["sdxl"] == std("models", "path", "sdxl", **at).stdout.strip() and Path(places["sdxl"]).is_dir()
+    places = {
+        e["name"]: e["path"]
+        for e in map(json.loads, done.stdout.splitlines())
+        if e["event"] == "pulled"
+    }
+    assert (
+        places["sdxl"] == std("models", "path", "sdxl", **at).stdout.strip()
+        and Path(places["sdxl"]).is_dir()
+    )
     none = std("models", "rm", "sdxl-config", **at)
     assert none.stdout == "sdxl-config  nothing freed: other models that are here need its files\n"
     assert std("models", "verify", "sdxl", **at).returncode == 0
-    assert std("models", "rm", "ip-adapter", "ip-adapter-plus", "sdxl", "sdxl-config", **at).returncode == 0
+    assert (
+        std("models", "rm", "ip-adapter", "ip-adapter-plus", "sdxl", "sdxl-config", **at).returncode
+        == 0
+    )
     assert list((tmp_path / "home" / "hub").glob("models--*")) == []
 
 
@@ -142,7 +185,8 @@ def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
     """A transfer that breaks off goes on where it was; 503 is asked again."""
     url, handler = hub
     serve(handler, tmp_path, "lcm", "tcd", "hotshot")
-    big = {"x.lora_A.weight": torch.randn(4, 3_000_000)}  # 48 MB: several blocks of what the client reads at once
+    # 48 MB: several blocks of what the client reads at once
+    big = {"x.lora_A.weight": torch.randn(4, 3_000_000)}
     tensors(handler.repos["hotshotco/Hotshot-XL"] / find_entry("hotshot").files[0], big)
     handler.faults = {find_entry("hotshot").files[0]: ["cut", "cut"], LCM: ["503", "503"]}
     done = std("models", "pull", "hotshot", "lcm", "--json", home=tmp_path / "home", url=url)
@@ -152,7 +196,8 @@ def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
 
 
 def test_a_proxy_is_used(tmp_path, hub):
-    """The Hub's address cannot be found; whatever is asked of it goes to the proxy, which is our small Hub."""
+    """The Hub's address cannot be found; whatever is asked of it goes to the proxy, which is our
+    small Hub."""
     url, handler = hub
     serve(handler, tmp_path, "lcm")
     proxy = {"HTTP_PROXY": url, "http_proxy": url, "NO_PROXY": "", "no_proxy": ""}
@@ -166,13 +211,21 @@ def test_another_process_goes_on_where_one_was_stopped(tmp_path, hub, how):
     url, handler = hub
     serve(handler, tmp_path, "hotshot")
     [file] = find_entry("hotshot").files
-    size = tensors(handler.repos["hotshotco/Hotshot-XL"] / file, {"x": torch.randn(8_000_000)}).stat().st_size
+    size = (
+        tensors(handler.repos["hotshotco/Hotshot-XL"] / file, {"x": torch.randn(8_000_000)})
+        .stat()
+        .st_size
+    )
     handler.faults = {file: ["slow"]}
     patience = {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}  # seconds that a hub may be silent
-    command, how_to_run = command_of("models", "pull", "hotshot", home=tmp_path / "home", url=url, **patience)
+    command, how_to_run = command_of(
+        "models", "pull", "hotshot", home=tmp_path / "home", url=url, **patience
+    )
     with subprocess.Popen(command, **how_to_run) as child:
         deadline = time.monotonic() + 60
-        while not (here := sum(f.stat().st_size for f in (tmp_path / "home").rglob("*.incomplete"))):
+        while not (
+            here := sum(f.stat().st_size for f in (tmp_path / "home").rglob("*.incomplete"))
+        ):
             assert time.monotonic() < deadline and child.poll() is None
             time.sleep(0.05)
         time.sleep(0.3)
@@ -196,24 +249,40 @@ def test_a_hub_that_stays_unavailable_is_one_line(tmp_path, hub, where):
         handler.faults = {LCM: ["503"] * 999}
     else:
         handler.refused["latent-consistency/lcm-lora-sdxl"] = (503, "")
-    quick = "import time; from std_cli.weights import downloads as d; d.PAUSES = (0,) * 3; time.sleep = lambda s: None"
+    quick = (
+        "import time; from std_cli.weights import downloads as d; d.PAUSES = (0,) * 3; "
+        "time.sleep = lambda s: None"
+    )
     done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=quick)
     told = "error: the Hub answered 503 about latent-consistency/lcm-lora-sdxl: try again later\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
-    assert std("models", "path", "lcm", home=tmp_path / "home").returncode == 2 and handler.sent == []
+    assert (
+        std("models", "path", "lcm", home=tmp_path / "home").returncode == 2 and handler.sent == []
+    )
 
 
 def test_no_room_is_known_before_and_told_when_it_runs_out(tmp_path, hub):
     url, handler = hub
     serve(handler, tmp_path, "lcm")
-    little = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, 10**9, 20_000)"
+    little = (
+        "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**9, "
+        "10**9, 20_000)"
+    )
     done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=little)
-    assert done.returncode == 1 and "the download takes 0.0 GB, and" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and "the download takes 0.0 GB, and" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert handler.sent == [] and not list((tmp_path / "home").rglob("*.safetensors"))
     if sys.platform == "linux":
         full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
         done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=full)
-        assert done.returncode == 1 and "cannot be stored under HF_HOME" in done.stderr and done.stderr.count("\n") == 1
+        assert (
+            done.returncode == 1
+            and "cannot be stored under HF_HOME" in done.stderr
+            and done.stderr.count("\n") == 1
+        )
     assert std("models", "pull", "lcm", "-q", home=tmp_path / "home", url=url).returncode == 0
 
 
@@ -225,7 +294,9 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
     assert "arrived damaged (its hash is not the Hub's): run the command again" in wrong.stderr
     assert std("models", "path", "lcm", home=tmp_path / "home").returncode == 2  # not kept
-    assert std("models", "pull", "lcm", "tcd", "-q", home=tmp_path / "home", url=url).returncode == 0
+    assert (
+        std("models", "pull", "lcm", "tcd", "-q", home=tmp_path / "home", url=url).returncode == 0
+    )
     assert std("models", "verify", home=tmp_path / "home").stdout.count("right") == 2
 
 
@@ -235,7 +306,11 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
         (401, "RepoNotFound", "no such model on the Hub.*if it is private, set HF_TOKEN"),
         (403, "GatedRepo", "is gated: accept its licence"),
         (404, "RepoNotFound", "no such model on the Hub"),
-        (404, "RevisionNotFound", "has no revision a18548dd.*if it has moved, correct it in .*zoo.toml"),
+        (
+            404,
+            "RevisionNotFound",
+            "has no revision a18548dd.*if it has moved, correct it in .*zoo.toml",
+        ),
         (401, "", "the Hub answered 401 about latent-consistency/lcm-lora-sdxl: check HF_TOKEN"),
     ],
 )
@@ -243,7 +318,9 @@ def test_what_the_hub_refuses(tmp_path, hub, status, code, told):
     url, handler = hub
     handler.refused["latent-consistency/lcm-lora-sdxl"] = (status, code)
     done = std("models", "pull", "lcm", home=tmp_path / "home", url=url)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and re.search(told, done.stderr), done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and re.search(told, done.stderr), (
+        done.stderr
+    )
 
 
 NO_SOCKETS = """
@@ -252,7 +329,8 @@ def refuse(*a, **k):
     import os, sys
     print("a socket was opened", flush=True)
     os._exit(99)
-socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.create_connection = socket.getaddrinfo = refuse
 """
 
 
@@ -270,24 +348,34 @@ def test_offline_opens_no_socket(tmp_path, hub, how, picture, reference):
     assert (here.returncode, here.stdout) == (0, "lcm is here\n")
     missing = std("models", "pull", "tcd", *flag, **at)
     assert (
-        missing.returncode == 2 and "h1t/TCD-SDXL-LoRA not downloaded yet, and HF_HUB_OFFLINE is set" in missing.stderr
+        missing.returncode == 2
+        and "h1t/TCD-SDXL-LoRA not downloaded yet, and HF_HUB_OFFLINE is set" in missing.stderr
     )
     image = ["stylize", "image", str(picture), "--style", str(reference)]
     style = std(*image, *flag, **at)
     assert style.returncode == 2 and "HF_HUB_OFFLINE is set" in style.stderr
-    assert std("models", "list", **at).returncode == std("models", "verify", *flag, **at).returncode == 0
+    assert (
+        std("models", "list", **at).returncode
+        == std("models", "verify", *flag, **at).returncode
+        == 0
+    )
 
 
 def test_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    with pytest.raises(StdError, match=r"takes 1000000.0 GB, and .* GB left: free some, or set HF_HOME"):
+    with pytest.raises(
+        StdError, match=r"takes 1000000.0 GB, and .* GB left: free some, or set HF_HOME"
+    ):
         downloads.check_room(10**15)
     downloads.check_room(1)
 
 
 def test_names_and_tasks(capsys):
     assert needed("video", 0.8) == ["sdxl", "ip-adapter-plus", "hotshot", "std-v2v-0.75"]
-    assert needed("image", 0.95)[-1] == "std-i2i-0.95" and needed("distill") == ["sdxl", "dinov2-small"]
+    assert needed("image", 0.95)[-1] == "std-i2i-0.95" and needed("distill") == [
+        "sdxl",
+        "dinov2-small",
+    ]
     for arguments, told in [
         (["pull"], "nothing to pull"),
         (["pull", "lcn"], "did you mean lcm"),
@@ -305,7 +393,11 @@ def test_what_is_not_checked_is_marked_with_the_place_to_correct(capsys):
     assert run(["models", "list"]) == 0
     *rows, last = capsys.readouterr().out.splitlines()
     names = [entry.name for entry in zoo().models.values() if not entry.checked]
-    assert "(not checked)" in " ".join(rows) and last.startswith("not checked: ") and last.endswith("zoo.toml")
+    assert (
+        "(not checked)" in " ".join(rows)
+        and last.startswith("not checked: ")
+        and last.endswith("zoo.toml")
+    )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "std_cli/weights/zoo.toml" in readme and all(
         f"`{re.sub(r'0[.][0-9]+', '*', name)}`" in readme for name in names
@@ -313,12 +405,16 @@ def test_what_is_not_checked_is_marked_with_the_place_to_correct(capsys):
 
 
 def test_completion_of_names(tmp_path):
-    env = {"_STD_COMPLETE": "complete_bash", "COMP_WORDS": "std models pull lightn", "COMP_CWORD": "3"}
+    env = {
+        "_STD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "std models pull lightn",
+        "COMP_CWORD": "3",
+    }
     done = std(home=tmp_path, **env)
     assert done.stdout.split() == ["lightning-2", "lightning-4", "lightning-8"], done.stderr
 
 
-# --- inspect and convert ---------------------------------------------------------------------------------------------
+# --- inspect and convert -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +423,9 @@ def content():
     plain = dict(list(pairs(small_unet(), rank=4).items())[:40])
     first = next(iter(plain)).split(".lora_")[0]
     for half, side in (("A", 0), ("B", 1)):
-        plain[f"{first}.lora_{half}.weight"] = plain[f"{first}.lora_{half}.weight"].narrow(side, 0, 2).contiguous()
+        plain[f"{first}.lora_{half}.weight"] = (
+            plain[f"{first}.lora_{half}.weight"].narrow(side, 0, 2).contiguous()
+        )
     return plain, first
 
 
@@ -355,7 +453,9 @@ def test_a_lora_keeps_its_numbers_in_every_spelling(tmp_path, content, to, spell
     before, after = loaded(source), loaded(out)
     assert before.keys() == after.keys()
     for name, layer in before.items():
-        assert all(torch.equal(tensor, after[name].tensors[key]) for key, tensor in layer.tensors.items())
+        assert all(
+            torch.equal(tensor, after[name].tensors[key]) for key, tensor in layer.tensors.items()
+        )
     assert [layer.alpha for layer in before.values()] == [after[name].alpha for name in before]
     assert {layer.alpha for layer in after.values()} == {1, 8}
     assert read_header(out)[1]["schedule"] == "aligned"
@@ -374,9 +474,19 @@ def test_a_lora_keeps_its_numbers_in_every_spelling(tmp_path, content, to, spell
 @pytest.mark.parametrize("to", ["kohya", "peft"])
 def test_a_disk_that_is_full_while_converting(tmp_path, content, to):
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
-    command = ["models", "convert", str(written(tmp_path, content)), "-o", str(tmp_path / "out"), "--to", to]
+    command = [
+        "models",
+        "convert",
+        str(written(tmp_path, content)),
+        "-o",
+        str(tmp_path / "out"),
+        "--to",
+        to,
+    ]
     done = std(*command, home=tmp_path, code=full)
-    assert done.returncode == 1 and done.stderr.startswith("error: disk full while writing"), done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error: disk full while writing"), (
+        done.stderr
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["in.safetensors"]
 
 
@@ -393,8 +503,12 @@ def test_other_libraries_load_what_is_converted(tmp_path, content):
         state, alphas, *more = StableDiffusionXLImg2ImgPipeline.lora_state_dict(
             tmp_path / f"{to}.safetensors", unet_config=unet.config, return_lora_metadata=True
         )
-        StableDiffusionXLImg2ImgPipeline.load_lora_into_unet(state, alphas, unet, "mine", metadata=more[0])
-        scaling = {name: m.scaling["mine"] for name, m in unet.named_modules() if hasattr(m, "lora_A")}
+        StableDiffusionXLImg2ImgPipeline.load_lora_into_unet(
+            state, alphas, unet, "mine", metadata=more[0]
+        )
+        scaling = {
+            name: m.scaling["mine"] for name, m in unet.named_modules() if hasattr(m, "lora_A")
+        }
         assert scaling == wanted, to
     convert(source, tmp_path / "peft", to="peft")
     model = PeftModel.from_pretrained(small_unet(), tmp_path / "peft")
@@ -411,7 +525,8 @@ def test_hotshot_becomes_a_motion_adapter(tmp_path):
         names = hotshot_names(MotionAdapter.from_config(HOTSHOT_CONFIG))
     assert len(names) == 420
     save_file(
-        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()}, tmp_path / "h.safetensors"
+        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()},
+        tmp_path / "h.safetensors",
     )
     assert inspect_file(tmp_path / "h.safetensors")["kind"] == "hotshot"
     assert convert(tmp_path / "h.safetensors", tmp_path / "motion")["kind"] == "hotshot"
@@ -419,7 +534,8 @@ def test_hotshot_becomes_a_motion_adapter(tmp_path):
     assert len(adapter.state_dict()) == 405 and adapter.config.motion_max_seq_length == 24
     names.pop(next(iter(names)))
     save_file(
-        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()}, tmp_path / "h.safetensors"
+        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()},
+        tmp_path / "h.safetensors",
     )
     with pytest.raises(InputError, match="404 of 405 tensors fit: 1 lacks"):
         convert(tmp_path / "h.safetensors", tmp_path / "other")
@@ -447,7 +563,8 @@ def test_what_cannot_be_converted(tmp_path, content):
 
 
 def test_the_original_dinov2(tmp_path, capsys):
-    """Named, and converted to what transformers reads as it is (its features: test_discriminator)."""
+    """Named, and converted to what transformers reads as it is (its features:
+    test_discriminator)."""
     torch.save(original_weights(), tmp_path / "dinov2_vits14_pretrain.pth")
     file, folder = str(tmp_path / "dinov2_vits14_pretrain.pth"), str(tmp_path / "dino")
     assert run(["models", "inspect", file, "--json"]) == 0
@@ -484,21 +601,34 @@ def test_inspect(tmp_path, content, capsys):
         "vae": TINY / "vae" / "diffusion_pytorch_model.safetensors",
         "clip": TINY / "text_encoder" / "model.safetensors",
     }
-    assert {kind: inspect_file(path)["kind"] for kind, path in kinds.items()} == {kind: kind for kind in kinds}
+    assert {kind: inspect_file(path)["kind"] for kind, path in kinds.items()} == {
+        kind: kind for kind in kinds
+    }
     to_k = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    sd15 = {f"{to_k}.lora_A.weight": torch.zeros(4, 768), f"{to_k}.lora_B.weight": torch.zeros(1280, 4)}
+    sd15 = {
+        f"{to_k}.lora_A.weight": torch.zeros(4, 768),
+        f"{to_k}.lora_B.weight": torch.zeros(1280, 4),
+    }
     facts = inspect_file(tensors(tmp_path / "old.safetensors", sd15))
     assert (facts["family"], facts["fits"]) == ("Stable Diffusion 1.5", [])
     wide = {"down_blocks.0": 320, "down_blocks.1": 640, "down_blocks.2": 1280}
-    shapes = {f"{block}.motion_modules.0.proj_in.weight": torch.zeros(8, width) for block, width in wide.items()}
+    shapes = {
+        f"{block}.motion_modules.0.proj_in.weight": torch.zeros(8, width)
+        for block, width in wide.items()
+    }
     facts = inspect_file(tensors(tmp_path / "motion.safetensors", shapes))
     assert (facts["kind"], facts["family"], facts["fits"]) == ("motion", "SDXL", ["--motion"])
     shapes["down_blocks.3.motion_modules.0.proj_in.weight"] = torch.zeros(8, 1280)
     facts = inspect_file(tensors(tmp_path / "motion.safetensors", shapes))
     assert (facts["family"], facts["fits"]) == ("Stable Diffusion 1.5", [])
     block = "attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    for width, name, fits in ((2048, "SDXL", ["unet/ in a model's folder"]), (768, "Stable Diffusion 1.5", [])):
-        facts = inspect_file(tensors(tmp_path / "unet.safetensors", {f"mid_block.{block}": torch.zeros(8, width)}))
+    for width, name, fits in (
+        (2048, "SDXL", ["unet/ in a model's folder"]),
+        (768, "Stable Diffusion 1.5", []),
+    ):
+        facts = inspect_file(
+            tensors(tmp_path / "unet.safetensors", {f"mid_block.{block}": torch.zeros(8, width)})
+        )
         assert (facts["kind"], facts["family"], facts["fits"]) == ("unet", name, fits)
     assert run(["models", "inspect", str(source)]) == 0
     shown = capsys.readouterr().out

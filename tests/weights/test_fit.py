@@ -1,4 +1,5 @@
-"""Strict loading: SDXL's real shapes on the meta device, other families, files that are damaged or made to harm."""
+"""Strict loading: SDXL's real shapes on the meta device, other families, files that are damaged or
+made to harm."""
 
 import json
 import pickle
@@ -25,14 +26,15 @@ from std_cli.weights.zoo import zoo
 from tests.weights.test_resolve import SPELLINGS, cache, kohya, pairs, sdxl_folder, small_unet
 from tests.weights.test_sdxl_files import UNET, VISION, ip_adapter
 
-BETA_CONFIG = HOTSHOT_CONFIG | {"motion_max_seq_length": 32}  # AnimateDiff's sdxl-beta: config.json as published
+# AnimateDiff's sdxl-beta: config.json as published
+BETA_CONFIG = HOTSHOT_CONFIG | {"motion_max_seq_length": 32}
 
 
 def shapes(tensors):
     return {key: list(tensor.shape) for key, tensor in tensors.items()}
 
 
-# --- SDXL's real shapes, in the tool's order: motion, LoRA, IP-Adapter -----------------------------------------------
+# --- SDXL's real shapes, in the tool's order: motion, LoRA, IP-Adapter -------------------------
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,17 @@ def real():
 
 
 def hotshot_names(adapter):
-    """HotShot-XL's own names: temporal_attentions, attention blocks in a list, the positions once per attention."""
+    """HotShot-XL's own names: temporal_attentions, attention blocks in a list, the positions once
+    per attention."""
     out = {}
     for key, shape in shapes(adapter.state_dict()).items():
-        new = key.replace(".motion_modules.", ".temporal_attentions.").replace(".norm3.", ".ff_norm.")
+        new = key.replace(".motion_modules.", ".temporal_attentions.").replace(
+            ".norm3.", ".ff_norm."
+        )
         for i in (1, 2):
-            new = new.replace(f".attn{i}.", f".attention_blocks.{i - 1}.").replace(f"0.norm{i}.", f"0.norms.{i - 1}.")
+            new = new.replace(f".attn{i}.", f".attention_blocks.{i - 1}.").replace(
+                f"0.norm{i}.", f"0.norms.{i - 1}."
+            )
         if key.endswith(".pos_embed.pe"):
             for i in (0, 1):
                 place = f".attention_blocks.{i}.pos_encoder.positional_encoding"
@@ -59,7 +66,8 @@ def hotshot_names(adapter):
 
 @pytest.mark.parametrize("config", [HOTSHOT_CONFIG, BETA_CONFIG], ids=["hotshot", "animatediff"])
 def test_every_key_of_the_real_video_weights_matches(real, config):
-    """Counts as measured: motion 405 tensors, LoRA 968 layers and 1936 tensors, IP-Adapter 70 pairs."""
+    """Counts as measured: motion 405 tensors, LoRA 968 layers and 1936 tensors, IP-Adapter 70
+    pairs."""
     with torch.device("meta"):
         adapter = MotionAdapter.from_config(config)
         found = shapes(adapter.state_dict())
@@ -69,9 +77,9 @@ def test_every_key_of_the_real_video_weights_matches(real, config):
         assert len(found) == 405
         check_motion("real", found, adapter)
         unet = join_motion(real, adapter)
-        assert sum(p.numel() for p in unet.parameters()) - sum(p.numel() for p in real.parameters()) == sum(
-            p.numel() for p in adapter.parameters()
-        )
+        assert sum(p.numel() for p in unet.parameters()) - sum(
+            p.numel() for p in real.parameters()
+        ) == sum(p.numel() for p in adapter.parameters())
         v2v, i2i = (pairs(network, rank=64, device="meta") for network in (unet, real))
         weights = ip_adapter("plus", UNET, VISION, heads=20)
     assert of_pairs("v2v", v2v, 64).family.name == of_pairs("i2i", i2i, 64).family.name == "SDXL"
@@ -80,7 +88,9 @@ def test_every_key_of_the_real_video_weights_matches(real, config):
     assert check_lora(of_pairs("i2i", i2i, 64), real) == (1576, 1576)
     assert sum(t.numel() for t in v2v.values()) == pytest.approx(221.123e6, rel=1e-5)
     assert sum(t.numel() for t in i2i.values()) == pytest.approx(196.751e6, rel=1e-5)
-    with pytest.raises(InputError, match="1576 of 1936 tensors match this UNet, which lacks 180 of its layers"):
+    with pytest.raises(
+        InputError, match="1576 of 1936 tensors match this UNet, which lacks 180 of its layers"
+    ):
         check_lora(of_pairs("v2v", v2v, 64), real)
     assert len([k for k in weights if k.startswith("ip_adapter")]) == 140
     for network in (real, unet):
@@ -89,12 +99,19 @@ def test_every_key_of_the_real_video_weights_matches(real, config):
 
 def test_weights_of_other_families_are_named(real, tmp_path):
     plus = shapes(ip_adapter("plus", UNET | {"cross_attention_dim": 768}, VISION, heads=2))
-    with pytest.raises(InputError, match="its shapes are those of Stable Diffusion 1.5, 768 wide, not 2048"):
+    with pytest.raises(
+        InputError, match="its shapes are those of Stable Diffusion 1.5, 768 wide, not 2048"
+    ):
         check_ip_adapter("mine.safetensors", plus, real)
     with torch.device("meta"):
         whole = shapes(ip_adapter("plain", UNET, VISION, heads=2))
-    lacking = {k: s for k, s in whole.items() if k != "ip_adapter.7.to_k_ip.weight"} | {"ip_adapter.141.x": [1]}
-    told = "139 of 140 tensors fit: 1 lacks .ip_adapter.7.to_k_ip.weight.; 1 has beyond them .ip_adapter.141.x."
+    lacking = {k: s for k, s in whole.items() if k != "ip_adapter.7.to_k_ip.weight"} | {
+        "ip_adapter.141.x": [1]
+    }
+    told = (
+        "139 of 140 tensors fit: 1 lacks .ip_adapter.7.to_k_ip.weight.; 1 has beyond them "
+        ".ip_adapter.141.x."
+    )
     with pytest.raises(InputError, match=told):
         check_ip_adapter("mine.safetensors", lacking, real)
 
@@ -104,43 +121,64 @@ def test_weights_of_other_families_are_named(real, tmp_path):
     mid = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     flat = f"lora_unet_{mid.replace('.', '_')}"
     for name, content in {
-        "Stable Diffusion 1.5": {f"unet.{mid}.lora_A.weight": (4, 768), f"unet.{mid}.lora_B.weight": (1280, 4)},
-        "Stable Diffusion 2": {f"{flat}.lora_down.weight": (4, 1024), f"{flat}.lora_up.weight": (1280, 4)},
-        "Stable Diffusion 3": {f"{sd3}.to_q.lora_A.weight": (4, 1536), f"{sd3}.to_q.lora_B.weight": (1536, 4)},
+        "Stable Diffusion 1.5": {
+            f"unet.{mid}.lora_A.weight": (4, 768),
+            f"unet.{mid}.lora_B.weight": (1280, 4),
+        },
+        "Stable Diffusion 2": {
+            f"{flat}.lora_down.weight": (4, 1024),
+            f"{flat}.lora_up.weight": (1280, 4),
+        },
+        "Stable Diffusion 3": {
+            f"{sd3}.to_q.lora_A.weight": (4, 1536),
+            f"{sd3}.to_q.lora_B.weight": (1536, 4),
+        },
         "Stable Diffusion 3.5": {
             f"{sd3}.add_k_proj.lora_A.weight": (4, 2432),
             f"{sd3}.add_k_proj.lora_B.weight": (2432, 4),
         },
         "Flux": {f"{flux}.lora_down.weight": (4, 3072), f"{flux}.lora_up.weight": (9216, 4)},
     }.items():
-        save_file({key: torch.zeros(shape) for key, shape in content.items()}, tmp_path / "x.safetensors")
-        with pytest.raises(InputError, match=f"it is for {name} .by its shapes.* wide.*choose one made for SDXL"):
+        save_file(
+            {key: torch.zeros(shape) for key, shape in content.items()}, tmp_path / "x.safetensors"
+        )
+        with pytest.raises(
+            InputError, match=f"it is for {name} .by its shapes.* wide.*choose one made for SDXL"
+        ):
             resolve_lora(str(tmp_path / "x.safetensors"), model=model, task="i2i", eta=0.75)
 
 
 def test_a_motion_adapter_that_does_not_fit(tmp_path):
     base = TINY / "motion_adapter"
     config = read_object(base / "config.json")
-    tensors = {k: torch.zeros(s) for k, s in read_header(base / "diffusion_pytorch_model.safetensors")[0].items()}
+    tensors = {
+        k: torch.zeros(s)
+        for k, s in read_header(base / "diffusion_pytorch_model.safetensors")[0].items()
+    }
     first, second, *_ = sorted(tensors)
     tensors[second] = torch.zeros(3)
     del tensors[first]
     save_file(tensors | {"extra.weight": torch.zeros(1)}, tmp_path / "m.safetensors")
     motion = MotionFiles("mine", tmp_path / "m.safetensors", config, False, 8)
     unet = UNet2DConditionModel.from_pretrained(TINY, subfolder="unet")
-    with pytest.raises(InputError, match=r"--motion mine: \d+ of \d+ tensors fit: 1 lacks .*; 1 differ in shape"):
+    with pytest.raises(
+        InputError, match=r"--motion mine: \d+ of \d+ tensors fit: 1 lacks .*; 1 differ in shape"
+    ):
         add_motion(unet, motion)
 
 
 def test_each_baseline_in_its_published_key_layout(tmp_path, monkeypatch):
-    """kohya's names with an alpha for each of the layers (LCM, PCM, TDD, Lightning: 788 layers, 2364 tensors)."""
+    """kohya's names with an alpha for each of the layers (LCM, PCM, TDD, Lightning: 788 layers,
+    2364 tensors)."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     unet = small_unet()
     plain = pairs(unet, rank=4)
     modules = {key.split(".lora_")[0] for key in plain}
     content = {kohya(key): tensor for key, tensor in plain.items()}
-    content |= {kohya(f"{m}.lora_A.weight").split(".lora")[0] + ".alpha": torch.tensor(0.5) for m in modules}
+    content |= {
+        kohya(f"{m}.lora_A.weight").split(".lora")[0] + ".alpha": torch.tensor(0.5) for m in modules
+    }
     model = resolve_model(str(sdxl_folder(tmp_path / "model")))
     for method in ("lcm", "tcd", "pcm", "tdd", "hyper-sd", "lightning"):
         entry = next(e for e in zoo().models.values() if e.method == method)
@@ -152,12 +190,14 @@ def test_each_baseline_in_its_published_key_layout(tmp_path, monkeypatch):
         assert (file.name, file.scale, file.notice) == (entry.name, 1, None)
         weights = read_lora(file.path, file.name)
         assert check_lora(weights, unet) == (len(plain), len(plain))
-        assert {name: layer.scale for name, layer in weights.layers.items()} == dict.fromkeys(modules, 1 / 8)
+        assert {name: layer.scale for name, layer in weights.layers.items()} == dict.fromkeys(
+            modules, 1 / 8
+        )
     other = resolve_lora("auto", model=model, task="i2i", eta=0.75, method="lightning", steps=1)
     assert other.notice == "no LoRA of lightning for 1 steps: lightning-2, made for 2, is used"
 
 
-# --- files made to harm ----------------------------------------------------------------------------------------------
+# --- files made to harm ------------------------------------------------------------------------
 
 
 class Harm:
@@ -236,7 +276,9 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
             case 4:
                 changed[at:at] = changed[at : at + dice.randint(1, 40)]
             case 5:
-                changed[at : at + 1] = dice.choice([b"999999999999", b"-1", b"0", b"1e9", b"[]", b"null", b'"'])
+                changed[at : at + 1] = dice.choice(
+                    [b"999999999999", b"-1", b"0", b"1e9", b"[]", b"null", b'"']
+                )
             case 6:
                 changed[:8] = struct.pack("<Q", dice.choice([0, 2**16, 2**31, 2**40, 2**64 - 1]))
         if len(changed) < 9:
@@ -256,17 +298,24 @@ def memory(of: str) -> int:
 
 
 def fuzz(folder: Path, count: int) -> tuple[int, int, int]:
-    """(files refused, files read, bytes of the largest read) of `count` mutated LoRA files, of three spellings.
+    """(files refused, files read, bytes of the largest read) of `count` mutated LoRA files, of
+    three spellings.
 
-    One in 25 has 20 MiB, so that the bound of twice its size tells; of these every other one differs in a weight alone.
+    One in 25 has 20 MiB, so that the bound of twice its size tells; of these every other one
+    differs in a weight alone.
     """
     dice = random.Random(0)
     unet = small_unet()
     plain = dict(list(pairs(unet, rank=2).items())[:8])
     wide = "down_blocks.0.resnets.0.time_emb_proj"
-    large = plain | {f"{wide}.lora_A.weight": torch.zeros(2**15, 128), f"{wide}.lora_B.weight": torch.zeros(32, 2**15)}
+    large = plain | {
+        f"{wide}.lora_A.weight": torch.zeros(2**15, 128),
+        f"{wide}.lora_B.weight": torch.zeros(32, 2**15),
+    }
     originals = [
-        save({SPELLINGS[spelling](key): tensor for key, tensor in content.items()}, {"format": "pt"})
+        save(
+            {SPELLINGS[spelling](key): tensor for key, tensor in content.items()}, {"format": "pt"}
+        )
         for content in (plain, large)
         for spelling in ("hook", "kohya", "lora.down")
     ]
@@ -294,8 +343,8 @@ def fuzz(folder: Path, count: int) -> tuple[int, int, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and measures memory as Linux does")
 def test_a_thousand_mutated_files(tmp_path):
-    """No crash, no hang, no more than twice a file's size in memory: in a process whose address space cannot grow by
-    much.
+    """No crash, no hang, no more than twice a file's size in memory: in a process whose address
+    space cannot grow by much.
     """
     script = """
 import resource, sys, warnings

@@ -1,4 +1,5 @@
-"""LoRA files of every spelling and method: one reader for `--lora`, inspect and convert, and one writer."""
+"""LoRA files of every spelling and method: one reader for `--lora`, inspect and convert, and one
+writer."""
 
 import random
 from itertools import product
@@ -23,12 +24,13 @@ from std_cli.weights.parts import check_adapter
 from std_cli.weights.resolve import TINY, resolve_model
 from tests.weights.test_sdxl_files import UNET
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------
 
 
 def original_names():
-    """{diffusers' layer: name in the original SDXL}, by the rule that ComfyUI documents in `unet_to_diffusers`, and
-    that sd-scripts' `SdxlUNet2DConditionModel` is built by: blocks count on, each with what it has inside.
+    """{diffusers' layer: name in the original SDXL}, by the rule that ComfyUI documents in
+    `unet_to_diffusers`, and that sd-scripts' `SdxlUNet2DConditionModel` is built by: blocks count
+    on, each with what it has inside.
     """
     resnet = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3"}
     resnet |= {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv_shortcut": "skip_connection"}
@@ -62,7 +64,10 @@ def original_names():
 
 CONFIGS = {
     "SDXL": UNET,
-    "Stable Diffusion 1.5": {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768},
+    "Stable Diffusion 1.5": {
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention_dim": 768,
+    },
     "Stable Diffusion 2": {
         "block_out_channels": (320, 640, 1280, 1280),
         "cross_attention_dim": 1024,
@@ -87,7 +92,11 @@ CONFIGS = {
 def test_the_layers_of_each_family_are_those_of_diffusers(name):
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(CONFIGS[name])
-    weighty = {n: tuple(m.weight.shape) for n, m in unet.named_modules() if getattr(m, "weight", None) is not None}
+    weighty = {
+        n: tuple(m.weight.shape)
+        for n, m in unet.named_modules()
+        if getattr(m, "weight", None) is not None
+    }
     assert unet_layers(name) == weighty
 
 
@@ -96,35 +105,52 @@ def test_every_name_of_sdxl_in_both_block_namings():
     assert names.keys() == unet_layers("SDXL").keys() and len(set(names.values())) == 1050
     for layer, theirs in names.items():
         assert (to_original(layer), from_original(theirs)) == (theirs, layer)
-        for key in (f"lora_unet_{theirs.replace('.', '_')}", f"diffusion_model.{theirs}", f"unet.{theirs}", theirs):
+        for key in (
+            f"lora_unet_{theirs.replace('.', '_')}",
+            f"diffusion_model.{theirs}",
+            f"unet.{theirs}",
+            theirs,
+        ):
             assert parse(f"{key}.lora_up.weight").layer == layer, key
-        for key in (f"lora_unet_{layer.replace('.', '_')}", f"unet.base_model.model.{layer}", layer):
+        for key in (
+            f"lora_unet_{layer.replace('.', '_')}",
+            f"unet.base_model.model.{layer}",
+            layer,
+        ):
             assert parse(f"{key}.lora_up.weight").layer == layer, key
 
 
 def test_the_kohya_spelling_has_the_keys_that_other_tools_map():
-    """ComfyUI maps "lora_unet_" and an original name with _ for each ".", and the same with diffusers' names.
+    """ComfyUI maps "lora_unet_" and an original name with _ for each ".", and the same with
+    diffusers' names.
 
-    sd-scripts adapts layers inside of Transformer2DModel, ResnetBlock2D, Downsample2D and Upsample2D by their original
-    names. So what `std distill` trains by default has a place in both.
+    sd-scripts adapts layers inside of Transformer2DModel, ResnetBlock2D, Downsample2D and
+    Upsample2D by their original names. So what `std distill` trains by default has a place in both.
     """
     from std_cli.weights.lora.write import _kohya
     from tests.weights.test_resolve import pairs
 
     with torch.device("meta"):
         plain = pairs(UNet2DConditionModel.from_config(UNET), rank=4, device="meta")
-    names = {f"lora_unet_{theirs.replace('.', '_')}": layer for layer, theirs in original_names().items()}
+    names = {
+        f"lora_unet_{theirs.replace('.', '_')}": layer for layer, theirs in original_names().items()
+    }
     made = _kohya(of_pairs("mine", plain, 4))
     ends = {"lora_down.weight", "lora_up.weight", "alpha"}
     assert len(made) == 3 * 788
     for key, tensor in made.items():
         module, end = key.split(".", 1)
-        assert end in ends and ("input_blocks" in key or "middle_block" in key or "output_blocks" in key)
+        assert end in ends and (
+            "input_blocks" in key or "middle_block" in key or "output_blocks" in key
+        )
         if end != "alpha":
-            assert tensor is plain[f"{names[module]}.lora_{'A' if end == 'lora_down.weight' else 'B'}.weight"]
+            assert (
+                tensor
+                is plain[f"{names[module]}.lora_{'A' if end == 'lora_down.weight' else 'B'}.weight"]
+            )
 
 
-# --- methods ---------------------------------------------------------------------------------------------------------
+# --- methods -----------------------------------------------------------------------------------
 
 
 def number(*shape):
@@ -132,17 +158,22 @@ def number(*shape):
 
 
 def low(out, inner, rank=2, kernel=()):
-    return {"lora_down.weight": number(rank, inner, *kernel), "lora_up.weight": number(out, rank, *[1] * len(kernel))}
+    return {
+        "lora_down.weight": number(rank, inner, *kernel),
+        "lora_up.weight": number(out, rank, *[1] * len(kernel)),
+    }
 
 
 def methods(out, inner, kernel=()):
-    """{name: tensors} of every method that is computed, for a weight (out, in[, kh, kw]); sides are even."""
+    """{name: tensors} of every method that is computed, for a weight (out, in[, kh, kw]); sides are
+    even."""
     ones = [1] * len(kernel)
     flat = int(np.prod(kernel)) if kernel else 1
     made = {
         "LoRA": low(out, inner, kernel=kernel),
         "DoRA": low(out, inner, kernel=kernel) | {"dora_scale": number(out, 1, *ones).abs() + 0.1},
-        "DoRA of inputs": low(out, inner, kernel=kernel) | {"dora_scale": number(1, inner, *ones).abs() + 0.1},
+        "DoRA of inputs": low(out, inner, kernel=kernel) | {"dora_scale": number(1, inner,
+        *ones).abs() + 0.1},
         "LoHa": {f"hada_w{i}_a": number(out, 2) for i in (1, 2)}
         | {f"hada_w{i}_b": number(2, inner * flat) for i in (1, 2)},
         "LoKr": {"lokr_w1": number(2, 2), "lokr_w2": number(out // 2, inner // 2, *kernel)},
@@ -157,13 +188,18 @@ def methods(out, inner, kernel=()):
         "full difference": {"diff": number(out, inner, *kernel)},
     }  # fmt: skip
     if kernel:
-        made["LoRA with a core"] = low(out, inner, kernel=(1, 1)) | {"lora_mid.weight": number(2, 2, *kernel)}
+        made["LoRA with a core"] = low(out, inner, kernel=(1, 1)) | {
+            "lora_mid.weight": number(2, 2, *kernel)
+        }
         made["LoHa with cores"] = {
             f"hada_w{i}_{s}": number(2, out if s == "a" else inner) for i in (1, 2) for s in "ab"
         }
         made["LoHa with cores"] |= {f"hada_t{i}": number(2, 2, *kernel) for i in (1, 2)}
         made["LoKr with a core"] = {"lokr_w1": number(2, 2), "lokr_w2_a": number(3, out // 2)}
-        made["LoKr with a core"] |= {"lokr_w2_b": number(3, inner // 2), "lokr_t2": number(3, 3, *kernel)}
+        made["LoKr with a core"] |= {
+            "lokr_w2_b": number(3, inner // 2),
+            "lokr_t2": number(3, 3, *kernel),
+        }
     return made
 
 
@@ -206,7 +242,8 @@ def by_hand(name, tensors, weight, alpha):
         else:
             second = kernel("lokr_w2")
         change = np.stack([np.kron(first, second[:, :, k]) for k in at], 2)
-        change = change * (1 if name == "LoKr" else alpha / 3)  # whole factors have no rank to be scaled by
+        # whole factors have no rank to be scaled by
+        change = change * (1 if name == "LoKr" else alpha / 3)
     elif name == "GLoRA":
         a = t["a1"].reshape(inner, -1) @ t["a2"].reshape(-1, inner)
         b = [t["b1"].reshape(out, -1) @ kernel("b2")[:, :, k] for k in at]
@@ -225,11 +262,19 @@ def by_hand(name, tensors, weight, alpha):
 def test_methods_against_their_formulas(tmp_path, kernel):
     weight = number(8, 6, *kernel) + 1
     for name, tensors in methods(8, 6, kernel).items():
-        keys = {f"lora_unet_conv_in.{k}{'.weight' * (len(k) == 2)}": tensor for k, tensor in tensors.items()}
-        save_file(keys | {"lora_unet_conv_in.alpha": torch.tensor(3, dtype=torch.int64)}, tmp_path / "x.safetensors")
+        keys = {
+            f"lora_unet_conv_in.{k}{'.weight' * (len(k) == 2)}": tensor
+            for k, tensor in tensors.items()
+        }
+        save_file(
+            keys | {"lora_unet_conv_in.alpha": torch.tensor(3, dtype=torch.int64)},
+            tmp_path / "x.safetensors",
+        )
         [layer] = read_lora(tmp_path / "x.safetensors", name).layers.values()
         wanted = by_hand(name, tensors, weight, 3)
-        torch.testing.assert_close(layer.weight(weight).double(), wanted, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            layer.weight(weight).double(), wanted, rtol=1e-4, atol=1e-4, msg=name
+        )
         half = layer.weight(weight, 0.5).double()
         torch.testing.assert_close(half, (weight + wanted) / 2, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -261,7 +306,7 @@ def test_what_peft_adds_to_a_pair(tmp_path):
     torch.testing.assert_close(layer.weight(number(8, 6)).norm(dim=1), torch.full((8,), 2.0))
 
 
-# --- one reader for all ----------------------------------------------------------------------------------------------
+# --- one reader for all ------------------------------------------------------------------------
 
 SPELLINGS = {
     "kohya": lambda layer: f"lora_unet_{layer.replace('.', '_')}",
@@ -274,8 +319,20 @@ SPELLINGS = {
     "bare": lambda layer: layer,
 }
 HALVES = {
-    "lora_down.weight": ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight", "lora_A"),
-    "lora_up.weight": ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "lora_B"),
+    "lora_down.weight": (
+        "lora_down.weight",
+        "lora_A.weight",
+        "lora_A.default.weight",
+        "lora.down.weight",
+        "lora_A",
+    ),
+    "lora_up.weight": (
+        "lora_up.weight",
+        "lora_B.weight",
+        "lora_B.default.weight",
+        "lora.up.weight",
+        "lora_B",
+    ),
 }
 ASIDE = (
     "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",
@@ -295,21 +352,36 @@ def tiny_unet():
 
 
 def random_file(dice, unet):
-    """(content, what it is) of a file that fits the embedded model: some layers, each of a random method."""
+    """(content, what it is) of a file that fits the embedded model: some layers, each of a random
+    method."""
     layers = {
-        n: m for n, m in unet.named_modules() if getattr(m, "weight", None) is not None and m.weight.ndim in (2, 4)
+        n: m
+        for n, m in unet.named_modules()
+        if getattr(m, "weight", None) is not None and m.weight.ndim in (2, 4)
     }
     spelling = dice.choice(list(SPELLINGS))
     half = dice.randrange(5)
     content = {}
     for layer in dice.sample(sorted(layers), 4):
         out, inner, *kernel = layers[layer].weight.shape
-        choices = methods(out, inner, tuple(kernel)) if out % 2 == inner % 2 == 0 else {"LoRA": low(out, inner)}
+        choices = (
+            methods(out, inner, tuple(kernel))
+            if out % 2 == inner % 2 == 0
+            else {"LoRA": low(out, inner)}
+        )
         if 1 in (out, inner) or (out, inner) == (4, 48):
             choices = {"LoRA": low(out, inner, kernel=tuple(kernel))}
         for part, tensor in dice.choice(list(choices.values())).items():
-            end = HALVES[part][half] if part in HALVES else f"{part}.weight" if len(part) == 2 else part
-            content[f"{SPELLINGS[spelling](layer)}.{end}"] = tensor.to(dice.choice([torch.float32, torch.bfloat16]))
+            end = (
+                HALVES[part][half]
+                if part in HALVES
+                else f"{part}.weight"
+                if len(part) == 2
+                else part
+            )
+            content[f"{SPELLINGS[spelling](layer)}.{end}"] = tensor.to(
+                dice.choice([torch.float32, torch.bfloat16])
+            )
         if dice.random() < 0.5:
             content[f"{SPELLINGS[spelling](layer)}.alpha"] = torch.tensor(dice.choice([1, 2.5]))
     for key in dice.sample(ASIDE, dice.randrange(3)):
@@ -320,7 +392,8 @@ def random_file(dice, unet):
 def damage(dice, content):
     """Make it a file that nobody can use; content is changed."""
     key = dice.choice(
-        [k for k in content if k not in ASIDE and not k.endswith((".alpha", ".diff", ".diff_b"))] or [*content]
+        [k for k in content if k not in ASIDE and not k.endswith((".alpha", ".diff", ".diff_b"))]
+        or [*content]
     )
     match dice.randrange(6):
         case 0:
@@ -357,15 +430,23 @@ def test_the_three_doors_agree(tmp_path, tiny_unet, seed):
         with pytest.raises(InputError) as unconverted:
             convert(file, tmp_path / "out", to="kohya")
         told = str(refused.value).removeprefix("--lora ")
-        assert told == str(unconverted.value) == facts["problem"] and "\n" not in told and "repair" not in told
+        assert (
+            told == str(unconverted.value) == facts["problem"]
+            and "\n" not in told
+            and "repair" not in told
+        )
         assert facts["fits"] == [] and not (tmp_path / "out").exists()
         return
     assert resolve_lora(str(file), **asked) is not None
     weights = read_lora(file, "x")
     matched, total = check_lora(weights, tiny_unet)
     assert matched == total and len(weights.layers) == 4, spelling
-    assert facts["problem"] is None and facts["fits"] == ["--lora, for pictures and videos, with --model tiny"]
-    assert facts["notices"] == weights.notices and len(weights.notices) == any(key in content for key in ASIDE)
+    assert facts["problem"] is None and facts["fits"] == [
+        "--lora, for pictures and videos, with --model tiny"
+    ]
+    assert facts["notices"] == weights.notices and len(weights.notices) == any(
+        key in content for key in ASIDE
+    )
     plain = facts["methods"].keys() == {"LoRA"}
     for to in ("kohya", "diffusers", "peft"):
         if to != "kohya" and not plain:
@@ -373,12 +454,15 @@ def test_the_three_doors_agree(tmp_path, tiny_unet, seed):
                 convert(file, tmp_path / to, to=to)
             continue
         assert convert(file, tmp_path / to, to=to)["notices"] == weights.notices
-        back = read_lora(tmp_path / to / "adapter_model.safetensors" if to == "peft" else tmp_path / to, "y")
+        back = read_lora(
+            tmp_path / to / "adapter_model.safetensors" if to == "peft" else tmp_path / to, "y"
+        )
         assert back.layers.keys() == weights.layers.keys() and back.notices == []
 
 
 def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
-    """As std plan and --dry-run need it: in another width, of another model, for videos, and on convolutions."""
+    """As std plan and --dry-run need it: in another width, of another model, for videos, and on
+    convolutions."""
     from PIL import Image
 
     from std_cli.stylize.pictures import prepare_images
@@ -390,20 +474,31 @@ def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
             low(96, 128),
             r"1 layers differ in shape .first .*: .96, 128. for .128, 128.",
         ),
-        ("mid_block.resnets.7.conv1", low(128, 128, kernel=(3, 3)), "0 of 2 tensors match this UNet"),
+        (
+            "mid_block.resnets.7.conv1",
+            low(128, 128, kernel=(3, 3)),
+            "0 of 2 tensors match this UNet",
+        ),
         (moving, low(48, 48), "it is for videos: give --motion auto"),
         ("mid_block.attentions.0.proj_in", low(1280, 1280), "it is for SDXL|differ in shape"),
     ):
-        save_file({f"unet.{layer}.{key}": tensor for key, tensor in pair.items()}, tmp_path / "x.safetensors")
+        save_file(
+            {f"unet.{layer}.{key}": tensor for key, tensor in pair.items()},
+            tmp_path / "x.safetensors",
+        )
         file = LoraFile("x", tmp_path / "x.safetensors", 1.0, None, {}, None)
         with pytest.raises(InputError, match=told):
             check_adapter(resolve_model("tiny"), None, file, False)
     picture = Image.new("RGB", (64, 64))
     with pytest.raises(InputError, match="--lora .*x.safetensors: 1 layers differ in shape"):
-        prepare_images(picture, picture, model="tiny", size=64, lora=str(tmp_path / "x.safetensors"))
+        prepare_images(
+            picture, picture, model="tiny", size=64, lora=str(tmp_path / "x.safetensors")
+        )
 
 
-@pytest.mark.parametrize("old", ["processor.{}_lora.{}.weight", "processor.{}.lora_linear_layer.{}.weight"])
+@pytest.mark.parametrize(
+    "old", ["processor.{}_lora.{}.weight", "processor.{}.lora_linear_layer.{}.weight"]
+)
 def test_attention_as_diffusers_named_it_first(tmp_path, tiny_unet, old):
     attention, content = "mid_block.attentions.0.transformer_blocks.0.attn1", {}
     for layer in ("to_q", "to_k", "to_v", "to_out"):
@@ -411,21 +506,31 @@ def test_attention_as_diffusers_named_it_first(tmp_path, tiny_unet, old):
             content[f"unet.{attention}.{old.format(layer, half)}"] = low(128, 128)[part]
     save_file(content, tmp_path / "x.safetensors")
     weights = read_lora(tmp_path / "x.safetensors", "x")
-    assert {*weights.layers} == {f"{attention}.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")}
-    assert check_lora(weights, tiny_unet) == (8, 8) and inspect_file(tmp_path / "x.safetensors")["problem"] is None
+    assert {*weights.layers} == {
+        f"{attention}.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    assert (
+        check_lora(weights, tiny_unet) == (8, 8)
+        and inspect_file(tmp_path / "x.safetensors")["problem"] is None
+    )
 
 
-# --- families --------------------------------------------------------------------------------------------------------
+# --- families ----------------------------------------------------------------------------------
 
 
 def some_layers(family, *ends, start=""):
-    return {n: s for n, s in unet_layers(family).items() if n.endswith(ends) and n.startswith(start)}
+    return {
+        n: s for n, s in unet_layers(family).items() if n.endswith(ends) and n.startswith(start)
+    }
 
 
 @pytest.mark.parametrize("family", UNETS)
-@pytest.mark.parametrize("ends", [("attn1.to_q", "ff.net.0.proj"), ("conv1", "conv2"), ("attn2.to_k",), ("proj_in",)])
+@pytest.mark.parametrize(
+    "ends", [("attn1.to_q", "ff.net.0.proj"), ("conv1", "conv2"), ("attn2.to_k",), ("proj_in",)]
+)
 def test_families_by_shapes_alone(family, ends):
-    """Without cross attention, too; only what both have in the same shape leaves a choice of 1.5 and 2."""
+    """Without cross attention, too; only what both have in the same shape leaves a choice of 1.5
+    and 2."""
     found = lora_family(some_layers(family, *ends), {}, (), False)
     if found is None:
         assert family in ("Stable Diffusion 1.5", "Stable Diffusion 2")
@@ -434,12 +539,15 @@ def test_families_by_shapes_alone(family, ends):
 
 
 def test_families_where_shapes_leave_a_choice():
-    """The first level's first attention of 640 is the same in SD 1.5, 2 and SDXL, but for its depth."""
+    """The first level's first attention of 640 is the same in SD 1.5, 2 and SDXL, but for its
+    depth."""
     ends = ("0.attn1.to_k", "0.attn1.to_q", "0.ff.net.0.proj", "0.ff.net.2")
     shapes = some_layers("SDXL", *ends, start="down_blocks.1.attentions.0")
     old = lora_family(shapes, {}, (), False)
     assert old is None
-    assert lora_family(shapes, {}, (), True).name == "SDXL", "only SDXL's have the original's names in kohya's files"
+    assert lora_family(shapes, {}, (), True).name == "SDXL", (
+        "only SDXL's have the original's names in kohya's files"
+    )
     for version, name in {
         "sdxl_base_v1-0": "SDXL",
         "sd_v1": "Stable Diffusion 1.5",
@@ -451,27 +559,36 @@ def test_families_where_shapes_leave_a_choice():
     assert lora_family(shapes, said, (), False).name == "SDXL"
     assert lora_family(shapes, {}, ["lora_te2_x.alpha"], False).why == "by its second text encoder"
     wide = some_layers("SDXL", "attn2.to_v")
-    assert lora_family(wide, {"ss_base_model_version": "sd_v1"}, (), False).name == "SDXL", "shapes go first"
+    assert lora_family(wide, {"ss_base_model_version": "sd_v1"}, (), False).name == "SDXL", (
+        "shapes go first"
+    )
     assert lora_family({"conv_in": (8, 4, 3, 3)}, said, (), True) is None
 
 
-# --- what is shown and written ---------------------------------------------------------------------------------------
+# --- what is shown and written -----------------------------------------------------------------
 
 
 def test_long_metadata_are_cut(tmp_path, capsys):
     from std_cli.cli.commands import run
 
     pair = {f"unet.conv_in.{key}": tensor for key, tensor in low(48, 4, kernel=(3, 3)).items()}
-    metadata = {"ss_tag_frequency": "x" * 8_000_000, "a": "short"} | {f"key{i}": "v" for i in range(300)}
+    metadata = {"ss_tag_frequency": "x" * 8_000_000, "a": "short"} | {
+        f"key{i}": "v" for i in range(300)
+    }
     save_file(pair, tmp_path / "x.safetensors", metadata)
     facts = inspect_file(tmp_path / "x.safetensors")
     assert max(map(len, facts["metadata"].values())) <= METADATA_CHARACTERS
-    assert len(facts["metadata"]) == METADATA_KEYS and facts["metadata_cut"]["..."] == 302 - METADATA_KEYS
+    assert (
+        len(facts["metadata"]) == METADATA_KEYS
+        and facts["metadata_cut"]["..."] == 302 - METADATA_KEYS
+    )
     for flags, most in ([], 4_000), (["--json"], 20_000):
         assert run(["models", "inspect", str(tmp_path / "x.safetensors"), *flags]) == 0
         assert len(capsys.readouterr().out) < most
     convert(tmp_path / "x.safetensors", tmp_path / "out", to="diffusers")
-    assert len(read_header(tmp_path / "out")[1]["ss_tag_frequency"]) == 8_000_000, "convert keeps it whole"
+    assert len(read_header(tmp_path / "out")[1]["ss_tag_frequency"]) == 8_000_000, (
+        "convert keeps it whole"
+    )
 
 
 def test_equal_contents_give_equal_bytes():

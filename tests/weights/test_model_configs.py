@@ -1,4 +1,5 @@
-"""Configs from anywhere: each value typed and bounded before a library sees it, each refusal one line."""
+"""Configs from anywhere: each value typed and bounded before a library sees it, each refusal one
+line."""
 
 import json
 import shutil
@@ -11,7 +12,15 @@ from std_cli.config import check_pack
 from std_cli.diffusion.memory import SDXL_UNET, SDXL_VAE
 from std_cli.errors import InputError, StdError, printable, quote
 from std_cli.weights.files import file_names, read_object
-from std_cli.weights.model_configs import VAE, Motion, UNet, check_config, check_folder, loading, read_config
+from std_cli.weights.model_configs import (
+    VAE,
+    Motion,
+    UNet,
+    check_config,
+    check_folder,
+    loading,
+    read_config,
+)
 from std_cli.weights.resolve import HOTSHOT_CONFIG, TINY
 
 
@@ -40,28 +49,68 @@ def test_what_is_in_use_passes(folder):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("unet/config.json", {"layers_per_block": 10**19}, "layers_per_block 1000.*less than or equal to 32"),
-        ("unet/config.json", {"layers_per_block": True}, "layers_per_block True: must be a valid integer"),
+        (
+            "unet/config.json",
+            {"layers_per_block": 10**19},
+            "layers_per_block 1000.*less than or equal to 32",
+        ),
+        (
+            "unet/config.json",
+            {"layers_per_block": True},
+            "layers_per_block True: must be a valid integer",
+        ),
         ("unet/config.json", {"block_out_channels": [10**12] * 3}, "block_out_channels .*16384"),
         ("unet/config.json", {"transformer_layers_per_block": [1, 1, 60]}, None),
-        ("unet/config.json", {"transformer_layers_per_block": [64, 64, 64], "layers_per_block": 9}, "at most"),
+        (
+            "unet/config.json",
+            {"transformer_layers_per_block": [64, 64, 64], "layers_per_block": 9},
+            "at most",
+        ),
         ("unet/config.json", {"norm_num_groups": 7}, "no multiple of its norm's 7 groups"),
         ("unet/config.json", {"cross_attention_dim": 64}, "its text encoders make 128"),
         ("unet/config.json", {"act_fn": "x" * 10_000}, "act_fn 'xxx"),
-        ("unet/config.json", {"quantization_config": {"a": 1}}, "quantization_config .* is not used here"),
+        (
+            "unet/config.json",
+            {"quantization_config": {"a": 1}},
+            "quantization_config .* is not used here",
+        ),
         ("vae/config.json", {"force_upcast": "no"}, "force_upcast 'no'"),
         ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "must be 'AutoencoderKL'"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps 1000000000000"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 10**12},
+            "num_train_timesteps 1000000000000",
+        ),
         ("text_encoder/config.json", {"vocab_size": 10**9}, "vocab_size"),
         ("text_encoder/config.json", {"vocab_size": 5}, "beyond the 5 of the text encoder"),
-        ("text_encoder_2/config.json", {"attn_implementation": "owner/kernel"}, "'owner/kernel' is not used here"),
-        ("text_encoder_2/config.json", {"projection_dim": 65}, "projection_class_embeddings_input_dim"),
-        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "beyond the text encoder's 32"),
+        (
+            "text_encoder_2/config.json",
+            {"attn_implementation": "owner/kernel"},
+            "'owner/kernel' is not used here",
+        ),
+        (
+            "text_encoder_2/config.json",
+            {"projection_dim": 65},
+            "projection_class_embeddings_input_dim",
+        ),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"model_max_length": 10**30},
+            "beyond the text encoder's 32",
+        ),
         ("tokenizer/tokenizer_config.json", {"auto_map": {"a": "b.c"}}, "auto_map"),
-        ("model_index.json", {"unet": ["os", "system"]}, "unet is .'os', 'system'., and std runs diffusers"),
+        (
+            "model_index.json",
+            {"unet": ["os", "system"]},
+            "unet is .'os', 'system'., and std runs diffusers",
+        ),
         ("model_index.json", {"_class_name": ["code", "Model"]}, "_class_name .'code', 'Model'."),
         ("model_index.json", {"other": ["subprocess", "Popen"]}, "is no part of SDXL"),
-        ("feature_extractor/preprocessor_config.json", {"size": {"shortest_edge": 10**6}}, "from 8 to 2048"),
+        (
+            "feature_extractor/preprocessor_config.json",
+            {"size": {"shortest_edge": 10**6}},
+            "from 8 to 2048",
+        ),
     ],
 )
 def test_a_value_is_typed_and_bounded(folder, file, values, message):
@@ -82,9 +131,12 @@ def test_a_motion_adapter_is_bounded(folder, longest):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", "x.bin"]
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", "x.bin"],
 )
-@pytest.mark.parametrize("index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json"])
+@pytest.mark.parametrize(
+    "index", ["model.safetensors.index.json", "model.safetensors.index.fp16.json"]
+)
 def test_shards_stay_in_their_folder(folder, name, index):
     (folder / "unet" / index).write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(InputError, match="is no .safetensors file of its folder"):
@@ -92,7 +144,9 @@ def test_shards_stay_in_their_folder(folder, name, index):
 
 
 def test_an_adapter_beside_an_encoder_is_refused(folder):
-    (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
+    (folder / "text_encoder" / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "owner/name"}'
+    )
     with pytest.raises(InputError, match="would load another model"):
         check_folder(folder, file_names(folder, 2))
 
@@ -116,7 +170,9 @@ def test_json_that_its_readers_differ_in(tmp_path, content, message):
         read_object(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("pack", [{"base_resolution": "512"}, {"motion_window": True}, {"loras": [{"file": 1}]}])
+@pytest.mark.parametrize(
+    "pack", [{"base_resolution": "512"}, {"motion_window": True}, {"loras": [{"file": 1}]}]
+)
 def test_a_pack_is_typed(pack):
     with pytest.raises(InputError, match=f"here: {next(iter(pack))}"):
         check_pack(pack, "here")
@@ -135,7 +191,9 @@ def test_messages_are_one_clean_line(capsys):
 
 def test_what_a_library_raises_is_one_line():
     with (
-        pytest.raises(InputError, match=r"unet cannot be loaded from here \(KeyError: 'a'\): fetch it again"),
+        pytest.raises(
+            InputError, match=r"unet cannot be loaded from here \(KeyError: 'a'\): fetch it again"
+        ),
         loading("unet", Path("here")),
     ):
         {}["a"]

@@ -1,4 +1,5 @@
-"""Weight files that lack tensors, or hold what is no weight: found by their headers, or as they are read."""
+"""Weight files that lack tensors, or hold what is no weight: found by their headers, or as they are
+read."""
 
 import json
 import os
@@ -60,7 +61,8 @@ def test_each_part_of_a_folder(part: str, folder: Path) -> None:
     key = next(k for k in sorted(state) if state[k].ndim in (2, 4))
     own = {"motion": ("fit: 1 lacks .", "fit: 1 differ in shape ."), "ip_adapter": ("", "")}
     lacks, shape = own.get(
-        part, (f"{part} lacks 1 of {len(state)} tensors .first ", f"{part} has 1 of .* shape .first ")
+        part,
+        (f"{part} lacks 1 of {len(state)} tensors .first ", f"{part} has 1 of .* shape .first "),
     )
     rewrite(path, {k: t for k, t in state.items() if k != key})
     refused(folder, f"{lacks}.*{key}")
@@ -69,7 +71,12 @@ def test_each_part_of_a_folder(part: str, folder: Path) -> None:
     for dtype, name in ((torch.int32, "I32"), (torch.complex64, "C64")):
         rewrite(path, state | {key: torch.ones(state[key].shape, dtype=dtype)})
         refused(folder, f"1 tensors that are no floating-point numbers .first {key}: {name}")
-    rewrite(path, state | {"text_model.embeddings.position_ids": torch.arange(32)[None]} if "enc" in part else state)
+    rewrite(
+        path,
+        state | {"text_model.embeddings.position_ids": torch.arange(32)[None]}
+        if "enc" in part
+        else state,
+    )
     check(folder, motion=True)
 
 
@@ -146,12 +153,16 @@ def test_shards(part: str, folder: Path) -> None:
     refused(folder, f"lacks {part}/{names[1].name}: complete it")
 
 
-def test_nothing_is_computed_with_a_model_that_is_not_whole(folder: Path, picture: Path, reference: Path) -> None:
+def test_nothing_is_computed_with_a_model_that_is_not_whole(
+    folder: Path, picture: Path, reference: Path
+) -> None:
     state = load_file(folder / FILES["text_encoder_2"])
     del state["text_model.encoder.layers.1.mlp.fc2.weight"]
     rewrite(folder / FILES["text_encoder_2"], state)
     out = picture.with_name("new")
-    with pytest.raises(InputError, match="^--model .*: text_encoder_2 lacks 1 of 37 tensors .*: fetch it again"):
+    with pytest.raises(
+        InputError, match="^--model .*: text_encoder_2 lacks 1 of 37 tensors .*: fetch it again"
+    ):
         stylize_image(picture, reference, out, model=str(folder), size=64, steps=1)
     assert not out.exists()
 
@@ -165,7 +176,9 @@ def test_nan_is_named_by_file_and_tensor(part: str, folder: Path) -> None:
     rewrite(path, state)
     model = resolve_model(str(folder))
     motion = resolve_motion(str(folder / "motion_adapter"), model)
-    with pytest.raises(InputError, match=rf"{path.name}: 1 of {len(state)} tensors hold NaN .*first {key}"):
+    with pytest.raises(
+        InputError, match=rf"{path.name}: 1 of {len(state)} tensors hold NaN .*first {key}"
+    ):
         check_finite(model, motion, torch.float32)
 
 
@@ -176,7 +189,10 @@ def test_half_precision_is_asked_only_for_itself(folder: Path) -> None:
     rewrite(path, state)
     model = resolve_model(str(folder))
     check_finite(model, None, torch.bfloat16)
-    with pytest.raises(InputError, match=r"above 65504, which fp16 cannot hold .first conv_in.bias.: use --dtype bf16"):
+    with pytest.raises(
+        InputError,
+        match=r"above 65504, which fp16 cannot hold .first conv_in.bias.: use --dtype bf16",
+    ):
         check_finite(model, None, torch.float16)
 
 

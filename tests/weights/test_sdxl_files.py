@@ -1,8 +1,8 @@
 """The path of real weights, on folders that are SDXL in everything but width.
 
-No real weight can be had where these tests run. Real here: the configs, as published, the names of files and tensors,
-the number and place of the blocks, and the layout of the Hub's cache; what is not: widths, values, the vocabulary, and
-the number of layers of the CLIP encoders.
+No real weight can be had where these tests run. Real here: the configs, as published, the names of
+files and tensors, the number and place of the blocks, and the layout of the Hub's cache; what is
+not: widths, values, the vocabulary, and the number of layers of the CLIP encoders.
 """
 
 import json
@@ -42,7 +42,7 @@ from tests.weights.test_resolve import cache, pairs
 
 State = dict[str, torch.Tensor]
 
-# --- SDXL base 1.0 and h94's image encoder: their configs, as published ----------------------------------------------
+# --- SDXL base 1.0 and h94's image encoder: their configs, as published -------------------------
 
 INDEX = {
     "_class_name": "StableDiffusionXLPipeline",
@@ -193,7 +193,13 @@ VISION = {
 
 
 def special_token(content: str) -> dict[str, Any]:
-    return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    return {
+        "content": content,
+        "lstrip": False,
+        "normalized": True,
+        "rstrip": False,
+        "single_word": False,
+    }
 
 
 SPECIAL_TOKENS = {
@@ -202,7 +208,7 @@ SPECIAL_TOKENS = {
     "unk_token": special_token("<|endoftext|>"),
 }
 
-# --- the same, narrow ------------------------------------------------------------------------------------------------
+# --- the same, narrow ---------------------------------------------------------------------------
 
 NARROW_UNET = UNET | {
     "attention_head_dim": [1, 2, 4],
@@ -213,8 +219,16 @@ NARROW_UNET = UNET | {
 }
 NARROW_VAE = VAE | {"block_out_channels": [32, 64, 96, 96]}
 LAYERS = {"num_attention_heads": 2, "num_hidden_layers": 2}
-NARROW_TEXT = TEXT | LAYERS | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32, "vocab_size": 892}
-NARROW_TEXT_2 = TEXT_2 | LAYERS | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64, "vocab_size": 892}
+NARROW_TEXT = (
+    TEXT
+    | LAYERS
+    | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32, "vocab_size": 892}
+)
+NARROW_TEXT_2 = (
+    TEXT_2
+    | LAYERS
+    | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64, "vocab_size": 892}
+)
 NARROW_VISION = VISION | LAYERS | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 48}
 
 
@@ -223,10 +237,13 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def ip_adapter(kind: str, unet: dict[str, Any], vision: dict[str, Any], heads: int) -> State:
-    """An IP-Adapter for SDXL as h94 publishes it: attentions numbered 1, 3, ... in the order down, up, middle."""
+    """An IP-Adapter for SDXL as h94 publishes it: attentions numbered 1, 3, ... in the order down,
+    up, middle."""
     _, half, quarter = unet["block_out_channels"]
     cross, state = unet["cross_attention_dim"], {}
-    for i, width in enumerate([half] * 4 + [quarter] * 20 + [quarter] * 30 + [half] * 6 + [quarter] * 10):
+    for i, width in enumerate(
+        [half] * 4 + [quarter] * 20 + [quarter] * 30 + [half] * 6 + [quarter] * 10
+    ):
         for name in ("to_k_ip", "to_v_ip"):
             state[f"ip_adapter.{2 * i + 1}.{name}.weight"] = noise(width, cross)
     if kind == "plain":
@@ -241,9 +258,15 @@ def ip_adapter(kind: str, unet: dict[str, Any], vision: dict[str, Any], heads: i
         for layer in (f"layers.{i}." for i in range(4)):
             for norm in ("0.norm1", "0.norm2", "1.0"):
                 shapes |= {f"{layer}{norm}.weight": (inside,), f"{layer}{norm}.bias": (inside,)}
-            shapes |= {f"{layer}0.to_q.weight": (inside, inside), f"{layer}0.to_kv.weight": (2 * inside, inside)}
+            shapes |= {
+                f"{layer}0.to_q.weight": (inside, inside),
+                f"{layer}0.to_kv.weight": (2 * inside, inside),
+            }
             shapes |= {f"{layer}0.to_out.weight": (inside, inside)}
-            shapes |= {f"{layer}1.1.weight": (4 * inside, inside), f"{layer}1.3.weight": (inside, 4 * inside)}
+            shapes |= {
+                f"{layer}1.1.weight": (4 * inside, inside),
+                f"{layer}1.3.weight": (inside, 4 * inside),
+            }
     return state | {f"image_proj.{name}": noise(*shape) for name, shape in shapes.items()}
 
 
@@ -254,23 +277,35 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_tokenizer(folder: Path, pad: str) -> None:
     """In the four files of SDXL's tokenizers, with the small vocabulary of the tiny pack."""
-    model = json.loads((resolve.TINY / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    model = json.loads((resolve.TINY / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))[
+        "model"
+    ]
     write_json(folder / "vocab.json", model["vocab"])
     merges = "\n".join(" ".join(merge) for merge in model["merges"])
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
     write_json(folder / "special_tokens_map.json", SPECIAL_TOKENS | {"pad_token": pad})
     tokens = {name: {"__type": "AddedToken", **token} for name, token in SPECIAL_TOKENS.items()}
-    settings = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77}
+    settings = {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": 77,
+    }
     settings |= {"pad_token": pad, "tokenizer_class": "CLIPTokenizer"}
     write_json(folder / "tokenizer_config.json", tokens | settings)
 
 
 class Sdxl:
-    """SDXL base 1.0, h94/IP-Adapter and a published STD LoRA, narrow, on disk; and what is in their files."""
+    """SDXL base 1.0, h94/IP-Adapter and a published STD LoRA, narrow, on disk; and what is in their
+    files."""
 
     def __init__(self, root: Path) -> None:
         torch.manual_seed(0)
-        self.base, self.h94, self.lora = root / "sdxl", root / "h94", root / "std_sdxl_i2i_eta0.75.safetensors"
+        self.base, self.h94, self.lora = (
+            root / "sdxl",
+            root / "h94",
+            root / "std_sdxl_i2i_eta0.75.safetensors",
+        )
         write_json(self.base / "model_index.json", INDEX)
         write_json(self.base / "scheduler" / "scheduler_config.json", SCHEDULER)
         write_tokenizer(self.base / "tokenizer", "<|endoftext|>")
@@ -281,27 +316,47 @@ class Sdxl:
             "unet": unet.state_dict(),
             "vae": AutoencoderKL.from_config(NARROW_VAE).state_dict(),
             # transformers 5 dropped the prefix from its names, not from the files of old
-            "text_encoder": {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in text.items()},
-            "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**NARROW_TEXT_2)).state_dict(),
+            "text_encoder": {
+                f"text_model.{key.removeprefix('text_model.')}": tensor
+                for key, tensor in text.items()
+            },
+            "text_encoder_2": CLIPTextModelWithProjection(
+                CLIPTextConfig(**NARROW_TEXT_2)
+            ).state_dict(),
         }
-        configs = {"unet": NARROW_UNET, "vae": NARROW_VAE, "text_encoder": NARROW_TEXT, "text_encoder_2": NARROW_TEXT_2}
+        configs = {
+            "unet": NARROW_UNET,
+            "vae": NARROW_VAE,
+            "text_encoder": NARROW_TEXT,
+            "text_encoder_2": NARROW_TEXT_2,
+        }
         for part, config in configs.items():
             write_json(self.base / part / "config.json", config)
             self.states[part] = {key: tensor.half() for key, tensor in self.states[part].items()}
             stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
-            save_file(self.states[part], self.base / part / f"{stem}.fp16.safetensors", {"format": "pt"})
+            save_file(
+                self.states[part], self.base / part / f"{stem}.fp16.safetensors", {"format": "pt"}
+            )
 
         vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**NARROW_VISION)).state_dict()
-        vision["vision_model.embeddings.position_ids"] = torch.arange(257)[None]  # as transformers 4.28 saved it
+        # as transformers 4.28 saved it
+        vision["vision_model.embeddings.position_ids"] = torch.arange(257)[None]
         write_json(self.h94 / "models" / "image_encoder" / "config.json", NARROW_VISION)
-        save_file(vision, self.h94 / "models" / "image_encoder" / "model.safetensors", {"format": "pt"})
+        save_file(
+            vision, self.h94 / "models" / "image_encoder" / "model.safetensors", {"format": "pt"}
+        )
         (self.h94 / "sdxl_models").mkdir()
         self.adapters = {"plus": "ip-adapter-plus_sdxl_vit-h", "plain": "ip-adapter_sdxl_vit-h"}
         for kind, stem in self.adapters.items():
-            self.states[kind] = {k: t.half() for k, t in ip_adapter(kind, NARROW_UNET, NARROW_VISION, heads=2).items()}
+            self.states[kind] = {
+                k: t.half()
+                for k, t in ip_adapter(kind, NARROW_UNET, NARROW_VISION, heads=2).items()
+            }
             save_file(self.states[kind], self.h94 / "sdxl_models" / f"{stem}.safetensors")
 
-        self.states["lora"] = {f"unet.{key}": 0.02 * tensor for key, tensor in pairs(unet, rank=4).items()}
+        self.states["lora"] = {
+            f"unet.{key}": 0.02 * tensor for key, tensor in pairs(unet, rank=4).items()
+        }
         save_file(self.states["lora"], self.lora, {"format": "pt"})
 
     def fill(self, home: Path, model: str = "sdxl") -> None:
@@ -354,21 +409,35 @@ def difference(a: Image.Image, b: Image.Image) -> int:
 
 
 def assert_holds(part: torch.nn.Module, state: State, also: str = r"(?!)") -> None:
-    """Its weights are exactly those of a file, in fp32; but for names that match `also`, which are in addition."""
-    found = {key.removeprefix("text_model."): t for key, t in part.state_dict().items() if not re.search(also, key)}
+    """Its weights are exactly those of a file, in fp32; but for names that match `also`, which are
+    in addition."""
+    found = {
+        key.removeprefix("text_model."): t
+        for key, t in part.state_dict().items()
+        if not re.search(also, key)
+    }
     wanted = {key.removeprefix("text_model."): t.float() for key, t in state.items()}
     assert found.keys() == wanted.keys()
-    assert [k for k, t in wanted.items() if found[k].dtype != torch.float32 or not torch.equal(found[k], t)] == []
+    assert [
+        k
+        for k, t in wanted.items()
+        if found[k].dtype != torch.float32 or not torch.equal(found[k], t)
+    ] == []
 
 
 IP_WEIGHTS = r"_ip\.0\.weight$|^encoder_hid_proj\."
 
-# --- a folder --------------------------------------------------------------------------------------------------------
+# --- a folder -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["plus", "plain"])
 def test_a_folder_of_fp16_files(
-    sdxl: Sdxl, kind: str, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+    sdxl: Sdxl,
+    kind: str,
+    home: Path,
+    built: list[ImagePipeline],
+    photo: Image.Image,
+    reference: Path,
 ) -> None:
     """With the published LoRA and plus; without one and plain."""
     sdxl.fill(home)
@@ -376,9 +445,19 @@ def test_a_folder_of_fp16_files(
     link(sdxl.base, folder)
     link(sdxl.h94 / "models" / "image_encoder", folder / "image_encoder")
     (folder / "ip_adapter").mkdir()
-    link(sdxl.h94 / "sdxl_models" / f"{sdxl.adapters[kind]}.safetensors", folder / "ip_adapter" / "any.safetensors")
+    link(
+        sdxl.h94 / "sdxl_models" / f"{sdxl.adapters[kind]}.safetensors",
+        folder / "ip_adapter" / "any.safetensors",
+    )
     lora = {"plus": "auto", "plain": "none"}[kind]
-    request = {"model": str(folder), "size": 64, "steps": 1, "cfg": 6, "device": "cpu", "lora": lora}
+    request = {
+        "model": str(folder),
+        "size": 64,
+        "steps": 1,
+        "cfg": 6,
+        "device": "cpu",
+        "lora": lora,
+    }
     small = photo.resize((64, 64))
     [out] = stylize_image(small, reference, **request)
     assert out.size == (64, 64)
@@ -388,7 +467,9 @@ def test_a_folder_of_fp16_files(
     scales = {name: p.scale for name, p in pipe.unet.attn_processors.items() if hasattr(p, "scale")}
     styled = [f"up_blocks.0.attentions.1.transformer_blocks.{i}.attn2.processor" for i in range(10)]
     assert len(scales) == 70
-    assert {name: scale for name, scale in scales.items() if scale != [0]} == {name: [1] for name in styled}
+    assert {name: scale for name, scale in scales.items() if scale != [0]} == {
+        name: [1] for name in styled
+    }
     found, adapter = pipe.unet.state_dict(), sdxl.states[kind]
     for i, name in enumerate(styled):  # InstantStyle's style block: ip_adapter.69 to 87
         for half in ("to_k_ip", "to_v_ip"):
@@ -402,18 +483,24 @@ def test_a_folder_of_fp16_files(
     else:
         assert_holds(pipe.unet, sdxl.states["unet"], also=IP_WEIGHTS)
     for tokenizer, pad in ((pipe.tokenizer, 891), (pipe.tokenizer_2, 0)):
-        assert tokenizer("a dog", padding="max_length").input_ids == [890, 320, 828, 891] + [pad] * 73
+        assert (
+            tokenizer("a dog", padding="max_length").input_ids == [890, 320, 828, 891] + [pad] * 73
+        )
     assert isinstance(pipe.scheduler, TCDScheduler)
-    assert float(pipe.scheduler.alphas_cumprod[999]) == pytest.approx(0.00466, rel=1e-3)  # SDXL's last noise level
+    # SDXL's last noise level
+    assert float(pipe.scheduler.alphas_cumprod[999]) == pytest.approx(0.00466, rel=1e-3)
 
-    # hidden states of 257 patches or one embedding, each for the unconditional side and the styled one
+    # hidden states of 257 patches or one embedding, each for the unconditional side and the styled
+    # one
     assert whole._style is not None
     assert whole._style.shape == {"plus": (2, 1, 257, 32), "plain": (2, 1, 48)}[kind]
     one, other = (render(whole, small, style, request) for style in (Image.open(reference), photo))
     assert difference(one, out) == 0 and difference(one, other) > 0
 
 
-def render(whole: ImagePipeline, image: Image.Image, style: Image.Image, request: dict[str, Any]) -> Image.Image:
+def render(
+    whole: ImagePipeline, image: Image.Image, style: Image.Image, request: dict[str, Any]
+) -> Image.Image:
     """Once more with a pipeline that is there already."""
     whole.set_style([style.convert("RGB")], [1.0], 1.0, "style")
     return whole.stylize(image, image_settings(request), "quickstart", lambda step: None)
@@ -421,7 +508,9 @@ def render(whole: ImagePipeline, image: Image.Image, style: Image.Image, request
 
 def assert_fused(found: State, base: State, lora: State) -> None:
     """Every one of METHOD's 788 layers is W + B A, and all else is as it was."""
-    layers = {key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in lora if "lora_A" in key}
+    layers = {
+        key.removeprefix("unet.").removesuffix(".lora_A.weight") for key in lora if "lora_A" in key
+    }
     assert len(layers) == 788
     for key, tensor in base.items():
         layer, wanted = key.removesuffix(".weight"), tensor.float()
@@ -431,27 +520,38 @@ def assert_fused(found: State, base: State, lora: State) -> None:
             layers.remove(layer)
         torch.testing.assert_close(found[key], wanted, rtol=0, atol=1e-6, msg=key)
     assert not layers
-    assert all(re.search(IP_WEIGHTS, key) for key in found.keys() - base.keys())  # no wrapper is left
+    # no wrapper is left
+    assert all(re.search(IP_WEIGHTS, key) for key in found.keys() - base.keys())
 
 
 def test_half_precision_and_a_vae_that_needs_more(
     sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
 ) -> None:
-    """What a GPU runs by default. SDXL's VAE overflows in fp16, and its config says so (force_upcast)."""
+    """What a GPU runs by default. SDXL's VAE overflows in fp16, and its config says so
+    (force_upcast)."""
     sdxl.fill(home)
     small = photo.resize((64, 64))
-    request: dict[str, Any] = {"model": "sdxl", "size": 64, "steps": 1, "device": "cpu", "lora": "none"}
+    request: dict[str, Any] = {
+        "model": "sdxl",
+        "size": 64,
+        "steps": 1,
+        "device": "cpu",
+        "lora": "none",
+    }
     [half] = stylize_image(small, reference, dtype="fp16", **request)
     pipe, decoded_in = built[0].pipe, []
-    pipe.vae.decoder.register_forward_pre_hook(lambda module, inputs: decoded_in.append(inputs[0].dtype))
+    pipe.vae.decoder.register_forward_pre_hook(
+        lambda module, inputs: decoded_in.append(inputs[0].dtype)
+    )
     again = render(built[0], small, Image.open(reference), request)
-    assert difference(half, again) == 0  # the second picture comes out of a VAE that was cast to and fro
+    # the second picture comes out of a VAE that was cast to and fro
+    assert difference(half, again) == 0
     assert decoded_in == [torch.float32] and {pipe.unet.dtype, pipe.vae.dtype} == {torch.float16}
     [full] = stylize_image(small, reference, dtype="fp32", **request)
     assert difference(half, full) <= 3
 
 
-# --- the Hub's cache, end to end -------------------------------------------------------------------------------------
+# --- the Hub's cache, end to end ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("model", "eta"), [("sdxl", 0.75), ("dreamshaper", 0.8)])
@@ -459,19 +559,51 @@ def test_from_the_cache_without_a_network(
     sdxl: Sdxl, model: str, eta: float, tmp_path: Path, picture: Path, reference: Path
 ) -> None:
     sdxl.fill(tmp_path / "home", model)
-    command = [sys.executable, "-m", "std_cli", "stylize", "image", str(picture), "--style", str(reference)]
-    command += ["--model", model, "--lora", "auto", "--eta", str(eta), "--size", "64", "--steps", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "std_cli",
+        "stylize",
+        "image",
+        str(picture),
+        "--style",
+        str(reference),
+    ]
+    command += [
+        "--model",
+        model,
+        "--lora",
+        "auto",
+        "--eta",
+        str(eta),
+        "--size",
+        "64",
+        "--steps",
+        "1",
+    ]
     command += ["-o", "out.png", "--json"]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    env = kept | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    env = kept | {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "xdg"),
+    }
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     events = [json.loads(line) for line in done.stdout.splitlines()]
     lora = "std_sdxl_i2i_eta0.75.safetensors"
     [start] = [event for event in events if event["event"] == "start"]
     settings = [start["settings"][name] for name in ("eta", "cfg", "style_blocks", "schedule")]
-    assert (start["model"], start["lora"], settings) == (model, lora, [eta, 6, "style", "quickstart"])
-    notice = [f"no LoRA for eta 0.8: {lora}, trained for 0.75, is used"] if model == "dreamshaper" else []
+    assert (start["model"], start["lora"], settings) == (
+        model,
+        lora,
+        [eta, 6, "style", "quickstart"],
+    )
+    notice = (
+        [f"no LoRA for eta 0.8: {lora}, trained for 0.75, is used"]
+        if model == "dreamshaper"
+        else []
+    )
     assert [event["message"] for event in events if event["event"] == "notice"] == notice
     with Image.open(tmp_path / "out.png") as out:
         out.load()
@@ -488,32 +620,62 @@ def test_pulled_from_a_hub_and_run_without_it(
     places = {"sdxl": sdxl.base, "ip-adapter-plus": sdxl.h94, "std-i2i-0.75": tmp_path / "std"}
     handler.repos.update({source(name).repo: folder for name, folder in places.items()})
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    home = {
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "xdg"),
+    }
     env = kept | home | {"HF_ENDPOINT": url, "NO_PROXY": "*"}
-    image = ["stylize", "image", str(picture), "--style", str(reference), "--size", "64", "--steps", "2"]
-    for command in (["models", "pull", "--for", "image"], [*image, "--offline", "-o", "out.png", "--method", "std"]):
+    image = [
+        "stylize",
+        "image",
+        str(picture),
+        "--style",
+        str(reference),
+        "--size",
+        "64",
+        "--steps",
+        "2",
+    ]
+    for command in (
+        ["models", "pull", "--for", "image"],
+        [*image, "--offline", "-o", "out.png", "--method", "std"],
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", "std_cli", *command, "--json"], cwd=tmp_path, env=env, capture_output=True, text=True
+            [sys.executable, "-m", "std_cli", *command, "--json"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert read_metadata(tmp_path / "out.png")["settings"]["lora"]["name"] == sdxl.lora.name
 
 
-# --- a checkpoint in one file, with the names of the original code ---------------------------------------------------
+# --- a checkpoint in one file, with the names of the original code -----------------------------
 
 
 def original(states: dict[str, State]) -> State:
     """The tensors of an SDXL folder under the names of sd_xl_base_1.0.safetensors."""
-    out = {f"model.diffusion_model.{unet_name(key)}": tensor for key, tensor in states["unet"].items()}
+    out = {
+        f"model.diffusion_model.{unet_name(key)}": tensor for key, tensor in states["unet"].items()
+    }
     for key, tensor in states["vae"].items():
         linear = "attentions" in key and tensor.ndim == 2  # a convolution of 1 x 1 in the original
         out[f"first_stage_model.{vae_name(key)}"] = tensor[:, :, None, None] if linear else tensor
-    out |= {f"conditioner.embedders.0.transformer.{key}": tensor for key, tensor in states["text_encoder"].items()}
-    out["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    out |= {
+        f"conditioner.embedders.0.transformer.{key}": tensor
+        for key, tensor in states["text_encoder"].items()
+    }
+    out["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(
+        77
+    )[None]
     text_2 = {"logit_scale": torch.tensor(4.6)}
     for key, tensor in states["text_encoder_2"].items():
         if ".q_proj." in key:  # one tensor in the original
-            qkv = torch.cat([states["text_encoder_2"][key.replace("q_proj", f"{name}_proj")] for name in "qkv"])
+            qkv = torch.cat(
+                [states["text_encoder_2"][key.replace("q_proj", f"{name}_proj")] for name in "qkv"]
+            )
             text_2[open_clip_name(key).replace("q_proj.", "in_proj_")] = qkv
         elif ".k_proj." not in key and ".v_proj." not in key:
             text_2[open_clip_name(key)] = tensor.T if key == "text_projection.weight" else tensor
@@ -530,37 +692,80 @@ def renamed(key: str, names: dict[str, str]) -> str:
 def unet_name(key: str) -> str:
     match = re.fullmatch(r"(down|mid|up)_block(?:s\.(\d))?\.(\w+)\.(\d)\.(.+)", key)
     if not match:
-        names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
-        names |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-        return renamed(key, names | {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"})
+        names = {
+            "time_embedding.linear_1": "time_embed.0",
+            "time_embedding.linear_2": "time_embed.2",
+        }
+        names |= {
+            "add_embedding.linear_1": "label_emb.0.0",
+            "add_embedding.linear_2": "label_emb.0.2",
+        }
+        return renamed(
+            key,
+            names | {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"},
+        )
     side, block, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     if kind == "resnets":
-        names = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
-        rest = renamed(rest, names | {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"})
+        names = {
+            "norm1": "in_layers.0",
+            "conv1": "in_layers.2",
+            "norm2": "out_layers.0",
+            "conv2": "out_layers.3",
+        }
+        rest = renamed(
+            rest, names | {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+        )
     if side == "mid":
         return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
     if kind == "downsamplers":
         return f"input_blocks.{3 * block + 3}.0.{rest.replace('conv', 'op')}"
     if kind == "upsamplers":
         return f"output_blocks.{3 * block + 2}.2.{rest}"
-    place = f"input_blocks.{3 * block + index + 1}" if side == "down" else f"output_blocks.{3 * block + index}"
+    place = (
+        f"input_blocks.{3 * block + index + 1}"
+        if side == "down"
+        else f"output_blocks.{3 * block + index}"
+    )
     return f"{place}.{int(kind == 'attentions')}.{rest}"
 
 
 def vae_name(key: str) -> str:
     key = re.sub(r"up_blocks\.(\d)", lambda match: f"up.{3 - int(match[1])}", key)
     key = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", key)
-    names = {"down_blocks": "down", "downsamplers.0": "downsample", "upsamplers.0": "upsample", "resnets": "block"}
+    names = {
+        "down_blocks": "down",
+        "downsamplers.0": "downsample",
+        "upsamplers.0": "upsample",
+        "resnets": "block",
+    }
     names |= {"conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out", "group_norm": "norm"}
-    names |= {"mid_block.attentions.0": "mid.attn_1", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    names |= {
+        "mid_block.attentions.0": "mid.attn_1",
+        "to_q": "q",
+        "to_k": "k",
+        "to_v": "v",
+        "to_out.0": "proj_out",
+    }
     return renamed(key, names)
 
 
 def open_clip_name(key: str) -> str:
-    names = {"text_model.encoder.layers": "transformer.resblocks", "text_model.final_layer_norm": "ln_final"}
+    names = {
+        "text_model.encoder.layers": "transformer.resblocks",
+        "text_model.final_layer_norm": "ln_final",
+    }
     names |= {"text_model.embeddings.position_embedding.weight": "positional_embedding"}
-    names |= {"text_model.embeddings.token_embedding": "token_embedding", "text_projection.weight": "text_projection"}
-    names |= {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn": "attn", "fc1": "c_fc", "fc2": "c_proj"}
+    names |= {
+        "text_model.embeddings.token_embedding": "token_embedding",
+        "text_projection.weight": "text_projection",
+    }
+    names |= {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "self_attn": "attn",
+        "fc1": "c_fc",
+        "fc2": "c_proj",
+    }
     return renamed(key, names)
 
 
@@ -584,7 +789,14 @@ def test_a_checkpoint_in_one_file(
         assert f"model.diffusion_model.{known}" in state
     save_file(state, home / "checkpoint.safetensors")
     [out] = stylize_image(
-        photo, reference, model=str(home / "checkpoint.safetensors"), size=64, steps=1, cfg=6, device="cpu", lora="none"
+        photo,
+        reference,
+        model=str(home / "checkpoint.safetensors"),
+        size=64,
+        steps=1,
+        cfg=6,
+        device="cpu",
+        lora="none",
     )
     assert out.size == (64, 64)
     pipe = built[0].pipe
@@ -596,11 +808,15 @@ def test_a_checkpoint_in_one_file(
     convert(home / "checkpoint.safetensors", home / "folder")
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         [file] = (home / "folder" / part).glob("*.safetensors")
-        written = {key.removeprefix("text_model."): tensor for key, tensor in load_file(file).items()}
+        written = {
+            key.removeprefix("text_model."): tensor for key, tensor in load_file(file).items()
+        }
         assert written.keys() == {key.removeprefix("text_model.") for key in sdxl.states[part]}
         for key, tensor in sdxl.states[part].items():
             assert torch.equal(written[key.removeprefix("text_model.")], tensor), key
-    assert pipe.scheduler.config.beta_schedule == "scaled_linear" and pipe.tokenizer_2.pad_token == "!"
+    assert (
+        pipe.scheduler.config.beta_schedule == "scaled_linear" and pipe.tokenizer_2.pad_token == "!"
+    )
 
 
 def test_a_checkpoint_that_predicts_v(
@@ -612,7 +828,14 @@ def test_a_checkpoint_that_predicts_v(
     save_file(original(sdxl.states) | marks, path, {"modelspec.prediction_type": "epsilon"})
     events: list[dict[str, Any]] = []
     stylize_image(
-        photo, reference, model=str(path), size=64, steps=1, device="cpu", lora="none", on_event=events.append
+        photo,
+        reference,
+        model=str(path),
+        size=64,
+        steps=1,
+        device="cpu",
+        lora="none",
+        on_event=events.append,
     )
     wanted = ("v_prediction", True)
     config = built[0].pipe.scheduler.config
@@ -631,8 +854,14 @@ def test_a_checkpoint_that_predicts_v(
     [
         ("unet", "model.diffusion_model.output_blocks.5.2.conv.weight"),
         ("vae", "first_stage_model.decoder.up.3.upsample.conv.bias"),
-        ("text_encoder", "conditioner.embedders.0.transformer.text_model.encoder.layers.1.mlp.fc1.weight"),
-        ("text_encoder_2", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"),
+        (
+            "text_encoder",
+            "conditioner.embedders.0.transformer.text_model.encoder.layers.1.mlp.fc1.weight",
+        ),
+        (
+            "text_encoder_2",
+            "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
+        ),
     ],
 )
 def test_a_checkpoint_that_lacks_a_layer(sdxl: Sdxl, home: Path, part: str, key: str) -> None:
@@ -647,14 +876,20 @@ def test_a_checkpoint_that_lacks_a_layer(sdxl: Sdxl, home: Path, part: str, key:
     with pytest.raises(InputError, match=message):
         convert(checkpoint, home / "folder")
     save_file(state | {key: torch.zeros(5)}, checkpoint)
-    with pytest.raises(InputError, match=rf"{part} has 1 of .* shape \(first {re.escape(key)}: \[5\] for"):
+    with pytest.raises(
+        InputError, match=rf"{part} has 1 of .* shape \(first {re.escape(key)}: \[5\] for"
+    ):
         check_model(model)
     save_file(state | {key: state[key].int()}, checkpoint)
-    with pytest.raises(InputError, match=rf"{part} has 1 tensors that are no .* \(first {re.escape(key)}: I32"):
+    with pytest.raises(
+        InputError, match=rf"{part} has 1 tensors that are no .* \(first {re.escape(key)}: I32"
+    ):
         check_model(model)
     save_file(state | {key: state[key] * float("nan")}, checkpoint)
     check_model(model)
-    with pytest.raises(InputError, match=rf"checkpoint.safetensors: 1 of .* NaN .*first {re.escape(key)}"):
+    with pytest.raises(
+        InputError, match=rf"checkpoint.safetensors: 1 of .* NaN .*first {re.escape(key)}"
+    ):
         convert(checkpoint, home / "folder")
     assert not (home / "folder").exists()
 
@@ -672,38 +907,60 @@ def test_single_files_of_other_models_are_named(sdxl: Sdxl, home: Path) -> None:
 
     for channels, use in ((9, "inpainting"), (8, "to follow instructions")):
         wide = state | {first: torch.zeros(32, channels, 3, 3)}
-        refused(wide, rf"is not an SDXL model: in_channels in .* is {channels}, not 4 \(made for {use}|made {use}\)")
-    refused(state | {"edm_mean": torch.zeros(4)}, "not an SDXL checkpoint, but of Playground v2.5's kind")
+        refused(
+            wide,
+            rf"is not an SDXL model: in_channels in .* is {channels}, not 4 \(made for "
+            rf"{use}|made {use}\)",
+        )
+    refused(
+        state | {"edm_mean": torch.zeros(4)},
+        "not an SDXL checkpoint, but of Playground v2.5's kind",
+    )
     unet = {k: t for k, t in state.items() if k.startswith("model.")}
     cross = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
     for width, name in ((768, "Stable Diffusion 1.5"), (1024, "Stable Diffusion 2")):
         rest = {k: t for k, t in unet.items() if "attn2" not in k and "label_emb" not in k}
-        refused(rest | {cross: torch.zeros(64, width)}, f"not an SDXL checkpoint, but {name}: it lacks")
+        refused(
+            rest | {cross: torch.zeros(64, width)}, f"not an SDXL checkpoint, but {name}: it lacks"
+        )
     refiner = unet | {"conditioner.embedders.0.model.ln_final.weight": torch.zeros(4)}
     refused(refiner, "not an SDXL checkpoint, but the SDXL refiner: it lacks")
     flux = {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
     refused(flux, "not an SDXL checkpoint, but Flux: it lacks")
 
 
-# --- SDXL's real size, without memory --------------------------------------------------------------------------------
+# --- SDXL's real size, without memory ----------------------------------------------------------
 
 
 def test_real_shapes() -> None:
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(UNET), AutoencoderKL.from_config(VAE)
         adapter = ip_adapter("plus", UNET, VISION, heads=20)
-        narrow = UNet2DConditionModel.from_config(NARROW_UNET), AutoencoderKL.from_config(NARROW_VAE)
+        narrow = (
+            UNet2DConditionModel.from_config(NARROW_UNET),
+            AutoencoderKL.from_config(NARROW_VAE),
+        )
     assert [len(m.state_dict()) for m in (unet, vae)] == [1680, 248]
-    assert [sum(p.numel() for p in m.parameters()) for m in (unet, vae)] == [2_567_463_684, 83_653_863]
+    assert [sum(p.numel() for p in m.parameters()) for m in (unet, vae)] == [
+        2_567_463_684,
+        83_653_863,
+    ]
     # so that what is shown above with a narrow model is shown of the names of the real one
     assert [m.state_dict().keys() for m in (unet, vae)] == [m.state_dict().keys() for m in narrow]
 
     # the names and shapes of the real checkpoint in one file
     with torch.device("meta"):
-        encoders = CLIPTextModel(CLIPTextConfig(**TEXT)), CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2))
-    networks = dict(zip(("unet", "vae", "text_encoder", "text_encoder_2"), (unet, vae, *encoders), strict=True))
+        encoders = (
+            CLIPTextModel(CLIPTextConfig(**TEXT)),
+            CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_2)),
+        )
+    networks = dict(
+        zip(("unet", "vae", "text_encoder", "text_encoder_2"), (unet, vae, *encoders), strict=True)
+    )
     states: dict[str, State] = {part: network.state_dict() for part, network in networks.items()}
-    states["text_encoder"] = {f"text_model.{key}": tensor for key, tensor in states["text_encoder"].items()}
+    states["text_encoder"] = {
+        f"text_model.{key}": tensor for key, tensor in states["text_encoder"].items()
+    }
     stored = {key: (list(tensor.shape), "F16") for key, tensor in original(states).items()}
     wanted = {part: _in_one_file(part, network, stored) for part, network in networks.items()}
     assert [len(names) for names in wanted.values()] == [1680, 248, 196, 389]
@@ -712,10 +969,16 @@ def test_real_shapes() -> None:
 
     kinds = ("image_proj", "ip_adapter")
     unet._load_ip_adapter_weights(
-        {kind: {k.removeprefix(f"{kind}."): t for k, t in adapter.items() if k.startswith(kind)} for kind in kinds}
+        {
+            kind: {k.removeprefix(f"{kind}."): t for k, t in adapter.items() if k.startswith(kind)}
+            for kind in kinds
+        }
     )
     taken = {name: p for name, p in unet.attn_processors.items() if hasattr(p, "to_k_ip")}
     assert len(taken) == 70 and all(name.endswith("attn2.processor") for name in taken)
     assert sum(w.numel() for p in taken.values() for w in p.parameters()) == 340_787_200
     [projection] = unet.encoder_hid_proj.image_projection_layers
-    assert projection.latents.shape == (1, 16, 1280) and projection.proj_out.weight.shape == (2048, 1280)
+    assert projection.latents.shape == (1, 16, 1280) and projection.proj_out.weight.shape == (
+        2048,
+        1280,
+    )

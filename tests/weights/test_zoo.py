@@ -1,4 +1,5 @@
-"""The table of models and methods; each baseline's timesteps, steps and defaults against its authors' usage."""
+"""The table of models and methods; each baseline's timesteps, steps and defaults against its
+authors' usage."""
 
 import numpy as np
 import pytest
@@ -9,7 +10,13 @@ from pydantic import ValidationError
 
 from std_cli import stylize_image
 from std_cli.config import ImageSettings, image_settings
-from std_cli.diffusion.pipeline import ImagePipeline, VideoPipeline, _step_generator, make_scheduler, seeded_noise
+from std_cli.diffusion.pipeline import (
+    ImagePipeline,
+    VideoPipeline,
+    _step_generator,
+    make_scheduler,
+    seeded_noise,
+)
 from std_cli.errors import InputError
 from std_cli.schedule import quickstart_num_inference_steps, timesteps
 from std_cli.stylize.pictures import choose_schedule, request_notices
@@ -41,11 +48,17 @@ def test_every_entry_is_whole():
     assert {e.eta for e in models.values() if e.method == "std"} == {0.65, 0.75, 0.85, 0.95}
     assert {e.method for e in models.values() if e.kind == "lora"} == {*zoo().methods} - {"none"}
     assert all(e.files[-1].startswith("std_sdxl_") for e in models.values() if e.method == "std")
-    assert not [e.name for e in models.values() if any(".." in f or f.startswith("/") for f in e.files)]
-    assert source("lcm").command.startswith("hf download latent-consistency/lcm-lora-sdxl --revision a18548dd")
+    assert not [
+        e.name for e in models.values() if any(".." in f or f.startswith("/") for f in e.files)
+    ]
+    assert source("lcm").command.startswith(
+        "hf download latent-consistency/lcm-lora-sdxl --revision a18548dd"
+    )
     with pytest.raises(InputError, match="not on the Hub: download https://dl.fbaipublicfiles"):
         source("dinov2-original")
-    with pytest.raises(InputError, match="no model 'lightnin-8' in the table: did you mean lightning-8"):
+    with pytest.raises(
+        InputError, match="no model 'lightnin-8' in the table: did you mean lightning-8"
+    ):
         find_entry("lightnin-8")
 
 
@@ -74,10 +87,12 @@ def test_the_nearest_lora():
     assert method_lora("lcm", 3).name == "lcm" and method_lora("none", 3) is None
 
 
-# What the authors' usage runs at full noise: the numbers that their schedulers give, worked out by hand.
+# What the authors' usage runs at full noise: the numbers that their schedulers give, worked out by
+# hand.
 #   LCM, TCD: every 50/n-th of t = 19, 39, ..., 999, rounded down, from the top
 #   PCM, Hyper-SD, SDXL-Lightning: trailing, 1000 - i 1000/n - 1
-#   TDD: every 250/n-th of t = 3, 7, ..., 999 (tdd_scheduler.py, set_timesteps with tdd_train_step = 250)
+#   TDD: every 250/n-th of t = 3, 7, ..., 999 (tdd_scheduler.py, set_timesteps with tdd_train_step =
+#   250)
 #   none: leading with offset 1, as SDXL's scheduler config has it
 PUBLISHED = {
     ("lcm", 4): [999, 759, 499, 259],
@@ -99,7 +114,10 @@ def spacing(method):
 
 @pytest.mark.parametrize(("method", "steps"), PUBLISHED)
 def test_timesteps_at_full_noise_are_the_published_ones(method, steps):
-    assert timesteps(steps, 1.0, spacing(method), zoo().methods[method].grid) == PUBLISHED[method, steps]
+    assert (
+        timesteps(steps, 1.0, spacing(method), zoo().methods[method].grid)
+        == PUBLISHED[method, steps]
+    )
 
 
 def theirs(method):
@@ -162,11 +180,16 @@ def test_ddim_steps_as_published(method):
 
 
 def test_tdd_steps_as_its_scheduler_does():
-    """Its formula (DPM-Solver++ of order 1 to s = floor((1 - eta) t'), then noise up to t'; the last step is clean)."""
+    """Its formula (DPM-Solver++ of order 1 to s = floor((1 - eta) t'), then noise up to t'; the
+    last step is clean)."""
     facts = zoo().methods["tdd"]
     scheduler, generator = make_scheduler(facts, SDXL), torch.Generator().manual_seed(5)
     ts = PUBLISHED["tdd", 4]
-    ours = walk(scheduler, ts, lambda s, e, t, x: s.step(e, t, x, eta=facts.gamma, generator=generator).prev_sample)
+    ours = walk(
+        scheduler,
+        ts,
+        lambda s, e, t, x: s.step(e, t, x, eta=facts.gamma, generator=generator).prev_sample,
+    )
     abar = DDIMScheduler.from_config(SDXL).alphas_cumprod
     noise = torch.Generator().manual_seed(5)
     x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -199,7 +222,9 @@ def test_defaults_come_from_the_method_and_yield_to_the_user():
     ]:
         s = image_settings(given, pack)
         assert (s.steps, s.cfg) == wanted, given
-    with pytest.raises(InputError, match="--schedule aligned is STD's: leave it out with --method lcm"):
+    with pytest.raises(
+        InputError, match="--schedule aligned is STD's: leave it out with --method lcm"
+    ):
         image_settings({"method": "lcm", "schedule": "aligned"})
     with pytest.raises(InputError, match="--method magic"):
         image_settings({"method": "magic"})
@@ -211,19 +236,31 @@ def test_defaults_come_from_the_method_and_yield_to_the_user():
 
 def test_the_lora_of_a_method_and_a_pack():
     tiny = resolve_model("tiny")
-    with pytest.raises(InputError, match="--method tcd: its LoRA is made for SDXL, not for --model tiny"):
+    with pytest.raises(
+        InputError, match="--method tcd: its LoRA is made for SDXL, not for --model tiny"
+    ):
         resolve_lora("auto", model=tiny, task="i2i", eta=0.75, method="tcd", steps=4)
     assert resolve_lora("none", model=tiny, task="i2i", eta=0.75, method="tcd", steps=4) is None
     assert resolve_lora("auto", model=tiny, task="i2i", eta=0.75, method="none", steps=4) is None
 
 
-# --- pictures and videos ---------------------------------------------------------------------------------------------
+# --- pictures and videos -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_video_takes_the_steps_of_the_picture(method, monkeypatch):
-    """Without a motion adapter: the same latent, the same noise, and the same number of steps, exactly --steps."""
-    s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=3, cfg=2.0, seed=7, method=method, lora="none")
+    """Without a motion adapter: the same latent, the same noise, and the same number of steps,
+    exactly --steps."""
+    s = ImageSettings(
+        model="tiny",
+        prompt="",
+        negative_prompt="",
+        steps=3,
+        cfg=2.0,
+        seed=7,
+        method=method,
+        lora="none",
+    )
     picture = Image.effect_noise((64, 48), 60).convert("RGB")
     style = [Image.new("RGB", (64, 64), "teal")]
     tiny, schedule = resolve_model("tiny"), spacing(method)
@@ -240,15 +277,17 @@ def test_a_video_takes_the_steps_of_the_picture(method, monkeypatch):
     still = ImagePipeline(tiny, None, torch.device("cpu"), torch.float32, method=method)
     still.set_style(style, [1.0], 1.0, "all")
     draws = iter([seeded_noise(7, clean.shape)[None]])
-    img2img = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img.randn_tensor"
+    img2img = (
+        "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img.randn_tensor"
+    )
     monkeypatch.setattr(img2img, lambda *a, **k: next(draws))
     for name in ("tcd", "lcm"):
         steps = iter(range(3))
         monkeypatch.setattr(
             f"diffusers.schedulers.scheduling_{name}.randn_tensor",
-            lambda shape, *a, steps=steps, **k: torch.randn(clean.shape, generator=_step_generator(7, next(steps)))[
-                None
-            ],
+            lambda shape, *a, steps=steps, **k: torch.randn(
+                clean.shape, generator=_step_generator(7, next(steps))
+            )[None],
         )
     ran = []
     out = still.pipe(
@@ -267,9 +306,21 @@ def test_a_video_takes_the_steps_of_the_picture(method, monkeypatch):
 
 def test_a_run_by_a_method(picture, reference):
     events = []
-    request = {"model": "tiny", "size": 64, "steps": 2, "device": "cpu", "method": "pcm", "lora": "none"}
+    request = {
+        "model": "tiny",
+        "size": 64,
+        "steps": 2,
+        "device": "cpu",
+        "method": "pcm",
+        "lora": "none",
+    }
     [out] = stylize_image(picture, reference, on_event=events.append, **request)
     [start] = [e for e in events if e["event"] == "start"]
-    assert [start["settings"][k] for k in ("method", "schedule", "cfg", "steps")] == ["pcm", "trailing", 1.2, 2]
+    assert [start["settings"][k] for k in ("method", "schedule", "cfg", "steps")] == [
+        "pcm",
+        "trailing",
+        1.2,
+        2,
+    ]
     [other] = stylize_image(picture, reference, **request | {"method": "none", "cfg": 1.2})
     assert out.size == other.size and out.tobytes() != other.tobytes()

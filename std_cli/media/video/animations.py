@@ -13,11 +13,14 @@ from std_cli.media.video.clip import MAX_FRAME_PIXELS
 
 ANIMATIONS = (".gif", ".webp", ".apng", ".png")
 
-_Animation = GifImagePlugin.GifImageFile | PngImagePlugin.PngImageFile | WebPImagePlugin.WebPImageFile
+_Animation = (
+    GifImagePlugin.GifImageFile | PngImagePlugin.PngImageFile | WebPImagePlugin.WebPImageFile
+)
 
 
 def measure(path: Path) -> tuple[tuple[int, int], list[Fraction], bool]:
-    """((width, height), seconds of each frame, whether anything is transparent), all frames decoded.
+    """((width, height), seconds of each frame, whether anything is transparent), all frames
+    decoded.
 
     Raises InputError for what is damaged, and for more pixels than a picture may have.
     """
@@ -57,7 +60,8 @@ def _each(image: _Animation, size: tuple[int, int]) -> Iterator[tuple[Image.Imag
     for number in range(int(hidden), count):
         with readable(repr(str(image.filename))):
             image.seek(number)
-            if image.width * image.height > MAX_FRAME_PIXELS:  # a gif's frame may be larger than its canvas
+            # a gif's frame may be larger than its canvas
+            if image.width * image.height > MAX_FRAME_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width * image.height}")
             image.load()  # webp has the duration only then
             frame = image.convert("RGBA")

@@ -14,7 +14,8 @@ MAX_FRAME_PIXELS = 2**26
 Alpha = NDArray[np.uint8]  # (H, W), 255 is opaque
 
 VIDEO_SUFFIXES = frozenset({
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv",
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts",
+    ".wmv", ".flv", ".ogv",
     ".3gp", ".mxf", ".nut", ".gif", ".webp", ".apng",
 })  # fmt: skip
 
@@ -62,16 +63,19 @@ class Clip:
     duration: Fraction | None
     """Seconds of video."""
     color: Color
-    """What the result is tagged with: the source's tags, or those of SDR BT.709 where HDR is tone-mapped."""
+    """What the result is tagged with: the source's tags, or those of SDR BT.709 where HDR is
+    tone-mapped."""
     hdr: Literal["PQ", "HLG"] | None
     audio: int
     """Count of audio streams."""
     part: Part | None = None
     """Where the bytes of a video are; `path` is then only its name."""
     origin: Fraction | None = None
-    """Seconds from the container's zero to the first of picture and sound; None where that is `start`."""
+    """Seconds from the container's zero to the first of picture and sound; None where that is
+    `start`."""
     offsets: tuple[Fraction, ...] = ()
-    """Of a file of several recordings, whose clock is set again in the middle: see `timestamps.scan`."""
+    """Of a file of several recordings, whose clock is set again in the middle: see
+    `timestamps.scan`."""
     alpha: bool = False
     """Some of it may be transparent."""
     notices: tuple[str, ...] = ()

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Pixels
 
-# Chosen on photographs that were panned, zoomed, faded and given noise, and on real cuts (tests/test_video_cuts.py).
+# Chosen on photographs that were panned, zoomed, faded and given noise, and on real cuts
+# (tests/test_video_cuts.py).
 STRUCTURE, PALETTE = 0.35, 0.18
 SUM = 0.9
 ADAPTIVE = 2
@@ -24,9 +25,10 @@ SHORTEST = Fraction(1, 5)
 class CutDetector:
     """Called with every frame in order; True where a new shot starts. Knows only the frames before.
 
-    Two distances to the frame before must both be large: of the structure (1 - correlation of coarse luma, which a
-    change of light leaves as it is) and of the palette (of colour histograms, which movement leaves as it is). And
-    their sum must stand out from that of the last frames, so that a fast pan or a flicker is not cut to pieces.
+    Two distances to the frame before must both be large: of the structure (1 - correlation of
+    coarse luma, which a change of light leaves as it is) and of the palette (of colour histograms,
+    which movement leaves as it is). And their sum must stand out from that of the last frames, so
+    that a fast pan or a flicker is not cut to pieces.
     """
 
     def __init__(self) -> None:
@@ -56,14 +58,19 @@ class CutDetector:
 
 
 def _structure(rgb: Pixels) -> NDArray[np.float32]:
-    """Coarse luma, about 32 x 18, of mean 0 and variance 1, less where there is hardly any contrast."""
+    """Coarse luma, about 32 x 18, of mean 0 and variance 1, less where there is hardly any
+    contrast."""
     h, w = rgb.shape[:2]
     step = max(1, min(h // 72, w // 128))
     small = rgb[::step, ::step].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    rows, columns = (np.linspace(0, n, k + 1).astype(int)[:-1] for n, k in zip(small.shape, (18, 32), strict=True))
+    rows, columns = (
+        np.linspace(0, n, k + 1).astype(int)[:-1]
+        for n, k in zip(small.shape, (18, 32), strict=True)
+    )
     coarse = np.add.reduceat(np.add.reduceat(small, np.unique(rows), 0), np.unique(columns), 1)
     coarse = (coarse - coarse.mean()) * (coarse.size / small.size)
-    return np.asarray(coarse / max(float(coarse.std()), 6), np.float32)  # in the dark the noise is no structure
+    # in the dark the noise is no structure
+    return np.asarray(coarse / max(float(coarse.std()), 6), np.float32)
 
 
 def _palette(rgb: Pixels) -> NDArray[np.float32]:
@@ -93,18 +100,22 @@ class GivenCuts:
 
 
 def parse_time(text: str, flag: str) -> Fraction:
-    """ "90", "1.5s", "250ms", "1:30", "00:01:30.5" -> seconds. Raises InputError that names the flag."""
+    """ "90", "1.5s", "250ms", "1:30", "00:01:30.5" -> seconds. Raises InputError that names the
+    flag."""
     match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)(s|ms)?", text.strip())
     if not match or (match[4] == "ms" and match[2]):
         raise InputError(f"{flag} {text}: not a time; write 90, 1.5s, 1:30 or 00:01:30.5")
     seconds = Fraction(match[3]) / (1000 if match[4] == "ms" else 1)
     if match[2] and seconds >= 60:
-        raise InputError(f"{flag} {text}: seconds after minutes go up to 59; write 90, 1.5s, 1:30 or 00:01:30.5")
+        raise InputError(
+            f"{flag} {text}: seconds after minutes go up to 59; write 90, 1.5s, 1:30 or 00:01:30.5"
+        )
     return seconds + 60 * int(match[2] or 0) + 3600 * int(match[1] or 0)
 
 
 def read_cuts(path: Path) -> list[Fraction]:
-    """Times of a text file, one a line, from the first frame on; what follows a # or a comma is not read.
+    """Times of a text file, one a line, from the first frame on; what follows a # or a comma is not
+    read.
 
     Raises InputError for a file that cannot be read, and for a line that is no time.
     """
@@ -112,7 +123,9 @@ def read_cuts(path: Path) -> list[Fraction]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise InputError(f"--cuts {path}: {reason}; give auto, off, or a text file of times") from None
+        raise InputError(
+            f"--cuts {path}: {reason}; give auto, off, or a text file of times"
+        ) from None
     cuts = []
     for number, line in enumerate(lines, 1):
         time = re.split("[#,]", line)[0].strip()

@@ -1,4 +1,5 @@
-"""One video stream of a file, from packets to decoded frames, each with its exact time, and what was damaged in it."""
+"""One video stream of a file, from packets to decoded frames, each with its exact time, and what
+was damaged in it."""
 
 import heapq
 from collections import Counter
@@ -18,22 +19,28 @@ MAX_DAMAGED = 25
 """Frames in a row that may be undecodable."""
 # What is opened: containers of media, not playlists, which name other files.
 _DEMUXERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,h264,hevc,obu,ivf,dv,m4v,rm"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,"
+    "h264,hevc,obu,ivf,dv,m4v,rm"
 )
 
 
 def open_container(path: Path, part: Part | None) -> Any:
-    """PyAV's container of a local file: a name with a colon is no protocol, and nothing else is opened through it."""
+    """PyAV's container of a local file: a name with a colon is no protocol, and nothing else is
+    opened through it."""
     url, protocols = f"file:{path}", "file"
     if part:
-        url, protocols = f"subfile,,start,{part.offset},end,{part.offset + part.size},,:{part.file}", "file,subfile"
+        url, protocols = (
+            f"subfile,,start,{part.offset},end,{part.offset + part.size},,:{part.file}",
+            "file,subfile",
+        )
     options = {"protocol_whitelist": protocols, "format_whitelist": _DEMUXERS}
     try:
         return av.open(url, options=options, metadata_errors="replace")
     except av.FFmpegError as e:
         reason = e.strerror or type(e).__name__
         raise InputError(
-            f"{str(path)!r} cannot be read as a video ({reason}); it may be cut short, or of an unknown kind"
+            f"{str(path)!r} cannot be read as a video ({reason}); it may be cut short, or of an "
+            f"unknown kind"
         ) from None
 
 
@@ -45,11 +52,15 @@ def video_stream(container: Any, name: str) -> Any:
         raise InputError(f"{name} has no video stream; give a file that has one")
     stream = streams[0]
     if stream.codec_context is None:
-        raise InputError(f"{name} has video of a kind that this build cannot decode; convert it to h264")
-    # Threads within a frame only: with one frame per thread, an error takes along the good frames that PyAV has got in
-    # the same call, how many depends on the count of cores, and what is left of a damaged frame is a matter of timing.
+        raise InputError(
+            f"{name} has video of a kind that this build cannot decode; convert it to h264"
+        )
+    # Threads within a frame only: with one frame per thread, an error takes along the good frames
+    # that PyAV has got in the same call, how many depends on the count of cores, and what is left
+    # of a damaged frame is a matter of timing.
     stream.thread_type = "SLICE"
-    # `max_frame_delay` is the same for dav1d. Chroma is sited at the left unless the stream says otherwise.
+    # `max_frame_delay` is the same for dav1d. Chroma is sited at the left unless the stream says
+    # otherwise.
     stream.codec_context.options = {"max_frame_delay": "1", "chroma_sample_location": "left"}
     return stream
 
@@ -89,7 +100,10 @@ class Damage:
             self.first += 1
         self.in_a_row += 1
         if self.in_a_row > MAX_DAMAGED:
-            raise StdError(f"{self.name}: more than {MAX_DAMAGED} frames in a row cannot be decoded; repair the video")
+            raise StdError(
+                f"{self.name}: more than {MAX_DAMAGED} frames in a row cannot be decoded; repair "
+                f"the video"
+            )
 
     def step(self, ticks: int, at: Fraction) -> None:
         """From one frame, shown at `at`, to the next."""
@@ -99,7 +113,8 @@ class Damage:
             self.longest = ticks, at
 
     def missing(self) -> int:
-        """Frames for which there is room in the gaps of a video that is otherwise even; its usual step is found here.
+        """Frames for which there is room in the gaps of a video that is otherwise even; its usual
+        step is found here.
 
         0 for a video of variable rate: less than nine steps of ten are alike in it.
         """
@@ -115,23 +130,38 @@ class Damage:
         """One line for each kind of damage; `base`: seconds of a tick."""
         found, some = [], count_of_frames
         if self.lost:
-            found.append(f"{some(self.lost)} of {name} could not be decoded: the one before was used")
+            found.append(
+                f"{some(self.lost)} of {name} could not be decoded: the one before was used"
+            )
         if self.first:
-            found.append(f"{some(self.first)} at the start of {name} could not be decoded and were left out")
+            found.append(
+                f"{some(self.first)} at the start of {name} could not be decoded and were left out"
+            )
         if self.backward:
-            found.append(f"{some(self.backward)} of {name} had no later time than the one before and were left out")
+            found.append(
+                f"{some(self.backward)} of {name} had no later time than the one before and were "
+                f"left out"
+            )
         if self.resized:
-            found.append(f"{some(self.resized)} of {name} had another size than the first and were scaled to it")
+            found.append(
+                f"{some(self.resized)} of {name} had another size than the first and were scaled "
+                f"to it"
+            )
         missing = self.missing()
         if missing:
             step, at = self.longest
             found.append(
-                f"{name} has gaps: about {some(missing)} are missing, most of them at {float(at):.3f} seconds "
+                f"{name} has gaps: about {some(missing)} are missing, most of them at "
+                f"{float(at):.3f} seconds "
                 f"({float(step * base):.3f} seconds without a new frame); the one before stays"
             )
         if self.broken_off is not None:
             of = f" of {float(self.declared):.3f}" if self.declared is not None else ""
-            count = f": {self.packets} of {self.expected} frames came" if self.expected is not None else ""
+            count = (
+                f": {self.packets} of {self.expected} frames came"
+                if self.expected is not None
+                else ""
+            )
             found.append(f"{name} breaks off after {float(self.broken_off):.3f}{of} seconds{count}")
         return found
 
@@ -144,7 +174,8 @@ def count_of_frames(count: int) -> str:
 def decoded(
     container: Any, stream: Any, damage: Damage, offsets: tuple[Fraction, ...] = ()
 ) -> Generator[tuple[Any, int | None], None, None]:
-    """(frame, time in ticks or None) in order; for one that cannot be decoded the last good one again, at its time.
+    """(frame, time in ticks or None) in order; for one that cannot be decoded the last good one
+    again, at its time.
 
     offsets: of `timestamps.scan`.
     """
@@ -167,7 +198,8 @@ def decoded(
             continue
         last = packet is None or (packet.size == 0 and packet.pts is None and packet.dts is None)
         damage.packets += not last
-        if not last and packet.size == 0:  # the frame before stays; for the decoder it would be the end
+        # the frame before stays; for the decoder it would be the end
+        if not last and packet.size == 0:
             continue
         if by_order and not last and packet.dts is not None:
             heapq.heappush(order, packet.dts)

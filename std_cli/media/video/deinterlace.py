@@ -1,4 +1,5 @@
-"""Interlaced frames, whose odd and even lines were taken at two moments, made whole by FFmpeg's filter bwdif."""
+"""Interlaced frames, whose odd and even lines were taken at two moments, made whole by FFmpeg's
+filter bwdif."""
 
 from collections.abc import Generator
 from fractions import Fraction
@@ -10,9 +11,11 @@ from std_cli.config import Deinterlace
 
 
 class Deinterlacer:
-    """Decoded frames with their times in ticks, through the filter from the first interlaced one on.
+    """Decoded frames with their times in ticks, through the filter from the first interlaced one
+    on.
 
-    Their count and their times stay. The filter sees one frame before and one after each, so it holds one back.
+    Their count and their times stay. The filter sees one frame before and one after each, so it
+    holds one back.
     """
 
     def __init__(self, how: Deinterlace, base: Fraction) -> None:
@@ -22,7 +25,9 @@ class Deinterlacer:
         self.form: tuple[int, int, str] | None = None
         self.interlaced = 0
 
-    def __call__(self, frames: Generator[Any, None, None]) -> Generator[tuple[Any, int | None], None, None]:
+    def __call__(
+        self, frames: Generator[Any, None, None]
+    ) -> Generator[tuple[Any, int | None], None, None]:
         if self.how == "off":
             yield from frames
             return
@@ -45,7 +50,9 @@ class Deinterlacer:
 
     def _build(self, frame: Any) -> av.filter.Graph:
         graph = av.filter.Graph()
-        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=self.base)
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=self.base
+        )
         chosen = "interlaced" if self.how == "auto" else "all"
         bwdif = graph.add("bwdif", f"mode=send_frame:parity=auto:deint={chosen}")
         graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()

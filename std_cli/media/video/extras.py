@@ -1,7 +1,9 @@
-"""What goes into a result in addition to its pictures, decided and tried before the first frame is made.
+"""What goes into a result in addition to its pictures, decided and tried before the first frame is
+made.
 
-The container is written to memory with one small picture, every stream that would go into it, its first packets, tags
-and chapters. What it refuses there, or drops, is left out of the result, and named in a notice.
+The container is written to memory with one small picture, every stream that would go into it, its
+first packets, tags and chapters. What it refuses there, or drops, is left out of the result, and
+named in a notice.
 """
 
 import io
@@ -16,9 +18,25 @@ import av
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Clip, Span
 from std_cli.media.video.projection import projection_of
-from std_cli.media.video.streams import COVERS, KINDS, Added, Carried, add_stream, codec_of, ways, what_is
+from std_cli.media.video.streams import (
+    COVERS,
+    KINDS,
+    Added,
+    Carried,
+    add_stream,
+    codec_of,
+    ways,
+    what_is,
+)
 from std_cli.media.video.subtitles import OnScreen
-from std_cli.media.video.tags import chapters_in, file_tags, moved_timecode, reverse_domain, stream_tags, timecode_of
+from std_cli.media.video.tags import (
+    chapters_in,
+    file_tags,
+    moved_timecode,
+    reverse_domain,
+    stream_tags,
+    timecode_of,
+)
 from std_cli.media.video.write import Target
 
 _TRIED = 3
@@ -68,23 +86,31 @@ def choose_extras(
     preview: bool = False,
     side_by_side: bool = False,
 ) -> Extras:
-    """What of a source's other streams, tags, chapters, timecode and projection its result will have.
+    """What of a source's other streams, tags, chapters, timecode and projection its result will
+    have.
 
-    audio, subtitles: whether they are wanted. preview: the result's times are not the source's. side_by_side: the
-    source's picture is in the result, too. Raises InputError if the source cannot be read.
+    audio, subtitles: whether they are wanted. preview: the result's times are not the source's.
+    side_by_side: the source's picture is in the result, too. Raises InputError if the source cannot
+    be read.
     """
     if source.kind != "video":
         return NOTHING
     try:
         before = open_source(source)
     except (av.FFmpegError, OSError) as e:
-        raise InputError(f"{str(source.path)!r} cannot be read as a video ({e.strerror}); check the path") from None
+        raise InputError(
+            f"{str(source.path)!r} cannot be read as a video ({e.strerror}); check the path"
+        ) from None
     with before:
         main = main_stream(before)
-        wanted = [s for s in before.streams if s is not main and _wanted(before, s, audio, subtitles)]
+        wanted = [
+            s for s in before.streams if s is not main and _wanted(before, s, audio, subtitles)
+        ]
         if preview or target.container in ("gif", "webp", "folder"):
             return _only_pictures(before, target, wanted, preview)
-        packets = _first_packets(before, [s for s in wanted if s.type in ("audio", "subtitle", "data")])
+        packets = _first_packets(
+            before, [s for s in wanted if s.type in ("audio", "subtitle", "data")]
+        )
         chosen = _choose_streams(before, target, wanted, packets, source)
         chosen = _check_kept(before, target, chosen, packets, source)
         with suppress(*REFUSALS):
@@ -103,8 +129,11 @@ def main_stream(before: Any) -> Any:
 
 
 def _wanted(before: Any, stream: Any, audio: bool, subtitles: bool) -> bool:
-    if stream.type == "data":  # mp4 holds its chapters' names and its timecode in streams: they are kept as such
-        helper = before.chapters() and (stream.name == "bin_data" or stream.discard == av.stream.Discard.all)
+    # mp4 holds its chapters' names and its timecode in streams: they are kept as such
+    if stream.type == "data":
+        helper = before.chapters() and (
+            stream.name == "bin_data" or stream.discard == av.stream.Discard.all
+        )
         return not helper and "timecode" not in stream.metadata
     if stream.discard == av.stream.Discard.all and before.chapters():
         return False
@@ -114,16 +143,29 @@ def _wanted(before: Any, stream: Any, audio: bool, subtitles: bool) -> bool:
 def _only_pictures(before: Any, target: Target, wanted: Sequence[Any], preview: bool) -> Extras:
     left = list(dict.fromkeys(KINDS.get(s.type, s.type) for s in wanted))
     left += ["chapters"] * bool(before.chapters())
-    names = {"sound": "sound", "subtitle": "subtitles", "video": "second video or cover", "attachment": "attachments"}
-    what = "a preview" if preview else "a folder of pictures" if target.container == "folder" else target.container
+    names = {
+        "sound": "sound",
+        "subtitle": "subtitles",
+        "video": "second video or cover",
+        "attachment": "attachments",
+    }
+    what = (
+        "a preview"
+        if preview
+        else "a folder of pictures"
+        if target.container == "folder"
+        else target.container
+    )
     said = f"{what} has no {', no '.join(names.get(k, k) for k in left)}: left out"
     return replace(NOTHING, notices=(said,) if left else ())
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
+# --- streams -----------------------------------------------------------------------------------
 
 
-def _choose_streams(before: Any, target: Target, wanted: Sequence[Any], packets: _Packets, source: Clip) -> Extras:
+def _choose_streams(
+    before: Any, target: Target, wanted: Sequence[Any], packets: _Packets, source: Clip
+) -> Extras:
     chosen: list[Carried] = []
     refused: list[str] = []
     notices: list[str] = []
@@ -142,14 +184,18 @@ def _choose_streams(before: Any, target: Target, wanted: Sequence[Any], packets:
                 notices += _said(stream, way, target)
     if refused:
         notices.append(f"{_suffix(target)} cannot hold {', '.join(refused)}: left out")
-    return Extras(tuple(chosen), timecode=timecode_of(before, main_stream(before)), notices=tuple(notices))
+    return Extras(
+        tuple(chosen), timecode=timecode_of(before, main_stream(before)), notices=tuple(notices)
+    )
 
 
 def _suffix(target: Target) -> str:
     return target.path.suffix.lower() or target.container
 
 
-def _first_way(before: Any, target: Target, stream: Any, packets: _Packets, source: Clip) -> Carried | None:
+def _first_way(
+    before: Any, target: Target, stream: Any, packets: _Packets, source: Clip
+) -> Carried | None:
     for way in ways(stream, target.container):
         with suppress(*REFUSALS):
             _trial(before, target, NOTHING, (way,), packets, source)
@@ -161,9 +207,16 @@ def _said(stream: Any, way: Carried, target: Target) -> list[str]:
     if way.way == "attach":
         return []
     if way.way == "convert":
-        return [f"{_suffix(target)} cannot hold {way.what}: it is converted to {way.codec}; styles may be lost"]
+        return [
+            f"{_suffix(target)} cannot hold {way.what}: it is converted to {way.codec}; styles "
+            f"may be lost"
+        ]
     had = stream.codec_context.layout.name
-    mixed = f", its channels mixed to {way.layout}, as {way.codec} has no {had}" if way.layout != had else ""
+    mixed = (
+        f", its channels mixed to {way.layout}, as {way.codec} has no {had}"
+        if way.layout != had
+        else ""
+    )
     return [f"{_suffix(target)} cannot hold {way.what}: it is encoded as {way.codec}{mixed}"]
 
 
@@ -182,7 +235,7 @@ def _first_packets(before: Any, streams: Sequence[Any]) -> _Packets:
     return found
 
 
-# --- the trial -------------------------------------------------------------------------------------------------------
+# --- the trial ---------------------------------------------------------------------------------
 
 
 def container_options(target: Target, extras: Extras, tags: dict[str, str]) -> dict[str, str]:
@@ -225,7 +278,12 @@ def describe(
 
 
 def _trial(
-    before: Any, target: Target, extras: Extras, streams: Sequence[Carried], packets: _Packets, source: Clip
+    before: Any,
+    target: Target,
+    extras: Extras,
+    streams: Sequence[Carried],
+    packets: _Packets,
+    source: Clip,
 ) -> io.BytesIO:
     """A result in memory with one small picture, the streams, and these first packets of theirs.
 
@@ -235,7 +293,9 @@ def _trial(
     options = container_options(target, replace(extras, projection=b""), file_tags(before, False))
     with av.open(buffer, "w", format=target.container, options=options) as file:
         # mpeg4 is FFmpeg's own encoder, so every build has it
-        video: Any = file.add_stream("libvpx-vp9" if target.container == "webm" else "mpeg4", rate=target.frame_rate)
+        video: Any = file.add_stream(
+            "libvpx-vp9" if target.container == "webm" else "mpeg4", rate=target.frame_rate
+        )
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.time_base = target.time_base
         video.codec_context.time_base = Fraction(1, 25)  # mpeg4's clock is no finer than 1 / 65535
@@ -261,7 +321,11 @@ def _tried(one: Added, packets: Sequence[_Kept]) -> Iterator[Any]:
     screen = OnScreen(Span(), None, text=True) if one.old.type == "subtitle" else None
     for kept in packets:
         packet = av.Packet(kept.data)
-        packet.time_base, packet.duration, packet.is_keyframe = kept.time_base, kept.duration or 0, True
+        packet.time_base, packet.duration, packet.is_keyframe = (
+            kept.time_base,
+            kept.duration or 0,
+            True,
+        )
         packet.pts = packet.dts = kept.pts - first
         for whole in screen.push(packet) if screen else (packet,):
             yield from one.convert(whole) if one.convert else (whole,)
@@ -270,9 +334,16 @@ def _tried(one: Added, packets: Sequence[_Kept]) -> Iterator[Any]:
     yield from one.convert(None) if one.convert else ()
 
 
-def _check_kept(before: Any, target: Target, extras: Extras, packets: _Packets, source: Clip) -> Extras:
-    """The same without what the container, written with all of it, refuses or drops without a word."""
-    for simpler in (extras, replace(extras, timecode=None), replace(extras, timecode=None, tags=False)):
+def _check_kept(
+    before: Any, target: Target, extras: Extras, packets: _Packets, source: Clip
+) -> Extras:
+    """The same without what the container, written with all of it, refuses or drops without a
+    word."""
+    for simpler in (
+        extras,
+        replace(extras, timecode=None),
+        replace(extras, timecode=None, tags=False),
+    ):
         with suppress(*REFUSALS):
             written = _trial(before, target, simpler, simpler.streams, packets, source)
             break
@@ -288,7 +359,11 @@ def _check_kept(before: Any, target: Target, extras: Extras, packets: _Packets, 
             lost.append(f"{len(before.chapters())} chapters")
         tags = _lost_tags(file_tags(before, False), file.metadata)
     lost += [f"the tags {', '.join(tags)}"] if tags else []
-    return _with(replace(simpler, streams=tuple(c for c in simpler.streams if c not in dropped)), target, lost)
+    return _with(
+        replace(simpler, streams=tuple(c for c in simpler.streams if c not in dropped)),
+        target,
+        lost,
+    )
 
 
 def _with(extras: Extras, target: Target, lost: list[str]) -> Extras:
@@ -317,11 +392,15 @@ def _lost_tags(wanted: dict[str, str], kept: dict[str, str]) -> list[str]:
     return [
         key
         for key in wanted
-        if key.lower() not in there and key.lower().split("-")[0] not in there and key.lower() != "creation_time"
+        if key.lower() not in there
+        and key.lower().split("-")[0] not in there
+        and key.lower() != "creation_time"
     ]
 
 
-def _projected(source: Clip, main: Any, target: Target, extras: Extras, side_by_side: bool) -> Extras:
+def _projected(
+    source: Clip, main: Any, target: Target, extras: Extras, side_by_side: bool
+) -> Extras:
     """With the projection of the source's first frame."""
     main.container.seek(0)
     frame = next(iter(main.container.decode(main)), None)
@@ -329,6 +408,8 @@ def _projected(source: Clip, main: Any, target: Target, extras: Extras, side_by_
     if boxes and (side_by_side or target.codec not in ("h264", "hevc", "vp9", "av1")):
         what = "360-degree projection" if b"sv3d" in boxes else "layout of 3D views"
         why = "of a result side by side" if side_by_side else f"with {target.codec}"
-        return replace(extras, notices=(*extras.notices, f"the {what} of {source.path.name} is not kept {why}"))
+        return replace(
+            extras, notices=(*extras.notices, f"the {what} of {source.path.name} is not kept {why}")
+        )
     said = tuple(f"{source.path.name}: {what} cannot be written: left out" for what in lost)
     return replace(extras, projection=boxes, notices=(*extras.notices, *said))

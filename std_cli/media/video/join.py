@@ -1,4 +1,5 @@
-"""Finished segments to one output: joined without encoding them again, with what the source has in addition."""
+"""Finished segments to one output: joined without encoding them again, with what the source has in
+addition."""
 
 import heapq
 from collections.abc import Generator, Sequence
@@ -14,7 +15,14 @@ import numpy as np
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Clip, Color, Pixels, Span
 from std_cli.media.video.color import LIMITED, from_rgb
-from std_cli.media.video.extras import NOTHING, REFUSALS, Extras, container_options, describe, open_source
+from std_cli.media.video.extras import (
+    NOTHING,
+    REFUSALS,
+    Extras,
+    container_options,
+    describe,
+    open_source,
+)
 from std_cli.media.video.projection import with_projection
 from std_cli.media.video.streams import Added, Carried, Flow, add_stream, other_packets
 from std_cli.media.video.tags import file_tags, request_in
@@ -45,10 +53,11 @@ def join(
 ) -> list[str]:
     """Put the segments into one file `out`, with what `choose_extras` chose of the source.
 
-    Packets of the other streams from `begin` up to `until` (seconds on the source's clock; None: no limit) are kept;
-    `shift` is taken off all times. The last frame ends at `end` (on that clock, too; None: after the nominal time of
-    one frame). What the container refuses only now is left out. Returns notices of what could not be kept.
-    Raises StdError if writing fails; then `out` may be there in part.
+    Packets of the other streams from `begin` up to `until` (seconds on the source's clock; None: no
+    limit) are kept; `shift` is taken off all times. The last frame ends at `end` (on that clock,
+    too; None: after the nominal time of one frame). What the container refuses only now is left
+    out. Returns notices of what could not be kept. Raises StdError if writing fails; then `out` may
+    be there in part.
     """
     with write_errors(target.path):
         if target.container == "folder":
@@ -73,7 +82,8 @@ def join(
 def _without_what_fails(
     target: Target, source: Clip, extras: Extras, span: Span, end: Fraction | None
 ) -> tuple[Extras, str]:
-    """(the extras without the streams that fail when each is written alone, else without all of them; their names)"""
+    """(the extras without the streams that fail when each is written alone, else without all of
+    them; their names)"""
     failing = [c for c in extras.streams if not _goes_in(target, source, c, span, end)]
     if not failing and (extras.timecode or extras.projection):
         return replace(extras, timecode=None, projection=b""), "the timecode or projection"
@@ -84,12 +94,20 @@ def _without_what_fails(
     return replace(extras, streams=kept), ", ".join(c.what for c in failing)
 
 
-def _goes_in(target: Target, source: Clip, carried: Carried, span: Span, end: Fraction | None) -> bool:
-    """Whether all packets of one stream, without the pictures, go into the container, which is written to nowhere."""
+def _goes_in(
+    target: Target, source: Clip, carried: Carried, span: Span, end: Fraction | None
+) -> bool:
+    """Whether all packets of one stream, without the pictures, go into the container, which is
+    written to nowhere."""
     try:
-        with open_source(source) as before, av.open(Nowhere(), "w", format=target.container) as file:
+        with (
+            open_source(source) as before,
+            av.open(Nowhere(), "w", format=target.container) as file,
+        ):
             added = [add_stream(file, before.streams[carried.index], carried)]
-            for _, _, packet in other_packets(before, source, added, span, end, {}, lambda reason: None):
+            for _, _, packet in other_packets(
+                before, source, added, span, end, {}, lambda reason: None
+            ):
                 file.mux(packet)
     except REFUSALS:
         return False
@@ -136,7 +154,9 @@ def _written(
         before = stack.enter_context(open_source(source)) if source.kind == "video" else None
         options = container_options(target, extras, file_tags(before, False) if before else {})
         if target.container in ("mp4", "mov"):
-            rates = [s.sample_rate for s in before.streams.audio if s.codec_context] if before else []
+            rates = (
+                [s.sample_rate for s in before.streams.audio if s.codec_context] if before else []
+            )
             options["movflags"] = options.get("movflags", "") + "+faststart"
             options |= exact_clock(target, *filter(None, rates))
         file = stack.enter_context(create_container(out, target.container, options))
@@ -148,7 +168,9 @@ def _written(
                 before.seek(0)  # a cover was read
 
             def broken(reason: str) -> None:
-                notices.append(f"{source.path.name} breaks off ({reason}): what goes with its video ends there")
+                notices.append(
+                    f"{source.path.name} breaks off ({reason}): what goes with its video ends there"
+                )
 
             flows.append(other_packets(before, source, added, span, end, count, broken))
             describe(before, file, video, target, extras, span, source, commented=bool(comment))
@@ -157,17 +179,23 @@ def _written(
         for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
             file.mux(packet)
         # while the source is open: PyAV's streams point into it
-        silent = [a.carried.what for a in added if a.old.type == "audio" and not count.get(a.old.index)]
+        silent = [
+            a.carried.what for a in added if a.old.type == "audio" and not count.get(a.old.index)
+        ]
     sync_file(out)
     if silent:
         notices.append(f"no sound was found in {', '.join(silent)}")
     return notices
 
 
-def _video_stream(stack: ExitStack, file: Any, segment: Path, target: Target, extras: Extras) -> Any:
+def _video_stream(
+    stack: ExitStack, file: Any, segment: Path, target: Target, extras: Extras
+) -> Any:
     template: Any = stack.enter_context(av.open(f"file:{segment}")).streams.video[0]
     if extras.projection:
-        template = stack.enter_context(with_projection(template, extras.projection)).streams.video[0]
+        template = stack.enter_context(with_projection(template, extras.projection)).streams.video[
+            0
+        ]
     video = file.add_stream_from_template(template, opaque=target.codec == "av1")
     video.time_base = target.time_base
     video.codec_context.framerate = target.frame_rate
@@ -186,10 +214,15 @@ def _video_packets(
     nominal = round(1 / target.frame_rate / base)
     shown = _shown(segments[0], base, shift)
     first = early_times(target, shown[0], shown[1] - shown[0] if len(shown) > 1 else 1)
-    times = [*first, *shown]  # of all frames of a part, in order; ahead of them of the last ones before it
+    # of all frames of a part, in order; ahead of them of the last ones before it
+    times = [*first, *shown]
     for path, after in zip(segments, [*segments[1:], None], strict=True):
         following = _shown(after, base, shift) if after is not None else []
-        last = max(round((end - shift) / base), shown[-1] + 1) if end is not None else shown[-1] + nominal
+        last = (
+            max(round((end - shift) / base), shown[-1] + 1)
+            if end is not None
+            else shown[-1] + nominal
+        )
         until = following[0] if following else last
         ends = dict(zip(shown, [*shown[1:], until], strict=True))
         for number, packet in enumerate(_packets(path)):
@@ -197,7 +230,8 @@ def _video_packets(
             packet.dts = times[number] if delay else packet.pts
             packet.duration = ends[packet.pts] - packet.pts
             if after is None and number == len(shown) - 1 and target.container in ("mp4", "mov"):
-                # the track is as long as what is decoded last says, the movie ends with what is shown last
+                # the track is as long as what is decoded last says, the movie ends with what is
+                # shown last
                 packet.dts, packet.duration = packet.pts, until - packet.pts
             packet.time_base, packet.stream = base, stream
             yield float(packet.dts * base), 0, packet
@@ -259,11 +293,13 @@ def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction 
 
 
 def _complete_webp(webp: Path, total: int, alpha: bool) -> None:
-    """Write into an animated webp what the encoder does not: how long the last picture lasts, and that there is alpha.
+    """Write into an animated webp what the encoder does not: how long the last picture lasts, and
+    that there is alpha.
 
-    The last picture gets what the others leave of `total` ms; frames that are alike have become one. The encoder cuts
-    transparent edges off and then says that all is opaque, on white. A file of RIFF chunks (RFC 9649, section 2.7): the
-    duration is in bytes 12 to 14 of an ANMF chunk, the background in the first 4 of ANIM, alpha bit 4 of VP8X.
+    The last picture gets what the others leave of `total` ms; frames that are alike have become
+    one. The encoder cuts transparent edges off and then says that all is opaque, on white. A file
+    of RIFF chunks (RFC 9649, section 2.7): the duration is in bytes 12 to 14 of an ANMF chunk, the
+    background in the first 4 of ANIM, alpha bit 4 of VP8X.
     """
     with webp.open("rb+") as file:
         at, found = 12, []
@@ -284,12 +320,14 @@ def _complete_webp(webp: Path, total: int, alpha: bool) -> None:
 
 
 def _with_palette(rgb: Pixels) -> av.VideoFrame:
-    """The frame, (H, W, 3) or with alpha (H, W, 4), in 256 colours of its own; what is less than half opaque is
-    transparent."""
+    """The frame, (H, W, 3) or with alpha (H, W, 4), in 256 colours of its own; what is less than
+    half opaque is transparent."""
     from PIL import Image
 
     hidden = rgb[..., 3] < 128 if rgb.shape[2] == 4 else np.zeros(rgb.shape[:2], bool)
-    image = Image.fromarray(np.ascontiguousarray(rgb[..., :3])).quantize(255 if rgb.shape[2] == 4 else 256)
+    image = Image.fromarray(np.ascontiguousarray(rgb[..., :3])).quantize(
+        255 if rgb.shape[2] == 4 else 256
+    )
     palette = np.zeros((256, 4), np.uint8)
     colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)[:256]
     palette[:, 0], palette[: len(colours), 1:] = 255, colours  # ARGB
@@ -300,7 +338,8 @@ def _with_palette(rgb: Pixels) -> av.VideoFrame:
 
 
 def _folder(segments: Sequence[Path], out: Path, comment: str, shift: Fraction) -> None:
-    """000001.png and on, with frames.csv (file, seconds, the same as an exact fraction) and the request as std.json."""
+    """000001.png and on, with frames.csv (file, seconds, the same as an exact fraction) and the
+    request as std.json."""
     out.mkdir()
     lines, number = ["file,seconds,exact"], 0
     for path in segments:
@@ -317,10 +356,13 @@ def _folder(segments: Sequence[Path], out: Path, comment: str, shift: Fraction) 
 
 
 def read_comment(path: Path) -> dict[str, Any] | None:
-    """The request that `join` stored in a video; None in one of other origin. InputError for what is no video."""
+    """The request that `join` stored in a video; None in one of other origin. InputError for what
+    is no video."""
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as file:
             tags = {key.lower(): value for key, value in file.metadata.items()}
     except (av.FFmpegError, OSError) as e:
-        raise InputError(f"{str(path)!r} cannot be read as a video ({e.strerror}); check the path") from None
+        raise InputError(
+            f"{str(path)!r} cannot be read as a video ({e.strerror}); check the path"
+        ) from None
     return request_in(tags.get("comment", ""))

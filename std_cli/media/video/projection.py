@@ -1,9 +1,10 @@
 """The projection of a 360-degree video and the layout of a 3D one, from a source to a result.
 
-PyAV can neither read these of a stream nor set them. Decoded frames have them as FFmpeg's structures
-(AVSphericalMapping, AVStereo3D). From them come the boxes of Google's Spherical Video V2
-(https://github.com/google/spatial-media/blob/master/docs/spherical-video-v2-rfc.md). They are put into a small mp4
-whose stream is then the template of the result's, so that FFmpeg writes them in the way of each container.
+PyAV can neither read these of a stream nor set them. Decoded frames have them as FFmpeg's
+structures (AVSphericalMapping, AVStereo3D). From them come the boxes of Google's Spherical Video V2
+(https://github.com/google/spatial-media/blob/master/docs/spherical-video-v2-rfc.md). They are put
+into a small mp4 whose stream is then the template of the result's, so that FFmpeg writes them in
+the way of each container.
 """
 
 import io
@@ -13,11 +14,13 @@ from typing import Any
 import av
 
 _EQUIRECTANGULAR, _CUBEMAP, _TILE, _HALF = range(4)  # AVSphericalProjection
-_STEREO = {1: 2, 2: 1}  # AVStereo3DType -> the box's mode: side by side is 2 there, top and bottom 1
+# AVStereo3DType -> the box's mode: side by side is 2 there, top and bottom 1
+_STEREO = {1: 2, 2: 1}
 
 
 def projection_of(frame: Any) -> tuple[bytes, list[str]]:
-    """(boxes of a decoded frame's projection and 3D layout, what these boxes cannot say in words)."""
+    """(boxes of a decoded frame's projection and 3D layout, what these boxes cannot say in
+    words)."""
     boxes, lost = b"", []
     for data in frame.side_data:
         kind, raw = str(data.type).split(".")[-1], bytes(data)
@@ -55,7 +58,8 @@ def _box(name: bytes, *inside: bytes) -> bytes:
 
 
 def with_projection(stream: Any, boxes: bytes) -> Any:
-    """A container in memory whose first stream is coded as `stream` is, and has the projection of the boxes.
+    """A container in memory whose first stream is coded as `stream` is, and has the projection of
+    the boxes.
 
     Raises ValueError or FFmpegError if mp4 and mov cannot hold the codec.
     """
@@ -70,7 +74,8 @@ def with_projection(stream: Any, boxes: bytes) -> Any:
 
 
 def _insert(file: bytes, boxes: bytes) -> bytes:
-    """The mp4 with `boxes` at the end of its first sample entry. Its index is the last box, so that no offset moves."""
+    """The mp4 with `boxes` at the end of its first sample entry. Its index is the last box, so that
+    no offset moves."""
     data, sizes, start = bytearray(file), [], 0
     for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", None):
         while name is not None and bytes(data[start + 4 : start + 8]) != name:
@@ -81,5 +86,7 @@ def _insert(file: bytes, boxes: bytes) -> bytes:
     end = entry + int.from_bytes(data[entry : entry + 4], "big")
     data[end:end] = boxes
     for at in sizes:
-        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + len(boxes)).to_bytes(4, "big")
+        data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + len(boxes)).to_bytes(
+            4, "big"
+        )
     return bytes(data)

@@ -9,15 +9,17 @@ from std_cli.media.video.steady import Grey, Motion, grey
 
 LONG_SIDE = 160
 SEEN = 1.0
-"""Pixels: what motion does not lead there and back to a place so near is uncovered, or hidden by something."""
+"""Pixels: what motion does not lead there and back to a place so near is uncovered, or hidden by
+something."""
 
 
 class Quality:
     """`add` the frames in order, then read `figures`. Holds one frame.
 
-    seam_ratio: mean change from one frame to the next where stitching windows start or end, divided by the mean change
-    elsewhere; 1 is no seam. flicker: mean difference between a frame and the one before moved as the source moved, in
-    levels of 255. Both on luma of 160 pixels, never across a cut.
+    seam_ratio: mean change from one frame to the next where stitching windows start or end, divided
+    by the mean change elsewhere; 1 is no seam. flicker: mean difference between a frame and the one
+    before moved as the source moved, in levels of 255. Both on luma of 160 pixels, never across a
+    cut.
     """
 
     def __init__(self) -> None:
@@ -26,7 +28,8 @@ class Quality:
         self._motion = Motion()
 
     def add(self, source: Pixels, result: Pixels, *, joint: bool, cut: bool) -> None:
-        """`joint`: a window of this shot starts here or has ended; `cut`: the frame begins a shot."""
+        """`joint`: a window of this shot starts here or has ended; `cut`: the frame begins a
+        shot."""
         now = _small(source), _small(result)
         if self._before is not None and not cut:
             old_source, old_result = self._before
@@ -50,7 +53,11 @@ class Quality:
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """Arrays that `from_state` goes on from."""
-        held = {} if self._before is None else dict(zip(("source", "result"), self._before, strict=True))
+        held = (
+            {}
+            if self._before is None
+            else dict(zip(("source", "result"), self._before, strict=True))
+        )
         return {"sums": self._sums.copy(), **held}
 
     @classmethod

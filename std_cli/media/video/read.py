@@ -1,4 +1,5 @@
-"""Videos in: one decoder, frame by frame, each upright, in RGB, with its exact time. Nothing holds the clip."""
+"""Videos in: one decoder, frame by frame, each upright, in RGB, with its exact time. Nothing holds
+the clip."""
 
 import re
 import stat
@@ -16,7 +17,13 @@ from std_cli.errors import InputError, StdError
 from std_cli.media.video import animations, sequences
 from std_cli.media.video.clip import MAX_FRAME_PIXELS, Alpha, Clip, Color, Frame, Part, Pixels
 from std_cli.media.video.color import HDR, LIMITED, alpha_of, has_alpha, over_white, to_rgb
-from std_cli.media.video.decode import Damage, count_of_frames, decoded, open_container, video_stream
+from std_cli.media.video.decode import (
+    Damage,
+    count_of_frames,
+    decoded,
+    open_container,
+    video_stream,
+)
 from std_cli.media.video.deinterlace import Deinterlacer
 from std_cli.media.video.timestamps import may_be_set_again, scan
 
@@ -24,16 +31,17 @@ FOLDER_RATE = Fraction(25)
 _MS = Fraction(1, 1000)
 
 
-# --- open ------------------------------------------------------------------------------------------------------------
+# --- open --------------------------------------------------------------------------------------
 
 
 def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | None = None) -> Clip:
-    """What a video file, an animated gif, webp or png, or a folder of pictures holds, the first frame decoded.
+    """What a video file, an animated gif, webp or png, or a folder of pictures holds, the first
+    frame decoded.
 
     `fps` is the frame rate of a folder, which has none of its own.
     part: where the bytes of a video are, if `path` is only its name; not for animations.
-    Raises InputError for what is not there, is no video, or has no frame that can be decoded; of a folder for a picture
-    that cannot be read, or has another size than the first.
+    Raises InputError for what is not there, is no video, or has no frame that can be decoded; of a
+    folder for a picture that cannot be read, or has another size than the first.
     """
     path = Path(path)
     name = repr(str(path))
@@ -60,14 +68,22 @@ def _open_video(path: Path, part: Part | None, size: int) -> Clip:
         codec = stream.codec_context
         pixels = codec.width * codec.height
         if pixels > MAX_FRAME_PIXELS:
-            raise InputError(f"{name} has {pixels} pixels, more than the limit of {MAX_FRAME_PIXELS}; scale it down")
+            raise InputError(
+                f"{name} has {pixels} pixels, more than the limit of {MAX_FRAME_PIXELS}; scale "
+                f"it down"
+            )
         try:
             frame, ticks = next(decoded(container, stream, Damage(name)), (None, None))
         except StdError:
             frame = None
         if frame is None:
             raise InputError(f"{name} has no frame that can be decoded; get the video again")
-        color = Color(int(frame.colorspace), int(frame.color_range), int(codec.color_primaries), int(codec.color_trc))
+        color = Color(
+            int(frame.colorspace),
+            int(frame.color_range),
+            int(codec.color_primaries),
+            int(codec.color_trc),
+        )
         hdr: Any = HDR.get(color.transfer)
         width, height, sar = frame.width, frame.height, stream.sample_aspect_ratio or Fraction(1)
         if _turn(frame)[0]:
@@ -75,12 +91,16 @@ def _open_video(path: Path, part: Part | None, size: int) -> Clip:
         base = stream.time_base
         start = (ticks or 0) * base
         duration = _duration_of(container, stream, start)
-        frames = stream.frames or (round(duration * stream.average_rate) if duration and stream.average_rate else None)
+        frames = stream.frames or (
+            round(duration * stream.average_rate) if duration and stream.average_rate else None
+        )
         cut = _cut_at(stream, size)
         if cut is not None:
             entries = stream.index_entries
             frames, duration = cut, (entries[cut].timestamp - entries[0].timestamp) * base
-        sound = [s.start_time * s.time_base for s in container.streams.audio if s.start_time is not None]
+        sound = [
+            s.start_time * s.time_base for s in container.streams.audio if s.start_time is not None
+        ]
         offsets: tuple[Fraction, ...] = ()
         if may_be_set_again(container):
             with open_container(path, part) as again:
@@ -125,9 +145,14 @@ def _tagged_end(stream: Any) -> Fraction | None:
 
 
 def _cut_at(stream: Any, size: int) -> int | None:
-    """How many frames of an mp4 are whole where the file is shorter than its index says; else None."""
+    """How many frames of an mp4 are whole where the file is shorter than its index says; else
+    None."""
     entries = stream.index_entries
-    if "mp4" not in stream.container.format.name or not len(entries) or entries[-1].pos + entries[-1].size <= size:
+    if (
+        "mp4" not in stream.container.format.name
+        or not len(entries)
+        or entries[-1].pos + entries[-1].size <= size
+    ):
         return None
     return int(sum(entry.pos + entry.size <= size for entry in entries))
 
@@ -140,7 +165,9 @@ def _open_folder(path: Path, rate: Fraction) -> Clip:
 def _open_animation(path: Path) -> Clip:
     size, durations, transparent = animations.measure(path)
     total = sum(durations, Fraction(0))
-    return _still(path, "animation", size, len(durations) / total, len(durations), total, transparent)
+    return _still(
+        path, "animation", size, len(durations) / total, len(durations), total, transparent
+    )
 
 
 def _still(
@@ -157,11 +184,24 @@ def _still(
     color, one = Color(1, LIMITED, 1, 1), Fraction(1)
     base = _MS if kind == "animation" else 1 / rate
     return Clip(
-        path, kind, *size, one, base, rate, frames, Fraction(0), duration, color, None, 0, alpha=alpha, notices=notices
+        path,
+        kind,
+        *size,
+        one,
+        base,
+        rate,
+        frames,
+        Fraction(0),
+        duration,
+        color,
+        None,
+        0,
+        alpha=alpha,
+        notices=notices,
     )
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------
+# --- frames ------------------------------------------------------------------------------------
 
 
 def read_frames(
@@ -176,13 +216,15 @@ def read_frames(
     deinterlace: Deinterlace = "auto",
     on_notice: Callable[[str], None] = lambda message: None,
 ) -> Generator[Frame, None, None]:
-    """The frames from `start` up to, not including, `end` (seconds from the first frame), at most `max_frames`.
+    """The frames from `start` up to, not including, `end` (seconds from the first frame), at most
+    `max_frames`.
 
-    Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown then. `step`
-    (of a video, without `fps`): only every step-th of them. What is transparent shows white, or with `keep_alpha` has
-    its alpha. Frames that are marked as interlaced are deinterlaced, or all, or none (`deinterlace` "on", "off").
-    Frames that cannot be decoded are replaced by the one before, and counted in a notice after the last frame; more
-    than MAX_DAMAGED in a row raise StdError. What breaks off ends there, with a notice.
+    Each keeps its own time; with `fps` they are resampled: at every n / fps the frame that is shown
+    then. `step` (of a video, without `fps`): only every step-th of them. What is transparent shows
+    white, or with `keep_alpha` has its alpha. Frames that are marked as interlaced are
+    deinterlaced, or all, or none (`deinterlace` "on", "off"). Frames that cannot be decoded are
+    replaced by the one before, and counted in a notice after the last frame; more than MAX_DAMAGED
+    in a row raise StdError. What breaks off ends there, with a notice.
     """
     begin = clip.start + (start or 0)
     stop = clip.start + end if end is not None else None
@@ -199,7 +241,11 @@ def read_frames(
     )  # fmt: skip
     # closing: a reader that stops early closes the file, whatever still refers to the frames
     shown = _resampled(source, begin, fps) if fps else source
-    with closing(source), closing(shown), closing(_with_durations(shown, begin, stop, max_frames)) as frames:
+    with (
+        closing(source),
+        closing(shown),
+        closing(_with_durations(shown, begin, stop, max_frames)) as frames,
+    ):
         flattened = False
         for rgb, alpha, pts, duration in frames:
             if alpha is not None and not keep_alpha:
@@ -207,18 +253,21 @@ def read_frames(
             yield Frame(rgb, pts, duration, alpha)
     if flattened:
         on_notice(
-            f"{clip.path.name} is transparent in parts: they show white (prores, ffv1, png, gif and webp keep them)"
+            f"{clip.path.name} is transparent in parts: they show white (prores, ffv1, png, gif "
+            f"and webp keep them)"
         )
     if filtered.interlaced:
         on_notice(
-            f"{clip.path.name} is interlaced: {count_of_frames(filtered.interlaced)} deinterlaced (bwdif); "
+            f"{clip.path.name} is interlaced: {count_of_frames(filtered.interlaced)} "
+            f"deinterlaced (bwdif); "
             "--deinterlace off leaves them as they are"
         )
     for notice in damage.notices(clip.path.name, clip.time_base):
         on_notice(notice)
 
 
-_Shown = tuple[Pixels, Alpha | None, Fraction]  # picture, alpha unless all is opaque, when it is shown
+# picture, alpha unless all is opaque, when it is shown
+_Shown = tuple[Pixels, Alpha | None, Fraction]
 # Frames, and when all are out the time at which the last one ends.
 _Source = Generator[_Shown, None, Fraction]
 
@@ -226,7 +275,8 @@ _Source = Generator[_Shown, None, Fraction]
 def _with_durations(
     source: _Source, begin: Fraction, stop: Fraction | None, count: int | None
 ) -> Generator[tuple[Pixels, Alpha | None, Fraction, Fraction], None, None]:
-    """The first `count` frames from `begin` up to `stop`, each with its duration, which the next one tells."""
+    """The first `count` frames from `begin` up to `stop`, each with its duration, which the next
+    one tells."""
     held: _Shown | None = None
     while True:
         try:
@@ -261,7 +311,9 @@ def _resampled(source: _Source, begin: Fraction, fps: Fraction) -> _Source:
     return begin + n / fps
 
 
-def _video_frames(clip: Clip, begin: Fraction, step: int, damage: Damage, filtered: Deinterlacer) -> _Source:
+def _video_frames(
+    clip: Clip, begin: Fraction, step: int, damage: Damage, filtered: Deinterlacer
+) -> _Source:
     """From the frame that is shown at `begin` on; of those from `begin` on only each `step`-th."""
     target = _seek_target(clip, begin)
     with open_container(clip.path, clip.part) as container:
@@ -274,7 +326,8 @@ def _video_frames(clip: Clip, begin: Fraction, step: int, damage: Damage, filter
 
 
 def _seek_target(clip: Clip, begin: Fraction) -> int | None:
-    """Ticks to seek to, so that the first frame that is decoded then is not later than `begin`; None for the start.
+    """Ticks to seek to, so that the first frame that is decoded then is not later than `begin`;
+    None for the start.
 
     Without an index (mpegts) a seek may land behind the key frame that the frame at `begin` needs.
     """
@@ -298,7 +351,8 @@ def _seek_target(clip: Clip, begin: Fraction) -> int | None:
 def _timed(
     frames: Any, clip: Clip, begin: Fraction, step: int, stream: Any, damage: Damage
 ) -> Generator[_Shown, None, tuple[Fraction, Fraction]]:
-    """The frames, and after them (the time of the last one, when it ends as far as it says so itself)."""
+    """The frames, and after them (the time of the last one, when it ends as far as it says so
+    itself)."""
     base, gap = stream.time_base, 1 / (clip.frame_rate or FOLDER_RATE)
     turn, end, last, held, count = None, clip.start, None, None, 0
 
@@ -337,21 +391,30 @@ def _timed(
 
 
 def _end_of(
-    container: Any, stream: Any, clip: Clip, damage: Damage, times: tuple[Fraction, Fraction], whole: bool
+    container: Any,
+    stream: Any,
+    clip: Clip,
+    damage: Damage,
+    times: tuple[Fraction, Fraction],
+    whole: bool,
 ) -> Fraction:
-    """When the last frame ends; notes whether the file breaks off. whole: it was read from its beginning.
+    """When the last frame ends; notes whether the file breaks off. whole: it was read from its
+    beginning.
 
     times: those that `_timed` returns.
     """
     last, end = times
     kind = container.format.name
     size = clip.part.size if clip.part else clip.path.stat().st_size
-    cut = damage.ended_early or _cut_at(stream, size) is not None or _segment_beyond(clip, kind, size)
+    cut = (
+        damage.ended_early or _cut_at(stream, size) is not None or _segment_beyond(clip, kind, size)
+    )
     declared: Fraction | None = None
     if kind == "avi" and whole and stream.frames > damage.packets:
         cut, damage.expected = True, stream.frames
     elif kind == "flv" or ("mp4" in kind and not stream.frames):
-        # in pieces, or with a header that was written at the end: each frame's own duration is right
+        # in pieces, or with a header that was written at the end: each frame's own duration is
+        # right
         declared = clip.start + clip.duration if clip.duration else None
         cut = cut or (declared is not None and max(end, damage.reached or end) + 1 < declared)
     elif not cut and "mp4" in kind and stream.duration:
@@ -362,12 +425,15 @@ def _end_of(
         end = tagged if tagged > last else end
     if cut:
         damage.broken_off = end - clip.start
-        damage.declared = clip.duration if clip.duration and clip.duration > damage.broken_off + _MS else None
+        damage.declared = (
+            clip.duration if clip.duration and clip.duration > damage.broken_off + _MS else None
+        )
     return end
 
 
 def _segment_beyond(clip: Clip, kind: str, size: int) -> bool:
-    """Whether a Matroska file is shorter than its outermost element says (RFC 8794, sections 4 to 6)."""
+    """Whether a Matroska file is shorter than its outermost element says (RFC 8794, sections 4 to
+    6)."""
     if "matroska" not in kind:
         return False
     with (clip.part.file if clip.part else clip.path).open("rb") as file:
@@ -383,14 +449,20 @@ def _segment_beyond(clip: Clip, kind: str, size: int) -> bool:
 
 
 def _hdr_color(frame: Any) -> Color:
-    return Color(int(frame.colorspace), int(frame.color_range), int(frame.color_primaries), int(frame.color_trc))
+    return Color(
+        int(frame.colorspace),
+        int(frame.color_range),
+        int(frame.color_primaries),
+        int(frame.color_trc),
+    )
 
 
 _NO_TURN = (False, False, False)
 
 
 def _turn(frame: Any) -> tuple[bool, bool, bool]:
-    """What makes a frame upright, by its display matrix: (swap rows and columns, then mirror left-right, up-down)."""
+    """What makes a frame upright, by its display matrix: (swap rows and columns, then mirror
+    left-right, up-down)."""
     for data in frame.side_data:
         if "DISPLAYMATRIX" in str(data.type):
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32)
@@ -426,7 +498,11 @@ def _animation_frames(clip: Clip) -> _Source:
         for frame, duration in animations.frames(clip.path):
             rgba = np.asarray(frame)
             alpha = rgba[..., 3]
-            yield np.ascontiguousarray(rgba[..., :3]), None if alpha.min() == 255 else alpha.copy(), time
+            yield (
+                np.ascontiguousarray(rgba[..., :3]),
+                None if alpha.min() == 255 else alpha.copy(),
+                time,
+            )
             time += duration
     except InputError as e:  # it could be read when the work began
         raise StdError(str(e)) from None

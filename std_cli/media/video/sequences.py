@@ -10,7 +10,8 @@ from std_cli.media.pictures import Picture, expand_inputs, read_header, read_pic
 
 
 def measure(folder: Path) -> tuple[tuple[int, int], int, bool, list[str]]:
-    """((width, height), count of pictures, whether any may be transparent, notices), from the pictures' headers.
+    """((width, height), count of pictures, whether any may be transparent, notices), from the
+    pictures' headers.
 
     Raises InputError if a picture cannot be read, or has another size than the first.
     """
@@ -25,7 +26,8 @@ def measure(folder: Path) -> tuple[tuple[int, int], int, bool, list[str]]:
 
 
 def pictures_of(folder: Path, size: tuple[int, int]) -> Iterator[Picture]:
-    """The pictures in natural order. Raises StdError for one that cannot be read, or has not the size."""
+    """The pictures in natural order. Raises StdError for one that cannot be read, or has not the
+    size."""
     for path in expand_inputs([folder]):
         try:
             picture = read_picture(path)
@@ -38,7 +40,8 @@ def pictures_of(folder: Path, size: tuple[int, int]) -> Iterator[Picture]:
 
 def _another_size(path: Path, size: tuple[int, int], first: tuple[int, int]) -> InputError:
     return InputError(
-        f"{str(path)!r} is {size[0]}x{size[1]}, the first picture of its folder {first[0]}x{first[1]}; "
+        f"{str(path)!r} is {size[0]}x{size[1]}, the first picture of its folder "
+        f"{first[0]}x{first[1]}; "
         "make them one size"
     )
 
@@ -54,8 +57,11 @@ def _missing_numbers(folder: Path, pictures: list[Path]) -> list[str]:
     if not gaps or len(steps) == 1:  # such as 0, 10, 20
         return []
     missing = sum(b - a + 1 for a, b in gaps)
-    ranges = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps[:3]) + (", ..." if len(gaps) > 3 else "")
+    ranges = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in gaps[:3]) + (
+        ", ..." if len(gaps) > 3 else ""
+    )
     return [
-        f"{folder.name} lacks {missing} number{'s' if missing > 1 else ''} of its sequence ({ranges}): "
+        f"{folder.name} lacks {missing} number{'s' if missing > 1 else ''} of its sequence "
+        f"({ranges}): "
         "its pictures follow each other without a gap"
     ]

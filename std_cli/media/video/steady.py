@@ -1,4 +1,5 @@
-"""How the source moves from one frame to the next, and results that are made steady along that motion."""
+"""How the source moves from one frame to the next, and results that are made steady along that
+motion."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,11 @@ Grey = NDArray[np.uint8]  # (H, W)
 Floats = NDArray[np.float32]
 
 SIDES = 16, 512
-"""Pixels: motion is looked for in frames whose longer side has at most so many, the shorter side at least."""
+"""Pixels: motion is looked for in frames whose longer side has at most so many, the shorter side at
+least."""
 OFF = 0.5
-"""Pixels. Motion counts fully that leads there and back to the same place, 1/e of it where it ends so far off."""
+"""Pixels. Motion counts fully that leads there and back to the same place, 1/e of it where it ends
+so far off."""
 CHANGE = 16
 """Levels of 255. It counts 1/e where the source itself became so much lighter or darker."""
 
@@ -23,7 +26,8 @@ def grey(image: Image.Image) -> Grey:
 
 
 class Motion:
-    """Dense optical flow: DIS (Kroeger et al. 2016, arXiv 1603.03590). Not to be shared by threads."""
+    """Dense optical flow: DIS (Kroeger et al. 2016, arXiv 1603.03590). Not to be shared by
+    threads."""
 
     def __init__(self) -> None:
         import cv2
@@ -32,7 +36,8 @@ class Motion:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def back(self, before: Grey, now: Grey) -> tuple[Floats, Floats]:
-        """Where the pixels of `now` were in `before`: (H, W, 2), x and y; how far off the way back ends: (H, W).
+        """Where the pixels of `now` were in `before`: (H, W, 2), x and y; how far off the way back
+        ends: (H, W).
 
         Both in pixels; that distance is infinite for what was outside the frame.
         """
@@ -54,10 +59,13 @@ class Motion:
         return np.asarray(self._dis.calc(one, other, None), np.float32)  # type: ignore[call-overload]
 
     def moved(self, image: NDArray[np.generic], there: Floats, *, fine: bool = False) -> Floats:
-        """The values of `image` at the places `there`, between pixels linear, or cubic if `fine`."""
+        """The values of `image` at the places `there`, between pixels linear, or cubic if
+        `fine`."""
         how = self._cv.INTER_CUBIC if fine else self._cv.INTER_LINEAR
         at = there[..., 0], there[..., 1]
-        values = self._cv.remap(image.astype(np.float32), *at, how, borderMode=self._cv.BORDER_REPLICATE)
+        values = self._cv.remap(
+            image.astype(np.float32), *at, how, borderMode=self._cv.BORDER_REPLICATE
+        )
         return np.asarray(values, np.float32)
 
     def blurred(self, image: Floats, sigma: float) -> Floats:
@@ -70,16 +78,18 @@ def _places(shape: tuple[int, ...]) -> Floats:
 
 
 class Steady:
-    """A filter of stylized frames, one after the other, that takes out what flickers. Holds one frame.
+    """A filter of stylized frames, one after the other, that takes out what flickers. Holds one
+    frame.
 
-    Each result is mixed with the one before, as the source moved, by `strength` (0 to less than 1) where that motion is
-    certain and the source only moved: what comes into view, or changes, stays new. So it is a mean of about
-    1 / (1 - strength) frames at most.
+    Each result is mixed with the one before, as the source moved, by `strength` (0 to less than 1)
+    where that motion is certain and the source only moved: what comes into view, or changes, stays
+    new. So it is a mean of about 1 / (1 - strength) frames at most.
     """
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
-        self.before: tuple[Grey, Floats] | None = None  # source (H, W) and result (H, W, 3): all there is of state
+        # source (H, W) and result (H, W, 3): all there is of state
+        self.before: tuple[Grey, Floats] | None = None
         self._motion = Motion()
 
     def __call__(self, source: Grey, result: Pixels, cut: bool) -> Pixels:

@@ -1,7 +1,8 @@
-"""The streams of a source other than its pictures: how each gets into a result, and its packets on the way.
+"""The streams of a source other than its pictures: how each gets into a result, and its packets on
+the way.
 
-A stream is copied packet for packet where the container holds it. Else sound is encoded, text is converted, and a
-cover becomes an attachment; which of these works is tried in `extras`.
+A stream is copied packet for packet where the container holds it. Else sound is encoded, text is
+converted, and a cover becomes an attachment; which of these works is tried in `extras`.
 """
 
 import re
@@ -24,13 +25,20 @@ Convert = Callable[[Any], Iterator[Any]]
 Flow = Iterator[tuple[float, int, Any]]
 """(seconds, of equal ones the first, packet) in order."""
 
-KINDS = {"audio": "sound", "subtitle": "subtitle", "video": "video", "data": "data", "attachment": "attachment"}
+KINDS = {
+    "audio": "sound",
+    "subtitle": "subtitle",
+    "video": "video",
+    "data": "data",
+    "attachment": "attachment",
+}
 # of as many channels, what Opus has (RFC 7845, 5.1.1.2, the order of Vorbis); AAC has them, too
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 _BIT_RATE = {"libopus": 64_000, "aac": 96_000}  # a channel's
 _RATE = 48_000
 _BACK = {True: 60, False: 1}
-"""Seconds before a cut at which reading begins, with subtitles (one may have come on screen long before) or without."""
+"""Seconds before a cut at which reading begins, with subtitles (one may have come on screen long
+before) or without."""
 COVERS = av.stream.Disposition.attached_pic
 
 
@@ -51,7 +59,8 @@ class Carried:
 
 @dataclass(frozen=True)
 class Added:
-    """A stream of the source, the one of the result that takes it, and what is counted on the way."""
+    """A stream of the source, the one of the result that takes it, and what is counted on the
+    way."""
 
     carried: Carried
     old: Any
@@ -68,14 +77,19 @@ def codec_of(stream: Any) -> str | None:
 
 
 def what_is(stream: Any) -> str:
-    """A stream in words: "sound stream 2 (dts, 5.1, deu)"; its number counts all streams of the file from 0."""
+    """A stream in words: "sound stream 2 (dts, 5.1, deu)"; its number counts all streams of the
+    file from 0."""
     if stream.type == "attachment":
         return f"attachment {stream.name or stream.index}"
     kind = KINDS.get(stream.type, "unknown")
     if stream.disposition & COVERS:
         kind = "cover picture in"
-    named = codec_of(stream) or (stream.name if stream.type == "data" else None) or "of an unknown kind"
-    layout = stream.codec_context.layout.name if stream.type == "audio" and codec_of(stream) else None
+    named = (
+        codec_of(stream) or (stream.name if stream.type == "data" else None) or "of an unknown kind"
+    )
+    layout = (
+        stream.codec_context.layout.name if stream.type == "audio" and codec_of(stream) else None
+    )
     details = ", ".join(filter(None, (named, layout, stream.metadata.get("language"))))
     return f"{kind} stream {stream.index} ({details})"
 
@@ -144,8 +158,11 @@ def _encoded_sound(file: Any, stream: Any, carried: Carried) -> tuple[Any, Conve
 
     def encoded(frame: Any) -> Iterator[Any]:
         nonlocal shape, resampler
-        found = (frame.format.name, frame.layout.name, frame.sample_rate) if frame is not None else None
-        if found != shape:  # at the first frame, at the end, and where a broadcast changes its channels
+        found = (
+            (frame.format.name, frame.layout.name, frame.sample_rate) if frame is not None else None
+        )
+        # at the first frame, at the end, and where a broadcast changes its channels
+        if found != shape:
             for piece in resampler.resample(None) if resampler else ():
                 yield from new.encode(piece)
             resampler = av.AudioResampler(new.codec_context.format, carried.layout, _RATE)
@@ -176,10 +193,11 @@ def other_packets(
     count: dict[int, int],
     on_break: Callable[[str], None],
 ) -> Flow:
-    """The packets of the streams that a result has in addition to its pictures, cut to the span and moved by its shift.
+    """The packets of the streams that a result has in addition to its pictures, cut to the span and
+    moved by its shift.
 
-    `end`: of the pictures, seconds on the source's clock. `count` gets the packets of each stream, by its index in the
-    source. `on_break` gets the reason if the source breaks off.
+    `end`: of the pictures, seconds on the source's clock. `count` gets the packets of each stream,
+    by its index in the source. `on_break` gets the reason if the source breaks off.
     """
     shown = {
         a.old.index: OnScreen(span, end, a.carried.way == "convert" or codec_of(a.old) in _TEXT)
@@ -219,7 +237,11 @@ _TEXT = ("subrip", "ass", "ssa", "webvtt", "mov_text", "text")
 def _muxed(packet: Any, one: Added, count: dict[int, int]) -> tuple[float, int, Any]:
     count[one.old.index] = count.get(one.old.index, 0) + 1
     packet.stream = one.new
-    return float((packet.dts if packet.dts is not None else packet.pts) * packet.time_base), 1, packet
+    return (
+        float((packet.dts if packet.dts is not None else packet.pts) * packet.time_base),
+        1,
+        packet,
+    )
 
 
 def move(packet: Any, span: Span) -> None:
@@ -232,7 +254,8 @@ def move(packet: Any, span: Span) -> None:
 def _in_span(
     before: Any, source: Clip, added: Sequence[Added], span: Span, on_break: Callable[[str], None]
 ) -> Iterator[tuple[int, Any]]:
-    """(index, packet) of the source up to the span's end; of what is not a subtitle only from its begin on."""
+    """(index, packet) of the source up to the span's end; of what is not a subtitle only from its
+    begin on."""
     if not added:
         return
     ended: set[int] = set()

@@ -1,4 +1,5 @@
-"""Subtitles on their way into a result: cut with the pictures, and text in the format of another container."""
+"""Subtitles on their way into a result: cut with the pictures, and text in the format of another
+container."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,10 +20,11 @@ Packet = Any
 
 
 class OnScreen:
-    """The packets of one subtitle stream, cut to a span: what is on screen where it begins or ends is shortened.
+    """The packets of one subtitle stream, cut to a span: what is on screen where it begins or ends
+    is shortened.
 
-    A packet without a duration is shown until the next one. Bitmaps end themselves, so theirs is changed only where
-    they are cut.
+    A packet without a duration is shown until the next one. Bitmaps end themselves, so theirs is
+    changed only where they are cut.
     """
 
     def __init__(self, span: Span, end: Fraction | None, text: bool) -> None:
@@ -51,7 +53,9 @@ class OnScreen:
         """At the end of the stream."""
         if self.waiting is not None:
             start = self.waiting.pts * self.waiting.time_base
-            yield from self._shown(self.waiting, self.end if self.end is not None and self.end > start else start + 5)
+            yield from self._shown(
+                self.waiting, self.end if self.end is not None and self.end > start else start + 5
+            )
             self.waiting = None
 
     def _shown(self, packet: Packet, stop: Fraction | None) -> Iterator[Packet]:
@@ -72,10 +76,11 @@ class OnScreen:
 
 
 def add_text(file: Any, stream: Any, codec: str) -> tuple[Any, "TextConverter"]:
-    """A stream of `file` in the format `codec` (FFmpeg's name), and what makes its packets from those of `stream`.
+    """A stream of `file` in the format `codec` (FFmpeg's name), and what makes its packets from
+    those of `stream`.
 
-    FFmpeg's decoders turn every format of text into ASS events, and its encoders these into theirs. Styles that a
-    format does not have are lost.
+    FFmpeg's decoders turn every format of text into ASS events, and its encoders these into theirs.
+    Styles that a format does not have are lost.
     """
     decoder = stream.codec_context
     decoder.open(strict=False)  # it writes the ASS header then
@@ -83,7 +88,8 @@ def add_text(file: Any, stream: Any, codec: str) -> tuple[Any, "TextConverter"]:
     header = decoder.subtitle_header
     if header is None:
         raise ValueError("the subtitles have no header")
-    new.codec_context.subtitle_header = header.rstrip(b"\0") + b"\0"  # PyAV copies it without an end
+    # PyAV copies it without an end
+    new.codec_context.subtitle_header = header.rstrip(b"\0") + b"\0"
     new.time_base = new.codec_context.time_base = _MS
     return new, TextConverter(decoder, new.codec_context, in_a_row=codec == "mov_text")
 
@@ -92,7 +98,8 @@ class TextConverter:
     """Packets of text from one format to another; `None` flushes."""
 
     def __init__(self, decoder: Any, encoder: Any, in_a_row: bool) -> None:
-        """`in_a_row`: the format shows one event at a time, so that those that overlap are shown as one."""
+        """`in_a_row`: the format shows one event at a time, so that those that overlap are shown as
+        one."""
         self.decoder, self.encoder, self.in_a_row = decoder, encoder, in_a_row
         self.active: list[tuple[int, list[bytes]]] = []  # (end in ms, fields of the event)
         self.now = 0
@@ -101,14 +108,21 @@ class TextConverter:
         if packet is None:
             yield from self._until(None)
             return
-        start, length = (round((t or 0) * packet.time_base / _MS) for t in (packet.pts, packet.duration))
+        start, length = (
+            round((t or 0) * packet.time_base / _MS) for t in (packet.pts, packet.duration)
+        )
         try:
             shown = self.decoder.decode2(packet)
         except av.FFmpegError:  # a damaged one
             return
         # "ReadOrder,Layer,Style,Name,MarginL,MarginR,MarginV,Effect,Text"
-        events = [rect.ass.split(b",", 8) for rect in shown or () if rect.type in (b"ass", b"text") and rect.ass]
-        events = [event for event in events if len(event) == 9 and event[8].strip()]  # mov_text has empty ones
+        events = [
+            rect.ass.split(b",", 8)
+            for rect in shown or ()
+            if rect.type in (b"ass", b"text") and rect.ass
+        ]
+        # mov_text has empty ones
+        events = [event for event in events if len(event) == 9 and event[8].strip()]
         if self.in_a_row:
             yield from self._until(start)
             self.active += [(start + length, event) for event in events]
@@ -131,7 +145,9 @@ class TextConverter:
 
     def _made(self, start: int, length: int, events: list[list[bytes]]) -> Iterator[Packet]:
         text = rb"\N".join(event[8] for event in events)
-        packet = self.encoder.encode_subtitle(SubtitleSet.create(b",".join([*events[0][:8], text]), 0, length, start))
+        packet = self.encoder.encode_subtitle(
+            SubtitleSet.create(b",".join([*events[0][:8], text]), 0, length, start)
+        )
         packet.pts = packet.dts = start
         packet.time_base, packet.duration = _MS, length
         if packet.size:

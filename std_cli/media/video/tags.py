@@ -7,19 +7,39 @@ from typing import Any
 
 from std_cli.media.video.clip import Span
 
-_TECHNICAL = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode")
+_TECHNICAL = (
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "encoder",
+    "duration",
+    "timecode",
+)
 # of a stream: what counts it, as mkvmerge writes that, or describes its encoding
-_STALE = ("duration", "number_of_frames", "number_of_bytes", "bps", "encoder", "timecode", "rotate", "source_id")
-# ISO 639-2's second codes where FFmpeg's QuickTime writer knows only the first ("ger" for "deu"), or the reverse
+_STALE = (
+    "duration",
+    "number_of_frames",
+    "number_of_bytes",
+    "bps",
+    "encoder",
+    "timecode",
+    "rotate",
+    "source_id",
+)
+# ISO 639-2's second codes where FFmpeg's QuickTime writer knows only the first ("ger" for "deu"),
+# or the reverse
 _QUICKTIME = {
-    "deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice", "zho": "chi", "sqi": "alb", "hye": "arm", "kat": "geo",
-    "bod": "tib", "mya": "bur", "msa": "may", "cym": "wel", "eus": "baq", "fas": "per", "fre": "fra", "rum": "ron",
+    "deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice", "zho": "chi", "sqi": "alb",
+    "hye": "arm", "kat": "geo",
+    "bod": "tib", "mya": "bur", "msa": "may", "cym": "wel", "eus": "baq", "fas": "per",
+    "fre": "fra", "rum": "ron",
     "cze": "ces", "slo": "slk", "mkd": "mac",
 }  # fmt: skip
 
 
 def file_tags(before: Any, commented: bool) -> dict[str, str]:
-    """The tags of a source that its result has, too; `commented`: its comment is replaced by our own."""
+    """The tags of a source that its result has, too; `commented`: its comment is replaced by our
+    own."""
     tags = {k: v for k, v in before.metadata.items() if k.lower() not in _TECHNICAL}
     if commented:
         old = next((v for k, v in tags.items() if k.lower() == "comment"), None)
@@ -70,13 +90,17 @@ def chapters_in(before: Any, span: Span) -> list[dict[str, Any]]:
         start = start if span.begin is None else max(start, span.begin)
         end = end if span.until is None else min(end, span.until)
         if start < end:
-            ticks = {"start": round((start - span.shift) / base), "end": round((end - span.shift) / base)}
+            ticks = {
+                "start": round((start - span.shift) / base),
+                "end": round((end - span.shift) / base),
+            }
             chapters.append(chapter | ticks)
     return chapters
 
 
 def timecode_of(before: Any, stream: Any) -> str | None:
-    """The timecode of the first frame, from the stream of pictures, the file, or a track of its own."""
+    """The timecode of the first frame, from the stream of pictures, the file, or a track of its
+    own."""
     for metadata in (stream.metadata, before.metadata, *(s.metadata for s in before.streams)):
         for key, value in metadata.items():
             if key.lower() == "timecode":
@@ -84,11 +108,14 @@ def timecode_of(before: Any, stream: Any) -> str | None:
     return None
 
 
-def moved_timecode(timecode: str, seconds: Fraction, rate: Fraction, new_rate: Fraction) -> str | None:
-    """The timecode `seconds` later, as a video of `new_rate` frames a second counts it; None if it is not one.
+def moved_timecode(
+    timecode: str, seconds: Fraction, rate: Fraction, new_rate: Fraction
+) -> str | None:
+    """The timecode `seconds` later, as a video of `new_rate` frames a second counts it; None if it
+    is not one.
 
-    SMPTE ST 12-1: with drop frame (";") the numbers 0 and 1 are left out in every minute but each tenth, at 29.97
-    frames a second, and 0 to 3 at 59.94.
+    SMPTE ST 12-1: with drop frame (";") the numbers 0 and 1 are left out in every minute but each
+    tenth, at 29.97 frames a second, and 0 to 3 at 59.94.
     """
     match = re.fullmatch(r"(\d+):(\d\d):(\d\d)([:;.])(\d+)", timecode.strip())
     if match is None:
@@ -99,7 +126,12 @@ def moved_timecode(timecode: str, seconds: Fraction, rate: Fraction, new_rate: F
     drop = drop and base % 30 == 0 and base != rate
     dropped = base // 15 if drop else 0
     whole = 60 * hours + minutes
-    count = (60 * whole + secs) * base + frames - dropped * (whole - whole // 10) + round(seconds * rate)
+    count = (
+        (60 * whole + secs) * base
+        + frames
+        - dropped * (whole - whole // 10)
+        + round(seconds * rate)
+    )
     per_minute, per_ten = 60 * base - dropped, 600 * base - 9 * dropped
     tens, rest = divmod(count % (144 * per_ten), per_ten)
     extra = 0 if rest < 60 * base else 1 + (rest - 60 * base) // per_minute

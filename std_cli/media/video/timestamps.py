@@ -1,7 +1,9 @@
-"""The clock of a file whose times are set again in the middle, such as two recordings joined with `cat`.
+"""The clock of a file whose times are set again in the middle, such as two recordings joined with
+`cat`.
 
-Only formats that allow it (MPEG-TS, MPEG-PS, Ogg) are searched. What counts as set again is what the ffmpeg command
-takes for it (`-dts_delta_threshold`): more than 10 seconds forward, or more than 0.1 seconds back.
+Only formats that allow it (MPEG-TS, MPEG-PS, Ogg) are searched. What counts as set again is what
+the ffmpeg command takes for it (`-dts_delta_threshold`): more than 10 seconds forward, or more than
+0.1 seconds back.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +25,8 @@ class Scan:
     """What the packets of a file say without being decoded."""
 
     offsets: tuple[Fraction, ...]
-    """Seconds to add to the times of each recording, so that it continues the one before; () if there is only one."""
+    """Seconds to add to the times of each recording, so that it continues the one before; () if
+    there is only one."""
     end: Fraction | None
     """Where the last frame ends, seconds on the continued clock."""
     frames: int
@@ -55,14 +58,16 @@ def may_be_set_again(container: InputContainer) -> bool:
 def scan(container: InputContainer, video: VideoStream) -> Scan:
     """Read all packets of `video` and of the sound.
 
-    Each recording begins where picture and sound of the one before have both ended, so that they stay together and
-    nothing is lost.
+    Each recording begins where picture and sound of the one before have both ended, so that they
+    stay together and nothing is lost.
     """
     streams = [video, *container.streams.audio]
     clocks = {s.index: _Clock(Fraction(s.time_base or 1)) for s in streams}
-    spans: dict[int, list[list[int]]] = {s.index: [] for s in streams}  # of each recording its first time, its end
+    # of each recording its first time, its end
+    spans: dict[int, list[list[int]]] = {s.index: [] for s in streams}
     rate = video.average_rate or video.guessed_rate
-    usual = round(1 / rate / (video.time_base or 1)) if rate else 1  # where packets do not say how long they last
+    # where packets do not say how long they last
+    usual = round(1 / rate / (video.time_base or 1)) if rate else 1
     frames = 0
     try:
         for packet in container.demux(streams):
@@ -83,14 +88,22 @@ def scan(container: InputContainer, video: VideoStream) -> Scan:
     alike = [s for s in streams if len(spans[s.index]) == count]
     offsets = [Fraction(0)]
     for before, after in zip(range(count), range(1, count), strict=False):
-        gaps = [(spans[s.index][before][1] - spans[s.index][after][0]) * Fraction(s.time_base or 1) for s in alike]
+        gaps = [
+            (spans[s.index][before][1] - spans[s.index][after][0]) * Fraction(s.time_base or 1)
+            for s in alike
+        ]
         offsets.append(offsets[-1] + max(gaps))
-    last = spans[video.index][-1][1] * Fraction(video.time_base or 1) + offsets[-1] if count else None
+    last = (
+        spans[video.index][-1][1] * Fraction(video.time_base or 1) + offsets[-1] if count else None
+    )
     return Scan(tuple(offsets) if count > 1 else (), last, frames)
 
 
-def continued(packets: Iterable[_Packet], video: VideoStream, offsets: Sequence[Fraction]) -> Iterator[_Packet]:
-    """The packets of `video`, from its first one on, with times that continue; other streams' pass as they are."""
+def continued(
+    packets: Iterable[_Packet], video: VideoStream, offsets: Sequence[Fraction]
+) -> Iterator[_Packet]:
+    """The packets of `video`, from its first one on, with times that continue; other streams' pass
+    as they are."""
     if not offsets:
         yield from packets
         return
@@ -102,11 +115,13 @@ def continued(packets: Iterable[_Packet], video: VideoStream, offsets: Sequence[
         yield packet
 
 
-def all_continued(packets: Iterable[_Packet], video: VideoStream, offsets: Sequence[Fraction]) -> Iterator[_Packet]:
+def all_continued(
+    packets: Iterable[_Packet], video: VideoStream, offsets: Sequence[Fraction]
+) -> Iterator[_Packet]:
     """The packets of all streams, those of `video` among them, with times that continue.
 
-    A packet of another stream belongs to the recording that puts it nearest to the video next to it in the file; what
-    then does not come later than its stream's packet before is left out.
+    A packet of another stream belongs to the recording that puts it nearest to the video next to it
+    in the file; what then does not come later than its stream's packet before is left out.
     """
     if not offsets:
         yield from packets
@@ -123,7 +138,9 @@ def all_continued(packets: Iterable[_Packet], video: VideoStream, offsets: Seque
             first, last = before.get(packet.stream.index, (0, None))
             time = packet.dts * packet.time_base
             near = range(first, min(clock.recording + 2, len(offsets)))
-            number = min(near, key=lambda i: abs(time + offsets[i] - now)) if now is not None else first
+            number = (
+                min(near, key=lambda i: abs(time + offsets[i] - now)) if now is not None else first
+            )
             _shift(packet, offsets[number])
             if last is not None and packet.dts <= last:
                 continue

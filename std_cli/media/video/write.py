@@ -1,7 +1,9 @@
-"""Videos out: finished parts as media files of their own, then all of them and the source's sound in one container.
+"""Videos out: finished parts as media files of their own, then all of them and the source's sound
+in one container.
 
-A part (segment) is mp4 or mov, whose clock is as fine as asked for; ffv1, which those do not hold, is in nut. The last
-step copies packets, so that nothing is encoded twice; gif and webp alone are made from lossless parts.
+A part (segment) is mp4 or mov, whose clock is as fine as asked for; ffv1, which those do not hold,
+is in nut. The last step copies packets, so that nothing is encoded twice; gif and webp alone are
+made from lossless parts.
 """
 
 import errno
@@ -21,7 +23,8 @@ from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Alpha, Clip, Color, Pixels
 from std_cli.media.video.color import LIMITED, from_rgb, matrix_of
 
-os.environ.setdefault("SVT_LOG", "1")  # else SVT-AV1 prints its settings; read when it is first opened
+# else SVT-AV1 prints its settings; read when it is first opened
+os.environ.setdefault("SVT_LOG", "1")
 
 
 @dataclass(frozen=True)
@@ -42,26 +45,43 @@ class Encoder:
     """Pixel format for transparent pictures, "" if it has none."""
 
 
-_X26 = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
-_NVENC = dict(quality="cq", crf=(0, 51), preset="preset", presets=tuple(f"p{i}" for i in range(1, 8)))
+_X26 = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)
+_NVENC = dict(
+    quality="cq", crf=(0, 51), preset="preset", presets=tuple(f"p{i}" for i in range(1, 8))
+)
 _P420, _P444 = "yuv420p", "yuv444p"
 _APPLE = {"flags": "+qscale", "global_quality": str(65 * 118)}  # 65 of 100, in FFmpeg's units
 ENCODERS = {
-    # x264's macroblock tree now and then differs from run to run (measured at 320 x 180), and a run that goes on must
-    # give the same bits as one that was not interrupted
-    "libx264": Encoder("h264", _P420, _P444, {"crf": "18", "x264-params": "mbtree=0"}, "crf", (0, 51), "preset", _X26),
+    # x264's macroblock tree now and then differs from run to run (measured at 320 x 180), and a run
+    # that goes on must give the same bits as one that was not interrupted
+    "libx264": Encoder("h264", _P420, _P444, {"crf": "18", "x264-params": "mbtree=0"}, "crf", (0,
+    51), "preset", _X26),
     "libx265": Encoder(
-        "hevc", _P420, _P444, {"crf": "20", "x265-params": "log-level=error:frame-threads=2"}, "crf", (0, 51),
+        "hevc", _P420, _P444, {"crf": "20", "x265-params": "log-level=error:frame-threads=2"},
+        "crf", (0, 51),
         "preset", _X26,
     ),
     "libsvtav1": Encoder(
-        "av1", _P420, _P420, {"crf": "28", "preset": "8"}, "crf", (0, 63), "preset", tuple(map(str, range(14)))
+        "av1", _P420, _P420, {"crf": "28", "preset": "8"}, "crf", (0, 63), "preset", tuple(map(str,
+        range(14)))
     ),
     "libvpx-vp9": Encoder(
-        "vp9", _P420, _P420, {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}, "crf", (0, 63), "cpu-used",
+        "vp9", _P420, _P420, {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}, "crf",
+        (0, 63), "cpu-used",
         tuple(map(str, range(9))),
     ),
-    "prores_ks": Encoder("prores", "yuv422p10le", "yuv444p10le", {"profile": "hq"}, alpha="yuva444p10le"),
+    "prores_ks": Encoder("prores", "yuv422p10le", "yuv444p10le", {"profile": "hq"},
+    alpha="yuva444p10le"),
     "ffv1": Encoder("ffv1", "bgr0", "bgr0", {"level": "3"}, alpha="bgra"),
     "png": Encoder("png", "rgb24", "rgb24", {}, alpha="rgba"),
     "h264_nvenc": Encoder("h264", _P420, _P444, {"rc": "vbr", "cq": "19"}, **_NVENC),  # type: ignore[arg-type]
@@ -71,7 +91,13 @@ ENCODERS = {
     "hevc_videotoolbox": Encoder("hevc", _P420, None, _APPLE),
     "prores_videotoolbox": Encoder("prores", "yuv422p10le", None, {"profile": "hq"}),
 }  # fmt: skip
-SOFTWARE = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "libvpx-vp9", "prores": "prores_ks"}
+SOFTWARE = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "av1": "libsvtav1",
+    "vp9": "libvpx-vp9",
+    "prores": "prores_ks",
+}
 SOFTWARE |= {"ffv1": "ffv1", "png": "png", "gif": "ffv1", "webp": "ffv1"}
 CONTAINERS = {  # suffix -> FFmpeg's name, codecs that it holds, the default first
     ".mp4": ("mp4", ("h264", "hevc", "av1", "vp9")),
@@ -84,7 +110,8 @@ CONTAINERS = {  # suffix -> FFmpeg's name, codecs that it holds, the default fir
     "": ("folder", ("png",)),
 }
 MAX_TICKS = 2**31 - 1  # a second's, in mp4
-_THREADS = 4  # not as many as there are cores: x264's bits depend on it, and a run may go on on another machine
+# not as many as there are cores: x264's bits depend on it, and a run may go on on another machine
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -131,8 +158,9 @@ def choose_target(
     made: bool = False,
     alpha: bool = False,
 ) -> Target:
-    """Decide how to write, trying the encoder. `rate`: of the result, if not the clip's own times. `made`: the folder
-    of `path` will be there when it is written. `alpha`: keep transparency if the encoder has it.
+    """Decide how to write, trying the encoder. `rate`: of the result, if not the clip's own times.
+    `made`: the folder of `path` will be there when it is written. `alpha`: keep transparency if the
+    encoder has it.
 
     Raises InputError for what cannot be written so.
     """
@@ -141,17 +169,24 @@ def choose_target(
         suffix = ""
     if suffix not in CONTAINERS:
         known = ", ".join(filter(None, CONTAINERS))
-        raise InputError(f"-o {path}: {suffix} cannot be written; use one of {known}, or --codec png for a folder")
+        raise InputError(
+            f"-o {path}: {suffix} cannot be written; use one of {known}, or --codec png for a "
+            f"folder"
+        )
     container, codecs = CONTAINERS[suffix]
     name = codec or codecs[0]
     encoder = name if name in ENCODERS else SOFTWARE.get(name)
     if encoder is None:
-        raise InputError(f"--codec {name}: not known; use one of {', '.join({**SOFTWARE, **ENCODERS})}")
+        raise InputError(
+            f"--codec {name}: not known; use one of {', '.join({**SOFTWARE, **ENCODERS})}"
+        )
     e = ENCODERS[encoder]
     kind = name if name in ("gif", "webp") else e.codec
     if kind not in codecs:
         fits = [s or "a folder" for s, (_, held) in CONTAINERS.items() if kind in held]
-        raise InputError(f"{suffix or 'a folder'} cannot hold {kind}; write it to {' or '.join(fits)}")
+        raise InputError(
+            f"{suffix or 'a folder'} cannot hold {kind}; write it to {' or '.join(fits)}"
+        )
     options = dict(e.options)
     if crf is not None:
         if not e.quality:
@@ -170,25 +205,40 @@ def choose_target(
         pix_fmt = e.alpha
         options |= {"profile": "4444"} if e.codec == "prores" else {}
     if pix_fmt is None:
-        raise InputError(f"{encoder} takes no odd sides, {width}x{height}; use --output-size with even ones, or h264")
+        raise InputError(
+            f"{encoder} takes no odd sides, {width}x{height}; use --output-size with even ones, "
+            f"or h264"
+        )
     if not made and not path.parent.is_dir():
         raise InputError(f"-o {path}: its folder does not exist; make it, or choose another")
     color = clip.color
-    if color.matrix == 2 and matrix_of(color, clip.width, clip.height) != matrix_of(color, width, height):
-        color = Color(matrix_of(color, clip.width, clip.height), color.range, color.primaries, color.transfer)
+    if color.matrix == 2 and matrix_of(color, clip.width, clip.height) != matrix_of(
+        color, width, height
+    ):
+        color = Color(
+            matrix_of(color, clip.width, clip.height), color.range, color.primaries, color.transfer
+        )
     if pix_fmt in ("bgr0", "rgb24", "bgra", "rgba"):
         color = Color(0, 2, color.primaries, color.transfer)
     elif color.matrix in (0, 8, 14):  # RGB and what is not written here
-        color = Color(matrix_of(Color(), width, height), color.range or LIMITED, color.primaries, color.transfer)
+        color = Color(
+            matrix_of(Color(), width, height),
+            color.range or LIMITED,
+            color.primaries,
+            color.transfer,
+        )
     base = clip.time_base if rate is None else common_time_base(1 / rate, clip.start)
     nominal = rate or clip.frame_rate or Fraction(25)
-    target = Target(path, kind, encoder, container, pix_fmt, width, height, sar, base, nominal, color, options)
+    target = Target(
+        path, kind, encoder, container, pix_fmt, width, height, sar, base, nominal, color, options
+    )
     _try(target)
     return target
 
 
 def common_time_base(*times: Fraction) -> Fraction:
-    """The coarsest 1 / n in which all times are whole; a millionth where that is too fine for a container."""
+    """The coarsest 1 / n in which all times are whole; a millionth where that is too fine for a
+    container."""
     n = math.lcm(*(t.denominator for t in times))
     return Fraction(1, n if n <= MAX_TICKS else 1_000_000)
 
@@ -202,13 +252,19 @@ def _try(target: Target) -> None:
         context.open()
     except av.codec.codec.UnknownCodecError:
         raise InputError(
-            f"the encoder {name} cannot be used here: this build of PyAV has none; choose another --codec, such as h264"
+            f"the encoder {name} cannot be used here: this build of PyAV has none; choose "
+            f"another --codec, such as h264"
         ) from None
     except (av.FFmpegError, ValueError) as e:
         reason = getattr(e, "strerror", None) or str(e)
-        needs = ", it needs an NVIDIA GPU that encodes, and its driver" if name.endswith("_nvenc") else ""
+        needs = (
+            ", it needs an NVIDIA GPU that encodes, and its driver"
+            if name.endswith("_nvenc")
+            else ""
+        )
         raise InputError(
-            f"the encoder {name} cannot be used here ({reason}){needs}; choose another --codec, such as h264"
+            f"the encoder {name} cannot be used here ({reason}){needs}; choose another --codec, "
+            f"such as h264"
         ) from None
 
 
@@ -233,36 +289,42 @@ def decoding_delay(target: Target) -> int:
 def early_times(target: Target, first: int, step: int) -> list[int]:
     """Times (ticks) before the first frame's, at which the packets that run ahead are decoded.
 
-    `step`: at most the time to the second frame, else mp4's edit list begins where that one would, and FFmpeg reads all
-    times as earlier.
+    `step`: at most the time to the second frame, else mp4's edit list begins where that one would,
+    and FFmpeg reads all times as earlier.
     """
     return [first - n * step for n in range(decoding_delay(target), 0, -1)]
 
 
 def exact_clock(target: Target, *rates: int) -> dict[str, str]:
-    """Options of mp4 and mov for exact times: their edit lists, else in milliseconds, hold where each stream begins."""
+    """Options of mp4 and mov for exact times: their edit lists, else in milliseconds, hold where
+    each stream begins."""
     ticks = target.time_base.denominator
     all_ticks = math.lcm(ticks, *rates)
     whole = all_ticks if all_ticks <= MAX_TICKS else ticks
     return {"video_track_timescale": str(ticks), "movie_timescale": str(whole)}
 
 
-# --- segments --------------------------------------------------------------------------------------------------------
+# --- segments ----------------------------------------------------------------------------------
 
 
 class SegmentWriter:
-    """One media file of consecutive frames. It has its name when `close` returns; left by an error it is not there."""
+    """One media file of consecutive frames. It has its name when `close` returns; left by an error
+    it is not there."""
 
     def __init__(self, path: Path, target: Target) -> None:
         self.path, self.target = path, target
         self.part = path.with_name(f"{path.name}.part")
-        format = {"ffv1": "nut", "prores": "mov", "png": "mov"}.get(ENCODERS[target.encoder].codec, "mp4")
-        # When each packet is decoded: what encoders say of it is not used, for x265 makes it up where it gets fewer
-        # frames than it looks ahead.
+        format = {"ffv1": "nut", "prores": "mov", "png": "mov"}.get(
+            ENCODERS[target.encoder].codec, "mp4"
+        )
+        # When each packet is decoded: what encoders say of it is not used, for x265 makes it up
+        # where it gets fewer frames than it looks ahead.
         self.times: list[int] = []
         self.muxed = 0
         with write_errors(path):
-            self.container = create_container(self.part, format, {} if format == "nut" else exact_clock(target))
+            self.container = create_container(
+                self.part, format, {} if format == "nut" else exact_clock(target)
+            )
             self.stream = self.container.add_stream(target.encoder, rate=target.frame_rate)
             _set_up(self.stream.codec_context, target)
             self.stream.time_base = target.time_base
@@ -271,9 +333,12 @@ class SegmentWriter:
                 self.stream.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
 
     def write(self, rgb: Pixels, pts: Fraction, alpha: Alpha | None = None) -> None:
-        """A frame (H, W, 3) at `pts` seconds, opaque without `alpha` (H, W), which is for a target that has it."""
+        """A frame (H, W, 3) at `pts` seconds, opaque without `alpha` (H, W), which is for a target
+        that has it."""
         if self.target.alpha:
-            rgb = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8) if alpha is None else alpha])
+            rgb = np.dstack(
+                [rgb, np.full(rgb.shape[:2], 255, np.uint8) if alpha is None else alpha]
+            )
         ticks = round(pts / self.target.time_base)
         self.times += [ticks] if self.times else [*early_times(self.target, ticks, 1), ticks]
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
@@ -307,7 +372,10 @@ class SegmentWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self.close()
@@ -327,7 +395,15 @@ def sync_file(path: Path) -> None:
 
 # What the system says of a disk; an error of a container is none of these.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ENXIO}
-_PLACE = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG}
+_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENAMETOOLONG,
+}
 
 
 def of_the_disk(error: BaseException) -> bool:
@@ -351,4 +427,6 @@ class write_errors:
                 remedy = "check the disk"
             elif getattr(error, "errno", None) in _PLACE:
                 remedy = "check that its folder is there and can be written to"
-            raise StdError(f"cannot write {self.path} ({reason}); {remedy} and run the same command again") from error
+            raise StdError(
+                f"cannot write {self.path} ({reason}); {remedy} and run the same command again"
+            ) from error

@@ -1,4 +1,5 @@
-"""LoRA files: found by name, read in any common spelling, checked against the UNet, fused into it, written."""
+"""LoRA files: found by name, read in any common spelling, checked against the UNet, fused into it,
+written."""
 
 from std_cli.weights.lora.find import LoraFile, resolve_lora
 from std_cli.weights.lora.fuse import check_lora, fuse_lora

@@ -1,8 +1,8 @@
-"""Which kind of model a LoRA is for: by the shapes of all its layers, and where these leave a choice, by what is
-written in the file.
+"""Which kind of model a LoRA is for: by the shapes of all its layers, and where these leave a
+choice, by what is written in the file.
 
-Cross attention alone would say it, but many files have none (`attn2` left out, convolutions only). So the layers are
-compared with every layer that the UNets of the Stable Diffusion family have.
+Cross attention alone would say it, but many files have none (`attn2` left out, convolutions only).
+So the layers are compared with every layer that the UNets of the Stable Diffusion family have.
 """
 
 import re
@@ -15,7 +15,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Unet:
-    """What shapes a UNet of two ResNets to a block; the values are those of the published configs."""
+    """What shapes a UNet of two ResNets to a block; the values are those of the published
+    configs."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -66,27 +67,42 @@ def lora_family(
 ) -> Family | None:
     """The family of a LoRA; None if nothing says.
 
-    shapes: of the changes to the layers' weights, (out, in[, kh, kw]), by layer in diffusers' names. text: the keys of
-    its text-encoder tensors. original: its UNet's layers are named as in the original, which kohya does for SDXL alone.
+    shapes: of the changes to the layers' weights, (out, in[, kh, kw]), by layer in diffusers'
+    names. text: the keys of its text-encoder tensors. original: its UNet's layers are named as in
+    the original, which kohya does for SDXL alone.
     """
-    joint = next((shape for layer, shape in shapes.items() if _JOINT.search(layer) and "attentions" not in layer), None)
+    joint = next(
+        (
+            shape
+            for layer, shape in shapes.items()
+            if _JOINT.search(layer) and "attentions" not in layer
+        ),
+        None,
+    )
     if joint:
         name = _TRANSFORMERS.get(joint[1], "a transformer such as Flux or Stable Diffusion 3")
         return Family(name, f"by its shapes, {joint[1]} wide", None)
     spatial = {layer: shape for layer, shape in shapes.items() if ".motion_modules." not in layer}
-    fit = {name: sum(fits(s, unet_layers(name).get(layer)) for layer, s in spatial.items()) for name in UNETS}
+    fit = {
+        name: sum(fits(s, unet_layers(name).get(layer)) for layer, s in spatial.items())
+        for name in UNETS
+    }
     most = max(fit.values())
     if not most or 2 * most < len(spatial):
         return None
     left = [name for name in UNETS if fit[name] == most]
     if len(left) == 1:
         return _family(left[0], f"by its shapes, {UNETS[left[0]].cross} wide")
-    said = " ".join(metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")).lower()
+    said = " ".join(
+        metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")
+    ).lower()
     for pattern, name in _SAID:
         if re.search(pattern, said):
             return _family(name, "by its metadata") if name in left else None
     keys = list(text)
-    if "SDXL" in left and any(re.match(r"lora_te2_|text_encoder_2\.|te2[._]|clip_g", key) for key in keys):
+    if "SDXL" in left and any(
+        re.match(r"lora_te2_|text_encoder_2\.|te2[._]|clip_g", key) for key in keys
+    ):
         return _family("SDXL", "by its second text encoder")
     if any(re.match(r"lora_te_", key) for key in keys):  # kohya's name of an only text encoder
         left = [name for name in left if not name.startswith("SDXL")]
@@ -99,14 +115,18 @@ def _family(name: str, why: str) -> Family:
 
 
 def fits(change: Shape, weight: Shape | None) -> bool:
-    """Whether a change of this shape can be added to a weight: 1 x 1 convolutions are as good as matrices, and a
-    matrix may hold a convolution's inputs and kernel in one axis.
+    """Whether a change of this shape can be added to a weight: 1 x 1 convolutions are as good as
+    matrices, and a matrix may hold a convolution's inputs and kernel in one axis.
     """
     if weight is None or len(change) < 2 or len(weight) < 2:
         return change == weight
     flat = _count(change[1:]) == _count(weight[1:])
     ones = len(change) != len(weight) or change == weight
-    small = len(change) == 2 or change[2:] == weight[2:] or (len(weight) == 2 and set(change[2:]) == {1})
+    small = (
+        len(change) == 2
+        or change[2:] == weight[2:]
+        or (len(weight) == 2 and set(change[2:]) == {1})
+    )
     return change[0] == weight[0] and flat and ones and small
 
 
@@ -119,7 +139,8 @@ def _count(sides: Iterable[int]) -> int:
 
 @cache
 def unet_layers(name: str) -> dict[str, Shape]:
-    """{layer: shape of its weight} of a UNet in diffusers' names: linear layers, convolutions and norms."""
+    """{layer: shape of its weight} of a UNet in diffusers' names: linear layers, convolutions and
+    norms."""
     u = UNETS[name]
     first, emb, last = u.widths[0], 4 * u.widths[0], len(u.widths) - 1
     out: dict[str, Shape] = {
@@ -134,14 +155,17 @@ def unet_layers(name: str) -> dict[str, Shape]:
     for block, width in enumerate(u.widths):
         before = u.widths[max(block - 1, 0)]
         for at in range(2):
-            out |= _resnet(f"down_blocks.{block}.resnets.{at}", before if at == 0 else width, width, emb)
+            out |= _resnet(
+                f"down_blocks.{block}.resnets.{at}", before if at == 0 else width, width, emb
+            )
             out |= _attention(f"down_blocks.{block}.attentions.{at}", width, u.depths[block], u)
         if block < last:
             out[f"down_blocks.{block}.downsamplers.0.conv"] = (width, width, 3, 3)
     for at in range(2):
         out |= _resnet(f"mid_block.resnets.{at}", u.widths[-1], u.widths[-1], emb)
     out |= _attention("mid_block.attentions.0", u.widths[-1], u.depths[-1], u)
-    for block in range(last + 1):  # upwards: each ResNet takes the skipped output of one downwards, too
+    # upwards: each ResNet takes the skipped output of one downwards, too
+    for block in range(last + 1):
         width, down = u.widths[last - block], last - block
         coming = u.widths[min(down + 1, last)]
         below = u.widths[max(down - 1, 0)]
@@ -171,7 +195,11 @@ def _attention(name: str, width: int, depth: int, unet: Unet) -> dict[str, Shape
     if not depth:
         return {}
     square = (width, width) if unet.linear else (width, width, 1, 1)
-    out: dict[str, Shape] = {f"{name}.norm": (width,), f"{name}.proj_in": square, f"{name}.proj_out": square}
+    out: dict[str, Shape] = {
+        f"{name}.norm": (width,),
+        f"{name}.proj_in": square,
+        f"{name}.proj_out": square,
+    }
     for number in range(depth):
         block = f"{name}.transformer_blocks.{number}"
         for attention, source in (("attn1", width), ("attn2", unet.cross)):
@@ -179,6 +207,9 @@ def _attention(name: str, width: int, depth: int, unet: Unet) -> dict[str, Shape
                 out[f"{block}.{attention}.{layer}"] = (width, width)
             for layer in ("to_k", "to_v"):
                 out[f"{block}.{attention}.{layer}"] = (width, source)
-        out |= {f"{block}.ff.net.0.proj": (8 * width, width), f"{block}.ff.net.2": (width, 4 * width)}
+        out |= {
+            f"{block}.ff.net.0.proj": (8 * width, width),
+            f"{block}.ff.net.2": (width, 4 * width),
+        }
         out |= {f"{block}.norm{norm}": (width,) for norm in (1, 2, 3)}
     return out

@@ -1,4 +1,5 @@
-"""The LoRA file that a request names: on disk, of the pack, on the Hub; read once, so that what is wrong is known."""
+"""The LoRA file that a request names: on disk, of the pack, on the Hub; read once, so that what is
+wrong is known."""
 
 import math
 import os
@@ -42,11 +43,13 @@ def resolve_lora(
     method: MethodName = "std",
     steps: int = 8,
 ) -> LoraFile | None:
-    """The LoRA file that `spec` names: "none", "auto", FILE[:SCALE], owner/name[@revision][/file.safetensors][:SCALE].
+    """The LoRA file that `spec` names: "none", "auto", FILE[:SCALE],
+    owner/name[@revision][/file.safetensors][:SCALE].
 
-    "auto" is, by `method`: STD's for `task` trained nearest to `eta`, of the pack's own list or the published one, None
-    if the pack lists none; a baseline's made for the number nearest to `steps`, None if it has none. Raises InputError
-    for a file that is no LoRA, is for another kind of model, or cannot be had; its weights are read and checked.
+    "auto" is, by `method`: STD's for `task` trained nearest to `eta`, of the pack's own list or the
+    published one, None if the pack lists none; a baseline's made for the number nearest to `steps`,
+    None if it has none. Raises InputError for a file that is no LoRA, is for another kind of model,
+    or cannot be had; its weights are read and checked.
     """
     name, scale = _split_scale(spec)
     trained = made_for = None
@@ -80,11 +83,14 @@ def resolve_lora(
 
 
 def _check_family(weights: LoraWeights, model: ModelFiles) -> None:
-    """Raises InputError if a LoRA is for a kind of model whose text has another width than this model's."""
+    """Raises InputError if a LoRA is for a kind of model whose text has another width than this
+    model's."""
     made = weights.family
     if made is None:
         return
-    width = read_object((model.config or model.base) / "unet" / "config.json").get("cross_attention_dim", 2048)
+    width = read_object((model.config or model.base) / "unet" / "config.json").get(
+        "cross_attention_dim", 2048
+    )
     if made.cross != width:
         what, one = ("SDXL", "SDXL") if made.name != "SDXL" else (f"{width} wide", "this model")
         told = f"it is for {made.name} ({made.why}), and {model.name} is {what}"
@@ -92,7 +98,8 @@ def _check_family(weights: LoraWeights, model: ModelFiles) -> None:
 
 
 def _split_scale(spec: str) -> tuple[str, float]:
-    """("file", 0.8) of "file:0.8". A file that is really named so wins, and C:\\file has no scale."""
+    """("file", 0.8) of "file:0.8". A file that is really named so wins, and C:\\file has no
+    scale."""
     name, _, text = spec.rpartition(":")
     if not name or os.path.isfile(user_path(spec, "--lora")):
         return spec, 1.0
@@ -107,7 +114,9 @@ def _split_scale(spec: str) -> tuple[str, float]:
     return name, scale
 
 
-def _nearest_lora(model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) -> tuple[Path, float] | None:
+def _nearest_lora(
+    model: ModelFiles, task: Literal["i2i", "v2v"], eta: float
+) -> tuple[Path, float] | None:
     """(file, eta) of the LoRA trained nearest to `eta`, the lower one of two equally near."""
     if not model.pack:
         entry = std_lora(task, eta)
@@ -121,12 +130,14 @@ def _nearest_lora(model: ModelFiles, task: Literal["i2i", "v2v"], eta: float) ->
 
 
 def _baseline(method: MethodName, steps: int, model: ModelFiles) -> Entry:
-    """The LoRA of a baseline. Raises InputError for a pack, which the published LoRAs are not made for."""
+    """The LoRA of a baseline. Raises InputError for a pack, which the published LoRAs are not made
+    for."""
     entry = method_lora(method, steps)
     assert entry is not None  # every method but none has one
     if model.pack:
         raise InputError(
-            f"--method {method}: its LoRA is made for SDXL, not for --model {model.name}: give one with --lora FILE, "
+            f"--method {method}: its LoRA is made for SDXL, not for --model {model.name}: give "
+            f"one with --lora FILE, "
             "or --lora none for its steps alone"
         )
     return entry
@@ -138,12 +149,19 @@ def _pack_loras(model: ModelFiles, task: str) -> dict[float, str]:
     found = {}
     for lora in loras if isinstance(loras, list) else [loras]:
         match lora:
-            case {"file": str(file), "task": "i2i" | "v2v", "eta": float() | int() as eta} if 0 < eta <= 1:
+            case {"file": str(file), "task": "i2i" | "v2v", "eta": float() | int() as eta} if (
+                0 < eta <= 1
+            ):
                 inside = PurePosixPath(file)
             case _:
-                raise InputError(f"std.json of the model {model.name}: a LoRA needs file, task and eta, not {lora!r}")
+                raise InputError(
+                    f"std.json of the model {model.name}: a LoRA needs file, task and eta, not "
+                    f"{lora!r}"
+                )
         if inside.is_absolute() or ".." in inside.parts or re.search(r"[\\:]", file):
-            raise InputError(f"std.json of the model {model.name}: the LoRA {file!r} is outside of its folder")
+            raise InputError(
+                f"std.json of the model {model.name}: the LoRA {file!r} is outside of its folder"
+            )
         if lora["task"] == task:
             found[float(eta)] = file
     return found
@@ -154,7 +172,9 @@ def _hub_lora(name: str) -> Path:
     hub = hub_id(name)
     if not hub:
         what = "is a folder: name the file in it" if os.path.isdir(name) else "is not there"
-        raise InputError(f"--lora {name} {what}: it can be FILE.safetensors, owner/name on the Hub, auto or none")
+        raise InputError(
+            f"--lora {name} {what}: it can be FILE.safetensors, owner/name on the Hub, auto or none"
+        )
     repo, revision, file = hub
     file = file or only_file(HubRepo(repo, revision, include=("*.safetensors",)))
     return fetch([HubRepo(repo, revision, files=(file,))])[0] / file

@@ -1,12 +1,13 @@
 """What a LoRA file holds for one layer, and what it makes of the layer's weight.
 
-Adapters are fused before a run, so any method whose change can be computed from the weight works here. The formulas are
-those of the methods' papers, with the factors as LyCORIS and ComfyUI store them (names, order, alpha):
+Adapters are fused before a run, so any method whose change can be computed from the weight works
+here. The formulas are those of the methods' papers, with the factors as LyCORIS and ComfyUI store
+them (names, order, alpha):
 
-    LoRA     Hu et al. 2021, arXiv 2106.09685        W + s B A                                       s = alpha / rank
-    LoHa     Hyeon-Woo et al. 2021, arXiv 2108.06098    W + s (A1 B1) * (A2 B2), element by element
-    LoKr     Yeh et al. 2023, arXiv 2309.14859       W + s W1 (x) W2, Kronecker's product
-    GLoRA    Chavan et al. 2023, arXiv 2306.07967    W + s (W A1 A2 + B1 B2)
+    LoRA     Hu et al. 2021, arXiv 2106.09685        W + s B A
+    s = alpha / rank LoHa     Hyeon-Woo et al. 2021, arXiv 2108.06098    W + s (A1 B1) * (A2 B2),
+    element by element LoKr     Yeh et al. 2023, arXiv 2309.14859       W + s W1 (x) W2, Kronecker's
+    product GLoRA    Chavan et al. 2023, arXiv 2306.07967    W + s (W A1 A2 + B1 B2)
     DoRA     Liu et al. 2024, arXiv 2402.09353       m (W + D) / |W + D|, D any of these changes
 """
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
 
-# Start of a tensor's name -> its method. `PARTS` has what a method needs; the choices of LoKr are apart.
+# Start of a tensor's name -> its method. `PARTS` has what a method needs; the choices of LoKr are
+# apart.
 METHODS = (
     ("lora_embedding", "LoRA of an embedding"),
     ("lora_E", "AdaLoRA"),
@@ -55,13 +57,15 @@ PARTS = {
 
 
 def method_of(tensor: str) -> str | None:
-    """The method that a tensor belongs to, by its name; None of an alpha and of DoRA's magnitude."""
+    """The method that a tensor belongs to, by its name; None of an alpha and of DoRA's
+    magnitude."""
     return next((method for start, method in METHODS if tensor.startswith(start)), None)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The tensors of a layer by their names in LyCORIS' files, and the alpha that scales their product."""
+    """The tensors of a layer by their names in LyCORIS' files, and the alpha that scales their
+    product."""
 
     tensors: "dict[str, Tensor]"
     alpha: float | None
@@ -90,7 +94,14 @@ class Layer:
     def rank(self) -> int | None:
         """Of its factors; None where it has none, so that alpha has no meaning."""
         sides = {DOWN: 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "a2": 0}
-        return next((self.tensors[name].shape[side] for name, side in sides.items() if name in self.tensors), None)
+        return next(
+            (
+                self.tensors[name].shape[side]
+                for name, side in sides.items()
+                if name in self.tensors
+            ),
+            None,
+        )
 
     @property
     def scale(self) -> float:
@@ -101,9 +112,11 @@ class Layer:
         return Layer({name: tensor.to("meta") for name, tensor in self.tensors.items()}, self.alpha)
 
     def change(self) -> "Tensor | None":
-        """What is added to the weight whatever the weight is, fp32: (out, in[, kh, kw]), a kernel maybe within `in`.
+        """What is added to the weight whatever the weight is, fp32: (out, in[, kh, kw]), a kernel
+        maybe within `in`.
 
-        None of a layer that changes the bias alone. Raises RuntimeError if the tensors do not fit each other.
+        None of a layer that changes the bias alone. Raises RuntimeError if the tensors do not fit
+        each other.
         """
         t = {name: tensor.float() for name, tensor in self.tensors.items()}
         parts = []
@@ -122,16 +135,20 @@ class Layer:
         return sum((part.reshape(whole.shape) for part in parts if part is not whole), start=whole)
 
     def weight(self, weight: "Tensor", strength: float = 1.0) -> "Tensor":
-        """The weight with the change at `strength`, fp32. Raises RuntimeError if they do not fit."""
+        """The weight with the change at `strength`, fp32. Raises RuntimeError if they do not
+        fit."""
         import torch
 
         base = weight.float()
         new = base
         added = self.change()
         if added is not None:
-            new = new + added.reshape(base.shape) * (strength if "dora_scale" not in self.tensors else 1.0)
+            new = new + added.reshape(base.shape) * (
+                strength if "dora_scale" not in self.tensors else 1.0
+            )
         if "a1" in self.tensors:
-            inner = _product(self.tensors["a1"].float(), self.tensors["a2"].float()).flatten(1)  # (in, in)
+            # (in, in)
+            inner = _product(self.tensors["a1"].float(), self.tensors["a2"].float()).flatten(1)
             through = torch.einsum("oi...,ij->oj...", base, inner) * self.scale
             new = new + through * (strength if "dora_scale" not in self.tensors else 1.0)
         if "dora_scale" in self.tensors:
@@ -141,7 +158,9 @@ class Layer:
 
     def bias(self) -> "Tensor | None":
         """What is added to the bias (out,), fp32; None if nothing."""
-        parts = [self.tensors[name].float() for name in ("diff_b", "b_norm") if name in self.tensors]
+        parts = [
+            self.tensors[name].float() for name in ("diff_b", "b_norm") if name in self.tensors
+        ]
         return sum(parts[1:], start=parts[0]) if parts else None
 
 
@@ -151,7 +170,8 @@ def _product(up: "Tensor", down: "Tensor") -> "Tensor":
 
 
 def fold_core(core: "Tensor", down: "Tensor") -> "Tensor":
-    """LoCon's core (r, r, kh, kw) into its lora_down (r, in[, 1, 1]): a lora_down (r, in, kh, kw) without a core."""
+    """LoCon's core (r, r, kh, kw) into its lora_down (r, in[, 1, 1]): a lora_down (r, in, kh, kw)
+    without a core."""
     import torch
 
     return torch.einsum("mn...,nj->mj...", core.float(), down.float().flatten(1))
@@ -182,11 +202,14 @@ def _kronecker(t: "dict[str, Tensor]") -> "Tensor":
     else:
         second = _product(t["lokr_w2_a"], t["lokr_w2_b"])
     # contiguous: torch takes a view of the result
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - first.ndim)), second.contiguous())
+    return torch.kron(
+        first.reshape(*first.shape, *[1] * (second.ndim - first.ndim)), second.contiguous()
+    )
 
 
 def _decompose(weight: "Tensor", magnitude: "Tensor") -> "Tensor":
-    """The weight's directions with DoRA's magnitudes: of each output (out, 1, ...), or of each input (1, in, ...)."""
+    """The weight's directions with DoRA's magnitudes: of each output (out, 1, ...), or of each
+    input (1, in, ...)."""
     import torch
 
     dims = weight.ndim - 1

@@ -1,20 +1,25 @@
-"""The names of a LoRA's tensors: which part of the model, which layer, which tensor of the method. Strings only.
+"""The names of a LoRA's tensors: which part of the model, which layer, which tensor of the method.
+Strings only.
 
 A key is PREFIX LAYER TENSOR, and each tool has its own three:
 
-    lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight               kohya, of SDXL
-    lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight     kohya, diffusers' blocks
-    unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight             diffusers
-    unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight   diffusers, of old
-    base_model.model.down_blocks.1...attn1.to_q.lora_A.default.weight                         peft
-    diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_down.weight         ComfyUI, OneTrainer
+    lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight               kohya,
+    of SDXL lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
+    kohya, diffusers' blocks
+    unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
+    diffusers
+    unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight
+    diffusers, of old base_model.model.down_blocks.1...attn1.to_q.lora_A.default.weight
+    peft diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_down.weight
+    ComfyUI, OneTrainer
 """
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-# The end of a key -> the tensor's name in LyCORIS' and kohya's files, which is the one that is used here.
+# The end of a key -> the tensor's name in LyCORIS' and kohya's files, which is the one that is used
+# here.
 _TENSORS: tuple[tuple[str, str], ...] = (
     (r"\.lora_(?:down|A)(?:\.(?!bias)\w+)??(?:\.weight)?", "lora_down.weight"),
     (r"\.lora_(?:up|B)(?:\.(?!bias)\w+)??(?:\.weight)?", "lora_up.weight"),
@@ -49,13 +54,55 @@ _TEXT = re.compile(
 _PREFIX = re.compile(r"((unet|base_model|model|diffusion_model|_orig_mod|module)\.)+")
 _FLAT = re.compile(r"(lora_(prior_)?unet_|lycoris_(unet_)?|lora_transformer_|unet_)+(?=\w+\Z)")
 
-# The words of a UNet's names that have an underscore in them, with diffusers' blocks and the original ones.
+# The words of a UNet's names that have an underscore in them, with diffusers' blocks and the
+# original ones.
 _WORDS = (
-    *("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "motion_modules", "temporal_attentions"),
-    *("proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out", "conv_in", "conv_out", "conv_norm_out", "norm_out"),
-    *("conv_shortcut", "time_emb_proj", "time_embedding", "add_embedding", "class_embedding", "linear_1", "linear_2"),
-    *("input_blocks", "middle_block", "output_blocks", "in_layers", "out_layers", "emb_layers", "skip_connection"),
-    *("time_embed", "label_emb", "double_blocks", "single_blocks", "joint_blocks", "single_transformer_blocks"),
+    *(
+        "down_blocks",
+        "mid_block",
+        "up_blocks",
+        "transformer_blocks",
+        "motion_modules",
+        "temporal_attentions",
+    ),
+    *(
+        "proj_in",
+        "proj_out",
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out",
+        "conv_in",
+        "conv_out",
+        "conv_norm_out",
+        "norm_out",
+    ),
+    *(
+        "conv_shortcut",
+        "time_emb_proj",
+        "time_embedding",
+        "add_embedding",
+        "class_embedding",
+        "linear_1",
+        "linear_2",
+    ),
+    *(
+        "input_blocks",
+        "middle_block",
+        "output_blocks",
+        "in_layers",
+        "out_layers",
+        "emb_layers",
+        "skip_connection",
+    ),
+    *(
+        "time_embed",
+        "label_emb",
+        "double_blocks",
+        "single_blocks",
+        "joint_blocks",
+        "single_transformer_blocks",
+    ),
 )
 _TOKEN = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))}|[A-Za-z0-9]+)(?:_|\Z)")
 
@@ -88,11 +135,13 @@ class Name:
     tensor: str
     """In LyCORIS' and kohya's names; "" if the key ends like none of any method."""
     original: bool = False
-    """The layer was named as in the original SDXL (input_blocks), not as in diffusers (down_blocks)."""
+    """The layer was named as in the original SDXL (input_blocks), not as in diffusers
+    (down_blocks)."""
 
 
 def parse(key: str) -> Name:
-    """Split a key of any spelling; whatever is for no text encoder and no embedding is taken as the UNet's."""
+    """Split a key of any spelling; whatever is for no text encoder and no embedding is taken as the
+    UNet's."""
     layer, tensor = key, ""
     for pattern, name in _PATTERNS:
         if match := pattern.search(key):
@@ -112,7 +161,8 @@ def parse(key: str) -> Name:
 
 
 def _with_dots(flat: str) -> str:
-    """ "down_blocks.0.resnets.0.conv1" of "down_blocks_0_resnets_0_conv1"; what is no such name stays as it is."""
+    """ "down_blocks.0.resnets.0.conv1" of "down_blocks_0_resnets_0_conv1"; what is no such name
+    stays as it is."""
     words, at = [], 0
     while at < len(flat):
         word = _TOKEN.match(flat, at)
@@ -124,7 +174,8 @@ def _with_dots(flat: str) -> str:
 
 
 def from_original(layer: str) -> str:
-    """diffusers' name of a layer with the original one's, for UNets of two ResNets to a block (SD 1.5, 2, SDXL).
+    """diffusers' name of a layer with the original one's, for UNets of two ResNets to a block (SD
+    1.5, 2, SDXL).
 
     The table is diffusers' scripts/convert_diffusers_to_original_sdxl.py.
     """
@@ -153,14 +204,19 @@ def from_original(layer: str) -> str:
 
 
 def to_original(layer: str) -> str | None:
-    """The inverse of `from_original`; None for a layer that the original does not have, such as motion modules.
+    """The inverse of `from_original`; None for a layer that the original does not have, such as
+    motion modules.
 
-    In SDXL's numbers: its block 2 of 3 has attention upwards in blocks 0 and 1, with an upsampler after it.
+    In SDXL's numbers: its block 2 of 3 has attention upwards in blocks 0 and 1, with an upsampler
+    after it.
     """
     for theirs, ours in _OUTSIDE.items():
         if layer == ours:
             return theirs
-    match = re.match(r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(resnets|attentions|\w+samplers)\.(\d+)\.", layer)
+    match = re.match(
+        r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(resnets|attentions|\w+samplers)\.(\d+)\.",
+        layer,
+    )
     if not match:
         return None
     side, block, kind, at = match[1], int(match[2] or 0), match[3], int(match[4])

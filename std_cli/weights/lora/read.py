@@ -23,7 +23,8 @@ METADATA = "lora_adapter_metadata"
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """The UNet part of a LoRA file, checked: every layer is whole, finite, and of a method that can be computed."""
+    """The UNet part of a LoRA file, checked: every layer is whole, finite, and of a method that can
+    be computed."""
 
     label: str
     """What messages call the file."""
@@ -34,28 +35,45 @@ class LoraWeights:
     """What is set aside, and what has no effect."""
 
     def shapes(self) -> dict[str, Shape]:
-        """{layer: (out, in[, kh, kw]) of the change to its weight}; (out,) where the bias alone changes."""
+        """{layer: (out, in[, kh, kw]) of the change to its weight}; (out,) where the bias alone
+        changes."""
         return {name: _shape(layer) for name, layer in self.layers.items()}
 
 
 def read_lora(path: Path, label: str) -> LoraWeights:
     """Read a file of any known spelling and method; `label` begins every message.
 
-    Raises InputError for a file that is damaged, is no LoRA, has nothing for the UNet, holds what is no number, whose
-    layers are not whole, or are of a method that cannot be computed here.
+    Raises InputError for a file that is damaged, is no LoRA, has nothing for the UNet, holds what
+    is no number, whose layers are not whole, or are of a method that cannot be computed here.
     """
     from safetensors import safe_open
 
     header, metadata = read_header(path)
     names = {key: parse(key) for key in header}
     if not any(name.tensor for name in names.values()):
-        raise InputError(f"{label}: no tensor of its {len(names)} is a LoRA's: is it a whole model?")
+        raise InputError(
+            f"{label}: no tensor of its {len(names)} is a LoRA's: is it a whole model?"
+        )
     aside = _set_aside(label, names)
     keys = _group(label, {key: name for key, name in names.items() if name.part == "unet"}, header)
     with safe_open(path, framework="pt") as file:
-        raw = {layer: {t: file.get_tensor(key) for t, key in tensors.items()} for layer, tensors in keys.items()}
-    alphas = {layer: _alpha(label, keys[layer]["alpha"], t.pop("alpha")) for layer, t in raw.items() if "alpha" in t}
-    check_numbers(label, ((cut(keys[layer][name]), tensor) for layer, t in raw.items() for name, tensor in t.items()))
+        raw = {
+            layer: {t: file.get_tensor(key) for t, key in tensors.items()}
+            for layer, tensors in keys.items()
+        }
+    alphas = {
+        layer: _alpha(label, keys[layer]["alpha"], t.pop("alpha"))
+        for layer, t in raw.items()
+        if "alpha" in t
+    }
+    check_numbers(
+        label,
+        (
+            (cut(keys[layer][name]), tensor)
+            for layer, t in raw.items()
+            for name, tensor in t.items()
+        ),
+    )
     layers = _layers(label, path, metadata, raw, alphas)
     family = lora_family(
         {name: _shape(layer) for name, layer in layers.items()},
@@ -65,21 +83,30 @@ def read_lora(path: Path, label: str) -> LoraWeights:
     )
     idle = [name for name, layer in layers.items() if layer.alpha == 0 and layer.rank]
     if len(idle) == len(layers):
-        raise InputError(f"{label}: alpha is 0 in all its {len(idle)} layers, so it changes nothing: choose another")
+        raise InputError(
+            f"{label}: alpha is 0 in all its {len(idle)} layers, so it changes nothing: choose "
+            f"another"
+        )
     if idle:
-        aside.append(f"{len(idle)} of its {len(layers)} layers have alpha 0 and change nothing (first {cut(idle[0])})")
+        aside.append(
+            f"{len(idle)} of its {len(layers)} layers have alpha 0 and change nothing (first "
+            f"{cut(idle[0])})"
+        )
     return LoraWeights(label, layers, family, aside)
 
 
 def of_pairs(label: str, adapter: "dict[str, Tensor]", alpha: float) -> LoraWeights:
-    """A trained adapter, "<layer>.lora_A.weight" (r, in[, kh, kw]) and "<layer>.lora_B.weight", as if it was read."""
+    """A trained adapter, "<layer>.lora_A.weight" (r, in[, kh, kw]) and "<layer>.lora_B.weight", as
+    if it was read."""
     names = {"lora_A": DOWN, "lora_B": UP}
     raw: dict[str, dict[str, Tensor]] = {}
     for key, tensor in sorted(adapter.items()):
         layer, half = key.removesuffix(".weight").rsplit(".", 1)
         raw.setdefault(layer, {})[names[half]] = tensor
     layers = {name: Layer(tensors, float(alpha)) for name, tensors in raw.items()}
-    return LoraWeights(label, layers, lora_family({n: _shape(la) for n, la in layers.items()}, {}, (), False))
+    return LoraWeights(
+        label, layers, lora_family({n: _shape(la) for n, la in layers.items()}, {}, (), False)
+    )
 
 
 def text_layers(header: dict[str, list[int]]) -> int:
@@ -99,22 +126,31 @@ def _set_aside(label: str, names: dict[str, Name]) -> list[str]:
     counts = Counter(name.part for name in names.values())
     told = " and ".join(
         f"{count} tensor{'s'[: count != 1]} {what}"
-        for count, what in ((counts["text"], "for the text encoders"), (counts["embedding"], "of bundled embeddings"))
+        for count, what in (
+            (counts["text"], "for the text encoders"),
+            (counts["embedding"], "of bundled embeddings"),
+        )
         if count
     )
     if not counts["unet"]:
-        raise InputError(f"{label}: it has nothing for the UNet, only {told}: choose a LoRA that adapts the UNet")
+        raise InputError(
+            f"{label}: it has nothing for the UNet, only {told}: choose a LoRA that adapts the UNet"
+        )
     return [f"left out, as only the UNet is adapted: {told}"] if told else []
 
 
-def _group(label: str, names: dict[str, Name], header: dict[str, list[int]]) -> dict[str, dict[str, str]]:
-    """{layer: {tensor: key}}; InputError for tensors of no known method, or two of one kind for a layer."""
+def _group(
+    label: str, names: dict[str, Name], header: dict[str, list[int]]
+) -> dict[str, dict[str, str]]:
+    """{layer: {tensor: key}}; InputError for tensors of no known method, or two of one kind for a
+    layer."""
     out: dict[str, dict[str, str]] = {}
     for key, name in names.items():
         tensors = out.setdefault(name.layer, {})
         if name.tensor and name.tensor in tensors:
             raise InputError(
-                f"{label}: several of its tensors are for the same layer ({cut(tensors[name.tensor])} and {cut(key)}): "
+                f"{label}: several of its tensors are for the same layer "
+                f"({cut(tensors[name.tensor])} and {cut(key)}): "
                 "it mixes two spellings; choose a file that has each layer once"
             )
         if name.tensor:
@@ -128,14 +164,22 @@ def _group(label: str, names: dict[str, Name], header: dict[str, list[int]]) -> 
             if method and method not in PARTS:
                 methods.setdefault(method, []).append(layer)
     if methods:
-        told = "; ".join(f"{len(set(layers))} are {m} (first {cut(layers[0])})" for m, layers in methods.items())
+        told = "; ".join(
+            f"{len(set(layers))} are {m} (first {cut(layers[0])})" for m, layers in methods.items()
+        )
         raise InputError(
-            f"{label}: of its {len(out)} layers {told}, which cannot be computed here: choose a LoRA, DoRA, LoHa, "
+            f"{label}: of its {len(out)} layers {told}, which cannot be computed here: choose a "
+            f"LoRA, DoRA, LoHa, "
             "LoKr, GLoRA or full difference"
         )
-    if unknown := [key for key, name in names.items() if not name.tensor or not re.fullmatch(r"[\w.]+", name.layer)]:
+    if unknown := [
+        key
+        for key, name in names.items()
+        if not name.tensor or not re.fullmatch(r"[\w.]+", name.layer)
+    ]:
         raise InputError(
-            f"{label}: {len(unknown)} of its tensors are of no kind that is known here (first {cut(unknown[0])}): "
+            f"{label}: {len(unknown)} of its tensors are of no kind that is known here (first "
+            f"{cut(unknown[0])}): "
             "choose a LoRA for SDXL's UNet"
         )
     return out
@@ -145,8 +189,14 @@ def _alpha(label: str, key: str, tensor: "Tensor") -> float:
     """A scalar of any real type and shape."""
     if tensor.numel() != 1 or tensor.is_complex() or not math.isfinite(float(tensor.float())):
         kind = str(tensor.dtype).removeprefix("torch.")
-        what = f"{kind} {tuple(tensor.shape)}" if tensor.numel() != 1 or tensor.is_complex() else str(tensor.item())
-        raise InputError(f"{label}: {cut(key)} is {what}, and an alpha is one finite number: choose another file")
+        what = (
+            f"{kind} {tuple(tensor.shape)}"
+            if tensor.numel() != 1 or tensor.is_complex()
+            else str(tensor.item())
+        )
+        raise InputError(
+            f"{label}: {cut(key)} is {what}, and an alpha is one finite number: choose another file"
+        )
     return float(tensor.float())
 
 
@@ -157,26 +207,43 @@ def _layers(
     raw: "dict[str, dict[str, Tensor]]",
     alphas: dict[str, float],
 ) -> dict[str, Layer]:
-    """The layers, whole and consistent, in one form: no cores (lora_mid), no halves' biases, no 1-D magnitudes."""
+    """The layers, whole and consistent, in one form: no cores (lora_mid), no halves' biases, no 1-D
+    magnitudes."""
     for tensors in raw.values():
         for name, tensor in tensors.items():
-            tensors[name] = tensor.half() if tensor.itemsize == 1 else tensor  # float8 has no arithmetic
+            # float8 has no arithmetic
+            tensors[name] = tensor.half() if tensor.itemsize == 1 else tensor
     found = {name: Layer(tensors, alphas.get(name)) for name, tensors in raw.items()}
     if lone := next((name for name, layer in found.items() if not layer.tensors), None):
-        raise InputError(f"{label}: {cut(lone)} has an alpha and nothing else: the file is not whole; fetch it again")
+        raise InputError(
+            f"{label}: {cut(lone)} has an alpha and nothing else: the file is not whole; fetch "
+            f"it again"
+        )
     for name, layer in found.items():
-        empty = [f"{t} {tuple(tensor.shape)}" for t, tensor in layer.tensors.items() if not tensor.numel()]
+        empty = [
+            f"{t} {tuple(tensor.shape)}"
+            for t, tensor in layer.tensors.items()
+            if not tensor.numel()
+        ]
         if empty:
-            raise InputError(f"{label}: {cut(name)}: {empty[0]} holds no number (rank 0): choose another file")
+            raise InputError(
+                f"{label}: {cut(name)}: {empty[0]} holds no number (rank 0): choose another file"
+            )
         if scalar := [t for t, tensor in layer.tensors.items() if not tensor.ndim]:
-            raise InputError(f"{label}: {cut(name)}: {scalar[0]} is a single number, no matrix: choose another file")
-    magnitude = {name for name, layer in found.items() if {"magnitude", "dora_scale"} & layer.tensors.keys()}
+            raise InputError(
+                f"{label}: {cut(name)}: {scalar[0]} is a single number, no matrix: choose "
+                f"another file"
+            )
+    magnitude = {
+        name for name, layer in found.items() if {"magnitude", "dora_scale"} & layer.tensors.keys()
+    }
     for name in magnitude:
         _tidy_magnitude(found[name].tensors)
     if short := [name for name, layer in found.items() if layer.lacks]:
         layer = found[short[0]]
         raise InputError(
-            f"{label}: {len(short)} of its {len(found)} layers are not whole (first {cut(short[0])}: "
+            f"{label}: {len(short)} of its {len(found)} layers are not whole (first "
+            f"{cut(short[0])}: "
             f"{' '.join(layer.methods)} without {', '.join(layer.lacks)}): fetch it again"
         )
     ranks = {name: layer.rank or 0 for name, layer in found.items() if DOWN in layer.tensors}
@@ -190,7 +257,9 @@ def _layers(
             _shape(layer)
         except (RuntimeError, IndexError, ValueError) as error:
             told = ", ".join(f"{t} {tuple(tensor.shape)}" for t, tensor in tensors.items())
-            raise InputError(f"{label}: {cut(name)}: {told} do not fit each other: choose another file") from error
+            raise InputError(
+                f"{label}: {cut(name)}: {told} do not fit each other: choose another file"
+            ) from error
         out[name] = layer
     return out
 
@@ -206,7 +275,8 @@ def _tidy_magnitude(tensors: "dict[str, Tensor]") -> None:
 
 
 def _folded(layer: Layer) -> Layer:
-    """The same change without a core and without a half's bias. Raises RuntimeError if they do not fit."""
+    """The same change without a core and without a half's bias. Raises RuntimeError if they do not
+    fit."""
     tensors = dict(layer.tensors)
     if MID in tensors:
         tensors[DOWN] = fold_core(tensors.pop(MID), tensors[DOWN])
@@ -236,24 +306,38 @@ def _shape(layer: Layer) -> Shape:
     return tuple(change.shape)
 
 
-def configured_alphas(label: str, path: Path, metadata: dict[str, str], ranks: dict[str, int]) -> dict[str, float]:
-    """{layer: alpha} by peft's config, in the file's metadata or next to it (peft's way); without one, the rank."""
+def configured_alphas(
+    label: str, path: Path, metadata: dict[str, str], ranks: dict[str, int]
+) -> dict[str, float]:
+    """{layer: alpha} by peft's config, in the file's metadata or next to it (peft's way); without
+    one, the rank."""
     try:
         config = json.loads(metadata.get(METADATA, "{}"))
-        if path.name == "adapter_model.safetensors" and path.with_name("adapter_config.json").is_file():
+        if (
+            path.name == "adapter_model.safetensors"
+            and path.with_name("adapter_config.json").is_file()
+        ):
             config = read_object(path.with_name("adapter_config.json"))
         config = {key.removeprefix("unet."): value for key, value in config.items()}
-        # peft takes the names as regular expressions (unsafe from an unknown file), diffusers writes plain ones
-        pattern = {key.replace("\\.", "."): float(alpha) for key, alpha in config.get("alpha_pattern", {}).items()}
+        # peft takes the names as regular expressions (unsafe from an unknown file), diffusers
+        # writes plain ones
+        pattern = {
+            key.replace("\\.", "."): float(alpha)
+            for key, alpha in config.get("alpha_pattern", {}).items()
+        }
         if not all(re.fullmatch(r"\^?[\w.]+", key) for key in pattern):
             raise ValueError("alpha_pattern is a regular expression")
         alphas = {}
         for layer, rank in ranks.items():
-            key = next((k for k in pattern if f"^{layer}" == k or f".{layer}".endswith(f".{k}")), "")
+            key = next(
+                (k for k in pattern if f"^{layer}" == k or f".{layer}".endswith(f".{k}")), ""
+            )
             alphas[layer] = float(pattern.get(key, config.get("lora_alpha", rank)))
             alphas[layer] *= math.sqrt(rank) if config.get("use_rslora") else 1
         if not all(map(math.isfinite, alphas.values())):
             raise ValueError("alpha is not finite")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{label}: its adapter config cannot be used: save it again without it") from error
+        raise InputError(
+            f"{label}: its adapter config cannot be used: save it again without it"
+        ) from error
     return alphas

@@ -1,4 +1,5 @@
-"""The one writer of LoRA files, of `std models convert` and `std distill`; equal contents give equal bytes."""
+"""The one writer of LoRA files, of `std models convert` and `std distill`; equal contents give
+equal bytes."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def lora_bytes(weights: LoraWeights, to: LoraLayout, metadata: dict[str, str]) -> bytes:
-    """A safetensors file in a spelling, with `metadata` in its header; peft's also needs `peft_config` next to it.
+    """A safetensors file in a spelling, with `metadata` in its header; peft's also needs
+    `peft_config` next to it.
 
-    diffusers  "unet.<layer>.lora_A|B.weight", peft's configuration in the header, as `save_lora_weights` writes it
-    kohya      "lora_unet_<layer with _>.lora_down|up.weight" and ".alpha"; SDXL's layers in the original's names, as
+    diffusers  "unet.<layer>.lora_A|B.weight", peft's configuration in the header, as
+    `save_lora_weights` writes it kohya      "lora_unet_<layer with _>.lora_down|up.weight" and
+    ".alpha"; SDXL's layers in the original's names, as
                sd-scripts, ComfyUI and diffusers read them; every other method's tensors, too
     peft       "base_model.model.<layer>.lora_A|B.weight"
 
@@ -34,7 +37,8 @@ def lora_bytes(weights: LoraWeights, to: LoraLayout, metadata: dict[str, str]) -
 
 
 def peft_config(weights: LoraWeights) -> dict[str, Any]:
-    """The fields of peft's LoraConfig that describe the layers: every layer by its whole name, ranks and alphas."""
+    """The fields of peft's LoraConfig that describe the layers: every layer by its whole name,
+    ranks and alphas."""
     ranks = {name: layer.rank or 0 for name, layer in sorted(weights.layers.items())}
     alphas = {name: _alpha(weights.layers[name]) for name in ranks}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
@@ -60,8 +64,10 @@ def _pairs(weights: LoraWeights, prefix: str, to: str) -> "dict[str, Tensor]":
     if other:
         methods = " with ".join(weights.layers[other[0]].methods)
         raise InputError(
-            f"{weights.label}: {len(other)} of its {len(weights.layers)} layers are no plain LoRA (first "
-            f"{cut(other[0])}: {methods}), for which the spelling of {to} has no place: use --to kohya"
+            f"{weights.label}: {len(other)} of its {len(weights.layers)} layers are no plain "
+            f"LoRA (first "
+            f"{cut(other[0])}: {methods}), for which the spelling of {to} has no place: use --to "
+            f"kohya"
         )
     for name, layer in weights.layers.items():
         out[f"{prefix}{name}.lora_A.weight"] = layer.tensors[DOWN]
@@ -70,7 +76,8 @@ def _pairs(weights: LoraWeights, prefix: str, to: str) -> "dict[str, Tensor]":
 
 
 def _kohya(weights: LoraWeights) -> "dict[str, Tensor]":
-    """The original's names only if all layers have one: diffusers drops the original's where both are in a file."""
+    """The original's names only if all layers have one: diffusers drops the original's where both
+    are in a file."""
     import torch
 
     original = {name: to_original(name) for name in weights.layers}
@@ -87,7 +94,8 @@ def _kohya(weights: LoraWeights) -> "dict[str, Tensor]":
 
 
 def safetensors_bytes(tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> bytes:
-    """A safetensors file with its metadata in sorted order: the library's own order differs from run to run."""
+    """A safetensors file with its metadata in sorted order: the library's own order differs from
+    run to run."""
     from safetensors.torch import save
 
     data = memoryview(save({key: tensor.contiguous() for key, tensor in sorted(tensors.items())}))

@@ -2,9 +2,10 @@
 
     python -m tests.bench.reliability.fuzz [--weights N] [--configs N] [--clips N] [--seed S]
 
-A case is a function of its kind, the seed and its number: one small file that the harness made, or that the tiny pack
-has, with bits flipped, cut, with other values, keys, types or lengths, or in another's place. It runs through the
-public commands in a worker process that is watched from outside. Counted are
+A case is a function of its kind, the seed and its number: one small file that the harness made, or
+that the tiny pack has, with bits flipped, cut, with other values, keys, types or lengths, or in
+another's place. It runs through the public commands in a worker process that is watched from
+outside. Counted are
 
     taken    the command did its work: a flipped bit may only change a value
     refused  one line, exit code 1 or 2
@@ -13,7 +14,8 @@ public commands in a worker process that is watched from outside. Counted are
     memory   more memory than MEMORY beyond what a worker has
     died     the worker ended, as by a fault of a library in C
 
-The exit code is 1 if any of the last four is not 0; each such case is printed with what repeats it: --only KIND:NUMBER.
+The exit code is 1 if any of the last four is not 0; each such case is printed with what repeats it:
+--only KIND:NUMBER.
 """
 
 import argparse
@@ -42,25 +44,31 @@ PACK = Path(__file__).parents[3] / "std_cli" / "packs" / "tiny"
 WEIGHTS = sorted(path.relative_to(PACK).as_posix() for path in PACK.rglob("*.safetensors"))
 CONFIGS = sorted(path.relative_to(PACK).as_posix() for path in PACK.rglob("*.json"))
 EXTREMES = (
-    0, -1, 1, 2, 3, 7, 1000, 65536, 2**31, 2**31 - 1, 2**63, 10**12, 10**19, 10**30, 0.5, -0.5, 1e-300, 1e308,
-    float("nan"), float("inf"), "@1e400@", True, False, None, "", "a", "a" * 10_000, "../../x", "/etc/passwd",
-    "\x1b[31m", "\ud83d", "é\u202e", [], [[]], {}, [1], [1, 2, 3], [10**12] * 3, [0] * 3, [None], ["a"], {"a": 1},
+    0, -1, 1, 2, 3, 7, 1000, 65536, 2**31, 2**31 - 1, 2**63, 10**12, 10**19, 10**30, 0.5, -0.5,
+    1e-300, 1e308,
+    float("nan"), float("inf"), "@1e400@", True, False, None, "", "a", "a" * 10_000, "../../x",
+    "/etc/passwd",
+    "\x1b[31m", "\ud83d", "é\u202e", [], [[]], {}, [1], [1, 2, 3], [10**12] * 3, [0] * 3, [None],
+    ["a"], {"a": 1},
     [1] * 5000,
     [[[[[[[[1]]]]]]]],
 )  # fmt: skip
 DANGEROUS = {
-    "auto_map": {"AutoModel": "code.Model"}, "custom_pipeline": "owner/name", "attn_implementation": "owner/kernel",
+    "auto_map": {"AutoModel": "code.Model"}, "custom_pipeline": "owner/name",
+    "attn_implementation": "owner/kernel",
     "_attn_implementation": "owner/kernel", "quantization_config": {"load_in_4bit": True},
     "transformers_weights": "../x",
-    "num_labels": 10**9, "return_dict": False, "__class__": "x", "to_dict": 1, "tie_word_embeddings": 3,
+    "num_labels": 10**9, "return_dict": False, "__class__": "x", "to_dict": 1,
+    "tie_word_embeddings": 3,
 }  # fmt: skip
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage ------------------------------------------------------------------------------------
 
 
 def damage_bytes(rng: random.Random, data: bytes, head: int = 4096) -> bytes:
-    """Bits flipped, a part cut out, zeroed, repeated, filled at random; the end cut; half of it near the beginning."""
+    """Bits flipped, a part cut out, zeroed, repeated, filled at random; the end cut; half of it
+    near the beginning."""
     out = bytearray(data)
     reach = len(out) if rng.random() < 0.5 else min(head, len(out))
     at = rng.randrange(reach or 1)
@@ -97,15 +105,21 @@ def damage_safetensors(rng: random.Random, data: bytes) -> bytes:
         case 1:
             header[f"{key}.x"] = header.pop(key)
         case 2:
-            entry["dtype"] = rng.choice(("F64", "F32", "BF16", "I64", "BOOL", "U8", "F8_E4M3", "C64", "X", "", 3))
+            entry["dtype"] = rng.choice(
+                ("F64", "F32", "BF16", "I64", "BOOL", "U8", "F8_E4M3", "C64", "X", "", 3)
+            )
         case 3:
             entry["shape"] = rng.choice(
                 ([], [0], [-1], [2**63], [1] * 70, [10**9, 10**9], entry["shape"][::-1], "x", 3)
             )
         case 4:
-            entry["data_offsets"] = rng.choice(([0, 0], [5, 2], [0, 2**63], [-1, 1], [0], "x", [0, len(rest)]))
+            entry["data_offsets"] = rng.choice(
+                ([0, 0], [5, 2], [0, 2**63], [-1, 1], [0], "x", [0, len(rest)])
+            )
         case 5:
-            header["__metadata__"] = rng.choice(({"a": "b" * 100_000}, {"a": 1}, [], {"\x1b[2J": "\x1b[31m"}, None, {}))
+            header["__metadata__"] = rng.choice(
+                ({"a": "b" * 100_000}, {"a": 1}, [], {"\x1b[2J": "\x1b[31m"}, None, {})
+            )
         case 6:  # another tensor's bytes
             entry["data_offsets"] = header[rng.choice(keys)]["data_offsets"]
         case 7:
@@ -120,7 +134,11 @@ def damage_safetensors(rng: random.Random, data: bytes) -> bytes:
             kept = rng.sample(keys, max(1, len(keys) // 2))
             header = {k: v for k, v in header.items() if k in kept}
     text = json.dumps(header).encode()
-    length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, 2**40, 2**63, len(text) - 1, len(text) + 8))
+    length = (
+        len(text)
+        if rng.random() < 0.9
+        else rng.choice((0, 1, 2**40, 2**63, len(text) - 1, len(text) + 8))
+    )
     return length.to_bytes(8, "little") + text + rest
 
 
@@ -130,7 +148,10 @@ def damage_json(rng: random.Random, data: bytes) -> bytes:
         return damage_bytes(rng, data)
     content = json.loads(data)
     inner, key = content, rng.choice(list(content) or ["x"])
-    while isinstance(inner.get(key) if isinstance(inner, dict) else inner[key], dict | list) and rng.random() < 0.6:
+    while (
+        isinstance(inner.get(key) if isinstance(inner, dict) else inner[key], dict | list)
+        and rng.random() < 0.6
+    ):
         deeper = inner[key]
         if not deeper:
             break
@@ -151,13 +172,26 @@ def damage_json(rng: random.Random, data: bytes) -> bytes:
         first = json.dumps(next(iter(content), "x"))
         text = text.replace("{", "{" + first + ": 1, ", 1)
     elif how == 10:
-        return rng.choice((b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16"), b"", b"null", b"[]", b"{}"))
+        return rng.choice(
+            (b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16"), b"", b"null", b"[]", b"{}")
+        )
     elif how == 11:
-        text = rng.choice(("[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, "[" * 500 + "]" * 500, " " * 20_000_000))
-    return text.encode("utf-8", "surrogatepass") if rng.random() < 0.5 else text.encode("ascii", "replace")
+        text = rng.choice(
+            (
+                "[" * 100_000,
+                '{"a":' * 5000 + "1" + "}" * 5000,
+                "[" * 500 + "]" * 500,
+                " " * 20_000_000,
+            )
+        )
+    return (
+        text.encode("utf-8", "surrogatepass")
+        if rng.random() < 0.5
+        else text.encode("ascii", "replace")
+    )
 
 
-# --- what is damaged -------------------------------------------------------------------------------------------------
+# --- what is damaged ---------------------------------------------------------------------------
 
 
 def make_files(folder: Path) -> None:
@@ -166,20 +200,27 @@ def make_files(folder: Path) -> None:
     from PIL import Image
 
     noise = np.random.default_rng(0)
-    pictures = [Image.fromarray(noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(5)]
+    pictures = [
+        Image.fromarray(noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(5)
+    ]
     pictures[0].save(folder / "in.png")
     pictures[1].save(folder / "style.png")
     _make_loras(folder / "loras")
     clips = folder / "clips"
     clips.mkdir()
     for name, codec in (
-        ("a.mp4", "libx264"), ("b.mkv", "ffv1"), ("c.mov", "mjpeg"), ("d.avi", "mpeg4"), ("e.ts", "mpeg2video"),
+        ("a.mp4", "libx264"), ("b.mkv", "ffv1"), ("c.mov", "mjpeg"), ("d.avi", "mpeg4"), ("e.ts",
+        "mpeg2video"),
         ("f.webm", "libvpx-vp9"), ("g.flv", "flv"), ("h.mpg", "mpeg1video"), ("i.mp4", "libx265"),
     ):  # fmt: skip
         _make_clip(clips / name, codec)
     for suffix in ("gif", "webp", "png"):
         pictures[0].save(
-            clips / f"j.{suffix}", save_all=True, append_images=pictures[1:], duration=[40, 80, 0, 200, 40], loop=0
+            clips / f"j.{suffix}",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=[40, 80, 0, 200, 40],
+            loop=0,
         )
     for suffix in ("jpg", "tiff", "bmp", "png", "webp"):
         pictures[2].save(clips / f"still.{suffix}", exif=_exif())
@@ -202,7 +243,9 @@ def _make_clip(path: Path, codec: str) -> None:
     with av.open(str(path), "w") as container:
         pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         video = container.add_stream(codec, rate=25, width=64, height=48, pix_fmt=pixels)
-        sound = {"webm": "libopus", "mpg": "mp2", "ts": "mp2", "avi": "pcm_s16le"}.get(path.suffix[1:], "aac")
+        sound = {"webm": "libopus", "mpg": "mp2", "ts": "mp2", "avi": "pcm_s16le"}.get(
+            path.suffix[1:], "aac"
+        )
         rate = 48000 if sound == "libopus" else 44100
         audio = container.add_stream(sound, rate=rate, layout="stereo")
         container.metadata["title"] = "noise"
@@ -235,21 +278,38 @@ def _make_loras(folder: Path) -> None:
         shapes = {name: file.get_slice(name).get_shape() for name in names}
     torch.manual_seed(0)
     pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
-        key.removesuffix(".weight"): (torch.randn(2, shape[1]) * 0.01, torch.randn(shape[0], 2) * 0.01)
+        key.removesuffix(".weight"): (
+            torch.randn(2, shape[1]) * 0.01,
+            torch.randn(shape[0], 2) * 0.01,
+        )
         for key, shape in list(shapes.items())[:12]
     }
     spellings: dict[str, Callable[[str, str], str]] = {
         "diffusers": lambda m, half: f"unet.{m}.lora_{'AB'[half == 'up']}.weight",
         "old": lambda m, half: f"unet.{m}.lora.{half}.weight",
         "kohya": lambda m, half: f"lora_unet_{m.replace('.', '_')}.lora_{half}.weight",
-        "peft/adapter_model": lambda m, half: f"base_model.model.{m}.lora_{'AB'[half == 'up']}.weight",
+        "peft/adapter_model": lambda m, half: (
+            f"base_model.model.{m}.lora_{'AB'[half == 'up']}.weight"
+        ),
     }
     for name, spell in spellings.items():
-        tensors = {spell(m, half): t for m, pair in pairs.items() for half, t in zip(("down", "up"), pair, strict=True)}
+        tensors = {
+            spell(m, half): t
+            for m, pair in pairs.items()
+            for half, t in zip(("down", "up"), pair, strict=True)
+        }
         if name == "kohya":
             tensors |= {f"lora_unet_{m.replace('.', '_')}.alpha": torch.tensor(1.0) for m in pairs}
-        config = {"unet.r": 2, "unet.lora_alpha": 2, "unet.target_modules": sorted(pairs), "unet.alpha_pattern": {}}
-        metadata = {"format": "pt", **({"lora_adapter_metadata": json.dumps(config)} if name == "diffusers" else {})}
+        config = {
+            "unet.r": 2,
+            "unet.lora_alpha": 2,
+            "unet.target_modules": sorted(pairs),
+            "unet.alpha_pattern": {},
+        }
+        metadata = {
+            "format": "pt",
+            **({"lora_adapter_metadata": json.dumps(config)} if name == "diffusers" else {}),
+        }
         save_file(tensors, folder / f"{name}.safetensors", metadata)
     config = {
         "peft_type": "LORA",
@@ -261,7 +321,7 @@ def _make_loras(folder: Path) -> None:
     (folder / "peft" / "adapter_config.json").write_text(json.dumps(config))
 
 
-# --- a case ----------------------------------------------------------------------------------------------------------
+# --- a case ------------------------------------------------------------------------------------
 
 
 def make_case(kind: str, seed: int, number: int, files: Path, work: Path) -> list[str]:
@@ -269,7 +329,17 @@ def make_case(kind: str, seed: int, number: int, files: Path, work: Path) -> lis
     rng = random.Random(f"{kind} {seed} {number}")
     if kind == "clips":
         return _clip_case(rng, files, work)
-    picture = ["stylize", "image", str(files / "in.png"), "--size", "64", "--steps", "1", "-o", str(work / "out.png")]
+    picture = [
+        "stylize",
+        "image",
+        str(files / "in.png"),
+        "--size",
+        "64",
+        "--steps",
+        "1",
+        "-o",
+        str(work / "out.png"),
+    ]
     style = ["--style", str(files / "style.png")]
     loras = sorted((files / "loras").rglob("*.safetensors"))
     if kind == "weights" and rng.random() < 0.4:
@@ -296,7 +366,14 @@ def make_case(kind: str, seed: int, number: int, files: Path, work: Path) -> lis
         shutil.copytree(files / "loras" / "peft", work / "peft")
         file = work / "peft" / "adapter_config.json"
         file.write_bytes(damage_json(rng, file.read_bytes()))
-        return [*picture, *style, "--model", "tiny", "--lora", str(work / "peft" / "adapter_model.safetensors")]
+        return [
+            *picture,
+            *style,
+            "--model",
+            "tiny",
+            "--lora",
+            str(work / "peft" / "adapter_model.safetensors"),
+        ]
     name = rng.choice(WEIGHTS if kind == "weights" else CONFIGS)
     pack = _linked(work / "model")
     data = (PACK / name).read_bytes()
@@ -305,7 +382,10 @@ def make_case(kind: str, seed: int, number: int, files: Path, work: Path) -> lis
         damaged = swapped if rng.random() < 0.1 else damage_safetensors(rng, data)
     elif rng.random() < 0.08:
         name = f"{rng.choice(('unet', 'vae'))}/diffusion_pytorch_model.safetensors.index.json"
-        index = {"metadata": {"total_size": 1}, "weight_map": {"a": "diffusion_pytorch_model.safetensors"}}
+        index = {
+            "metadata": {"total_size": 1},
+            "weight_map": {"a": "diffusion_pytorch_model.safetensors"},
+        }
         damaged = damage_json(rng, json.dumps(index).encode())
     else:
         damaged = damage_json(rng, data)
@@ -313,7 +393,14 @@ def make_case(kind: str, seed: int, number: int, files: Path, work: Path) -> lis
     (pack / name).write_bytes(damaged)
     if name.startswith("motion_adapter/"):
         clip = [str(files / "clips" / "b.mkv"), "--size", "64", "--steps", "1", "--max-frames", "2"]
-        more = ["--motion", str(pack / "motion_adapter"), "-o", str(work / "out.mp4"), "--model", str(pack)]
+        more = [
+            "--motion",
+            str(pack / "motion_adapter"),
+            "-o",
+            str(work / "out.mp4"),
+            "--model",
+            str(pack),
+        ]
         return ["stylize", "video", *clip, *more, *style]
     plan = ["--dry-run", "--no-probe"] if rng.random() < 0.2 else []
     return [*picture, *style, "--model", str(pack), *plan]
@@ -323,13 +410,39 @@ def _clip_case(rng: random.Random, files: Path, work: Path) -> list[str]:
     origin = rng.choice(sorted((files / "clips").iterdir()))
     file = work / f"damaged{origin.suffix}"
     file.write_bytes(damage_bytes(rng, origin.read_bytes(), 600))
-    common = ["--size", "64", "--steps", "1", "--model", "tiny", "--style", str(files / "style.png")]
+    common = [
+        "--size",
+        "64",
+        "--steps",
+        "1",
+        "--model",
+        "tiny",
+        "--style",
+        str(files / "style.png"),
+    ]
     if origin.stem == "still":
         if rng.random() < 0.3:  # as a reference
-            return ["stylize", "image", str(files / "in.png"), *common[:-1], str(file), "-o", str(work / "out.png")]
+            return [
+                "stylize",
+                "image",
+                str(files / "in.png"),
+                *common[:-1],
+                str(file),
+                "-o",
+                str(work / "out.png"),
+            ]
         return ["stylize", "image", str(file), *common, "-o", str(work / "out.png")]
     suffix = rng.choice((".mp4", ".mkv", ".mov", ".webm", ".gif", ".webp"))
-    more = rng.choice(([], [], ["--start", "0.05"], ["--end", "0.1"], ["--fps", "10"], ["--dry-run", "--no-probe"]))
+    more = rng.choice(
+        (
+            [],
+            [],
+            ["--start", "0.05"],
+            ["--end", "0.1"],
+            ["--fps", "10"],
+            ["--dry-run", "--no-probe"],
+        )
+    )
     return ["stylize", "video", str(file), *common, "-o", str(work / f"out{suffix}"), *more]
 
 
@@ -344,7 +457,8 @@ def _linked(folder: Path) -> Path:
 
 
 def run_case(kind: str, seed: int, number: int, files: Path) -> tuple[str, str]:
-    """("taken", ""), ("refused", the line) or ("raw", the traceback) of one case, in this process."""
+    """("taken", ""), ("refused", the line) or ("raw", the traceback) of one case, in this
+    process."""
     from std_cli.cli.commands import run
     from std_cli.errors import StdError
 
@@ -352,13 +466,24 @@ def run_case(kind: str, seed: int, number: int, files: Path) -> tuple[str, str]:
         arguments = make_case(kind, seed, number, files, Path(folder))
         os.environ["STD_DEBUG"] = "1"  # errors are raised
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 code = run([*arguments, *(["-q"] if arguments[0] == "stylize" else [])])
-            return ("taken", "") if code == 0 else ("raw", f"exit code {code} without an error: {arguments}")
+            return (
+                ("taken", "")
+                if code == 0
+                else ("raw", f"exit code {code} without an error: {arguments}")
+            )
         except StdError as error:
             line = str(error)
             printed = all(c.isprintable() or c in "\u200c\u200d\u00a0" for c in line)
-            return ("refused", line) if printed and len(line) < 2100 else ("raw", f"not one clean line: {line!r}")
+            return (
+                ("refused", line)
+                if printed and len(line) < 2100
+                else ("raw", f"not one clean line: {line!r}")
+            )
         except Exception:
             return "raw", traceback.format_exc()
         finally:
@@ -380,7 +505,7 @@ def share_pipelines() -> None:
         module.load_pipeline = once  # type: ignore[attr-defined]
 
 
-# --- the watch -------------------------------------------------------------------------------------------------------
+# --- the watch ---------------------------------------------------------------------------------
 
 
 def _work(pipe: Connection, files: Path) -> None:
@@ -423,7 +548,10 @@ class Worker:
             while not self.pipe.poll(0.05):
                 if not self.process.is_alive():
                     return self._stop("died", f"exit code {self.process.exitcode}")
-                if sum(watched.cpu_times()[:2]) - begin > limit or time.monotonic() - start > 10 * limit:
+                if (
+                    sum(watched.cpu_times()[:2]) - begin > limit
+                    or time.monotonic() - start > 10 * limit
+                ):
                     return self._stop("hang", f"more than {limit:.0f} s")
                 if (size := watched.memory_info().rss - base) > MEMORY:
                     return self._stop("memory", f"{size >> 20} MiB")
@@ -438,8 +566,11 @@ class Worker:
         return outcome, message
 
 
-def fuzz(counts: dict[str, int], seed: int, files: Path, only: int | None = None) -> dict[str, Counter[str]]:
-    """Run so many cases of each kind; prints what is not right, and returns how many came out how."""
+def fuzz(
+    counts: dict[str, int], seed: int, files: Path, only: int | None = None
+) -> dict[str, Counter[str]]:
+    """Run so many cases of each kind; prints what is not right, and returns how many came out
+    how."""
     results: dict[str, Counter[str]] = {}
     worker = Worker(files)
     for kind, count in counts.items():
@@ -449,7 +580,8 @@ def fuzz(counts: dict[str, int], seed: int, files: Path, only: int | None = None
             results[kind][outcome] += 1
             if outcome not in ("taken", "refused") or only is not None:
                 print(f"--- {outcome}: --seed {seed} --only {kind}:{number}\n{message}", flush=True)
-            if not worker.process.is_alive() or worker.cases >= 150:  # what a worker keeps must not add up
+            # what a worker keeps must not add up
+            if not worker.process.is_alive() or worker.cases >= 150:
                 worker.process.kill()
                 worker = Worker(files)
         print(kind, dict(results[kind]), flush=True)
@@ -458,12 +590,16 @@ def fuzz(counts: dict[str, int], seed: int, files: Path, only: int | None = None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=int, default=300)
     parser.add_argument("--configs", type=int, default=300)
     parser.add_argument("--clips", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", metavar="KIND:NUMBER", help="Run one case, and print what it says.")
+    parser.add_argument(
+        "--only", metavar="KIND:NUMBER", help="Run one case, and print what it says."
+    )
     options = parser.parse_args()
     counts = {kind: getattr(options, kind) for kind in KINDS if getattr(options, kind)}
     number = None

@@ -1,7 +1,8 @@
 """Runs that are killed and interrupted at random moments, then repeated to their end.
 
-The result must be the uninterrupted one's bit for bit, with the documented exit codes and nothing left over. Each run
-is the command line itself, in a process that is forked from one which has imported the libraries.
+The result must be the uninterrupted one's bit for bit, with the documented exit codes and nothing
+left over. Each run is the command line itself, in a process that is forked from one which has
+imported the libraries.
 """
 
 import hashlib
@@ -52,7 +53,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Work:
-    """A kind of work: its command line, and the files that are its result; run in a folder of its own."""
+    """A kind of work: its command line, and the files that are its result; run in a folder of its
+    own."""
 
     name: str
     arguments: list[str]
@@ -60,17 +62,31 @@ class Work:
     """A pattern."""
 
 
-_VIDEO = ["stylize", "video", "../in.mp4", *_FAST, "--steps", "2", "--motion", "auto", "-o", "out.mp4"]
+_VIDEO = [
+    "stylize",
+    "video",
+    "../in.mp4",
+    *_FAST,
+    "--steps",
+    "2",
+    "--motion",
+    "auto",
+    "-o",
+    "out.mp4",
+]
 _PICTURES = ["stylize", "image", "../in", *_FAST, "--steps", "4", "-o", "out", "--overwrite"]
 WORKS = {
     "video": Work("video", _VIDEO, "out.mp4"),
     "pictures": Work("pictures", _PICTURES, "out/*"),
-    "distill": Work("distill", ["distill", "--config", "../run.toml", "--json"], "run/*.safetensors"),
+    "distill": Work(
+        "distill", ["distill", "--config", "../run.toml", "--json"], "run/*.safetensors"
+    ),
 }
 
 
 def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Counts:
-    """Send `kills` signals to runs of one kind of work; each result is finished after at most `most` of them."""
+    """Send `kills` signals to runs of one kind of work; each result is finished after at most
+    `most` of them."""
     work, counts, r = WORKS[kind], Counts(), random.Random(f"{kind}{seed}")
     if not (folder / "style.png").exists():
         prepare(folder)
@@ -96,7 +112,9 @@ def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Co
         else:
             code = _run(work, place, None, (0, 0), counts)
         if code != 0 and not (code == 2 and _over(place)):
-            counts.wrong.append(f"the last run ended with {code}: {(place / 'out.log').read_text()[-300:]}")
+            counts.wrong.append(
+                f"the last run ended with {code}: {(place / 'out.log').read_text()[-300:]}"
+            )
         if _digests(place, work) == expected:
             counts.equal += 1
         else:
@@ -137,8 +155,11 @@ def prepare(folder: Path) -> None:
     )
 
 
-def _run(work: Work, place: Path, way: str | None, moment: tuple[int, float], counts: Counts) -> int | None:
-    """The exit code of one run, None if it hangs. It gets the signals of `way` at a moment: (events told, seconds).
+def _run(
+    work: Work, place: Path, way: str | None, moment: tuple[int, float], counts: Counts
+) -> int | None:
+    """The exit code of one run, None if it hangs. It gets the signals of `way` at a moment: (events
+    told, seconds).
 
     Counted in events, so that the moments are spread over the work however busy the machine is.
     """
@@ -188,11 +209,17 @@ def _child(arguments: list[str], place: str) -> None:
 
 
 def _digests(place: Path, work: Work) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(place.glob(work.results))}
+    return {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(place.glob(work.results))
+    }
 
 
 def _drafts(place: Path) -> list[str]:
-    return [str(f.relative_to(place)) for f in place.rglob(".std-*.tmp") if ".out.mp4.std" not in f.parts]
+    return [
+        str(f.relative_to(place))
+        for f in place.rglob(".std-*.tmp")
+        if ".out.mp4.std" not in f.parts
+    ]
 
 
 def _lines(place: Path) -> int:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
-from std_cli.media.video.cuts import CutDetector, GivenCuts, parse_time, read_cuts
 
 from std_cli.errors import InputError
+from std_cli.media.video.cuts import CutDetector, GivenCuts, parse_time, read_cuts
 
-PHOTOS = [Image.fromarray(p()).resize((512, 512)) for p in (data.astronaut, data.chelsea, data.coffee, data.rocket)]
+PHOTOS = [
+    Image.fromarray(p()).resize((512, 512))
+    for p in (data.astronaut, data.chelsea, data.coffee, data.rocket)
+]
 
 
 def crop(photo, x=96, y=150, zoom=1.0):
@@ -53,7 +56,8 @@ def test_no_cut_is_found_within_a_shot(kind):
 
 
 def test_hard_cuts_are_found():
-    """Precision and recall over 40 clips of five shots; a shot that has faded to black may hide its end."""
+    """Precision and recall over 40 clips of five shots; a shot that has faded to black may hide its
+    end."""
     right = wrong = missed = 0
     for seed in range(40):
         r, frames, cuts = np.random.default_rng(seed), [], set()
@@ -61,7 +65,11 @@ def test_hard_cuts_are_found():
             cuts |= {len(frames)} - {0}
             frames += shot(PHOTOS[(n + seed) % 4], r.choice(KINDS), 20, r)
         hits = set(found([f.clip(0, 255).astype(np.uint8) for f in frames]))
-        right, wrong, missed = right + len(hits & cuts), wrong + len(hits - cuts), missed + len(cuts - hits)
+        right, wrong, missed = (
+            right + len(hits & cuts),
+            wrong + len(hits - cuts),
+            missed + len(cuts - hits),
+        )
     assert right / (right + wrong) >= 0.98 and right / (right + missed) >= 0.95
 
 
@@ -75,7 +83,13 @@ def test_given_cuts_belong_to_the_first_frame_at_or_after_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("1.5s", Fraction(3, 2)), ("250ms", Fraction(1, 4)), ("1:30", 90), ("01:00:00.5", Fraction(7201, 2))],
+    [
+        ("90", 90),
+        ("1.5s", Fraction(3, 2)),
+        ("250ms", Fraction(1, 4)),
+        ("1:30", 90),
+        ("01:00:00.5", Fraction(7201, 2)),
+    ],
 )
 def test_times(text, seconds):
     assert parse_time(text, "--start") == seconds

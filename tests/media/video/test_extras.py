@@ -6,14 +6,14 @@ import av
 import numpy as np
 import pytest
 from av.subtitles.subtitle import SubtitleSet
+
+from std_cli.errors import StdError
 from std_cli.media.video.extras import Extras, choose_extras
 from std_cli.media.video.join import join
 from std_cli.media.video.read import open_clip, read_frames
 from std_cli.media.video.streams import Carried, what_is
 from std_cli.media.video.tags import moved_timecode
 from std_cli.media.video.write import write_errors
-
-from std_cli.errors import StdError
 from std_cli.stylize.videos import prepare_video
 from tests.media.video.test_write import segments_of, target_for
 
@@ -21,8 +21,9 @@ HEADER = b"""[Script Info]
 ScriptType: v4.00+
 
 [V4+ Styles]
-Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, \
-StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
+Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, \
+Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, \
+Shadow, Alignment, MarginL, MarginR, MarginV, Encoding
 Style: Default,Arial,16,&Hffffff,&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,1
 
 [Events]
@@ -32,7 +33,8 @@ LINES = ((100, 400, b"First"), (600, 300, b"Zw\xc3\xb6lf"))  # ms, ms, text
 
 
 def source(path, *, text=None, channels=None, seconds=1, tags=None, packets=True, **options):
-    """A video of 10 frames a second, with subtitles in the format `text` and sound in so many channels."""
+    """A video of 10 frames a second, with subtitles in the format `text` and sound in so many
+    channels."""
     with av.open(str(path), "w", options=options) as file:
         codec = "libvpx-vp9" if path.suffix == ".webm" else "libx264"
         video = file.add_stream(codec, rate=10, options={"crf": "40"})
@@ -40,14 +42,18 @@ def source(path, *, text=None, channels=None, seconds=1, tags=None, packets=True
         file.metadata.update(tags or {})
         sound = subtitles = None
         if channels:
-            sound = file.add_stream("flac" if path.suffix == ".mkv" else "aac", rate=48000, layout=channels)
+            sound = file.add_stream(
+                "flac" if path.suffix == ".mkv" else "aac", rate=48000, layout=channels
+            )
         if text:
             subtitles = file.add_stream(text)
             subtitles.codec_context.subtitle_header = HEADER
             subtitles.time_base = subtitles.codec_context.time_base = Fraction(1, 1000)
             subtitles.metadata["language"] = "eng"
         for i in range(10 * seconds):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 20 * (i % 10), np.uint8), "rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((64, 96, 3), 20 * (i % 10), np.uint8), "rgb24"
+            )
             frame.pts, frame.time_base = i, Fraction(1, 10)
             file.mux(video.encode(frame))
         file.mux(video.encode())
@@ -63,7 +69,9 @@ def source(path, *, text=None, channels=None, seconds=1, tags=None, packets=True
             file.mux(sound.encode())
         for start, length, line in LINES if subtitles else ():
             event = b"0,0,Default,,0,0,0,," + line
-            packet = subtitles.codec_context.encode_subtitle(SubtitleSet.create(event, 0, length, start))
+            packet = subtitles.codec_context.encode_subtitle(
+                SubtitleSet.create(event, 0, length, start)
+            )
             packet.pts = packet.dts = start
             packet.time_base, packet.duration, packet.stream = Fraction(1, 1000), length, subtitles
             file.mux(packet)
@@ -93,20 +101,30 @@ def shown(path):
                 continue
             begin = float(packet.pts * packet.time_base)
             end = begin + float((packet.duration or 0) * packet.time_base)
-            events = [r.ass.split(b",", 8)[-1] for r in stream.codec_context.decode2(packet) or () if r.ass]
+            events = [
+                r.ass.split(b",", 8)[-1]
+                for r in stream.codec_context.decode2(packet) or ()
+                if r.ass
+            ]
             found += [(round(begin, 2), round(end, 2), e.decode()) for e in events if e.strip()]
     return found
 
 
 @pytest.mark.parametrize("into", ["mp4", "mov", "mkv", "webm"])
 @pytest.mark.parametrize(
-    ("name", "text"), [("i.mkv", "subrip"), ("i.mkv", "ass"), ("i.mp4", "mov_text"), ("i.webm", "webvtt")]
+    ("name", "text"),
+    [("i.mkv", "subrip"), ("i.mkv", "ass"), ("i.mp4", "mov_text"), ("i.webm", "webvtt")],
 )
 def test_subtitles_of_text_get_into_every_container(tmp_path, name, text, into):
     path = source(tmp_path / name, text=text)
     notices = result_of(path, tmp_path / f"o.{into}")
     assert shown(tmp_path / f"o.{into}") == [(0.1, 0.5, "First"), (0.6, 0.9, "Zwölf")]
-    kept = {"mp4": {"mov_text"}, "mov": {"mov_text"}, "mkv": {"subrip", "ass", "webvtt"}, "webm": {"webvtt"}}[into]
+    kept = {
+        "mp4": {"mov_text"},
+        "mov": {"mov_text"},
+        "mkv": {"subrip", "ass", "webvtt"},
+        "webm": {"webvtt"},
+    }[into]
     assert len(notices) == (text not in kept)
     assert all("converted" in notice for notice in notices)
 
@@ -147,8 +165,11 @@ def test_sound_that_is_announced_and_never_comes(tmp_path):
 def test_a_stream_that_the_container_refuses_in_the_end_costs_that_stream(tmp_path):
     path = source(tmp_path / "i.mkv", text="ass", channels="stereo")
     with av.open(str(path)) as file:
-        streams = tuple(Carried(s.index, what_is(s), "copy") for s in file.streams if s.type != "video")
-    [notice] = result_of(path, tmp_path / "o.mp4", extras=Extras(streams))  # as if the trial had not refused ASS
+        streams = tuple(
+            Carried(s.index, what_is(s), "copy") for s in file.streams if s.type != "video"
+        )
+    # as if the trial had not refused ASS
+    [notice] = result_of(path, tmp_path / "o.mp4", extras=Extras(streams))
     assert "ass" in notice and "left out" in notice
     with av.open(str(tmp_path / "o.mp4")) as file:
         assert [s.type for s in file.streams] == ["video", "audio"]
@@ -172,7 +193,10 @@ def test_attachments_and_quicktime_tags(tmp_path):
     [notice] = result_of(path, tmp_path / "o.mp4")
     assert "font.ttf" in notice and "left out" in notice
 
-    tags = {"com.apple.quicktime.make": "Maker", "com.apple.quicktime.location.ISO6709": "+48.1+011.5/"}
+    tags = {
+        "com.apple.quicktime.make": "Maker",
+        "com.apple.quicktime.location.ISO6709": "+48.1+011.5/",
+    }
     path = source(tmp_path / "i.mov", tags=tags, movflags="use_metadata_tags")
     for name in ("p.mov", "p.mp4"):
         assert result_of(path, tmp_path / name) == []
@@ -193,8 +217,10 @@ def test_timecode(tmp_path):
     ("timecode", "seconds", "rate", "want"),
     [
         ("00:00:59:29", Fraction(1, 30), Fraction(30), "00:01:00:00"),
-        ("00:00:59;29", Fraction(1001, 30000), Fraction(30000, 1001), "00:01:00;02"),  # 0 and 1 are left out
-        ("00:09:59;29", Fraction(1001, 30000), Fraction(30000, 1001), "00:10:00;00"),  # but not in a tenth minute
+        # 0 and 1 are left out
+        ("00:00:59;29", Fraction(1001, 30000), Fraction(30000, 1001), "00:01:00;02"),
+        # but not in a tenth minute
+        ("00:09:59;29", Fraction(1001, 30000), Fraction(30000, 1001), "00:10:00;00"),
         ("23:59:59:24", Fraction(1, 25), Fraction(25), "00:00:00:00"),
     ],
 )
@@ -228,7 +254,9 @@ def test_the_projection_of_a_360_degree_video(tmp_path):
     plain = source(tmp_path / "plain.mp4").read_bytes()
     equi = _box(b"equi", bytes(4), struct.pack(">4I", 0, 0, 0, 0))
     proj = _box(b"proj", _box(b"prhd", bytes(4), struct.pack(">3i", 0, 0, 0)), equi)
-    (tmp_path / "i.mp4").write_bytes(_insert(plain, _box(b"sv3d", _box(b"svhd", bytes(4), b"x\0"), proj)))
+    (tmp_path / "i.mp4").write_bytes(
+        _insert(plain, _box(b"sv3d", _box(b"svhd", bytes(4), b"x\0"), proj))
+    )
     for name in ("o.mp4", "o.mkv"):
         assert result_of(tmp_path / "i.mp4", tmp_path / name) == []
         with av.open(str(tmp_path / name)) as file:

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 from skimage import data
+
 from std_cli.media.video.quality import Quality
 
 PHOTO = np.asarray(Image.fromarray(data.astronaut()).resize((400, 300)))
@@ -20,7 +21,8 @@ def flat(*levels):
 
 
 def test_seam_ratio_by_hand():
-    """Changes of 2 3 2 9 1 between frames of one grey; joints at frames 2 and 4: (3 + 9) / 2 over (2 + 2 + 1) / 3."""
+    """Changes of 2 3 2 9 1 between frames of one grey; joints at frames 2 and 4: (3 + 9) / 2 over
+    (2 + 2 + 1) / 3."""
     results = flat(100, 102, 105, 107, 116, 117)
     assert measure(flat(*[50] * 6), results, joints={2, 4})["seam_ratio"] == 3.6
     assert measure(flat(*[50] * 6), results)["seam_ratio"] is None
@@ -44,7 +46,8 @@ def test_what_moves_with_the_source_does_not_flicker():
 
 def test_flicker_grows_with_the_jitter():
     source, r = panned(3), np.random.default_rng(0)
-    found = [measure(source, [(f * 0.8 + 20 + r.normal(0, s)).clip(0, 255).astype(np.uint8) for f in source])["flicker"]
+    found = [measure(source, [(f * 0.8 + 20 + r.normal(0, s)).clip(0,
+    255).astype(np.uint8) for f in source])["flicker"]
              for s in (0, 4, 12)]  # fmt: skip
     assert found[0] < found[1] < found[2]
 

@@ -1,4 +1,5 @@
-"""Reading videos: exact times, upright pixels, right colours, damage; on files made here with PyAV."""
+"""Reading videos: exact times, upright pixels, right colours, damage; on files made here with
+PyAV."""
 
 import os
 from fractions import Fraction
@@ -9,31 +10,54 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
+from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Color
 from std_cli.media.video.color import from_rgb, to_rgb
 from std_cli.media.video.decode import video_stream
 from std_cli.media.video.read import _turn, _upright, open_clip, read_frames
 
-from std_cli.errors import InputError, StdError
-
-COEFFICIENTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593), 7: (0.212, 0.087)}
+COEFFICIENTS = {
+    1: (0.2126, 0.0722),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    9: (0.2627, 0.0593),
+    7: (0.212, 0.087),
+}
 
 
 def bars(width=64, height=48):
     """Eight flat colours."""
-    colours = np.array([[r, g, b] for r in (30, 220) for g in (20, 200) for b in (40, 240)], np.uint8)
+    colours = np.array(
+        [[r, g, b] for r in (30, 220) for g in (20, 200) for b in (40, 240)], np.uint8
+    )
     return np.repeat(np.repeat(colours[None], height, 0), width // 8, 1)
 
 
-def write(path, frames, codec="libx264", pts=None, base=Fraction(1, 600), color=None, pix_fmt="yuv444p", **options):
+def write(
+    path,
+    frames,
+    codec="libx264",
+    pts=None,
+    base=Fraction(1, 600),
+    color=None,
+    pix_fmt="yuv444p",
+    **options,
+):
     """Frames (H, W, 3) with `pts` in ticks of `base`."""
     color = color or Color(1, 1, 1, 1)
-    scale = {"video_track_timescale": str(base.denominator)} if path.suffix in (".mp4", ".mov") else {}
+    scale = (
+        {"video_track_timescale": str(base.denominator)} if path.suffix in (".mp4", ".mov") else {}
+    )
     scale |= {"movflags": options["movflags"]} if "movflags" in options else {}
     settings = options.get("codec_options", {"crf": "1", "bf": "2"} if codec == "libx264" else {})
     with av.open(f"file:{path}", "w", options=scale) as out:
         stream = out.add_stream(codec, rate=25, options=settings)
-        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], pix_fmt
+        stream.width, stream.height, stream.pix_fmt = (
+            frames[0].shape[1],
+            frames[0].shape[0],
+            pix_fmt,
+        )
         context = stream.codec_context
         context.time_base = base
         context.colorspace, context.color_range = color.matrix, color.range
@@ -58,7 +82,7 @@ def times(clip, **options):
     return [f.pts for f in read_frames(clip, **options)]
 
 
-# --- time ------------------------------------------------------------------------------------------------------------
+# --- time --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("offset", [0, 1234])
@@ -70,17 +94,25 @@ def test_variable_times_are_exact(tmp_path, offset):
 
 
 def test_start_end_and_count(tmp_path):
-    clip = open_clip(write(tmp_path / "a.mp4", grey(*range(0, 200, 2)), pts=[300 + 24 * i for i in range(100)]))
+    clip = open_clip(
+        write(tmp_path / "a.mp4", grey(*range(0, 200, 2)), pts=[300 + 24 * i for i in range(100)])
+    )
     whole = times(clip)
     begin = clip.start + 2
-    assert times(clip, start=Fraction(2), end=Fraction(3)) == [t for t in whole if begin <= t < begin + 1]
+    assert times(clip, start=Fraction(2), end=Fraction(3)) == [
+        t for t in whole if begin <= t < begin + 1
+    ]
     assert times(clip, start=Fraction(2), max_frames=3) == [t for t in whole if t >= begin][:3]
     levels = [int(f.rgb.mean()) for f in read_frames(clip, start=Fraction(2), max_frames=3)]
     assert np.abs(np.array(levels) - [100, 102, 104]).max() <= 1
 
 
 def test_resampling_shows_what_is_on_the_screen_then(tmp_path):
-    clip = open_clip(write(tmp_path / "a.mp4", grey(0, 60, 120, 180), pts=[0, 60, 240, 300], base=Fraction(1, 600)))
+    clip = open_clip(
+        write(
+            tmp_path / "a.mp4", grey(0, 60, 120, 180), pts=[0, 60, 240, 300], base=Fraction(1, 600)
+        )
+    )
     up = list(read_frames(clip, fps=Fraction(20)))
     assert [f.pts for f in up[:4]] == [0, Fraction(1, 20), Fraction(1, 10), Fraction(3, 20)]
     assert [round(f.rgb.mean() / 60) for f in up[:11]] == [0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 3]
@@ -90,17 +122,26 @@ def test_resampling_shows_what_is_on_the_screen_then(tmp_path):
 
 @pytest.mark.parametrize("start", [0, 10])
 def test_resampling_begins_with_the_frame_that_is_on_the_screen(tmp_path, start):
-    """However long it has been there: here from 5 to 15 seconds, and the last one for a second and a half."""
+    """However long it has been there: here from 5 to 15 seconds, and the last one for a second and
+    a half."""
     pts = [0, 600, 1200, 1800, 2400, 3000, 9000, 9600, 10500]
     clip = open_clip(write(tmp_path / "a.mp4", grey(*range(0, 90, 10)), pts=pts))
-    shown = [round(f.rgb.mean() / 10) for f in read_frames(clip, start=Fraction(start), fps=Fraction(1))]
+    shown = [
+        round(f.rgb.mean() / 10) for f in read_frames(clip, start=Fraction(start), fps=Fraction(1))
+    ]
     assert shown[: 18 - start] == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 6, 7, 7][start:]
 
 
 def test_a_start_far_from_a_key_frame(tmp_path):
     """MPEG-TS has no index: a seek lands behind the only key frame."""
     pts = [90000 + 3600 * i for i in range(60)]
-    path = write(tmp_path / "a.ts", grey(*range(0, 240, 4)), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p")
+    path = write(
+        tmp_path / "a.ts",
+        grey(*range(0, 240, 4)),
+        pts=pts,
+        base=Fraction(1, 90000),
+        pix_fmt="yuv420p",
+    )
     clip = open_clip(path)
     whole = list(read_frames(clip))
     later = list(read_frames(clip, start=Fraction(1)))
@@ -113,7 +154,8 @@ def test_times_where_the_container_has_none(tmp_path, name):
     """H.264 with B frames: AVI counts packets, a bare stream has no times at all."""
     levels = list(range(0, 200, 10))
     clip = open_clip(
-        write(tmp_path / name, grey(*levels), pts=range(20), base=Fraction(1, 25), pix_fmt="yuv420p")
+        write(tmp_path / name, grey(*levels), pts=range(20), base=Fraction(1, 25),
+        pix_fmt="yuv420p")
     )  # fmt: skip
     frames = list(read_frames(clip))
     assert [f.pts for f in frames] == [clip.start + Fraction(i, 25) for i in range(20)]
@@ -123,7 +165,9 @@ def test_times_where_the_container_has_none(tmp_path, name):
 def recording(path, first=133200):
     """Twenty frames of MPEG-TS from `first` on, ticks of 1/90000."""
     pts = [first + 3600 * i for i in range(20)]
-    return write(path, grey(*range(0, 200, 10)), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p")
+    return write(
+        path, grey(*range(0, 200, 10)), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p"
+    )
 
 
 @pytest.mark.parametrize("seconds", [[10, 10], [10, 8, 500], [500, 3, 3]])
@@ -133,7 +177,9 @@ def test_a_clock_that_is_set_again_continues(tmp_path, seconds):
     clip, notices = open_clip(tmp_path / "all.ts"), []
     found = list(read_frames(clip, on_notice=notices.append))
     count = 20 * len(parts)
-    assert [f.pts - clip.start for f in found] == [Fraction(i, 25) for i in range(count)] and notices == []
+    assert [f.pts - clip.start for f in found] == [
+        Fraction(i, 25) for i in range(count)
+    ] and notices == []
     assert clip.frames == count and clip.duration == Fraction(count, 25)
     levels = [int(f.rgb.mean()) for f in found]
     assert np.abs(np.array(levels) - list(range(0, 200, 10)) * len(parts)).max() <= 3
@@ -142,7 +188,13 @@ def test_a_clock_that_is_set_again_continues(tmp_path, seconds):
 
 
 def test_an_empty_packet_is_no_end(tmp_path):
-    path = write(tmp_path / "whole.mov", grey(*range(0, 90, 10)), "mjpeg", pix_fmt="yuvj420p", base=Fraction(1, 600))
+    path = write(
+        tmp_path / "whole.mov",
+        grey(*range(0, 90, 10)),
+        "mjpeg",
+        pix_fmt="yuvj420p",
+        base=Fraction(1, 600),
+    )
     with av.open(str(path)) as before, av.open(str(tmp_path / "a.mov"), "w") as out:
         new = out.add_stream_from_template(before.streams.video[0])
         for i, packet in enumerate(p for p in before.demux(video=0) if p.size):
@@ -187,14 +239,17 @@ def test_stopping_early_closes_the_file(tmp_path):
     next(frames)
 
     def held():
-        return sum(Path(f"/proc/self/fd/{fd}").resolve() == path.resolve() for fd in os.listdir("/proc/self/fd"))
+        return sum(
+            Path(f"/proc/self/fd/{fd}").resolve() == path.resolve()
+            for fd in os.listdir("/proc/self/fd")
+        )
 
     assert held() == 1
     frames.close()
     assert held() == 0
 
 
-# --- geometry --------------------------------------------------------------------------------------------------------
+# --- geometry ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -237,8 +292,16 @@ def test_a_size_that_changes_within_a_clip_is_scaled_and_told(tmp_path):
     """Two MPEG-TS files, joined as recorders do."""
     for name, first, size in (("a.ts", 0, (48, 64)), ("b.ts", 3, (96, 128))):
         pts = [3600 * (first + i + 50) for i in range(3)]
-        write(tmp_path / name, grey(50, 60, 70, size=size), pts=pts, base=Fraction(1, 90000), pix_fmt="yuv420p")
-    (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+        write(
+            tmp_path / name,
+            grey(50, 60, 70, size=size),
+            pts=pts,
+            base=Fraction(1, 90000),
+            pix_fmt="yuv420p",
+        )
+    (tmp_path / "c.ts").write_bytes(
+        (tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes()
+    )
     notices = []
     frames = list(read_frames(open_clip(tmp_path / "c.ts"), on_notice=notices.append))
     assert {f.rgb.shape for f in frames} == {(48, 64, 3)} and len(frames) >= 4
@@ -251,11 +314,15 @@ def test_interlaced_frames_lose_their_combs_and_keep_their_times(tmp_path, order
     """A bar that moves by 4 pixels a field: its two positions lie in alternate lines."""
     path, base = tmp_path / "a.mkv", Fraction(1, 1000)
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme", "qmin": "1", "b": "4000000"})
+        stream = out.add_stream(
+            "mpeg2video", rate=25, options={"flags": "+ildct+ilme", "qmin": "1", "b": "4000000"}
+        )
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         stream.codec_context.gop_size = 1
         graph = av.filter.Graph()
-        source = graph.add_buffer(width=128, height=96, format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25))
+        source = graph.add_buffer(
+            width=128, height=96, format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25)
+        )
         marks = graph.add("setfield", "prog" if not marked else order)
         graph.link_nodes(source, marks, graph.add("buffersink")).configure()
         for i in range(12):
@@ -274,12 +341,16 @@ def test_interlaced_frames_lose_their_combs_and_keep_their_times(tmp_path, order
     clip = open_clip(path)
 
     def combs(frames):
-        """Of each: how far lines are from the mean of their neighbours, where the frame above is deinterlaced."""
+        """Of each: how far lines are from the mean of their neighbours, where the frame above is
+        deinterlaced."""
         lines = [f.rgb[:, :, 0].astype(int) for f in frames]
         return np.mean([np.abs(2 * p[1:-1] - p[:-2] - p[2:]).mean() for p in lines])
 
     notices: list[str] = []
-    plain, smooth = list(read_frames(clip, deinterlace="off")), list(read_frames(clip, on_notice=notices.append))
+    plain, smooth = (
+        list(read_frames(clip, deinterlace="off")),
+        list(read_frames(clip, on_notice=notices.append)),
+    )
     assert [f.pts for f in smooth] == [f.pts for f in plain] and len(plain) == 12
     assert [f.duration for f in smooth] == [f.duration for f in plain] and base < plain[0].duration
     assert combs(smooth) < combs(plain) / 3
@@ -298,7 +369,7 @@ def test_odd_sizes(tmp_path):
     assert frame.rgb.shape == (35, 51, 3)
 
 
-# --- colour ----------------------------------------------------------------------------------------------------------
+# --- colour ------------------------------------------------------------------------------------
 
 
 def reference_rgb(yuv, matrix, full, depth=8):
@@ -340,7 +411,14 @@ def test_subsampled_chroma_stays_in_place(tmp_path, name, codec, pix_fmt, option
     blue = grey_level + 2 * (1 - 0.0722) * cb * 255 / 224
     green = grey_level - 0.0722 * (blue - grey_level) / 0.7152
     rgb = np.stack([np.full_like(blue, grey_level), green, blue], -1).round().astype(np.uint8)
-    path = write(tmp_path / name, [rgb], codec, pix_fmt=pix_fmt, base=Fraction(1, 1000), codec_options=options)
+    path = write(
+        tmp_path / name,
+        [rgb],
+        codec,
+        pix_fmt=pix_fmt,
+        base=Fraction(1, 1000),
+        codec_options=options,
+    )
     [frame] = read_frames(open_clip(path))
     assert np.abs(frame.rgb.astype(int) - rgb)[6:-6, 6:-6].max() <= 2
 
@@ -367,15 +445,22 @@ def test_untagged_is_601_when_small_and_709_when_large():
 
 def test_rgb_and_grey_sources(tmp_path):
     for pix_fmt in ("rgb24", "gray"):
-        path = write(tmp_path / f"{pix_fmt}.mov", [bars()], "png", pix_fmt=pix_fmt, color=Color(2, 2, 2, 2))
+        path = write(
+            tmp_path / f"{pix_fmt}.mov", [bars()], "png", pix_fmt=pix_fmt, color=Color(2, 2, 2, 2)
+        )
         [frame] = read_frames(open_clip(path))
-        want = bars() if pix_fmt == "rgb24" else np.repeat((bars() @ [0.299, 0.587, 0.114])[..., None], 3, 2)
+        want = (
+            bars()
+            if pix_fmt == "rgb24"
+            else np.repeat((bars() @ [0.299, 0.587, 0.114])[..., None], 3, 2)
+        )
         assert np.abs(frame.rgb - want).max() <= 2
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
 def test_hdr_is_tone_mapped(tmp_path, transfer, name):
-    """A grey ramp stays grey and monotonic; diffuse white (203 cd/m2: 58% of PQ's code, 75% of HLG's) is bright."""
+    """A grey ramp stays grey and monotonic; diffuse white (203 cd/m2: 58% of PQ's code, 75% of
+    HLG's) is bright."""
     codes = np.linspace(0, 1023, 64).round().astype(np.uint16)
     ramp = np.repeat(codes[None], 48, 0)
     rgb = np.repeat(((ramp >> 2)[..., None]).astype(np.uint8), 3, 2)
@@ -403,11 +488,19 @@ def test_tone_mapping_is_what_its_formulas_say(transfer):
         v = code / 65535
         if transfer == 16:
             root = v ** (32 / 2523)
-            nits = 10000 * (np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)) ** (8192 / 1305)
+            nits = 10000 * (np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)) ** (
+                8192 / 1305
+            )
         else:
-            scene = np.where(v <= 0.5, v**2 / 3, (np.exp((v - 0.55991073) / 0.17883277) + 0.28466892) / 12)
+            scene = np.where(
+                v <= 0.5, v**2 / 3, (np.exp((v - 0.55991073) / 0.17883277) + 0.28466892) / 12
+            )
             nits = 1000 * scene * (scene @ [0.2627, 0.6780, 0.0593]) ** 0.2
-        to_709 = [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]
+        to_709 = [
+            [1.6605, -0.5876, -0.0728],
+            [-0.1246, 1.1329, -0.0083],
+            [-0.0182, -0.1006, 1.1187],
+        ]
         light = np.array(to_709) @ (nits / 203)
         peak = max(light.max(), 1e-6)
         over = min(peak, 1000 / 203) - 0.5
@@ -416,7 +509,7 @@ def test_tone_mapping_is_what_its_formulas_say(transfer):
         assert np.abs(found - 255 * light.clip(0, 1) ** (1 / 2.4)).max() <= 1
 
 
-# --- damage and refusals ---------------------------------------------------------------------------------------------
+# --- damage and refusals -----------------------------------------------------------------------
 
 
 def flip(path, packets):
@@ -426,7 +519,8 @@ def flip(path, packets):
     data = bytearray(path.read_bytes())
     for i in packets:
         pos, size = spans[i]
-        data[pos + size // 2 : pos + size] = b"\xff" * (size - size // 2)  # its start may belong to the container
+        # its start may belong to the container
+        data[pos + size // 2 : pos + size] = b"\xff" * (size - size // 2)
     path.write_bytes(data)
 
 
@@ -450,7 +544,8 @@ def test_a_few_damaged_frames_are_replaced_and_counted(tmp_path):
 @pytest.mark.parametrize("threads", [1, 16])
 @pytest.mark.parametrize("bad", [[0, 1], [5, 17], [12], [18, 19]])
 def test_damage_is_the_same_whatever_the_cores(tmp_path, monkeypatch, threads, bad):
-    """Wherever it is, the last frames included; only those before the first good one are left out."""
+    """Wherever it is, the last frames included; only those before the first good one are left
+    out."""
 
     def with_threads(container, name):
         stream = video_stream(container, name)
@@ -460,7 +555,14 @@ def test_damage_is_the_same_whatever_the_cores(tmp_path, monkeypatch, threads, b
     monkeypatch.setattr("std_cli.media.video.read.video_stream", with_threads)
     levels = list(range(0, 200, 10))
     color = Color(0, 2, 1, 1)
-    path = write(tmp_path / "a.mov", grey(*levels), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
+    path = write(
+        tmp_path / "a.mov",
+        grey(*levels),
+        "png",
+        pix_fmt="rgb24",
+        color=color,
+        base=Fraction(1, 1000),
+    )
     flip(path, bad)
     notices = []
     frames = list(read_frames(open_clip(path), on_notice=notices.append))
@@ -475,7 +577,14 @@ def test_damage_is_the_same_whatever_the_cores(tmp_path, monkeypatch, threads, b
 
 def test_damage_is_told_where_the_reading_stops_before_the_end(tmp_path):
     color = Color(0, 2, 1, 1)
-    path = write(tmp_path / "a.mov", grey(*range(20)), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
+    path = write(
+        tmp_path / "a.mov",
+        grey(*range(20)),
+        "png",
+        pix_fmt="rgb24",
+        color=color,
+        base=Fraction(1, 1000),
+    )
     flip(path, [5])
     notices = []
     assert len(list(read_frames(open_clip(path), max_frames=10, on_notice=notices.append))) == 10
@@ -484,7 +593,14 @@ def test_damage_is_told_where_the_reading_stops_before_the_end(tmp_path):
 
 def test_nothing_that_can_be_decoded_is_refused(tmp_path):
     color = Color(0, 2, 1, 1)
-    path = write(tmp_path / "a.mov", grey(*range(40)), "png", pix_fmt="rgb24", color=color, base=Fraction(1, 1000))
+    path = write(
+        tmp_path / "a.mov",
+        grey(*range(40)),
+        "png",
+        pix_fmt="rgb24",
+        color=color,
+        base=Fraction(1, 1000),
+    )
     flip(path, range(40))
     with pytest.raises(InputError, match="no frame that can be decoded"):
         open_clip(path)
@@ -505,7 +621,9 @@ def test_too_many_damaged_frames_are_an_error(tmp_path):
 
 
 def test_a_file_that_breaks_off_gives_what_it_has(tmp_path):
-    path = write(tmp_path / "a.mkv", grey(*range(0, 200, 2)), "ffv1", pix_fmt="bgr0", base=Fraction(1, 1000))
+    path = write(
+        tmp_path / "a.mkv", grey(*range(0, 200, 2)), "ffv1", pix_fmt="bgr0", base=Fraction(1, 1000)
+    )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     notices = []
     assert 20 < len(list(read_frames(open_clip(path), on_notice=notices.append))) < 80
@@ -521,7 +639,8 @@ def test_an_mp4_that_breaks_off_is_as_long_as_what_it_has(tmp_path):
     assert 20 < len(frames) < 40 and abs(len(frames) - clip.frames) <= 1
     assert abs(clip.duration - len(frames) * Fraction(1, 25)) <= Fraction(2, 25)
     assert "a.mp4 breaks off after" in notices[-1]
-    assert len(list(read_frames(clip, fps=Fraction(25)))) <= len(frames) + 1  # no repeats up to the declared end
+    # no repeats up to the declared end
+    assert len(list(read_frames(clip, fps=Fraction(25)))) <= len(frames) + 1
 
 
 def no_video(path):
@@ -571,8 +690,11 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
     (tmp_path / "bad.gif").write_bytes(b"GIF89a")
     (tmp_path / "none").mkdir()
     for name, what in {
-        "absent.mp4": "no such video", "sound.m4a": "no video stream", "header.mp4": "cannot be read",
-        "empty.mp4": "empty", "text.mp4": "cannot be read", "list.m3u8": "cannot be read", "list.txt": "cannot be read",
+        "absent.mp4": "no such video", "sound.m4a": "no video stream", "header.mp4": "cannot be "
+                                                                                     "read",
+        "empty.mp4": "empty", "text.mp4": "cannot be "
+                                          "read", "list.m3u8": "cannot be "
+                                                               "read", "list.txt": "cannot be read",
         "cover.mp4": "no video stream", "no frames.mkv": "no frame", "cut.gif": "damaged",
         "bad.gif": "damaged|not a picture", "none": "no pictures",
         "http://localhost/a.mp4": "no such video",
@@ -588,14 +710,16 @@ def test_names_that_are_not_ascii_or_look_like_protocols(tmp_path):
         assert len(times(clip)) == 1
 
 
-# --- animations and folders ------------------------------------------------------------------------------------------
+# --- animations and folders --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
 def test_animations_keep_their_durations(tmp_path, suffix):
     frames = [Image.new("RGBA", (40, 30), (200, 20 * i, 40, 255)) for i in range(3)]
     path = tmp_path / f"a.{suffix}"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 250, 40], lossless=True)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=[100, 250, 40], lossless=True
+    )
     clip = open_clip(path)
     found = list(read_frames(clip))
     assert [f.pts for f in found] == [0, Fraction(1, 10), Fraction(35, 100)]
@@ -607,7 +731,11 @@ def test_the_hidden_picture_of_an_apng_is_no_frame(tmp_path):
     pictures = [Image.new("RGB", (40, 30), (80 * i, 0, 0)) for i in range(4)]
     how = {"save_all": True, "append_images": pictures[1:], "default_image": True, "duration": 100}
     pictures[0].save(tmp_path / "a.png", **how)
-    assert [int(f.rgb[0, 0, 0]) for f in read_frames(open_clip(tmp_path / "a.png"))] == [80, 160, 240]
+    assert [int(f.rgb[0, 0, 0]) for f in read_frames(open_clip(tmp_path / "a.png"))] == [
+        80,
+        160,
+        240,
+    ]
 
 
 def test_an_animation_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
@@ -627,12 +755,17 @@ def test_transparent_video_shows_white_or_keeps_its_alpha(tmp_path):
         with av.open(str(tmp_path / name), "w") as out:
             stream = out.add_stream(codec, rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(rgba, "rgba").reformat(format=pix_fmt)))
+            out.mux(
+                stream.encode(av.VideoFrame.from_ndarray(rgba, "rgba").reformat(format=pix_fmt))
+            )
             out.mux(stream.encode())
         clip = open_clip(tmp_path / name)
         [white], [kept] = list(read_frames(clip)), list(read_frames(clip, keep_alpha=True))
         assert clip.alpha and white.alpha is None and np.array_equal(kept.alpha, rgba[..., 3]), name
-        assert white.rgb[:, :32].min() == 255 and np.abs(white.rgb[0, 40].astype(int) - (200, 30, 40)).max() <= 2
+        assert (
+            white.rgb[:, :32].min() == 255
+            and np.abs(white.rgb[0, 40].astype(int) - (200, 30, 40)).max() <= 2
+        )
 
 
 def test_what_is_transparent_shows_white(tmp_path):

@@ -13,35 +13,47 @@ PHOTO = np.asarray(Image.fromarray(data.astronaut()).resize((400, 300)))
 
 def panned(count, step=3, size=(160, 90)):
     """A camera that goes to the right, whole pixels."""
-    return [np.ascontiguousarray(PHOTO[60 : 60 + size[1], i * step : i * step + size[0]]) for i in range(count)]
+    return [
+        np.ascontiguousarray(PHOTO[60 : 60 + size[1], i * step : i * step + size[0]])
+        for i in range(count)
+    ]
 
 
 def jittered(frames, sigma=8.0):
     """Of each pixel's own and, as a style has it, of larger patches."""
     r, out = np.random.default_rng(0), []
     for f in frames:
-        patches = np.kron(r.normal(0, sigma, (f.shape[0] // 5, f.shape[1] // 5, 3)), np.ones((5, 5, 1)))
-        out.append((f * 0.8 + 20 + patches + r.normal(0, sigma, f.shape)).clip(0, 255).astype(np.uint8))
+        patches = np.kron(
+            r.normal(0, sigma, (f.shape[0] // 5, f.shape[1] // 5, 3)), np.ones((5, 5, 1))
+        )
+        out.append(
+            (f * 0.8 + 20 + patches + r.normal(0, sigma, f.shape)).clip(0, 255).astype(np.uint8)
+        )
     return out
 
 
 def steadied(sources, results, strength=0.75, cuts=()):
     steady = Steady(strength)
     return [
-        steady(grey(Image.fromarray(s)), r, i in cuts) for i, (s, r) in enumerate(zip(sources, results, strict=True))
+        steady(grey(Image.fromarray(s)), r, i in cuts)
+        for i, (s, r) in enumerate(zip(sources, results, strict=True))
     ]
 
 
-@pytest.mark.parametrize("size", [(160, 96), (1024, 576)])  # the second is larger than what motion is looked for in
+# the second is larger than what motion is looked for in
+@pytest.mark.parametrize("size", [(160, 96), (1024, 576)])
 def test_motion_is_found(size):
     big = np.asarray(Image.fromarray(PHOTO).convert("L").resize((size[0] + 20, size[1] + 20)))
-    before, now = (np.ascontiguousarray(big[y : y + size[1], x : x + size[0]]) for x, y in ((4, 8), (6, 5)))
+    before, now = (
+        np.ascontiguousarray(big[y : y + size[1], x : x + size[0]]) for x, y in ((4, 8), (6, 5))
+    )
     there, off = Motion().back(before, now)
     places = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1])), -1)
     moved = (there - places)[20:-20, 20:-20]
     assert np.abs(np.median(moved, (0, 1)) - (2, -3)).max() < 0.1
     assert np.median(off) < 0.3
-    assert np.isinf(off[:2]).mean() > 0.9 and np.isinf(off[:, -1]).mean() > 0.9  # they were outside before
+    # they were outside before
+    assert np.isinf(off[:2]).mean() > 0.9 and np.isinf(off[:, -1]).mean() > 0.9
 
 
 def test_frames_too_small_for_the_method_have_motion_too():
@@ -66,7 +78,12 @@ def test_first_frames_of_shots_are_as_they_are():
     sources = panned(4)
     noisy = jittered(sources)
     out = steadied(sources, noisy, cuts=(0, 2))
-    assert [np.array_equal(a, b) for a, b in zip(out, noisy, strict=True)] == [True, False, True, False]
+    assert [np.array_equal(a, b) for a, b in zip(out, noisy, strict=True)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_what_comes_into_view_or_lights_up_is_new_at_once():

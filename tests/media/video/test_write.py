@@ -8,13 +8,13 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+
+from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Clip, Color
 from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.join import join, read_comment
 from std_cli.media.video.read import open_clip, read_frames
 from std_cli.media.video.write import CONTAINERS, SegmentWriter, choose_target, common_time_base
-
-from std_cli.errors import InputError, StdError
 from tests.media.video.test_read import bars, write
 
 BASE = Fraction(1, 600)
@@ -47,7 +47,9 @@ def target_for(path, clip=None, size=None, sar=Fraction(1), **options):
 
 def pictures(count=12, size=(64, 48)):
     wide = np.random.default_rng(0).integers(0, 256, (6, 24, 3), dtype=np.uint8)
-    wide = np.asarray(Image.fromarray(wide).resize((size[0] + 24, size[1]), Image.Resampling.BICUBIC))
+    wide = np.asarray(
+        Image.fromarray(wide).resize((size[0] + 24, size[1]), Image.Resampling.BICUBIC)
+    )
     return [np.ascontiguousarray(wide[:, 2 * i : 2 * i + size[0]]) for i in range(count)]
 
 
@@ -83,7 +85,8 @@ def rich(tmp_path_factory):
         out.metadata["title"] = "Käse"
         chapters = [(0, 200, "one"), (200, 500, "two")]
         out.set_chapters([
-            {"id": i, "start": a, "end": b, "time_base": Fraction(1, 1000), "metadata": {"title": t}}
+            {"id": i, "start": a, "end": b, "time_base": Fraction(1, 1000),
+            "metadata": {"title": t}}
             for i, (a, b, t) in enumerate(chapters)
         ])  # fmt: skip
         for rgb in pictures():
@@ -140,7 +143,13 @@ def test_a_colour_bar_round_trip_without_stylization(tmp_path):
     """Within 2/255 a channel, away from the bars' edges where chroma is shared."""
     inside = np.arange(256) % 32
     columns = (inside >= 8) & (inside < 24)
-    for color in (Color(1, 1, 1, 1), Color(6, 1, 6, 6), Color(5, 2, 5, 1), Color(9, 1, 9, 1), Color(2, 0, 2, 2)):
+    for color in (
+        Color(1, 1, 1, 1),
+        Color(6, 1, 6, 6),
+        Color(5, 2, 5, 1),
+        Color(9, 1, 9, 1),
+        Color(2, 0, 2, 2),
+    ):
         source = write(tmp_path / "bars.mp4", [bars(256)] * 3, color=color, pix_fmt="yuv420p")
         clip = open_clip(source)
         assert clip.color == color
@@ -165,7 +174,8 @@ def test_sound_chapters_and_tags_are_copied(tmp_path, rich, name):
     assert notices == []
     assert [b for _, b in packets(tmp_path / name)] == [b for _, b in packets(rich)]
     assert all(
-        abs(a - b) <= Fraction(1, 500) for (a, _), (b, _) in zip(packets(tmp_path / name), packets(rich), strict=True)
+        abs(a - b) <= Fraction(1, 500)
+        for (a, _), (b, _) in zip(packets(tmp_path / name), packets(rich), strict=True)
     )
     with av.open(str(tmp_path / name)) as file:
         tags = {k.lower(): v for k, v in file.metadata.items()}
@@ -184,17 +194,27 @@ def test_a_part_of_the_clip_has_that_part_of_the_sound(tmp_path, rich):
     paths = segments_of(tmp_path, target, [f.rgb for f in frames], [f.pts for f in frames])
     begin = frames[0].pts
     join_all(
-        paths, target, clip, out=tmp_path / "o.mkv", begin=begin, until=begin + Fraction(1, 5), shift=begin - clip.start
+        paths,
+        target,
+        clip,
+        out=tmp_path / "o.mkv",
+        begin=begin,
+        until=begin + Fraction(1, 5),
+        shift=begin - clip.start,
     )
     sound = {b: t for t, b in packets(rich)}
     kept = packets(tmp_path / "o.mkv")
     assert 2 <= len(kept) <= 4
     assert all(
-        abs(sound[b] - begin - t) <= Fraction(2, 1000) and begin <= sound[b] < begin + Fraction(1, 5) for t, b in kept
+        abs(sound[b] - begin - t) <= Fraction(2, 1000)
+        and begin <= sound[b] < begin + Fraction(1, 5)
+        for t, b in kept
     )
     assert decoded(tmp_path / "o.mkv")[0][0] == clip.start
     with av.open(str(tmp_path / "o.mkv")) as file:
-        assert [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in file.chapters()] == [(0, "two")]
+        assert [(c["start"] * c["time_base"], c["metadata"]["title"]) for c in file.chapters()] == [
+            (0, "two")
+        ]
 
 
 def test_sound_that_the_container_cannot_hold_is_encoded_anew_and_said(tmp_path, rich):
@@ -212,7 +232,12 @@ def test_sound_that_the_container_cannot_hold_is_encoded_anew_and_said(tmp_path,
 
 
 def test_shapes_of_pixels_are_kept(tmp_path):
-    for name, codec in (("o.mp4", "h264"), ("o.mkv", "hevc"), ("o.mp4", "vp9"), ("o.mov", "prores")):
+    for name, codec in (
+        ("o.mp4", "h264"),
+        ("o.mkv", "hevc"),
+        ("o.mp4", "vp9"),
+        ("o.mov", "prores"),
+    ):
         target = target_for(tmp_path / name, codec=codec, sar=Fraction(4, 3))
         paths = segments_of(tmp_path, target, pictures(3))
         join_all(paths, target, a_clip(kind="animation"), out=tmp_path / name)
@@ -245,7 +270,8 @@ def test_animations(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("o.mov", "prores"), ("o.mkv", "ffv1"), ("o", "png"), ("o.gif", None), ("o.webp", None)]
+    ("name", "codec"),
+    [("o.mov", "prores"), ("o.mkv", "ffv1"), ("o", "png"), ("o.gif", None), ("o.webp", None)],
 )
 def test_alpha_is_kept(tmp_path, name, codec):
     target = target_for(tmp_path / name, a_clip(alpha=True), codec=codec, alpha=True)
@@ -255,7 +281,9 @@ def test_alpha_is_kept(tmp_path, name, codec):
     with SegmentWriter(tmp_path / "s", target) as writer:
         for rgb, t in zip(pictures(), times, strict=False):
             writer.write(rgb, t, alpha)
-    join_all([tmp_path / "s"], target, a_clip(kind="animation"), out=tmp_path / name, end=Fraction(7, 10))
+    join_all(
+        [tmp_path / "s"], target, a_clip(kind="animation"), out=tmp_path / name, end=Fraction(7, 10)
+    )
     clip = open_clip(tmp_path / name)
     found = list(read_frames(clip, keep_alpha=True))
     assert clip.alpha and len(found) == 3
@@ -273,7 +301,12 @@ def test_the_last_frame_keeps_its_duration(tmp_path, name):
     out = tmp_path / f"joined{target.path.suffix}"
     join_all(paths, target, a_clip(kind="animation"), out=out, shift=times[0], end=times[-1] + 2)
     found = list(read_frames(open_clip(out)))
-    assert [round(f.pts, 2) for f in found] == [0, Fraction(1, 10), Fraction(15, 100), Fraction(1, 4)]
+    assert [round(f.pts, 2) for f in found] == [
+        0,
+        Fraction(1, 10),
+        Fraction(15, 100),
+        Fraction(1, 4),
+    ]
     assert abs(found[-1].duration - 2) <= Fraction(1, 500)
 
 
@@ -285,7 +318,9 @@ def test_a_folder_of_pictures(tmp_path):
     assert names == [*(f"{i:06d}.png" for i in range(1, 13)), "frames.csv", "std.json"]
     with Image.open(tmp_path / "out" / "000005.png") as picture:
         assert np.array_equal(np.asarray(picture.convert("RGB")), pictures()[4])
-    assert (tmp_path / "out" / "frames.csv").read_text().splitlines()[4] == "000004.png,0.085000,17/200"
+    assert (tmp_path / "out" / "frames.csv").read_text().splitlines()[
+        4
+    ] == "000004.png,0.085000,17/200"
 
 
 def test_a_segment_that_fails_leaves_nothing(tmp_path):
