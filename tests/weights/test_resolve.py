@@ -657,7 +657,7 @@ def read(
 
 
 def scales(weights: LoraWeights) -> dict[str, float]:
-    return {name: layer.scale for name, layer in resolve.layers.items()}
+    return {name: layer.scale for name, layer in weights.layers.items()}
 
 
 def kohya(key: str) -> str:
