@@ -101,7 +101,7 @@ def test_folder_with_its_own_adapter(folder: Path) -> None:
 
 def test_tiny_is_the_folder_in_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("std_cli", "packs", "tiny") == resolve.TINY.relative_to(
-        Path(resolve.__file__).parents[1]
+        Path(resolve.__file__).parents[2]
     )
     monkeypatch.setattr(resolve, "TINY", folder)
     assert resolve.resolve_model("tiny", local_only=True).base == folder
