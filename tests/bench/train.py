@@ -87,7 +87,7 @@ def make_sdxl(folder):
     from std_cli.diffusion.memory import SDXL_UNET, SDXL_VAE
     from std_cli.weights.files import read_object
     from std_cli.weights.resolve import TINY
-    from tests.weights.test_sdxl_files import ip_adapter
+    from tests.weights.sdxl import ip_adapter
 
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("std.json", "motion_adapter"))
     torch.manual_seed(0)

@@ -43,7 +43,7 @@ from std_cli.weights.resolve import (
     weight_files,
 )
 from tests.stylize.test_videos import make_clip
-from tests.weights.test_sdxl_files import TEXT, TEXT_2, UNET, VAE, VISION
+from tests.weights.sdxl import TEXT, TEXT_2, UNET, VAE, VISION
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from std_cli.weights.hub import source
 from std_cli.weights.zoo import find_entry
 from tests.hub import serving
 from tests.stylize.test_videos import frames_of, make_clip
-from tests.weights.test_resolve import pairs
-from tests.weights.test_sdxl_files import NARROW_UNET, Sdxl, link, original, write_json
+from tests.weights.files import pairs
+from tests.weights.sdxl import NARROW_UNET, Sdxl, link, original, write_json
 
 # AnimateDiff's sdxl-beta and DINOv2 ViT-S/14: their configs, as published, narrow.
 BETA = {

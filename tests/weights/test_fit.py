@@ -1,67 +1,29 @@
-"""Strict loading: SDXL's real shapes on the meta device, other families, files that are damaged or
-made to harm."""
-
-import json
-import pickle
-import random
-import re
-import struct
-import subprocess
-import sys
-from pathlib import Path
+"""Strict loading: SDXL's real shapes on the meta device, and weights of other families."""
 
 import pytest
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 
 from std_cli.diffusion.pipeline import add_motion, join_motion
 from std_cli.errors import InputError
 from std_cli.weights.files import read_header, read_object
 from std_cli.weights.fit import check_ip_adapter, check_motion, from_hotshot
-from std_cli.weights.lora import LoraFile, check_lora, read_lora, resolve_lora
+from std_cli.weights.lora import check_lora, read_lora, resolve_lora
 from std_cli.weights.lora.read import of_pairs
 from std_cli.weights.resolve import HOTSHOT_CONFIG, TINY, MotionFiles, resolve_model
 from std_cli.weights.zoo import zoo
-from tests.weights.test_resolve import SPELLINGS, cache, kohya, pairs, sdxl_folder, small_unet
-from tests.weights.test_sdxl_files import UNET, VISION, ip_adapter
+from tests.weights.files import cache, hotshot_names, kohya, pairs, sdxl_folder, shapes, small_unet
+from tests.weights.sdxl import UNET, VISION, ip_adapter
 
 # AnimateDiff's sdxl-beta: config.json as published
 BETA_CONFIG = HOTSHOT_CONFIG | {"motion_max_seq_length": 32}
-
-
-def shapes(tensors):
-    return {key: list(tensor.shape) for key, tensor in tensors.items()}
-
-
-# --- SDXL's real shapes, in the tool's order: motion, LoRA, IP-Adapter -------------------------
 
 
 @pytest.fixture(scope="module")
 def real():
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(UNET)
-
-
-def hotshot_names(adapter):
-    """HotShot-XL's own names: temporal_attentions, attention blocks in a list, the positions once
-    per attention."""
-    out = {}
-    for key, shape in shapes(adapter.state_dict()).items():
-        new = key.replace(".motion_modules.", ".temporal_attentions.").replace(
-            ".norm3.", ".ff_norm."
-        )
-        for i in (1, 2):
-            new = new.replace(f".attn{i}.", f".attention_blocks.{i - 1}.").replace(
-                f"0.norm{i}.", f"0.norms.{i - 1}."
-            )
-        if key.endswith(".pos_embed.pe"):
-            for i in (0, 1):
-                place = f".attention_blocks.{i}.pos_encoder.positional_encoding"
-                out[new.replace(".pos_embed.pe", place)] = shape
-        else:
-            out[new] = shape
-    return out
 
 
 @pytest.mark.parametrize("config", [HOTSHOT_CONFIG, BETA_CONFIG], ids=["hotshot", "animatediff"])
@@ -195,174 +157,3 @@ def test_each_baseline_in_its_published_key_layout(tmp_path, monkeypatch):
         )
     other = resolve_lora("auto", model=model, task="i2i", eta=0.75, method="lightning", steps=1)
     assert other.notice == "no LoRA of lightning for 1 steps: lightning-2, made for 2, is used"
-
-
-# --- files made to harm ------------------------------------------------------------------------
-
-
-class Harm:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return (Path.touch, (self.mark,))
-
-
-@pytest.mark.parametrize("name", ["x.safetensors", "x.bin", "x.pt", "x.ckpt", "x.pth"])
-def test_a_pickle_is_never_run(tmp_path, name):
-    file = tmp_path / name
-    file.write_bytes(pickle.dumps(Harm(tmp_path / "ran")))
-    torch.save({"w": Harm(tmp_path / "ran")}, tmp_path / "torch.bin")
-    for path in (file, tmp_path / "torch.bin"):
-        with pytest.raises(InputError, match="pickle|no safetensors file"):
-            read_header(path)
-        with pytest.raises(InputError):
-            resolve_lora(str(path), model=resolve_model("tiny"), task="i2i", eta=0.75)
-        with pytest.raises(InputError):
-            resolve_model(str(path))
-    assert not (tmp_path / "ran").exists()
-
-
-def raw(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def f32(start: int, end: int, *shape: int) -> dict[str, object]:
-    return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-
-
-WRONG = {
-    "empty": b"",
-    "header longer than the file": raw({"a": f32(0, 4, 1)}, bytes(4), 10**6),
-    "header of 2^63 bytes": raw({"a": f32(0, 4, 1)}, bytes(4), 2**63),
-    "overlapping": raw({"a": f32(0, 8, 2), "b": f32(4, 12, 2)}, bytes(12)),
-    "a hole": raw({"a": f32(0, 4, 1), "b": f32(8, 12, 1)}, bytes(12)),
-    "truncated": raw({"a": f32(0, 400, 100)}, bytes(12)),
-    "bytes that nothing owns": raw({"a": f32(0, 4, 1)}, bytes(4000)),
-    "shape beyond its bytes": raw({"a": f32(0, 4, 2**40)}, bytes(4)),
-    "shape that overflows": raw({"a": f32(0, 0, 2**63, 2)}),
-    "backwards": raw({"a": f32(4, 0, 1)}, bytes(4)),
-    "not JSON": raw(b"{" * 1000),
-    "nested": raw(b'{"a":' * 10_000),
-    "no object": raw([1, 2]),
-    "unknown type": raw({"a": {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_headers_that_lie_are_refused(tmp_path, what):
-    (tmp_path / "x.safetensors").write_bytes(WRONG[what])
-    with pytest.raises(InputError, match="damaged or no safetensors file") as error:
-        read_header(tmp_path / "x.safetensors")
-    assert "\n" not in str(error.value)
-
-
-def mutate(data: bytes, dice: random.Random) -> bytes:
-    """One to four changes: a bit, a byte, a cut, a repeat, a number in the header, its length."""
-    changed = bytearray(data)
-    head = 8 + struct.unpack("<Q", data[:8])[0]
-    for _ in range(dice.randint(1, 4)):
-        at = dice.randrange(min(len(changed), head) if dice.random() < 0.8 else len(changed))
-        match dice.randrange(7):
-            case 0:
-                changed[at] ^= 1 << dice.randrange(8)
-            case 1:
-                changed[at] = dice.randrange(256)
-            case 2:
-                del changed[at:]
-            case 3:
-                del changed[at : at + dice.randint(1, 9)]
-            case 4:
-                changed[at:at] = changed[at : at + dice.randint(1, 40)]
-            case 5:
-                changed[at : at + 1] = dice.choice(
-                    [b"999999999999", b"-1", b"0", b"1e9", b"[]", b"null", b'"']
-                )
-            case 6:
-                changed[:8] = struct.pack("<Q", dice.choice([0, 2**16, 2**31, 2**40, 2**64 - 1]))
-        if len(changed) < 9:
-            break
-    return bytes(changed)
-
-
-ALLOWANCE = 8 * 2**20
-"""Bytes for Python itself and its allocators, beside twice a file's size."""
-
-
-def memory(of: str) -> int:
-    """Bytes of main memory that this process holds (VmRSS), or held at most (VmHWM)."""
-    found = re.search(rf"{of}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
-
-
-def fuzz(folder: Path, count: int) -> tuple[int, int, int]:
-    """(files refused, files read, bytes of the largest read) of `count` mutated LoRA files, of
-    three spellings.
-
-    One in 25 has 20 MiB, so that the bound of twice its size tells; of these every other one
-    differs in a weight alone.
-    """
-    dice = random.Random(0)
-    unet = small_unet()
-    plain = dict(list(pairs(unet, rank=2).items())[:8])
-    wide = "down_blocks.0.resnets.0.time_emb_proj"
-    large = plain | {
-        f"{wide}.lora_A.weight": torch.zeros(2**15, 128),
-        f"{wide}.lora_B.weight": torch.zeros(32, 2**15),
-    }
-    originals = [
-        save(
-            {SPELLINGS[spelling](key): tensor for key, tensor in content.items()}, {"format": "pt"}
-        )
-        for content in (plain, large)
-        for spelling in ("hook", "kohya", "lora.down")
-    ]
-    model, refused, largest, path = resolve_model("tiny"), 0, 0, folder / "x.safetensors"
-    for number in range(count):
-        data = originals[number % 3 + (3 if number % 25 == 0 else 0)]
-        data = data[:-4] + dice.randbytes(4) if number % 50 == 0 else mutate(data, dice)
-        path.write_bytes(data)
-        size = len(data)
-        del data
-        before = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
-        try:
-            file = resolve_lora(str(path), model=model, task="i2i", eta=0.75)
-            assert isinstance(file, LoraFile)
-            check_lora(read_lora(file.path, file.name), unet)
-            largest = max(largest, size)
-        except InputError as error:
-            assert "\n" not in str(error)
-            refused += 1
-        grown = memory("VmHWM") - before
-        assert grown <= 2 * size + ALLOWANCE, f"{grown:,} bytes for a file of {size:,}"
-    return refused, count - refused, largest
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits and measures memory as Linux does")
-def test_a_thousand_mutated_files(tmp_path):
-    """No crash, no hang, no more than twice a file's size in memory: in a process whose address
-    space cannot grow by much.
-    """
-    script = """
-import resource, sys, warnings
-from pathlib import Path
-from tests.weights.test_fit import fuzz
-warnings.simplefilter("ignore")
-fuzz(Path(sys.argv[1]), 30)  # what is imported late
-size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))
-print(*fuzz(Path(sys.argv[1]), 1000))
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[2],
-    )
-    assert run.returncode == 0, run.stderr
-    refused, taken, largest = map(int, run.stdout.split())
-    assert refused + taken == 1000 and refused > 500 and taken > 20 and largest > 2**24

@@ -16,7 +16,7 @@ from std_cli.diffusion.pipeline import _not_a_number
 from std_cli.errors import InputError
 from std_cli.weights.parts import check_finite, check_model
 from std_cli.weights.resolve import TINY, resolve_model, resolve_motion
-from tests.weights.test_sdxl_files import NARROW_VAE
+from tests.weights.sdxl import NARROW_VAE
 
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
