@@ -21,7 +21,7 @@ LAYERS = (
     ("config",),
     ("weights",),
     ("paths", "schedule"),
-    ("errors", "environment", "interruption"),
+    ("errors", "environment", "events", "interruption"),
 )
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 

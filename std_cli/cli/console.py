@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ from rich.text import Text
 from std_cli.errors import printable
 from std_cli.weights.zoo import TABLE
 
-Event = dict[str, Any]
+Shown = dict[str, Any]
+"""An event of any kind, printable."""
 
 
 class Reporter:
@@ -53,7 +55,7 @@ class Reporter:
         self.task = self.bar.add_task("starting", total=None, count="")
         self.video = self.started = ""
         self.videos: list[tuple[str, str, str]] = []
-        self.models: list[Event] = []
+        self.models: list[Shown] = []
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -71,11 +73,12 @@ class Reporter:
         if self.models and not self.as_json:
             self._table()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, given: Mapping[str, object]) -> None:
+        """Show one of `std_cli.events`."""
         if self.as_json:
-            _write_line(_json(event))
+            _write_line(_json(given))
             return
-        event = _printable(event)
+        event: Shown = _printable(given)
         if event["event"] == "error":
             if "input" in event:  # one of several videos: the others go on
                 self.videos.append((event["input"], "failed", event["message"]))
@@ -85,7 +88,7 @@ class Reporter:
         elif not self.quiet:
             getattr(self, f"_{event['event']}")(event)
 
-    def _start(self, e: Event) -> None:
+    def _start(self, e: Shown) -> None:
         if "trainable" in e:
             counted = (
                 f"{e['samples']} samples, {e['trainable'] / 1e6:.1f} M trainable "
@@ -100,10 +103,10 @@ class Reporter:
             self._line(Text(started, "dim"))
         self.started = started
 
-    def _notice(self, e: Event) -> None:
+    def _notice(self, e: Shown) -> None:
         self._line(Text.assemble(("note: ", "yellow"), e["message"]))
 
-    def _progress(self, e: Event) -> None:
+    def _progress(self, e: Shown) -> None:
         if e["stage"] == "load":
             self.bar.update(self.task, description=f"loading {e['model']}", total=None)
             return
@@ -141,7 +144,7 @@ class Reporter:
             count=f"{done}/{steps}",
         )
 
-    def _video(self, e: Event) -> None:
+    def _video(self, e: Shown) -> None:
         if e["input"] != self.video:  # its own bar: frames of the next cannot be known yet
             self.video = e["input"]
             self.bar.reset(self.task)
@@ -156,7 +159,7 @@ class Reporter:
             count=f"{frames}  {e['fps']:.1f} fps{where if self.err.width >= 100 else ''}",
         )
 
-    def _distill(self, e: Event) -> None:
+    def _distill(self, e: Shown) -> None:
         losses = [f"{short} {e[name]:.4f}" for name, short in _LOSSES.items() if name in e]
         bank = f"bank {e['bank']} {_bars(e['bank_histogram'])}"
         more = f"  {bank}  {e['samples_per_second']:.2f}/s  {e['memory'] / 2**30:.1f} GiB"
@@ -169,7 +172,7 @@ class Reporter:
             f"{'  '.join(losses)}{more if self.err.width >= 110 else ''}",
         )
 
-    def _check(self, e: Event) -> None:
+    def _check(self, e: Shown) -> None:
         for name, value in e.items():
             if name != "event":
                 told = (
@@ -179,7 +182,7 @@ class Reporter:
                 )
                 self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), told))
 
-    def _result(self, e: Event) -> None:
+    def _result(self, e: Shown) -> None:
         if "steps" in e and "width" not in e:
             score = f"  validation {e['validation']:.4f}" if "validation" in e else ""
             score += (
@@ -206,7 +209,7 @@ class Reporter:
             line
         )
 
-    def _plan(self, e: Event) -> None:
+    def _plan(self, e: Shown) -> None:
         rows = [
             (
                 "model",
@@ -294,7 +297,7 @@ class Reporter:
         for note in e["notes"]:
             self.out.print(Text(f"note: {note}", "dim"))
 
-    def _doctor(self, e: Event) -> None:
+    def _doctor(self, e: Shown) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         table.add_column(overflow="fold")
         table.add_column(overflow="fold")
@@ -343,38 +346,38 @@ class Reporter:
             )
         if not any(p["breaks"] for p in e["problems"]):
             verdict = "all that a run needs is here"
-            if e["cache"]["missing"]:
+            if e["cache"] and e["cache"]["missing"]:
                 offline = e["hub"]["offline"]
                 verdict = (
                     "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
                 )
             self.out.print(Text(verdict, "green"))
 
-    def _model(self, e: Event) -> None:
+    def _model(self, e: Shown) -> None:
         self.models.append(e)
 
-    def _pulled(self, e: Event) -> None:
+    def _pulled(self, e: Shown) -> None:
         self._say(
             f"{e['name']}  {e['path']}  {_gb(e['bytes'])}" if e["bytes"] else f"{e['name']} is here"
         )
 
-    def _verified(self, e: Event) -> None:
+    def _verified(self, e: Shown) -> None:
         self._say(
             f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({_count(e['files'], 'file')})"
         )
 
-    def _removed(self, e: Event) -> None:
+    def _removed(self, e: Shown) -> None:
         others = "nothing freed: other models that are here need its files"
         self._say(
             f"{e['name']}  {_gb(e['bytes'])} freed" if e["bytes"] else f"{e['name']}  {others}"
         )
 
-    def _converted(self, e: Event) -> None:
+    def _converted(self, e: Shown) -> None:
         for message in e["notices"]:
             self._notice({"message": message})
         self._say(e["output"])
 
-    def _inspected(self, e: Event) -> None:
+    def _inspected(self, e: Shown) -> None:
         for name, value in e.items():
             if name in ("event", "metadata_cut"):
                 continue
@@ -432,7 +435,7 @@ def _printable(value: Any) -> Any:
     return [_printable(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _json(event: Event) -> str:
+def _json(event: Mapping[str, object]) -> str:
     """An event in one line of JSON; what a terminal would obey, or cannot be written, is
     escaped."""
     unsafe = r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"

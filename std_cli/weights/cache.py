@@ -1,47 +1,37 @@
-"""The models of the table on this machine: what is here, fetch, verify, remove. What `std models`
-calls.
-
-What happens is told through `on_event`, with "event" one of
-
-    model      of list: name, title, kind, repo, revision, gb, licence, checked, note, here, path
-    (null if not here),
-               needed_by
-    progress   stage "pull": name, done, total (bytes)
-    pulled     name, path, bytes (0 if it was here)
-    verified   name, files, problems (a list of "file: what is wrong")
-    removed    name, bytes
-"""
+"""What `std models` calls: list, download, verify and remove the models of the table."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from std_cli.errors import InputError, StdError
+from std_cli.events import Model, OnEvent, Pulled, Removed, Verified
 from std_cli.weights import downloads
 from std_cli.weights.hub import source
 from std_cli.weights.zoo import Entry, TaskName, find_entry, std_lora, zoo
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 
-
-def list_models() -> list[Event]:
+def list_models() -> list[Model]:
     """A `model` event of each."""
     return [_describe(entry) for entry in zoo().models.values()]
 
 
-def _describe(entry: Entry) -> Event:
+def _describe(entry: Entry) -> Model:
     here = {} if entry.url else downloads.files_here(source(entry.name))
-    facts = entry.model_dump(
-        include={"name", "title", "kind", "repo", "revision", "gb", "licence", "checked", "note"}
-    )
     tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
     if entry.method == "std":
         tasks.append("image" if entry.task == "i2i" else "video")
     return {
         "event": "model",
-        **facts,
+        "name": entry.name,
+        "title": entry.title,
+        "kind": entry.kind,
+        "repo": entry.repo,
+        "revision": entry.revision,
+        "gb": entry.gb,
+        "licence": entry.licence,
+        "checked": entry.checked,
+        "note": entry.note,
         "here": bool(here),
         "path": _place(here) if here else None,
         "needed_by": tasks,
@@ -55,7 +45,7 @@ def needed(task: TaskName, eta: float = 0.75) -> list[str]:
     return [*zoo().tasks[task], *(std_lora(kind, eta).name for kind in loras)]  # type: ignore[arg-type]
 
 
-def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
+def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Pulled]:
     """Bring models into the cache, those that are not there; returns the `pulled` events.
 
     Raises InputError for an unknown name, or one that is not on the Hub; StdError if the Hub or the
@@ -82,12 +72,12 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
             (f.source.repo, f.source.revision, f.name): f for fs in missing.values() for f in fs
         }.values()
     )
-    told = 0.0
+    reported = 0.0
 
     def on_bytes(done: int, total: int) -> None:
-        nonlocal told
-        if done == total or time.monotonic() - told > 0.2:
-            told = time.monotonic()
+        nonlocal reported
+        if done == total or time.monotonic() - reported > 0.2:
+            reported = time.monotonic()
             on_event({"event": "progress", "stage": "pull", "done": done, "total": total})
 
     if files:
@@ -101,8 +91,9 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
                 f"verify {name}"
             )
         size = sum(f.size for f in missing.get(name, ()))
-        results.append({"event": "pulled", "name": name, "path": _place(here), "bytes": size})
-        on_event(results[-1])
+        pulled: Pulled = {"event": "pulled", "name": name, "path": _place(here), "bytes": size}
+        results.append(pulled)
+        on_event(pulled)
     return results
 
 
@@ -113,7 +104,7 @@ def path_of(name: str) -> str:
 
 def verify(
     names: Sequence[str] = (), *, repair: bool = False, on_event: OnEvent = lambda event: None
-) -> list[Event]:
+) -> list[Verified]:
     """Check the hashes and headers of models, of all that are here if none is named; returns the
     `verified` events.
 
@@ -122,7 +113,7 @@ def verify(
     wanted = list(names) or [
         e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))
     ]
-    results: list[Event] = []
+    results: list[Verified] = []
     damaged: dict[str, list[Path]] = {}
     for name in wanted:
         here = _here(name)
@@ -152,7 +143,7 @@ def verify(
     return results
 
 
-def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Event]:
+def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Removed]:
     """Delete models from the cache, but for files that another one that is here needs, too; the
     `removed` events.
 
@@ -169,8 +160,9 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
         kept = {path for e in others for path in downloads.files_here(source(e.name)).values()}
         freed = sum(downloads.discard(path) for path in here.values() if path not in kept)
         downloads.tidy(_folder(here))
-        results.append({"event": "removed", "name": name, "bytes": freed})
-        on_event(results[-1])
+        removed: Removed = {"event": "removed", "name": name, "bytes": freed}
+        results.append(removed)
+        on_event(removed)
     return results
 
 

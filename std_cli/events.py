@@ -1,0 +1,557 @@
+"""What a run reports while it works: dictionaries, JSON-ready, whose "event" says what each is.
+
+Functions give them to `on_event`, `--json` prints each as one line, and `cli.console` shows them.
+examples/automation.md lists them for users; a test compares that list with this module. Sizes in
+memory and on disk are bytes, durations are seconds, widths and heights are pixels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NotRequired, TypedDict
+
+Settings = Mapping[str, Any]
+"""Resolved settings by their names in `config`, as they are stored in a result."""
+
+
+class Start(TypedDict):
+    """A run of pictures, of one video, or of a training begins; all is checked."""
+
+    event: Literal["start"]
+    version: str
+    model: str
+    lora: str | None
+    device: str
+    dtype: str
+    settings: Settings
+
+
+class PicturesStart(Start):
+    """A run of pictures begins."""
+
+    total: int
+    """Pictures of this run."""
+
+
+class VideoStart(Start):
+    """The run of one video begins."""
+
+    input: str
+    index: int
+    """Of this video among the inputs, from 1."""
+    total: int
+    """Videos of this run."""
+    frames: int | None
+    """Estimated from the container; None if it does not say."""
+    width: int
+    height: int
+    codec: str
+    output: str
+
+
+class TrainingStart(Start):
+    """A training begins."""
+
+    steps: int
+    """Updates in all."""
+    samples: int
+    trainable: int
+    """Trainable parameters."""
+
+
+class Notice(TypedDict):
+    """Something that the user should know; the work continues."""
+
+    event: Literal["notice"]
+    message: str
+    input: NotRequired[str]
+    """The video that it is about, with its index and total."""
+    index: NotRequired[int]
+    total: NotRequired[int]
+
+
+class Error(TypedDict):
+    """A run ends here, or, with `input`, one of several videos fails and the others continue."""
+
+    event: Literal["error"]
+    message: str
+    code: int
+    """The exit code: 1 for failed work, 2 for a request or input that cannot be used."""
+    input: NotRequired[str]
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+class Loading(TypedDict):
+    """A model is loaded."""
+
+    event: Literal["progress"]
+    stage: Literal["load"]
+    model: str
+
+
+class PictureProgress(TypedDict):
+    """A step of one picture is done."""
+
+    event: Literal["progress"]
+    stage: Literal["picture"]
+    input: str
+    index: int
+    """Of this picture among the inputs, from 1."""
+    total: int
+    step: int
+    """Steps done of this picture, from 0."""
+    steps: int
+
+
+class VideoProgress(TypedDict):
+    """Work on one video has advanced."""
+
+    event: Literal["progress"]
+    stage: Literal["video"]
+    input: str
+    index: int
+    total: int
+    frame: int
+    """Finished frames."""
+    frames: int | None
+    """Frames of the video, estimated; None if not known."""
+    progress: float
+    """Finished frames, with those at work in part."""
+    fps: float
+    """Finished frames per second of this run."""
+    eta: float | None
+    """Seconds left; None if not known."""
+    shot: int
+    step: int
+    """Of the oldest frame at work."""
+    steps: int
+    thumbnail: NotRequired[str]
+    """With --preview: the picture file that shows the newest frame."""
+
+
+class Counting(TypedDict):
+    """The shots of a video are counted for a plan."""
+
+    event: Literal["progress"]
+    stage: Literal["count"]
+    input: str
+
+
+class Checking(TypedDict):
+    """Something of this machine is examined."""
+
+    event: Literal["progress"]
+    stage: Literal["check"]
+    what: str
+
+
+class Downloading(TypedDict):
+    """Bytes of models have arrived."""
+
+    event: Literal["progress"]
+    stage: Literal["pull"]
+    done: int
+    total: int
+
+
+class TrainingProgress(TypedDict):
+    """An update of the training is done. Losses are means over the lanes of all processes."""
+
+    event: Literal["progress"]
+    stage: Literal["distill"]
+    step: int
+    """Updates done."""
+    steps: int
+    eta: float
+    loss: float
+    n: float
+    """Mean index on the trajectory."""
+    norm: float | None
+    """Of the gradient; None where it overflowed in fp16 and the update was skipped."""
+    lr: float
+    bank: int
+    """Trajectories held by all processes."""
+    bank_histogram: list[int]
+    """How many of them are at each index."""
+    memory: int
+    """The most bytes that one process has used."""
+    samples_per_second: float
+    adversarial: NotRequired[float]
+    """This and the next three: with a discriminator."""
+    discriminator: NotRequired[float]
+    penalty: NotRequired[float]
+    d_norm: NotRequired[float | None]
+    validation: NotRequired[float]
+    """After a validation."""
+
+
+Progress = (
+    Loading | PictureProgress | VideoProgress | Counting | Checking | Downloading | TrainingProgress
+)
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+class PictureResult(TypedDict):
+    """One picture is finished."""
+
+    event: Literal["result"]
+    input: str
+    output: str | None
+    """None if it was not written."""
+    index: int
+    total: int
+    width: int
+    height: int
+    seconds: float
+
+
+class VideoResult(TypedDict):
+    """One video is finished."""
+
+    event: Literal["result"]
+    input: str
+    output: str
+    index: int
+    total: int
+    width: int
+    height: int
+    seconds: float
+    frames: int
+    """Frames of the result."""
+    resumed: int
+    """Frames that an earlier run had finished."""
+    fps: float
+    codec: str
+    seam_ratio: float | None
+    flicker: float | None
+    thumbnail: NotRequired[str]
+
+
+class TrainingResult(TypedDict):
+    """A training is finished and its LoRA is written."""
+
+    event: Literal["result"]
+    input: str
+    """The last checkpoint."""
+    output: str
+    """The LoRA."""
+    steps: int
+    seconds: float
+    validation: NotRequired[float]
+    weights: NotRequired[str]
+    """Which weights were exported: student or average."""
+    schedule: NotRequired[str]
+    """The schedule that validated best."""
+    compared: NotRequired[dict[str, float]]
+    """The validation of every pair of weights and schedule."""
+
+
+# --- plans, checks, models ---------------------------------------------------------------------
+
+
+class PlannedInput(TypedDict):
+    """What one input of a plan takes."""
+
+    input: str
+    output: str | None
+    width: int
+    height: int
+    working: list[int]
+    """(width, height) that the network sees."""
+    frames: int | None
+    shots: int | None
+    windows: int | None
+    evaluations: int | None
+    """Of the UNet; None, like the three before, where it is not known."""
+    seconds: NotRequired[float | None]
+    """None without a probe."""
+    disk: int | None
+    """Of the result."""
+
+
+class PlannedMemory(TypedDict):
+    """Memory in bytes; parts are networks by name."""
+
+    free: int
+    """Of the device, like `total`."""
+    total: int
+    main_free: int
+    """Of main memory."""
+    weights: dict[str, int]
+    activations: dict[str, int]
+    modes: dict[str, int]
+    """The most that is held at once, by --offload, for the modes that the device has."""
+    parts: dict[str, dict[str, int]]
+    """What is held at that moment, by mode and part."""
+    loading: int
+    """Main memory at most while the model is loaded."""
+
+
+class PlannedDisk(TypedDict):
+    """Disk space in bytes."""
+
+    free: int
+    needed: int | None
+    """Work folder and result at most; None if not known."""
+    where: str
+
+
+class PlannedTime(TypedDict):
+    """Measured durations: of one frame, window step and frame but for the first two."""
+
+    seconds: float | None
+    """In all, without reading and writing; None if not known."""
+    load: float
+    encode: float
+    evaluation: float
+    decode: float
+
+
+class Picks(TypedDict):
+    """Settings with which the request fits into memory."""
+
+    device: str
+    dtype: str
+    offload: str
+    batch: int
+    size: list[int]
+    flags: str
+    """What to add to the command; empty if it fits as it is."""
+
+
+class Plan(TypedDict):
+    """What a request would take."""
+
+    event: Literal["plan"]
+    task: Literal["image", "video"]
+    model: str
+    downloaded: bool
+    lora: str | None
+    motion: str | None
+    device: str
+    device_name: str
+    dtype: str
+    steps: int
+    guided: bool
+    """Whether each step takes two evaluations (CFG above 1)."""
+    window: int
+    overlap: int
+    inputs: list[PlannedInput]
+    frames: int | None
+    """Of all inputs, like the next three; None where one is not known."""
+    shots: int | None
+    windows: int | None
+    evaluations: int | None
+    memory: PlannedMemory
+    disk: PlannedDisk
+    time: PlannedTime | None
+    fits: bool
+    picks: Picks | None
+    """None if nothing fits."""
+    notes: list[str]
+
+
+class Device(TypedDict):
+    """A device that a run could take."""
+
+    device: str
+    name: str
+    free: int
+    total: int
+
+
+class Cache(TypedDict):
+    """The cache of the Hub."""
+
+    path: str
+    free: int
+    writable: bool
+    models: dict[str, bool]
+    """Whether each model of the tasks is here."""
+    missing: dict[str, float]
+    """GB to download, by task."""
+
+
+class Hub(TypedDict):
+    """The Hub, as it is set and as it answers."""
+
+    endpoint: str
+    offline: bool
+    error: str
+    """Empty if it answers."""
+
+
+class SelfTest(TypedDict):
+    """A small picture, stylized with the model in the package."""
+
+    seconds: float
+    error: str
+    """Empty if it works."""
+
+
+class Problem(TypedDict):
+    """What is wrong with this machine, and what to do."""
+
+    what: str
+    remedy: str
+    breaks: bool
+    """Whether a run fails because of it."""
+
+
+class Doctor(TypedDict):
+    """What of this machine would break a run."""
+
+    event: Literal["doctor"]
+    versions: dict[str, str | None]
+    """By package; None if it is missing."""
+    devices: list[Device]
+    driver: str | None
+    encoders: dict[str, str]
+    """Why each video encoder cannot be used; empty if it can."""
+    cache: Cache | None
+    hub: Hub | None
+    self_test: SelfTest | None
+    problems: list[Problem]
+
+
+class Model(TypedDict):
+    """A model of the table."""
+
+    event: Literal["model"]
+    name: str
+    title: str
+    kind: str
+    repo: str
+    """Empty if it is not on the Hub."""
+    revision: str
+    gb: float
+    licence: str
+    checked: bool
+    """Whether repository, files and commit were verified at the source."""
+    note: str
+    here: bool
+    path: str | None
+    """None if it is not here."""
+    needed_by: Sequence[str]
+    """Tasks."""
+
+
+class Pulled(TypedDict):
+    """A model is in the cache."""
+
+    event: Literal["pulled"]
+    name: str
+    path: str
+    bytes: int
+    """Downloaded; 0 if it was here."""
+
+
+class Verified(TypedDict):
+    """The files of a model were compared with their hashes."""
+
+    event: Literal["verified"]
+    name: str
+    files: int
+    problems: list[str]
+
+
+class Removed(TypedDict):
+    """A model was deleted from the cache."""
+
+    event: Literal["removed"]
+    name: str
+    bytes: int
+    """Freed."""
+
+
+class Converted(TypedDict):
+    """Weights were written in another form."""
+
+    event: Literal["converted"]
+    file: str
+    output: str
+    kind: str
+    notices: list[str]
+
+
+class Inspected(TypedDict):
+    """What a weights file is, by its header."""
+
+    event: Literal["inspected"]
+    file: str
+    kind: str
+    tensors: int
+    parameters: int
+    metadata: dict[str, str]
+    """200 keys of 4,096 characters at most."""
+    metadata_cut: dict[str, int]
+    """The true length of each value that is cut; "..." counts the keys that are left out."""
+    family: str | None
+    fits: list[str]
+    layout: NotRequired[str]
+    """This and the next ones: of a LoRA."""
+    methods: NotRequired[dict[str, int]]
+    """How many layers there are of each, as of the next but one and two."""
+    modules: NotRequired[int]
+    """Layers of the UNet."""
+    ranks: NotRequired[dict[str, int]]
+    alphas: NotRequired[dict[str, int]]
+    """Empty if each is its layer's rank."""
+    text_encoder: NotRequired[int]
+    """Layers of the text encoders, which are left out."""
+    notices: NotRequired[list[str]]
+    """What --lora leaves out."""
+    problem: NotRequired[str | None]
+    """Why --lora refuses the file."""
+
+
+class Check(TypedDict):
+    """What a training would take, and what is known of its data."""
+
+    event: Literal["check"]
+    pictures: int
+    clips: int
+    captioned: float
+    """The share of the samples that have a caption."""
+    skipped: dict[str, int]
+    """Files left out, by reason."""
+    sizes: dict[str, int]
+    cannot_be_read: list[str]
+    device: str
+    trainable_parameters: int
+    updates: int
+    memory_estimate_gib: dict[str, float]
+    """The most bytes of tensors held at once, by part, estimated."""
+    peak_memory_gib: float | None
+    """The same, measured; None if it did not fit."""
+    peak_resident_gib: float | None
+    """Of the whole process; None on CUDA, and where the system does not say it."""
+    seconds_per_update: float | None
+    validation_hours: float | None
+    hours: float | None
+
+
+Event = (
+    PicturesStart
+    | VideoStart
+    | TrainingStart
+    | Notice
+    | Error
+    | Progress
+    | PictureResult
+    | VideoResult
+    | TrainingResult
+    | Plan
+    | Doctor
+    | Model
+    | Pulled
+    | Verified
+    | Removed
+    | Converted
+    | Inspected
+    | Check
+)
+OnEvent = Callable[[Event], None]
+"""What a caller gives to be informed; it may raise to stop the work."""

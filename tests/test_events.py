@@ -1,0 +1,82 @@
+"""Events: what is declared, what documents say, and what the console takes is the same."""
+
+import io
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from std_cli import events
+from std_cli.cli.console import Reporter
+
+DOCUMENT = Path(__file__).parents[1] / "examples" / "automation.md"
+KINDS = {kind.__name__: kind for kind in typing.get_args(events.Event)}
+PARTS = [
+    part
+    for part in vars(events).values()
+    if typing.is_typeddict(part) and part not in KINDS.values()
+]
+
+
+def fields_of(kind):
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def name_of(kind):
+    """The value of "event"."""
+    return typing.get_args(fields_of(kind)["event"])[0]
+
+
+def sample(annotation, optional):
+    """A value of a declared type; `optional`: with the fields that may be missing, and no None."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if typing.is_typeddict(annotation):
+        return {
+            name: sample(hint, optional)
+            for name, hint in fields_of(annotation).items()
+            if optional or typing.get_origin(hint) is not typing.NotRequired
+        }
+    if origin is typing.NotRequired:
+        return sample(arguments[0], optional)
+    if origin is typing.Literal:
+        return arguments[-1]
+    if type(None) in arguments:
+        return sample(arguments[0], optional) if optional else None
+    if origin is dict:
+        return {"a": sample(arguments[1], optional)}
+    if origin is list or getattr(origin, "__name__", "") == "Sequence":
+        return [sample(arguments[0], optional)] * 2
+    if origin is not None:
+        return {}  # settings
+    return {str: "text", int: 3, float: 0.5, bool: False}[annotation]
+
+
+@pytest.mark.parametrize("optional", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_console_shows_every_event(kind, optional):
+    event = sample(KINDS[kind], optional)
+    with Reporter() as reporter:
+        reporter.out = reporter.err = Console(file=io.StringIO(), width=120)
+        reporter(event)
+
+
+def test_the_documented_events_are_the_declared_ones():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    declared = {}
+    for kind in KINDS.values():
+        declared.setdefault(name_of(kind), set()).update(fields_of(kind))
+    assert {event for event, _ in rows} == set(declared)
+
+    inner = {name for part in PARTS for name in fields_of(part)}
+    values = {v for k in KINDS.values() for h in fields_of(k).values() for v in typing.get_args(h)}
+    for event, keys in rows:
+        named = set(re.findall(r"`(\w+)`", keys))
+        assert named <= declared[event] | inner | values, event
+
+
+def test_every_field_is_documented():
+    named = set(re.findall(r"`(\w+)`", DOCUMENT.read_text(encoding="utf-8")))
+    fields = {name for kind in (*KINDS.values(), *PARTS) for name in fields_of(kind)}
+    assert fields <= named, fields - named
