@@ -17,7 +17,7 @@ Conditions = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Entry:
+class BankEntry:
     x0: Tensor  # (...), the clean sample
     x: Tensor  # (...), at index n of its teacher trajectory
     c: Conditions  # each (...)
@@ -25,8 +25,8 @@ class Entry:
 
 
 class Bank:
-    """A fixed number of slots, each empty or with an Entry. On the CPU, whatever the device of what
-    comes in."""
+    """A fixed number of slots, each empty or with a BankEntry. Tensors are kept on the CPU,
+    whatever the device of those that come in."""
 
     def __init__(self, length: int, retire_at: int = 1, start: int | None = None) -> None:
         """An entry whose index falls to `retire_at` or below leaves.
@@ -34,7 +34,7 @@ class Bank:
         start: the index at which trajectories begin; the first entries are then staggered, see
         `lead`.
         """
-        self.slots: list[Entry | None] = [None] * length
+        self.slots: list[BankEntry | None] = [None] * length
         self.retire_at, self.start = retire_at, start
         self.used = 0
         """The first so many slots have had an entry before."""
@@ -70,7 +70,7 @@ class Bank:
         share = int(digits[::-1], 2) / 2 ** len(digits)
         return int(share * max(0, self.start - 1 - self.retire_at))
 
-    def put(self, slot: int | None, entry: Entry) -> None:
+    def put(self, slot: int | None, entry: BankEntry) -> None:
         """Store what became of the entry of `slot`, or a new one (slot None) where a slot is free,
         else drop it."""
         if slot is None:
@@ -78,6 +78,12 @@ class Bank:
         if slot is not None:
             self.slots[slot] = _on_cpu(entry) if entry.n > self.retire_at else None
             self.used = max(self.used, slot + 1)
+
+    def held(self, slot: int) -> BankEntry:
+        """The entry of a slot that `draw` chose."""
+        entry = self.slots[slot]
+        assert entry is not None
+        return entry
 
     @property
     def indices(self) -> list[int]:
@@ -96,7 +102,7 @@ class Bank:
         return {"slots": slots, "used": self.used, "begun": self.begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.slots = [Entry(**held) if held is not None else None for held in state["slots"]]
+        self.slots = [BankEntry(**held) if held is not None else None for held in state["slots"]]
         self.used, self.begun = state["used"], state["begun"]
 
     def _free(self) -> int | None:
@@ -153,18 +159,18 @@ def _index(bank: Bank, slot: int | None, start: int) -> int:
     return held.n if held is not None else start
 
 
-def _outline(n: int) -> Entry:
-    return Entry(torch.empty(0), torch.empty(0), {}, n)
+def _outline(n: int) -> BankEntry:
+    return BankEntry(torch.empty(0), torch.empty(0), {}, n)
 
 
-def _on_cpu(e: Entry) -> Entry:
+def _on_cpu(e: BankEntry) -> BankEntry:
     """A copy in memory of its own: a row of a batch would keep the whole batch alive, and save all
     of it."""
     x0, x = (v.detach().to("cpu", copy=True) for v in (e.x0, e.x))
-    return Entry(x0, x, {k: v.detach().to("cpu", copy=True) for k, v in e.c.items()}, e.n)
+    return BankEntry(x0, x, {k: v.detach().to("cpu", copy=True) for k, v in e.c.items()}, e.n)
 
 
-def stack(rows: list[Entry], device: torch.device) -> tuple[Tensor, Tensor, Conditions, Tensor]:
+def stack(rows: list[BankEntry], device: torch.device) -> tuple[Tensor, Tensor, Conditions, Tensor]:
     """(x_0, x_t, c, n), each (B, ...), of B entries."""
     c = {name: torch.stack([row.c[name].to(device) for row in rows]) for name in rows[0].c}
     x0, x = (torch.stack([getattr(row, name).to(device) for row in rows]) for name in ("x0", "x"))

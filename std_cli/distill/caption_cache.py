@@ -16,7 +16,7 @@ Encode = Callable[[Sequence[str]], list[Conditions]]
 AT_ONCE = 32  # captions
 
 
-class Captions:
+class CaptionCache:
     """caption -> {"states": (tokens, C), "pooled": (P,)}, fp16, from a file; beyond `limit` bytes
     by the encoders."""
 

@@ -2,29 +2,53 @@
 
 checkpoint-000500/
     adapter.safetensors     the student's LoRA, as `std stylize --lora` takes it
-    training.pt             averages, discriminator, head, optimizers, scaler (tensors and plain
-    data only) lane-00000.pt ...       each lane's trajectory bank
+    training.pt             averages, discriminator, head, optimizers, scaler
+                            (tensors and plain data only)
+    lane-00000.pt ...       each lane's trajectory bank
     state.json              step, configuration, and every file's SHA-256
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypedDict, cast
 
 import torch
 
 from std_cli.errors import InputError, StdError
 from std_cli.paths import FULL_DISK, writing
+from std_cli.weights.fingerprints import sha256
 
 FORMAT = 2
-"""Of what the files hold; a checkpoint of another one cannot be resumed."""
-ADAPTER, TRAINING = "adapter.safetensors", "training.pt"
+"""The version of what the files hold; a checkpoint of another one cannot be resumed."""
+ADAPTER = "adapter.safetensors"
+TRAINING = "training.pt"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
+
+
+class CheckpointState(TypedDict):
+    """state.json."""
+
+    format: int
+    version: str
+    """Of std."""
+    config: dict[str, Any]
+    """{section: {key: value}}, resolved."""
+    lanes: int
+    """Of all processes."""
+    samples: dict[str, str]
+    """Fingerprints of the data and of the style references."""
+    steps: int
+    """Updates of the whole run."""
+    weights: dict[str, str]
+    """{key of the configuration: fingerprint of the weights that it names}."""
+    step: int
+    """Updates done."""
+    files: dict[str, str]
+    """{name: SHA-256} of every other file of the checkpoint."""
 
 
 def lane_name(lane: int) -> str:
@@ -59,18 +83,24 @@ class _Noting:
         self.file.flush()
 
 
-def write_part(draft: Path, name: str, content: Any) -> None:
-    """One file of a draft: bytes as they are, all else by torch.save. Raises StdError if the disk
-    refuses."""
+def write_part(draft: Path, name: str, content: object) -> None:
+    """One file of a draft, by torch.save: tensors and plain data, which `load_part` reads. Raises
+    StdError if the disk refuses."""
+    _write(draft, name, lambda file: torch.save(content, cast(BinaryIO, file)))
+
+
+def write_bytes(draft: Path, name: str, content: bytes) -> None:
+    """One file of a draft, as it is. Raises StdError if the disk refuses."""
+    _write(draft, name, lambda file: file.write(content))
+
+
+def _write(draft: Path, name: str, write: Callable[[_Noting], object]) -> None:
     noting: _Noting | None = None
     try:
         draft.mkdir(parents=True, exist_ok=True)
         with (draft / name).open("wb") as file:
             noting = _Noting(file)
-            if isinstance(content, bytes):
-                noting.write(content)
-            else:
-                torch.save(content, cast(BinaryIO, noting))
+            write(noting)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as e:
@@ -80,19 +110,18 @@ def write_part(draft: Path, name: str, content: Any) -> None:
         full = isinstance(cause, OSError) and cause.errno in FULL_DISK
         raise StdError(
             f"{'disk full while writing' if full else 'cannot write'} a checkpoint to "
-            f"{draft.parent} ({reason}): free "
-            "some space and run again; the last checkpoint is intact"
+            f"{draft.parent} ({reason}): free some space and run again; the last checkpoint is "
+            "intact"
         ) from e
 
 
-def finish(run: Path, step: int, state: dict[str, Any]) -> Path:
-    """Turn a draft into a checkpoint."""
-    draft, folder = draft_of(run, step), folder_of(run, step)
-    state = {"format": FORMAT} | state
-    files = {f.name: _sha256(f) for f in sorted(draft.iterdir()) if f.name != "state.json"}
-    write_part(
-        draft, "state.json", json.dumps(state | {"step": step, "files": files}, indent=1).encode()
-    )
+def finish(run: Path, state: CheckpointState) -> Path:
+    """Turn the draft of state["step"] into a checkpoint; its "files" are filled in here."""
+    draft = draft_of(run, state["step"])
+    folder = folder_of(run, state["step"])
+    files = {f.name: sha256(f) for f in sorted(draft.iterdir()) if f.name != "state.json"}
+    whole: CheckpointState = {**state, "files": files}
+    write_bytes(draft, "state.json", json.dumps(whole, indent=1).encode())
     with writing(folder):
         if folder.exists():
             shutil.rmtree(folder)
@@ -119,26 +148,23 @@ def prune(run: Path, keep_last: int, keep_every: int) -> None:
             shutil.rmtree(folder_of(run, step), ignore_errors=True)
 
 
-def newest(run: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
-    """(folder, its state, None if it is damaged), the newest first."""
+def newest(run: Path) -> Iterator[tuple[Path, CheckpointState | None]]:
+    """(folder, its state, or None if it is damaged) of every checkpoint, the newest first."""
     for step in reversed(steps_of(run)):
         folder = folder_of(run, step)
         yield folder, read_state(folder)
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
+def read_state(folder: Path) -> CheckpointState | None:
     """What state.json says, if it names every file of a checkpoint and each is there as it was
     written; else None."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        files: dict[str, str] = state["files"]
+        state: CheckpointState = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = state["files"]
         complete = {ADAPTER, TRAINING, *map(lane_name, range(state["lanes"]))} <= files.keys()
-        good = complete and all(_sha256(folder / name) == digest for name, digest in files.items())
-        return (
-            state
-            if good and isinstance(state["step"], int) and isinstance(state["config"], dict)
-            else None
-        )
+        good = complete and all(sha256(folder / name) == digest for name, digest in files.items())
+        typed = isinstance(state["step"], int) and isinstance(state["config"], dict)
+        return state if good and typed else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -149,8 +175,3 @@ def load_part(folder: Path, name: str) -> Any:
         return torch.load(folder / name, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as e:
         raise InputError(f"{folder / name} is damaged: resume from another checkpoint") from e
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

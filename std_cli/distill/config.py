@@ -15,8 +15,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from std_cli.config import Dtype, Frozen, StyleBlocks, Task, check_pack
+from std_cli.distill.discriminator import AdversarialLoss
 from std_cli.distill.solver import TargetMode
-from std_cli.distill.step import Loss, NoiseMode
+from std_cli.distill.step import ConsistencyLoss, NoiseMode
 from std_cli.errors import InputError
 from std_cli.paths import user_path
 
@@ -152,7 +153,7 @@ class DistillSection(Frozen):
     unconditional_pooled: Literal["caption", "empty"] = "caption"
     """Pooled text embedding of the teacher's unconditional pass: the caption's, as the published
     runs have it, or the empty prompt's, as `std stylize` guides."""
-    loss: Loss = "huber"
+    loss: ConsistencyLoss = "huber"
     """Distance of student and target: huber or l2."""
     huber_c: float = Field(0.001, gt=0)
     """c of the pseudo-Huber distance."""
@@ -198,7 +199,7 @@ class AdversarialSection(Frozen):
     mode: NoiseMode = "xs-xr"
     """Which latents are told apart: the student's noisy x_s against x_0 noised less (xs-xr), as
     much (xs), not at all (xs-x0), more (xs-xR); or clean against clean (x0)."""
-    loss: Literal["wgan", "hinge", "bce"] = "wgan"
+    loss: AdversarialLoss = "wgan"
     """Loss of the discriminator."""
     text: str = "pooled"
     """Caption embedding that it sees: SDXL's pooled one (pooled), or a folder of a CLIP text model
@@ -377,6 +378,13 @@ def differing_keys(a: DistillConfig, b: DistillConfig) -> list[str]:
     x, y = _essence(a), _essence(b)
     other = [(s, k) for s in x for k in x[s] if x[s][k] != y[s][k] and k not in _FILES.get(s, ())]
     return [f"{s}.{k}" for s, k in other if (s, k) != ("optimizer", "accumulation")]
+
+
+def value_of(config: DistillConfig, key: str) -> object:
+    """The value of a key, "section.field"."""
+    section, field = key.split(".")
+    value: object = getattr(getattr(config, section), field)
+    return value
 
 
 def _essence(config: DistillConfig) -> dict[str, dict[str, Any]]:

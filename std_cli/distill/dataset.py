@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from std_cli.distill.find_samples import Entry, Found
+from std_cli.distill.find_samples import FoundSamples, SampleFile
 from std_cli.distill.shards import read_part
 from std_cli.errors import InputError, StdError
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
@@ -41,12 +41,12 @@ class Sample:
     """Of its entry."""
 
 
-class Data:
+class Dataset:
     """Captioned pictures and clips as samples of one size."""
 
     def __init__(
         self,
-        found: Found,
+        found: FoundSamples,
         size: tuple[int, int],
         *,
         frames: int,
@@ -117,7 +117,7 @@ class Data:
         return _Crop(self.size, scaled, left, top, bool(rng.random() < self.flip))
 
     def _read_clip(
-        self, entry: Entry, rng: np.random.Generator
+        self, entry: SampleFile, rng: np.random.Generator
     ) -> tuple[tuple[int, int], "_Crop", list[Image.Image]]:
         """(display size, crop, cropped frames)."""
         clip = open_clip(entry.path, part=entry.part)
@@ -201,7 +201,7 @@ class _Crop:
         return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else cut
 
 
-def _read_picture(entry: Entry) -> Picture:
+def _read_picture(entry: SampleFile) -> Picture:
     if entry.part is None:
         return read_picture(entry.path)
     if entry.part.size > _MAX_PICTURE:
@@ -221,7 +221,7 @@ def _flat(picture: Picture) -> Image.Image:
     return over_white(picture.rgb, picture.alpha)
 
 
-def fingerprint_samples(entries: Sequence[Entry]) -> str:
+def fingerprint_samples(entries: Sequence[SampleFile]) -> str:
     """16 hex digits: which samples there are, in which order, by their names inside their source,
     sizes and captions.
 

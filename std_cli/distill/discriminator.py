@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 GROUP = 8  # samples that share their statistics
-Loss = Literal["wgan", "hinge", "bce"]
+AdversarialLoss = Literal["wgan", "hinge", "bce"]
 
 
 # --- heads -------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Discriminator(nn.Module):
 # --- losses ------------------------------------------------------------------------------------
 
 
-def generator_loss(fake: torch.Tensor, loss: Loss = "wgan") -> torch.Tensor:
+def generator_loss(fake: torch.Tensor, loss: AdversarialLoss = "wgan") -> torch.Tensor:
     """What the student minimises, given D's logits for its pictures; a scalar.
 
     wgan (Arjovsky et al. 2017, arXiv 1701.07875) and hinge (Lim & Ye 2017, arXiv 1705.02894): -mean
@@ -119,7 +119,9 @@ def generator_loss(fake: torch.Tensor, loss: Loss = "wgan") -> torch.Tensor:
     return F.softplus(-fake).mean() if loss == "bce" else -fake.mean()
 
 
-def discriminator_loss(real: torch.Tensor, fake: torch.Tensor, loss: Loss = "wgan") -> torch.Tensor:
+def discriminator_loss(
+    real: torch.Tensor, fake: torch.Tensor, loss: AdversarialLoss = "wgan"
+) -> torch.Tensor:
     """What the discriminator minimises, given its logits for real and fake pictures; a scalar.
 
     wgan: mean max(-1, -D(real)) + mean max(-1, D(fake)), as STD's reference clamps it, which is

@@ -42,7 +42,7 @@ _MAX_CAPTION = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SampleFile:
     path: Path
     """Of the file; for a member of a shard SHARD/MEMBER, which is only a name."""
     kind: Literal["picture", "clip"]
@@ -55,8 +55,8 @@ class Entry:
 
 
 @dataclass
-class Found:
-    entries: list[Entry] = field(default_factory=list)
+class FoundSamples:
+    entries: list[SampleFile] = field(default_factory=list)
     """In an order that depends on the files alone."""
     skipped: dict[str, list[str]] = field(default_factory=dict)
     """What is not used: names by reason (MISSING, UNCAPTIONED, UNKNOWN, LINK)."""
@@ -76,7 +76,7 @@ class Found:
             self.skip(UNCAPTIONED, path)
         else:
             name = Path(os.path.relpath(path, self.base)).as_posix()
-            self.entries.append(Entry(path, kind, caption, part, name))
+            self.entries.append(SampleFile(path, kind, caption, part, name))
 
     @property
     def captioned(self) -> float:
@@ -91,7 +91,7 @@ def find_samples(
     format: Format = "auto",
     root: Path | None = None,
     allow_absolute: bool = False,
-) -> Found:
+) -> FoundSamples:
     """The captioned pictures and clips of folders, lists and shards.
 
     root: the folder that the paths in a list start from; without it the list's own. They may lead
@@ -103,7 +103,7 @@ def find_samples(
         raise InputError(
             "no data: give folders of captioned pictures or clips, lists or tar shards"
         )
-    found = Found()
+    found = FoundSamples()
     for source in map(Path, sources):
         entries, skipped = (
             len(found.entries),
@@ -139,7 +139,7 @@ def _wanted(format: Format) -> str:
 
 
 def _search_folder(
-    folder: Path, format: Format, root: Path | None, allow_absolute: bool, found: Found
+    folder: Path, format: Format, root: Path | None, allow_absolute: bool, found: FoundSamples
 ) -> None:
     files = _walk(folder)
     # jsonl before csv
@@ -174,7 +174,7 @@ def _search_folder(
 
 
 def _search_file(
-    path: Path, format: Format, root: Path | None, allow_absolute: bool, found: Found
+    path: Path, format: Format, root: Path | None, allow_absolute: bool, found: FoundSamples
 ) -> None:
     if not path.is_file():
         raise InputError(f"no such data: {str(path)!r}; give a folder, a list or a tar shard")
@@ -211,7 +211,7 @@ def _kind(path: Path) -> Literal["picture", "clip"] | None:
 # --- lists -------------------------------------------------------------------------------------
 
 
-def _read_list(path: Path, root: Path, allow_absolute: bool, found: Found) -> set[str]:
+def _read_list(path: Path, root: Path, allow_absolute: bool, found: FoundSamples) -> set[str]:
     """Add what a list names; returns the absolute paths of those files."""
     named = set()
     for place, row in _rows(path):
@@ -310,7 +310,7 @@ def _short(value: Any) -> str:
 # --- one caption in a file ---------------------------------------------------------------------
 
 
-def _read_shard(shard: Path, found: Found) -> None:
+def _read_shard(shard: Path, found: FoundSamples) -> None:
     media: list[tuple[str, Part]] = []
     texts: dict[str, Part] = {}
     for name, part in members(shard, lambda link: found.skip(LINK, shard / link)):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from std_cli.distill.dataset import Data, Sample
+from std_cli.distill.dataset import Dataset, Sample
 from std_cli.errors import InputError, StdError
 
 MIN_SEEN = 20
@@ -74,7 +74,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Data,
+        data: Dataset,
         *,
         lanes: Sequence[int],
         lane_count: int,
@@ -252,7 +252,7 @@ class _Outcome:
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     pictures: int
     clips: int
     captioned: float
@@ -268,7 +268,7 @@ class Report:
     """Those that could not be used, with the reason."""
 
 
-def check(data: Data, sample_count: int, seed: int = 0) -> Report:
+def check_data(data: Dataset, sample_count: int, seed: int = 0) -> DataReport:
     """Read a random sample of the entries and say what there is."""
     count = len(data.entries)
     chosen = np.random.default_rng(seed).choice(count, min(sample_count, count), replace=False)
@@ -280,7 +280,7 @@ def check(data: Data, sample_count: int, seed: int = 0) -> Report:
         except StdError as e:
             failed[str(data.entries[i].path)] = str(e)
     sizes.sort(key=lambda size: size[0] * size[1])
-    return Report(
+    return DataReport(
         pictures=sum(e.kind == "picture" for e in data.entries),
         clips=sum(e.kind == "clip" for e in data.entries),
         captioned=data.found.captioned,

@@ -14,7 +14,7 @@ from std_cli.distill.bank import Conditions
 from std_cli.distill.solver import Solver
 
 Network = Callable[[Tensor, Tensor, Conditions], Tensor]
-Loss = Literal["huber", "l2"]
+ConsistencyLoss = Literal["huber", "l2"]
 NoiseMode = Literal["xs-xr", "xs", "xs-x0", "x0", "xs-xR"]
 
 
@@ -63,7 +63,7 @@ def jump(
 
 
 def consistency_loss(
-    student: Tensor, target: Tensor, loss: Loss = "huber", c: float = 0.001
+    student: Tensor, target: Tensor, loss: ConsistencyLoss = "huber", c: float = 0.001
 ) -> Tensor:
     """Mean pseudo-Huber distance sqrt(d^2 + c^2) - c (Song and Dhariwal 2023, arXiv 2310.14189), or
     mean d^2."""

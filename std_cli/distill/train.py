@@ -5,44 +5,42 @@ numbers and trajectory bank; L = processes x accumulation of them make an update
 follows from (seed, step, lane), so a resumed run is the uninterrupted one, and two processes
 compute what one does with twice the accumulation.
 
-Told through `on_event`: "notice" (message), "start" (settings), "progress" (stage "distill": step,
-steps, losses, bank, samples_per_second, eta, memory), "result" (output, steps, seconds, validation,
-weights, schedule, compared). Losses are means over the lanes of all processes, bank and
-bank_histogram sums over them, memory the most that one process has used; the first process
-validates.
+Events: "notice" (message), "start" (settings), "progress" (stage "distill": step, steps, losses,
+bank, samples_per_second, eta, memory), "result" (output, steps, seconds, validation, weights,
+schedule, compared). Losses are means over the lanes of all processes, bank and bank_histogram sums
+over them, memory the most that one process has used; the first process validates.
 """
 
 import json
-import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
+from std_cli import __version__
+from std_cli.diffusion.pipeline import name_dtype
 from std_cli.distill import checkpoint
-from std_cli.distill.conditioner import STUDENT, TARGET
-from std_cli.distill.config import DistillConfig, differing_keys, make_config, to_toml
-from std_cli.distill.dataset import find_pictures, fingerprint_references, fingerprint_samples
+from std_cli.distill.build import Parts, build, find_parts
+from std_cli.distill.config import DistillConfig, ExportedWeights, to_toml
 from std_cli.distill.export import DIFFUSERS, export
-from std_cli.distill.find_samples import Found, find_samples
 from std_cli.distill.loader import Loader
+from std_cli.distill.metrics import MetricsLog
 from std_cli.distill.processes import together
-from std_cli.distill.trainer import OnEvent, Trainer
+from std_cli.distill.roles import STUDENT, TARGET
+from std_cli.distill.trainer import Trainer
 from std_cli.distill.trainer_state import load, metadata, save
+from std_cli.distill.training_run import OnEvent, TrainingRun, plan_run
 from std_cli.distill.validation import SCHEDULES, Validation
 from std_cli.errors import InputError, StdError, at_work
 from std_cli.interruption import at_quit, deferred
-from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file, user_path, writing
+from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file
+from std_cli.schedule import Schedule
 
 
 def distill(
@@ -55,279 +53,169 @@ def distill(
     """Train, and return the path of the exported LoRA (diffusers' layout).
 
     resume: "auto" (the newest good checkpoint in the run's folder, if any), "none", or a
-    checkpoint's folder.
-    on_ready: called when all is loaded, before the first update.
+    checkpoint's folder. on_ready: called when all is loaded, before the first update.
+
     Ctrl-C and SIGTERM save a checkpoint after the update at work, then raise KeyboardInterrupt.
     Raises InputError, before a weight is loaded, for problems of configuration or data; StdError if
     the work fails.
     """
-    state = PartialState(cpu=config.model.device == "cpu")
-    on_event = on_event if state.is_main_process else lambda event: None
-    with together(state), _memory_suffices():
-        trainer, held_out, first = _set_up(config, resume, state, on_event, on_ready)
-        validating = Validation(trainer, held_out) if held_out.entries else None
-    r, o, main = config.run, config.optimizer, state.is_main_process
-    folder, steps, lane_count = trainer.folder, trainer.steps, trainer.lane_count
+    world = PartialState(cpu=config.model.device == "cpu")
+    on_event = on_event if world.is_main_process else lambda event: None
+    with _all_together(world):
+        run = plan_run(config, world, resume=resume, on_event=on_event)
+        parts = find_parts(config)
+        trainer, first = _set_up(run, parts, on_ready)
+        validation = Validation(trainer, run.held_out) if run.held_out else None
     begin = time.monotonic()
-    validation: dict[str, float] = {}
-    forecasts = {lane.number: trainer.forecast(lane) for lane in trainer.lanes}
-    saved = checkpoint.folder_of(folder, first)
-
-    # --- the loop ---
-    with (
-        at_work(),
-        deferred() as stopped,
-        Loader(
-            trainer.data,
-            lanes=[lane.number for lane in trainer.lanes],
-            lane_count=lane_count,
-            batch=o.batch,
-            start_step=first,
-            seed=r.seed,
-            workers=config.data.workers,
-            fresh=lambda step, lane: forecasts[lane].fresh(step),
-            taken={lane.number: lane.bank.begun for lane in trainer.lanes},
-            on_notice=lambda message: on_event({"event": "notice", "message": message}),
-        ) as loader,
-        _Log(folder, first, r.track, config, main) as log,
-    ):
-        with together(state), _memory_suffices():
-            if main and first == 0 and validating:  # what there is to gain
-                log.write(0, validating.measure(0))
-        for step in range(first, steps):
-            with together(state), _memory_suffices():
-                figures = [trainer.train_lane(step, lane, next(loader)) for lane in trainer.lanes]
-            with _memory_suffices():
-                facts = trainer.update(step, figures)
-            done = step + 1
-            with together(state), _memory_suffices():
-                if main and validating and (done % r.validate_every == 0 or done == steps):
-                    validation = validating.measure(done)
-                    facts |= validation
-                rate = (done - first) * lane_count * o.batch / (time.monotonic() - begin)
-                facts["samples_per_second"] = round(rate, 3)
-                log.write(done, facts)
-            left = (steps - done) * lane_count * o.batch / rate
-            on_event(
-                {
-                    "event": "progress",
-                    "stage": "distill",
-                    "step": done,
-                    "steps": steps,
-                    "eta": left,
-                    **facts,
-                }
-            )
-            stop = trainer.agree(stopped())
-            if stop or done % r.save_every == 0 or done == steps:
-                saved = save(trainer, done)
-            if stop and done < steps:
-                on_event(
-                    {
-                        "event": "notice",
-                        "message": f"stopped after {done} updates; the same command resumes",
-                    }
-                )
-                raise KeyboardInterrupt
-
-    # --- export ---
-    path, measured = folder / DIFFUSERS, dict[str, Any]()
-    with together(state), _memory_suffices():
-        if main:
-            path, measured = _export(trainer, validating, on_event)
-            if r.push:
+    saved, validated = _train(trainer, validation, first)
+    path = run.folder / DIFFUSERS
+    measured: dict[str, Any] = {}
+    with _all_together(world):
+        if world.is_main_process:
+            path, measured = _export(trainer, validation)
+            if config.run.push:
                 from std_cli.weights.hub import push_lora
 
-                push_lora(path, r.push)
+                push_lora(path, config.run.push)
     on_event(
         {
             "event": "result",
             "input": str(saved),
             "output": str(path),
-            "steps": steps,
+            "steps": run.steps,
             "seconds": round(time.monotonic() - begin, 3),
-            **validation,
+            **validated,
             **measured,
         }
     )
     return path
 
 
-def _export(
-    trainer: Trainer, validating: Validation | None, on_event: OnEvent
-) -> tuple[Path, dict[str, Any]]:
-    """Measure what can be exported in each schedule, and export what export.weights says with the
-    better schedule.
+def _train(
+    trainer: Trainer, validation: Validation | None, first: int
+) -> tuple[Path, dict[str, float]]:
+    """All updates from `first` on: (the last checkpoint, the figures of the last validation)."""
+    run = trainer.run
+    section = run.config.run
+    world, steps = run.world, run.steps
+    validating = validation if world.is_main_process else None
+    saved = checkpoint.folder_of(run.folder, first)
+    validated: dict[str, float] = {}
+    pace = _Pace(run, first)
 
-    (the LoRA's path, {"weights", "schedule", "compared": the figures}), which export.json holds,
-    too.
-    """
-    weights, compared = trainer.config.export.weights, validating.compare() if validating else {}
-    schedule = (
-        min(compared[weights], key=compared[weights].__getitem__) if compared else SCHEDULES[0]
+    with (
+        at_work(),
+        deferred() as stopped,
+        _make_loader(trainer, first) as loader,
+        MetricsLog(run, first) as log,
+    ):
+        # --- what there is to gain: the untrained student ---
+        with _all_together(world):
+            if validating is not None and first == 0:
+                log.write(0, validating.measure(0))
+
+        for step in range(first, steps):
+            # --- data and gradients: one micro-batch for each lane ---
+            with _all_together(world):
+                figures = [trainer.train_lane(step, lane, next(loader)) for lane in trainer.lanes]
+
+            # --- update: all processes exchange gradients here, so none may stop alone ---
+            with _enough_memory():
+                facts = trainer.update(step, figures)
+            done = step + 1
+
+            # --- validate and log ---
+            with _all_together(world):
+                if validating is not None and (done % section.validate_every == 0 or done == steps):
+                    validated = validating.measure(done)
+                    facts |= validated
+                facts["samples_per_second"] = round(pace.measure(done), 3)
+                log.write(done, facts)
+            progress = {"event": "progress", "stage": "distill", "step": done, "steps": steps}
+            run.on_event({**progress, "eta": pace.seconds_left(done), **facts})
+
+            # --- save ---
+            stop = trainer.agree(stopped())
+            if stop or done % section.save_every == 0 or done == steps:
+                saved = save(trainer, done)
+            if stop and done < steps:
+                message = f"stopped after {done} updates; the same command resumes"
+                run.on_event({"event": "notice", "message": message})
+                raise KeyboardInterrupt
+    return saved, validated
+
+
+class _Pace:
+    """How fast the updates of this command are."""
+
+    def __init__(self, run: TrainingRun, first: int) -> None:
+        self.run = run
+        self.first = first
+        self.begin = time.monotonic()
+        self.rate = 0.0
+
+    def measure(self, done: int) -> float:
+        """Samples a second since the command began, after `done` updates."""
+        samples = (done - self.first) * self.run.lane_count * self.run.config.optimizer.batch
+        self.rate = samples / (time.monotonic() - self.begin)
+        return self.rate
+
+    def seconds_left(self, done: int) -> float:
+        """Seconds until the last update, at the rate that was measured last."""
+        left = (self.run.steps - done) * self.run.lane_count * self.run.config.optimizer.batch
+        return left / self.rate
+
+
+def _make_loader(trainer: Trainer, first: int) -> Loader:
+    """The samples of this process's lanes; what their banks will supply is not read."""
+    run = trainer.run
+    forecasts = {lane.number: trainer.forecast(lane) for lane in trainer.lanes}
+    return Loader(
+        trainer.data,
+        lanes=[lane.number for lane in trainer.lanes],
+        lane_count=run.lane_count,
+        batch=run.config.optimizer.batch,
+        start_step=first,
+        seed=run.config.run.seed,
+        workers=run.config.data.workers,
+        fresh=lambda step, lane: forecasts[lane].fresh(step),
+        taken={lane.number: lane.bank.begun for lane in trainer.lanes},
+        on_notice=lambda message: run.on_event({"event": "notice", "message": message}),
     )
-    measured = {"weights": weights, "schedule": schedule, "compared": compared}
-    if compared:
-        best = {name: min(of.values()) for name, of in compared.items()}
-        if (other := min(best, key=best.__getitem__)) != weights and best[other] < best[weights]:
-            message = (
-                f"the {other} validates better, {best[other]:.4f} against "
-                f"{best[weights]:.4f} of the {weights}"
-            )
-            message += f", which is exported: --set export.weights={other} exports it from this run"
-            on_event({"event": "notice", "message": message})
-    adapter = trainer.roles.state_dict(TARGET if weights == "average" else STUDENT)
-    facts = metadata(trainer, trainer.steps, schedule, weights)
-    path = export(trainer.folder, adapter, trainer.config.lora.alpha, facts)
-    replace_file(trainer.folder / "export.json", (json.dumps(measured, indent=1) + "\n").encode())
-    return path, measured
-
-
-def count_updates(config: DistillConfig, samples: int, lane_count: int) -> int:
-    """Updates of a run: run.max_steps, or what run.epochs makes of so many samples."""
-    epochs = config.run.epochs * samples / (lane_count * config.optimizer.batch)
-    return config.run.max_steps or max(1, round(epochs))
-
-
-def count_held_out(samples: int, wanted: int) -> int:
-    """Of so many samples those that are held out for validation: at most a fifth."""
-    return min(wanted, samples // 5)
 
 
 # --- set-up ------------------------------------------------------------------------------------
 
 
 def _set_up(
-    config: DistillConfig,
-    resume: str,
-    state: PartialState,
-    on_event: OnEvent,
-    on_ready: Callable[[Trainer], None],
-) -> tuple[Trainer, Found, int]:
-    """(the trainer, resumed where there is a checkpoint; the samples held out for validation;
-    updates done before)."""
-    r = config.run
-    folder = user_path(r.output, "run.output")
-    if r.track != "none" and find_spec(r.track) is None:
-        raise InputError(
-            f"run.track {r.track}: is not installed: pip install 'std-cli[{r.track}]', or use none"
-        )
-    found = find_samples([user_path(s, "data.sources") for s in config.data.sources])
-    usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
-    entries, held_out = _held_out(usable, config.data.held_out, r.seed)
-    references = (
-        find_pictures(user_path(config.style.folder, "style.folder")) if config.style.folder else []
-    )
-    lane_count = state.num_processes * config.optimizer.accumulation
-    samples = {"data": fingerprint_samples(entries), "style": fingerprint_references(references)}
-    start = _choose_start(folder, resume, config, lane_count, samples, on_event)
-    steps = count_updates(config, len(entries), lane_count)
-    with _new_folder(folder):
-        _make_folder(folder)
-        if state.is_main_process:
-            remove_stale_drafts(folder)
-            checkpoint.remove_drafts(folder)
-        trainer = Trainer(
-            config, entries, found, references, folder, state, steps, lane_count, on_event
-        )
+    run: TrainingRun, parts: Parts, on_ready: Callable[[Trainer], None]
+) -> tuple[Trainer, int]:
+    """(the trainer, resumed where there is a checkpoint; updates done before)."""
+    with _new_folder(run.folder):
+        _make_folder(run.folder)
+        if run.world.is_main_process:
+            remove_stale_drafts(run.folder)
+            checkpoint.remove_drafts(run.folder)
+        trainer = build(run, parts)
         on_ready(trainer)
-        first = load(trainer, start) if start is not None else 0
-        if state.is_main_process:
-            replace_file(folder / "config.toml", to_toml(config).encode())
-    on_event(
+        first = load(trainer, run.start) if run.start is not None else 0
+        if run.world.is_main_process:
+            replace_file(run.folder / "config.toml", to_toml(run.config).encode())
+    run.on_event(
         {
             "event": "start",
-            "settings": config.model_dump(mode="json"),
-            "steps": steps,
-            **trainer.facts,
+            "settings": run.config.model_dump(mode="json"),
+            "steps": run.steps,
+            "version": __version__,
+            "model": trainer.model_name,
+            "lora": None,
+            "device": str(trainer.device),
+            "dtype": name_dtype(trainer.conditioner.pipeline.dtype),
+            "trainable": sum(parameter.numel() for parameter in trainer.learning),
+            "samples": len(run.samples),
         }
     )
-    return trainer, replace(found, entries=held_out), first
-
-
-def _held_out(entries: Any, count: int, seed: int) -> tuple[list[Any], list[Any]]:
-    """(for training, for validation): chosen by the seed; at most a fifth."""
-    count = count_held_out(len(entries), count)
-    chosen = set(np.random.default_rng(seed).permutation(len(entries))[:count].tolist())
-    return (
-        [e for i, e in enumerate(entries) if i not in chosen],
-        [e for i, e in enumerate(entries) if i in chosen],
-    )
-
-
-def _choose_start(
-    folder: Path,
-    resume: str,
-    config: DistillConfig,
-    lanes: int,
-    samples: dict[str, str],
-    on_event: OnEvent,
-) -> Path | None:
-    """The checkpoint to resume from. Raises InputError if it is of a run that differs."""
-    if resume == "none":
-        if checkpoint.steps_of(folder):
-            raise InputError(
-                f"run.output {folder}: has checkpoints of a run: name another, or --resume auto"
-            )
-        return None
-    if resume != "auto":
-        start = user_path(resume, "--resume")
-        state = checkpoint.read_state(start)
-        if state is None:
-            raise InputError(
-                f"--resume {resume}: is damaged or no checkpoint: name another, or auto"
-            )
-    else:
-        found = None
-        for start, state in checkpoint.newest(folder):
-            if state is not None:
-                found = start, state
-                break
-            on_event(
-                {
-                    "event": "notice",
-                    "message": f"{start.name} is damaged: going back to the one before",
-                }
-            )
-        if found is None:
-            return None
-        start, state = found
-    _check_same_run(start, state, config, lanes, samples)
-    return start
-
-
-def _check_same_run(
-    start: Path, state: dict[str, Any], config: DistillConfig, lanes: int, samples: dict[str, str]
-) -> None:
-    """Raises InputError if a checkpoint is of a run that differs from this one."""
-    if state.get("format") != checkpoint.FORMAT:
-        raise InputError(
-            f"{start} was made by another version of std, which must finish it; or name another "
-            f"run.output"
-        )
-    before = make_config(state["config"], str(start))
-    if keys := differing_keys(before, config):
-        old, new = (
-            (getattr(getattr(c, keys[0].split(".")[0]), keys[0].split(".")[1]))
-            for c in (before, config)
-        )
-        raise InputError(
-            f"{start} was made with another {', '.join(keys)} ({keys[0]}: {old!r}, now {new!r}): "
-            f"give the same, "
-            "or name another run.output"
-        )
-    if state["lanes"] != lanes:
-        raise InputError(
-            f"{start} has {state['lanes']} lanes, now {lanes}: processes x "
-            f"optimizer.accumulation must stay "
-            f"{state['lanes']}, however they are split; or name another run.output"
-        )
-    for what, name in (("data", "data"), ("style", "style references")):
-        if state["samples"].get(what) != samples[what]:
-            raise InputError(
-                f"{start} was made with other {name}: give the same files, or name another "
-                f"run.output"
-            )
+    return trainer, first
 
 
 @contextmanager
@@ -365,71 +253,59 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _memory_suffices() -> Iterator[None]:
+def _all_together(world: PartialState) -> Iterator[None]:
+    """Work of each process: an error of one of them, too little memory included, is one of all."""
+    with together(world), _enough_memory():
+        yield
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as e:
         raise StdError(
             "the GPU's memory does not suffice: lower optimizer.batch (and raise "
-            "optimizer.accumulation), data.size or "
-            "data.frames, or set model.gradient_checkpointing = true; --dry-run tells what takes "
-            "how much"
+            "optimizer.accumulation), data.size or data.frames, or set "
+            "model.gradient_checkpointing = true; --dry-run shows what takes how much"
         ) from e
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # what a kill left half written
-        return math.inf
+# --- export ------------------------------------------------------------------------------------
 
 
-class _Log:
-    """metrics.jsonl, one line for each update; what an interrupted run wrote after its last
-    checkpoint is cut off."""
+def _export(trainer: Trainer, validation: Validation | None) -> tuple[Path, dict[str, Any]]:
+    """Measure what can be exported in each schedule, and export what export.weights says with the
+    better schedule.
 
-    def __init__(
-        self, folder: Path, first: int, track: str, config: DistillConfig, main: bool
-    ) -> None:
-        self.file = None
-        if not main:
-            return
-        path = folder / "metrics.jsonl"
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if first and _step_of(line) <= first]
-        replace_file(path, "".join(f"{line}\n" for line in kept).encode())
-        with writing(path):
-            # what could not be written is not tried again on closing
-            self.file = path.open("ab", buffering=0)
-        self.tracker: Any = None
-        if track != "none":
-            from accelerate import Accelerator
+    Returns the LoRA's path and {"weights", "schedule", "compared": the figures}, which export.json
+    holds, too.
+    """
+    run = trainer.run
+    weights = run.config.export.weights
+    compared = validation.compare() if validation is not None else {}
+    schedule = SCHEDULES[0]
+    if compared:
+        schedule = min(SCHEDULES, key=lambda name: compared[weights][name])
+        _notice_better(run, compared)
+    measured = {"weights": weights, "schedule": schedule, "compared": compared}
+    adapter = trainer.roles.state_dict(TARGET if weights == "average" else STUDENT)
+    facts = metadata(trainer, run.steps, schedule, weights)
+    path = export(run.folder, adapter, run.config.lora.alpha, facts)
+    replace_file(run.folder / "export.json", (json.dumps(measured, indent=1) + "\n").encode())
+    return path, measured
 
-            self.tracker = Accelerator(log_with=track, project_dir=str(folder))
-            self.tracker.init_trackers(
-                "std-distill", config={"config": json.dumps(config.model_dump(mode="json"))}
-            )
 
-    def write(self, step: int, facts: dict[str, Any]) -> None:
-        if self.file is None:
-            return
-        line = (json.dumps({"step": step, **facts}) + "\n").encode()
-        with writing(self.path):
-            while line:
-                line = line[self.file.write(line) :]
-        if self.tracker:
-            self.tracker.log(
-                {k: v for k, v in facts.items() if isinstance(v, int | float)}, step=step
-            )
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.file is not None:
-            with suppress(OSError):  # each line reported its own
-                os.fsync(self.file.fileno())
-            self.file.close()
-            if self.tracker:
-                self.tracker.end_training()
+def _notice_better(
+    run: TrainingRun, compared: dict[ExportedWeights, dict[Schedule, float]]
+) -> None:
+    """A notice where the weights that are not exported validate better."""
+    weights = run.config.export.weights
+    best = {name: min(distances.values()) for name, distances in compared.items()}
+    other = min(best, key=best.__getitem__)
+    if other != weights and best[other] < best[weights]:
+        message = (
+            f"the {other} validates better, {best[other]:.4f} against {best[weights]:.4f} of the "
+            f"{weights}, which is exported: --set export.weights={other} exports it from this run"
+        )
+        run.on_event({"event": "notice", "message": message})

@@ -16,17 +16,23 @@ def fingerprint(path: Path) -> str:
     """16 hex digits that identify a weight file, or all weights and configs (names and contents) of
     a folder."""
     if path.is_file():
-        return _sha256(path)[:16]
+        return _known_sha256(path)[:16]
     files = sorted((f.relative_to(path).as_posix(), f) for f in path.rglob("*.*") if f.is_file())
     kept = [
         (name, file) for name, file in files if file.suffix in (".safetensors", ".json", ".txt")
     ]
     return hashlib.sha256(
-        "".join(f"{name}\n{_sha256(file)}\n" for name, file in kept).encode()
+        "".join(f"{name}\n{_known_sha256(file)}\n" for name, file in kept).encode()
     ).hexdigest()[:16]
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits; every byte is read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known_sha256(path: Path) -> str:
     real = path.resolve()
     return _sha256_of(real, real.stat().st_size, real.stat().st_mtime_ns)
 
@@ -47,8 +53,7 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
             known = read_object(store)
         if isinstance(known.get(key), str):
             return str(known[key])
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     if size > 2**24:
         with suppress(OSError):  # a cache that cannot be written only costs time
             store.parent.mkdir(parents=True, exist_ok=True)

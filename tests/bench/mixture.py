@@ -21,7 +21,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
-from std_cli.distill.bank import Bank, Conditions, Entry, stack
+from std_cli.distill.bank import Bank, BankEntry, Conditions, stack
 from std_cli.distill.solver import Solver, TargetMode, draw_target, phase_edges
 from std_cli.distill.step import Network, consistency_loss, jump, teacher_step
 from std_cli.schedule import timesteps
@@ -165,7 +165,7 @@ def train(
                 p.lerp_(q, 1 - arm.decay)
         if arm.bank_rate:
             for i, slot in enumerate(slots):
-                bank.put(slot, Entry(x0[i], x_prev[i], {"class": c["class"][i]}, int(n[i]) - 1))
+                bank.put(slot, BankEntry(x0[i], x_prev[i], {"class": c["class"][i]}, int(n[i]) - 1))
     return student
 
 

@@ -28,10 +28,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from std_cli.distill import train as distill_train
-from std_cli.distill.bank import Entry
+from std_cli.distill import build
+from std_cli.distill.bank import BankEntry
 from std_cli.distill.config import DistillConfig, config_hash, load_config
 from std_cli.distill.export import DIFFUSERS
+from std_cli.distill.train import distill
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
 from std_cli.paths import replace_file
@@ -60,7 +61,7 @@ class MixedUp(Trainer):
         held = [i for i, entry in enumerate(lane.bank.slots) if entry is not None]
         entries = [lane.bank.slots[i] for i in held]
         for i, own, other in zip(held, entries, entries[1:] + entries[:1], strict=True):
-            lane.bank.slots[i] = Entry(other.x0, own.x, other.c, own.n)
+            lane.bank.slots[i] = BankEntry(other.x0, own.x, other.c, own.n)
         return super().train_lane(step, lane, batch)
 
 
@@ -68,12 +69,12 @@ class NoisedData(Trainer):
     """Fresh samples begin anywhere on the grid, at x_0 noised: how consistency models are trained
     without a bank."""
 
-    def _fresh(self, batch, i, random):
-        fresh = super()._fresh(batch, i, random)
+    def start_trajectory(self, batch, i, random):
+        fresh = super().start_trajectory(batch, i, random)
         n = torch.randint(1, self.n_eta + 1, (1,), generator=random)
         noise = torch.randn(fresh.x0.shape, generator=random).to(fresh.x0)
         x = self.solver.add_noise(fresh.x0[None], noise[None], self.solver.timestep(n))[0]
-        return Entry(fresh.x0, x, fresh.c, int(n))
+        return BankEntry(fresh.x0, x, fresh.c, int(n))
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def train(student: Student, seed: int, output: Path, drawn: Path | None, steps: 
                   f"{event['eta']:.0f} s left",
                   flush=True)  # fmt: skip
 
-    with patch.object(distill_train, "Trainer", student.trainer):
-        distill_train.distill(read_config(own, drawn, steps), on_event=told)
+    with patch.object(build, "Trainer", student.trainer):
+        distill(read_config(own, drawn, steps), on_event=told)
 
 
 def train_all(
@@ -190,7 +191,7 @@ class Truth:
 
 
 def to_pixels(model: Model, latents: Tensor) -> Tensor:
-    return (model.around.decode(latents) / 2 + 0.5).clamp(0, 1)
+    return (model.conditioner.decode(latents) / 2 + 0.5).clamp(0, 1)
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:

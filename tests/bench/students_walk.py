@@ -12,7 +12,7 @@ from torch import Tensor
 
 from std_cli.diffusion.pipeline import Pipeline
 from std_cli.distill.bank import Conditions
-from std_cli.distill.conditioner import Surroundings
+from std_cli.distill.conditioner import Conditioner
 from std_cli.distill.config import DistillConfig
 from std_cli.distill.monitor import sample
 from std_cli.distill.solver import Solver
@@ -78,7 +78,7 @@ class Model:
         pipeline = Pipeline(files, found, torch.device("cpu"), torch.float32)
         pipeline.pipe.set_ip_adapter_scale(config.style.scale)
         self.unet = pipeline.pipe.unet
-        self.around = Surroundings(pipeline, unconditional_pooled="empty", style=True)
+        self.conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=True)
         self.solver = Solver(pipeline.pipe.scheduler.alphas_cumprod, config.distill.points)
         self.eta, self.n_eta = eta, self.solver.start(eta)
 
@@ -89,7 +89,7 @@ class Model:
         the grid."""
         times = timesteps(steps, self.eta, "aligned")
         network = guided(
-            self.unet, self.around.unconditional(c), cfg, times[0] if first else -1, first
+            self.unet, self.conditioner.unconditional(c), cfg, times[0] if first else -1, first
         )
         return sample(network, self.solver, x, times, c)
 
@@ -97,7 +97,7 @@ class Model:
         """Both predictions at x_eta."""
         t = torch.full((len(x),), int(self.solver.timestep(torch.tensor(self.n_eta))))
         with torch.no_grad():
-            return predict_both(self.unet, x, t, c, self.around.unconditional(c))
+            return predict_both(self.unet, x, t, c, self.conditioner.unconditional(c))
 
 
 # --- samples -----------------------------------------------------------------------------------
@@ -160,14 +160,14 @@ def make_samples(teacher: Model, count: int, size: int) -> Samples:
     """Conditions as `std stylize` gives them to the pack at its defaults: no words, the sizes of
     the whole picture."""
     pictures, looks = held_out(count, size)
-    around = teacher.around
+    conditioner = teacher.conditioner
     pixels = [torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 127.5 - 1 for p in pictures]
-    x0 = torch.stack([around.encode(p[None]) for p in pixels])
+    x0 = torch.stack([conditioner.encode(p[None]) for p in pixels])
     style_of = [i % len(looks) for i in range(count)]
-    text = around.encode_text([""])[0]
+    text = conditioner.encode_text([""])[0]
     c = {k: v.expand(count, *v.shape) for k, v in text.items()}
-    c["time_ids"] = around.time_ids((size, size), (0, 0), (size, size)).expand(count, -1)
-    c["style"] = torch.stack([around.encode_style(look)[1] for look in looks])[style_of]
+    c["time_ids"] = conditioner.time_ids((size, size), (0, 0), (size, size)).expand(count, -1)
+    c["style"] = torch.stack([conditioner.encode_style(look)[1] for look in looks])[style_of]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(HELD_OUT))
     return Samples(pictures, looks, style_of, c, x0, teacher.solver.begin(x0, noise, teacher.n_eta))
 

@@ -147,17 +147,17 @@ class Peak:
 def ours(config):
     from accelerate import PartialState
 
-    from std_cli.distill.find_samples import find_samples
-    from std_cli.distill.trainer import Trainer
+    from std_cli.distill.build import build, find_parts
+    from std_cli.distill.training_run import plan_run
 
-    found = find_samples([Path(s) for s in config.data.sources])
-    folder = Path(config.run.output)
-    folder.mkdir()
-    state = PartialState(cpu=config.model.device == "cpu")
-    t = Trainer(
-        config, found.entries, found, [], folder, state, config.run.max_steps, 1, lambda event: None
-    )
-    return t.data, lambda step, batch: t.update(step, [t.train_lane(step, t.lanes[0], batch)])
+    run = plan_run(config, PartialState(cpu=config.model.device == "cpu"))
+    run.folder.mkdir()
+    trainer = build(run, find_parts(config))
+
+    def update(step, batch):
+        return trainer.update(step, [trainer.train_lane(step, trainer.lanes[0], batch)])
+
+    return trainer.data, update
 
 
 # --- the port ----------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def port(config, encode_once):
 
     from std_cli.diffusion.pipeline import Pipeline, choose_device
     from std_cli.distill.augment import augment, prepare
-    from std_cli.distill.dataset import Data
+    from std_cli.distill.dataset import Dataset
     from std_cli.distill.discriminator import (
         Discriminator,
         discriminator_loss,
@@ -204,7 +204,7 @@ def port(config, encode_once):
     solver = Solver(pipe.scheduler.alphas_cumprod, d.points)
     n_eta, reach = solver.start(d.eta), solver.reach(d.eta, d.range_rate)
     found = find_samples([Path(s) for s in config.data.sources])
-    data = Data(found, config.data.size, frames=1, stride=1, flip=0.5)
+    data = Dataset(found, config.data.size, frames=1, stride=1, flip=0.5)
     random = torch.Generator().manual_seed(0)
     bank = []
     half = device.type == "cuda"

@@ -18,9 +18,9 @@ from PIL import Image
 
 from std_cli.distill import dataset as samples
 from std_cli.distill import shards
-from std_cli.distill.dataset import Data, find_pictures, fingerprint_samples
+from std_cli.distill.dataset import Dataset, find_pictures, fingerprint_samples
 from std_cli.distill.find_samples import LINK, MISSING, UNCAPTIONED, UNKNOWN, find_samples
-from std_cli.distill.loader import Loader, Order, check
+from std_cli.distill.loader import Loader, Order, check_data
 from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Part
 from std_cli.media.video.read import open_clip, read_frames
@@ -91,7 +91,7 @@ def folder_of(tmp_path, count, bad=()):
 
 
 def data_of(folder, size=(32, 32), frames=1, stride=1, flip=0.5, **options):
-    return Data(find_samples([folder]), size, frames=frames, stride=stride, flip=flip, **options)
+    return Dataset(find_samples([folder]), size, frames=frames, stride=stride, flip=flip, **options)
 
 
 def load(
@@ -214,7 +214,7 @@ def test_shards(tmp_path):
         LINK: [str(shard / "0/link.png"), str(shard / "0/null.png")],
         UNCAPTIONED: [str(shard / "0/bare.png")],
     }
-    data = Data(found, (40, 40), frames=1, stride=1, flip=0)
+    data = Dataset(found, (40, 40), frames=1, stride=1, flip=0)
     first = data.read(0, np.random.default_rng(0))
     assert np.allclose((first.pixels[0, :, 0, 0] + 1) * 127.5, [9, 8, 7], atol=1e-4)
     # nothing was unpacked
@@ -587,14 +587,14 @@ def mixed(tmp_path):
             for s, d in (("png", png((i, i, i))), ("txt", b"t%d" % i))
         ],
     )
-    return Data(find_samples([folder, shard]), (32, 32), frames=1, stride=1, flip=0.5)
+    return Dataset(find_samples([folder, shard]), (32, 32), frames=1, stride=1, flip=0.5)
 
 
 def test_the_workers_do_not_matter(tmp_path):
     want_notices, notices = [], []
     want = load(mixed(tmp_path), 12, batch=3, on_notice=want_notices.append)
     assert len(want_notices) == 2 and all(len({*b.positions}) == 3 for b in want)
-    data = Data(
+    data = Dataset(
         find_samples([tmp_path / "mixed", tmp_path / "s.tar"]),
         (32, 32),
         frames=1,
@@ -837,7 +837,7 @@ def test_check(tmp_path):
     data = folder_of(tmp_path, 10, bad=[3])
     picture(tmp_path / "bare.png")
     clip(tmp_path / "v.mp4").with_suffix(".txt").write_text("v")
-    report = check(data_of(data), 100)
+    report = check_data(data_of(data), 100)
     assert (report.pictures, report.clips, report.sampled) == (10, 1, 11)
     assert report.captioned == pytest.approx(11 / 12) and list(report.skipped) == [UNCAPTIONED]
     assert report.sizes == ((40, 40), (46, 40), (64, 48))  # 40 to 49 without 43, and the clip
@@ -845,8 +845,8 @@ def test_check(tmp_path):
         list(report.failed) == [str(tmp_path / "03.png")]
         and "not a picture" in report.failed[str(tmp_path / "03.png")]
     )
-    some = check(data_of(data), 4)
-    assert some.sampled == 4 and some == check(data_of(data), 4)
+    some = check_data(data_of(data), 4)
+    assert some.sampled == 4 and some == check_data(data_of(data), 4)
 
 
 def test_the_fingerprint_tells_other_data(tmp_path):

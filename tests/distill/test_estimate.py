@@ -166,21 +166,20 @@ def test_the_estimate_counts_what_the_networks_keep(data, tmp_path, checkpointin
 
     def look(t):
         estimate = estimate_bytes(t)
-        assert estimate["lora"] == 2 * 4 * t.facts["trainable"], "student and average"
-        judges = sum(p.numel() for p in t.discriminator.parameters())
-        assert estimate["optimizer"] == 3 * 4 * (t.facts["trainable"] + judges), (
-            "gradient and two moments"
-        )
+        trainable = sum(p.numel() for p in t.learning)
+        assert estimate["lora"] == 2 * 4 * trainable, "student and average"
+        judges = sum(p.numel() for p in t.judge.network.parameters())
+        assert estimate["optimizer"] == 3 * 4 * (trainable + judges), "gradient and two moments"
         kept = {}
 
         def pack(tensor):
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
             return tensor
 
-        [c] = t.around.encode_text(["a"])
+        [c] = t.conditioner.encode_text(["a"])
         c = {k: torch.stack([v, v]) for k, v in c.items()} | {"time_ids": torch.full((2, 6), 64.0)}
         x = torch.randn(2, 4, 16, 16)
-        own = {p.untyped_storage()._cdata for p in t.around.pipe.unet.parameters()}
+        own = {p.untyped_storage()._cdata for p in t.conditioner.pipe.unet.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out = t.roles.student(x, torch.tensor([779, 339]), c)
         del out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, TCDScheduler
 
-from std_cli.distill.bank import Bank, Entry, Forecast, stack
+from std_cli.distill.bank import Bank, BankEntry, Forecast, stack
 from std_cli.distill.solver import Solver, draw_target, phase_edges
 from std_cli.distill.step import consistency_loss, jump, noisy_pair, teacher_step
 from std_cli.schedule import timesteps
@@ -201,7 +201,7 @@ def test_every_sample_has_a_range_of_its_own():
 
 
 def entry(n, mark=0.0):
-    return Entry(full(2, mark), full(2, mark + 0.5), {"c": full(3, mark)}, n)
+    return BankEntry(full(2, mark), full(2, mark + 0.5), {"c": full(3, mark)}, n)
 
 
 def filled(*slots, length=8):
@@ -262,7 +262,7 @@ def test_an_entry_owns_its_memory_and_its_parts_stay_together():
     x0, x, c = noise(4, 2), noise(4, 2, seed=1).requires_grad_(), {"c": noise(4, 3, seed=2)}
     bank = Bank(4)
     for i in range(4):
-        bank.put(None, Entry(x0[i], x[i], {"c": c["c"][i]}, 10 + i))
+        bank.put(None, BankEntry(x0[i], x[i], {"c": c["c"][i]}, 10 + i))
     held = bank.slots[2]
     assert not held.x.requires_grad
     assert len(held.x.untyped_storage()) == 2 * 4  # bytes of its own, not the batch's
@@ -291,7 +291,7 @@ def run_bank(bank, g, steps):
                 if slot is not None
                 else entry(6, float(torch.rand((), generator=g)))
             )
-            bank.put(slot, Entry(held.x0, held.x * 0.9, held.c, held.n - 1))
+            bank.put(slot, BankEntry(held.x0, held.x * 0.9, held.c, held.n - 1))
     return told, [
         None if e is None else (e.n, e.x0.tolist(), e.x.tolist(), e.c["c"].tolist())
         for e in bank.slots

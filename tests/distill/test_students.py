@@ -10,8 +10,9 @@ import torch
 from diffusers import DDIMScheduler
 from scipy import stats
 
-from std_cli.distill import train as distill_train
+from std_cli.distill import build
 from std_cli.distill.config import load_config
+from std_cli.distill.train import distill
 from std_cli.distill.trainer import Trainer
 from std_cli.schedule import timesteps
 from tests.bench.students import CONFIG, MixedUp, NoisedData
@@ -33,7 +34,7 @@ def test_few_steps_are_what_the_pipeline_does(teacher, samples):
     """diffusers' own pipeline with the method's scheduler, as `std stylize` calls it, from the same
     x_0 and noise."""
     [(_, x, c)] = samples.batches()
-    pipe, u = teacher.around.pipe, teacher.around.unconditional(c)
+    pipe, u = teacher.conditioner.pipe, teacher.conditioner.unconditional(c)
     noise = torch.randn((1, *x.shape[1:]), generator=torch.Generator().manual_seed(5))
     begun = teacher.solver.begin(samples.x0[:1], noise, teacher.n_eta)
     c, u = ({k: v[:1] for k, v in d.items()} for d in (c, u))
@@ -63,13 +64,13 @@ def test_few_steps_are_what_the_pipeline_does(teacher, samples):
 def test_the_end_point_is_ddims(teacher, samples):
     [(_, x, c)] = samples.batches()
     ddim = DDIMScheduler.from_config(
-        teacher.around.pipe.scheduler.config,
+        teacher.conditioner.pipe.scheduler.config,
         set_alpha_to_one=False,
         timestep_spacing="trailing",
         clip_sample=False,
     )
     ddim.set_timesteps(50)
-    u, expected = c | teacher.around.unconditional(c), x
+    u, expected = c | teacher.conditioner.unconditional(c), x
     with torch.no_grad():
         for t in ddim.timesteps[ddim.timesteps <= 779]:
             output, output_u = (predict(teacher.unet, expected, t.expand(2), d) for d in (c, u))
@@ -88,8 +89,8 @@ def run(trainer, folder, *changes):
             seen.append((before, list(lane.bank.slots)))
             return figures
 
-        def _fresh(self, batch, i, random):
-            fresh.append(super()._fresh(batch, i, random))
+        def start_trajectory(self, batch, i, random):
+            fresh.append(super().start_trajectory(batch, i, random))
             return fresh[-1]
 
     examples = CONFIG.parent
@@ -110,8 +111,8 @@ def run(trainer, folder, *changes):
         "lora.targets=['to_q']",
         "optimizer.batch=2",
     ]
-    with patch.object(distill_train, "Trainer", Watched):
-        distill_train.distill(load_config(CONFIG, changes))
+    with patch.object(build, "Trainer", Watched):
+        distill(load_config(CONFIG, changes))
     return seen, fresh
 
 

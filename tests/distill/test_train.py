@@ -23,8 +23,10 @@ from std_cli.cli.commands import run
 from std_cli.diffusion.pipeline import Pipeline
 from std_cli.distill import checkpoint
 from std_cli.distill import dataset as samples
-from std_cli.distill.conditioner import TARGET, Roles, SpatialHead, Surroundings
+from std_cli.distill.conditioner import Conditioner
 from std_cli.distill.config import make_config, to_toml
+from std_cli.distill.roles import TARGET, Roles
+from std_cli.distill.spatial_head import SpatialHead
 from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
 from std_cli.weights.lora import read_lora
@@ -314,14 +316,14 @@ def same(a, b):
 def test_only_the_adapter_moves(pictures):
     files = resolve_model("tiny")
     pipeline = Pipeline(files, None, torch.device("cpu"), torch.float32)
-    around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
+    conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=False)
     unet = pipeline.pipe.unet
     base = {n: p.clone() for n, p in unet.named_parameters()}
     torch.manual_seed(0)
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([779, 339])
-    [c] = around.encode_text(["a"])
+    [c] = conditioner.encode_text(["a"])
     c = {k: v[None].expand(2, *v.shape) for k, v in c.items()}
-    c["time_ids"] = around.time_ids((64, 64), (0, 0), (64, 64)).expand(2, 6)
+    c["time_ids"] = conditioner.time_ids((64, 64), (0, 0), (64, 64)).expand(2, 6)
     added = {"text_embeds": c["pooled"], "time_ids": c["time_ids"]}
     with torch.no_grad():
         plain = unet(x, t, c["states"], added_cond_kwargs=added).sample
@@ -386,7 +388,7 @@ def test_checkpointed_activations_change_nothing():
     for saving in (False, True):
         motion = resolve_motion("auto", files)
         pipeline = Pipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
-        around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
+        conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=False)
         torch.manual_seed(0)
         roles = Roles(
             pipeline.pipe.unet,
@@ -401,8 +403,8 @@ def test_checkpointed_activations_change_nothing():
             roles.checkpoint_activations()
         g = torch.Generator().manual_seed(1)
         x = torch.randn(1, 4, 2, 8, 8, generator=g)
-        c = {k: v[None] for k, v in around.encode_text(["a"])[0].items()}
-        c["time_ids"] = around.time_ids((32, 32), (0, 0), (32, 32))[None]
+        c = {k: v[None] for k, v in conditioner.encode_text(["a"])[0].items()}
+        c["time_ids"] = conditioner.time_ids((32, 32), (0, 0), (32, 32))[None]
         roles.student(x, torch.tensor([500]), c).square().mean().backward()
         gradients.append({n: p.grad for n, p in roles.parameters.items()})
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
@@ -410,14 +412,14 @@ def test_checkpointed_activations_change_nothing():
 
 def test_dropout_is_the_students_alone():
     pipeline = Pipeline(resolve_model("tiny"), None, torch.device("cpu"), torch.float32)
-    around = Surroundings(pipeline, unconditional_pooled="empty", style=False)
+    conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=False)
     roles = Roles(
         pipeline.pipe.unet, rank=2, alpha=2, dropout=0.5, targets=["to_q"], motion=True, ema=0
     )
     for p in roles.parameters.values():
         p.data.normal_(generator=torch.Generator().manual_seed(0))
-    c = {k: v[None] for k, v in around.encode_text(["a"])[0].items()}
-    c["time_ids"] = around.time_ids((32, 32), (0, 0), (32, 32))[None]
+    c = {k: v[None] for k, v in conditioner.encode_text(["a"])[0].items()}
+    c["time_ids"] = conditioner.time_ids((32, 32), (0, 0), (32, 32))[None]
     x, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
     assert not torch.equal(roles.student(x, t, c), roles.student(x, t, c))
     with torch.no_grad():
@@ -484,7 +486,7 @@ def test_other_data_are_refused(whole, pictures, tmp_path):
 
 
 def test_other_weights_of_the_same_name_are_refused(whole, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("std_cli.distill.trainer.fingerprint", lambda base: "0" * 64)
+    monkeypatch.setattr("std_cli.distill.build.fingerprint", lambda base: "0" * 64)
     with pytest.raises(
         InputError, match="made on other weights of tiny .model.name.: name another run.output"
     ):
