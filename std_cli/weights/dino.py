@@ -19,7 +19,6 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from std_cli.errors import InputError
-from std_cli.paths import replace_file
 from std_cli.weights.files import check_numbers, read_header, read_object
 from std_cli.weights.pickles import check_size, read_pickle
 
@@ -122,14 +121,14 @@ def load_dino(path: Path, blocks: tuple[int, ...] | None = None) -> Dino:
     return Dino(_build(path, _read_original(path)), blocks)
 
 
-def convert_dino(pth: Path, folder: Path) -> None:
-    """Write the original .pth as a transformers folder (config.json, model.safetensors), which must
-    not exist."""
+def convert_dino(pth: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """Write the original .pth into a folder as transformers reads it: config.json and
+    model.safetensors, whose tensors are returned."""
     tensors = _read_original(pth)
     config = _build(pth, tensors).config
-    folder.mkdir()
-    replace_file(folder / "config.json", config.to_json_string(use_diff=False).encode())
-    replace_file(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+    (folder / "config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+    return tensors
 
 
 def _read_original(path: Path) -> dict[str, torch.Tensor]:

@@ -112,14 +112,6 @@ def _folder_model(
     weights, variant = choose_weights(names, prefer_half=from_hub)
     for weight in weights:
         read_header(folder / weight)
-    dotless = sorted(n for n in names if n.count("/") == 1 and "." not in n.split("/")[1])
-    # diffusers takes what follows the first dot for a variant, and fails where there is none
-    if variant and dotless:
-        raise InputError(
-            f"{folder / dotless[0]} has no suffix, and diffusers cannot load {variant} weights "
-            f"from such a folder: "
-            "move that file out of it"
-        )
     pack = read_object(folder / "std.json") if "std.json" in names else {}
     return ModelFiles(
         name,

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
 from std_cli.cli.commands import run
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
 from std_cli.weights.convert import convert
 from std_cli.weights.files import read_header
 from std_cli.weights.inspect import inspect_file
 from std_cli.weights.lora import read_lora
+from std_cli.weights.lora.write import check_written
 from std_cli.weights.resolve import HOTSHOT_CONFIG, TINY, resolve_model
 from tests.weights.dino import original_weights
 from tests.weights.files import SPELLINGS, Harm, hotshot_names, pairs, small_unet, tensors
@@ -75,24 +76,81 @@ def test_a_lora_keeps_its_numbers_in_every_spelling(tmp_path, content, to, spell
     assert inspect_file(out)["alphas"] == inspect_file(source)["alphas"] == {"1": 1, "8": 19}
 
 
+KINDS = {"kohya": ["--to", "kohya"], "peft": ["--to", "peft"], "dino": []}
+
+
+def asked(folder, content, kind):
+    """The arguments of a conversion, from a file that is made, to folder/out."""
+    if kind == "dino":
+        file = folder / "dino.pth"
+        torch.save(original_weights(), file)
+    else:
+        file = written(folder, content)
+    return ["models", "convert", str(file), "-o", str(folder / "out"), *KINDS[kind]]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
-@pytest.mark.parametrize("to", ["kohya", "peft"])
-def test_a_disk_that_is_full_while_converting(tmp_path, content, to):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_disk_that_is_full_while_converting(tmp_path, content, kind):
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
-    command = [
-        "models",
-        "convert",
-        str(written(tmp_path, content)),
-        "-o",
-        str(tmp_path / "out"),
-        "--to",
-        to,
-    ]
-    done = std(*command, home=tmp_path, code=full)
+    done = std(*asked(tmp_path, content, kind), home=tmp_path, code=full)
     assert done.returncode == 1 and done.stderr.startswith("error: disk full while writing"), (
         done.stderr
     )
-    assert [p.name for p in tmp_path.iterdir()] == ["in.safetensors"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_while_converting_leaves_nothing(tmp_path, content, kind):
+    """SIGTERM comes when all is written and nothing is in its place yet."""
+    code = """
+import os, signal
+from std_cli.interruption import install
+from std_cli.weights import convert
+install()
+move = convert.move
+convert.move = lambda *names: (os.kill(os.getpid(), signal.SIGTERM), move(*names))
+"""
+    done = std(*asked(tmp_path, content, kind), home=tmp_path, code=code)
+    assert (done.returncode, done.stderr) == (143, "error: terminated\n")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_overwrite_replaces(tmp_path, content):
+    """A file, and a folder that was converted to; no folder of other files, nor that of the file
+    itself."""
+    source = written(tmp_path, content)
+    convert(source, tmp_path / "out", to="peft")
+    (tmp_path / "out" / "old").touch()
+    convert(source, tmp_path / "out", to="peft", overwrite=True)
+    assert not (tmp_path / "out" / "old").exists()
+    with pytest.raises(InputError, match="is a folder: name a file in it"):
+        convert(source, tmp_path / "out", to="kohya", overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path / "out" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="exists; pass --overwrite"):
+        convert(source, tmp_path / "link", to="kohya")
+    convert(source, tmp_path / "link", to="kohya", overwrite=True)
+    assert not (tmp_path / "link").is_symlink()
+    with pytest.raises(InputError, match="is the folder that in.safetensors is in"):
+        convert(source, tmp_path, to="peft", overwrite=True)
+    (tmp_path / "mine").mkdir()
+    convert(source, tmp_path / "mine", to="peft", overwrite=True)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").touch()
+    with pytest.raises(InputError, match="is a folder without weights of this kind"):
+        convert(source, tmp_path / "letters", to="peft", overwrite=True)
+    assert (tmp_path / "letters" / "a.txt").exists()
+
+
+def test_what_is_written_is_compared(tmp_path, content):
+    source = written(tmp_path, content)
+    weights = read_lora(source, "mine")
+    check_written(weights, source, "kohya")
+    plain, _ = content
+    other = {f"unet.{key}": tensor + 1e-3 for key, tensor in plain.items()}
+    with pytest.raises(StdError, match="^mine: .* is not read back as it was from"):
+        check_written(weights, tensors(tmp_path / "other.safetensors", other), "diffusers")
 
 
 def test_other_libraries_load_what_is_converted(tmp_path, content):

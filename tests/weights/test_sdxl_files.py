@@ -48,6 +48,7 @@ from tests.weights.sdxl import (
     ip_adapter,
     link,
     original,
+    write_json,
 )
 
 
@@ -485,6 +486,33 @@ def test_single_files_of_other_models_are_named(sdxl: Sdxl, home: Path) -> None:
     refused(refiner, "not an SDXL checkpoint, but the SDXL refiner: it lacks")
     flux = {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
     refused(flux, "not an SDXL checkpoint, but Flux: it lacks")
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**19}, "layers_per_block 1000"),
+        ("model_index.json", {"scheduler": ["diffusers", "NoScheduler"]}, "cannot be loaded from"),
+        ("scheduler/scheduler_config.json", {"beta_start": 1e-300}, None),
+    ],
+)
+def test_configs_that_a_checkpoint_is_converted_with(
+    sdxl: Sdxl, home: Path, file: str, values: dict[str, Any], message: str | None
+) -> None:
+    """What a library raises for them is one line, and nothing is left."""
+    sdxl.fill(home)
+    save_file(original(sdxl.states), home / "checkpoint.safetensors")
+    [folder] = (home / "hub").glob("models--stabilityai--*/snapshots/*")
+    config = json.loads((folder / file).read_text())
+    (folder / file).unlink()
+    write_json(folder / file, config | values)
+    if message is None:
+        convert(home / "checkpoint.safetensors", home / "folder")
+    else:
+        with pytest.raises(InputError, match=message) as error:
+            convert(home / "checkpoint.safetensors", home / "folder")
+        assert "\n" not in str(error.value)
+    assert {path.name for path in home.iterdir()} <= {"hub", "checkpoint.safetensors", "folder"}
 
 
 # --- SDXL's real size, without memory ----------------------------------------------------------

@@ -2,12 +2,13 @@
 equal bytes."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
 from std_cli.weights.lora.layer import DOWN, UP, Layer
 from std_cli.weights.lora.names import to_original
-from std_cli.weights.lora.read import METADATA, LoraWeights, cut
+from std_cli.weights.lora.read import METADATA, LoraWeights, cut, read_lora
 from std_cli.weights.zoo import LoraLayout
 
 if TYPE_CHECKING:
@@ -34,6 +35,25 @@ def lora_bytes(weights: LoraWeights, to: LoraLayout, metadata: dict[str, str]) -
         config = {f"unet.{key}": value for key, value in peft_config(weights).items()}
         kept[METADATA] = json.dumps(config, sort_keys=True)
     return safetensors_bytes(tensors, kept)
+
+
+def check_written(weights: LoraWeights, file: Path, to: LoraLayout) -> None:
+    """Raises StdError unless a file that was written holds every layer, number and scale."""
+    import torch
+
+    nothing = Layer({}, None)
+    back = read_lora(file, weights.label).layers
+    for name in weights.layers.keys() | back.keys():
+        given = weights.layers.get(name, nothing)
+        found = back.get(name, nothing)
+        same = given.tensors.keys() == found.tensors.keys() and given.scale == found.scale
+        if not same or not all(
+            torch.equal(tensor, found.tensors[key]) for key, tensor in given.tensors.items()
+        ):
+            raise StdError(
+                f"{weights.label}: {cut(name)} is not read back as it was from {to} spelling, so "
+                f"the file cannot be used: check the disk, and report it if that is sound"
+            )
 
 
 def peft_config(weights: LoraWeights) -> dict[str, Any]:
