@@ -8,7 +8,8 @@ import torch
 
 from std_cli.diffusion import pipeline
 from std_cli.weights.fingerprints import fingerprint
-from std_cli.weights.resolve import resolve_model, resolve_motion
+from std_cli.weights.motion import resolve_motion
+from std_cli.weights.resolve import resolve_model
 
 _files = resolve_model("tiny")
 fingerprint(_files.base)

@@ -19,9 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from std_cli.weights.configs.base import read_config
+from std_cli.weights.configs.networks import VAE, UNet
 from std_cli.weights.files import read_header
-from std_cli.weights.model_configs import VAE, UNet, loading, read_config
-from std_cli.weights.resolve import ModelFiles, MotionFiles, weight_files
+from std_cli.weights.loading import loading
+from std_cli.weights.motion import MotionFiles
+from std_cli.weights.resolve import ModelFiles, weight_files
 
 MARGIN = 1.1
 """Free memory that a run should have, as a multiple of what is reckoned."""

@@ -43,12 +43,15 @@ from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offloa
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, printable
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
+from std_cli.weights.configs.base import read_config, settings
+from std_cli.weights.configs.encoders import ImageEncoder, TextEncoder
 from std_cli.weights.files import read_header
-from std_cli.weights.fit import check_ip_adapter, check_motion, from_hotshot
+from std_cli.weights.fit import check_ip_adapter, check_motion
+from std_cli.weights.loading import loading
 from std_cli.weights.lora import LoraFile, check_lora, fuse_lora, read_lora
-from std_cli.weights.model_configs import ImageEncoder, TextEncoder, loading, read_config, settings
+from std_cli.weights.motion import MotionFiles, from_hotshot
 from std_cli.weights.parts import check_finite
-from std_cli.weights.resolve import ModelFiles, MotionFiles
+from std_cli.weights.resolve import ModelFiles
 from std_cli.weights.zoo import Method, MethodName, zoo
 
 STYLE_BLOCK = {

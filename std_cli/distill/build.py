@@ -30,15 +30,9 @@ from std_cli.errors import InputError
 from std_cli.paths import user_path
 from std_cli.weights.dino import Dino, load_dino, tiny_dino
 from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.motion import MotionFiles, resolve_motion
 from std_cli.weights.parts import check_model
-from std_cli.weights.resolve import (
-    ModelFiles,
-    MotionFiles,
-    blind_at_the_end,
-    resolve_features,
-    resolve_model,
-    resolve_motion,
-)
+from std_cli.weights.resolve import ModelFiles, blind_at_the_end, resolve_features, resolve_model
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from std_cli.errors import InputError
+from std_cli.weights.configs.base import check_config, settings
+from std_cli.weights.configs.encoders import TextEncoder
 from std_cli.weights.files import check_numbers, read_header, read_object, stored_tensors
-from std_cli.weights.model_configs import TextEncoder, check_config, settings
 
 
 class TextCondition:

@@ -53,7 +53,7 @@ from std_cli.stylize.video_run import Job, Run
 from std_cli.stylize.videos import VideoRequest, prepare_video
 from std_cli.stylize.videos import load_pipeline as load_video
 from std_cli.weights.hub import without_downloads
-from std_cli.weights.resolve import HOTSHOT_CONFIG
+from std_cli.weights.motion import HOTSHOT_CONFIG
 
 if TYPE_CHECKING:
     import torch

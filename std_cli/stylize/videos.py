@@ -51,8 +51,9 @@ from std_cli.stylize.video_run import Job, Run, preview_path
 from std_cli.stylize.work_folder import WorkFolder, check_folder, finished, folder_of
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.lora import LoraFile, resolve_lora
+from std_cli.weights.motion import WINDOW, MotionFiles, resolve_motion
 from std_cli.weights.parts import check_adapter, check_model
-from std_cli.weights.resolve import WINDOW, ModelFiles, MotionFiles, resolve_model, resolve_motion
+from std_cli.weights.resolve import ModelFiles, resolve_model
 
 if TYPE_CHECKING:
     import torch

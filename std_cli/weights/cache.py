@@ -8,7 +8,7 @@ from std_cli.errors import InputError, StdError
 from std_cli.events import Model, OnEvent, Pulled, Removed, Verified
 from std_cli.weights import downloads
 from std_cli.weights.hub import source
-from std_cli.weights.zoo import Entry, TaskName, find_entry, std_lora, zoo
+from std_cli.weights.zoo import ModelEntry, TaskName, find_entry, std_lora, zoo
 
 
 def list_models() -> list[Model]:
@@ -16,7 +16,7 @@ def list_models() -> list[Model]:
     return [_describe(entry) for entry in zoo().models.values()]
 
 
-def _describe(entry: Entry) -> Model:
+def _describe(entry: ModelEntry) -> Model:
     here = {} if entry.url else downloads.files_here(source(entry.name))
     tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
     if entry.method == "std":

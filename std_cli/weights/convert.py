@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError
 from std_cli.paths import draft, move, remove_stale_drafts, user_path, writing
+from std_cli.weights.configs.folder import check_folder
 from std_cli.weights.files import check_numbers, file_names, read_header, stored_tensors
 from std_cli.weights.hub import fetch, source
 from std_cli.weights.inspect import inspect_file
+from std_cli.weights.loading import loading
 from std_cli.weights.lora import LoraWeights, read_lora
 from std_cli.weights.lora.write import check_written, lora_bytes, peft_config
-from std_cli.weights.model_configs import check_folder, loading
+from std_cli.weights.motion import HOTSHOT_CONFIG
 from std_cli.weights.parts import check_one_file
-from std_cli.weights.resolve import HOTSHOT_CONFIG
 from std_cli.weights.sdxl_files import WEIGHTS, check_checkpoint, checkpoint_scheduler
 from std_cli.weights.zoo import LoraLayout
 
@@ -142,7 +143,8 @@ def _write_motion(file: Path, folder: Path) -> None:
     from diffusers import MotionAdapter
     from safetensors.torch import load_file
 
-    from std_cli.weights.fit import check_motion, from_hotshot
+    from std_cli.weights.fit import check_motion
+    from std_cli.weights.motion import from_hotshot
 
     with LOADING, loading("HotShot-XL", file):
         with torch.device("meta"):

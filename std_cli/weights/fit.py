@@ -3,7 +3,7 @@ names and shapes."""
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import InputError
 
@@ -88,7 +88,9 @@ def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
     ]
     if lacks or beyond or wrong:
         parts = [("lacks", lacks), ("has beyond them", beyond), ("differ in shape", wrong)]
-        told = "; ".join(f"{len(keys)} {what} ({some(keys)})" for what, keys in parts if keys)
+        told = "; ".join(
+            f"{len(keys)} {what} ({first_names(keys)})" for what, keys in parts if keys
+        )
         right = len(wanted) - len(lacks) - len(wrong)
         remedy = (
             "choose one made for this model"
@@ -98,27 +100,6 @@ def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
         raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {told}: {remedy}")
 
 
-T = TypeVar("T")
-
-
-def from_hotshot(weights: dict[str, T]) -> dict[str, T]:
-    """HotShot-XL's temporal layers (or their shapes) under the keys of diffusers' MotionAdapter;
-    the same weights."""
-    out = {}
-    for key, tensor in weights.items():
-        new = key.replace(".temporal_attentions.", ".motion_modules.").replace(
-            ".ff_norm.", ".norm3."
-        )
-        new = re.sub(r"\.norms\.(\d)\.", lambda m: f".norm{int(m[1]) + 1}.", new)
-        block = re.search(r"\.attention_blocks\.(\d)\.", new)
-        if new.endswith(".pos_encoder.positional_encoding"):
-            new = new[: block.start()] + ".pos_embed.pe" if block else new
-        elif block:
-            new = new.replace(block[0], f".attn{int(block[1]) + 1}.")
-        out[new] = tensor
-    return out
-
-
-def some(names: Sequence[str], count: int = 3) -> str:
+def first_names(names: Sequence[str], count: int = 3) -> str:
     """The first names of a list, for an error."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -19,9 +19,10 @@ from std_cli.weights.files import (
     read_tensor_facts,
     stored_tensors,
 )
-from std_cli.weights.fit import Shapes, check_ip_adapter, check_motion, from_hotshot, some
+from std_cli.weights.fit import Shapes, check_ip_adapter, check_motion, first_names
 from std_cli.weights.lora import LoraFile, check_lora, read_lora
-from std_cli.weights.resolve import ModelFiles, MotionFiles, weight_files
+from std_cli.weights.motion import MotionFiles, from_hotshot
+from std_cli.weights.resolve import ModelFiles, weight_files
 from std_cli.weights.sdxl_files import WEIGHTS, shard_index, single_file_key
 
 if TYPE_CHECKING:
@@ -277,8 +278,8 @@ def _stored(name: str, files: list[Path]) -> Stored:
         if absent := sorted(path.name for path in named - set(files)):
             part = index.parent.name
             raise InputError(
-                f"--model {name}: {part} lacks {some(absent)}, named by {index.name}: fetch it "
-                f"again"
+                f"--model {name}: {part} lacks {first_names(absent)}, named by {index.name}: "
+                f"fetch it again"
             )
     return {key: fact for file in files for key, fact in read_tensor_facts(file)[0].items()}
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from std_cli.errors import InputError, quote
+from std_cli.errors import InputError
 from std_cli.paths import user_path
+from std_cli.weights.configs.folder import check_folder, check_image_encoder
 from std_cli.weights.files import file_names, read_header, read_object
 from std_cli.weights.hub import HubRepo, fetch, hub_id, source
-from std_cli.weights.model_configs import Motion, check_folder, check_image_encoder, read_config
 from std_cli.weights.sdxl_files import (
     SINGLE_FILE_PREFIXES,
     WEIGHTS,
@@ -23,7 +23,7 @@ from std_cli.weights.sdxl_files import (
     choose_weights,
     missing_files,
 )
-from std_cli.weights.zoo import find_entry, names_of
+from std_cli.weights.zoo import names_of
 
 TINY = Path(__file__).parents[1] / "packs" / "tiny"  # the model inside this package
 NAMES = ("tiny", *names_of("base"))
@@ -195,104 +195,6 @@ def blind_at_the_end(model: ModelFiles) -> bool:
         bool(config.get("rescale_betas_zero_snr"))
         and config.get("prediction_type", "epsilon") == "epsilon"
     )
-
-
-# --- motion ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MotionFiles:
-    """A motion adapter on disk, checked against the UNet's config."""
-
-    name: str
-    """What the user asked for, or what auto chose."""
-    weights: Path
-    config: dict[str, Any]
-    """Of diffusers' MotionAdapter."""
-    hotshot: bool
-    """The weights have HotShot-XL's own keys."""
-    window: int
-    """Frames that it denoises at once."""
-
-
-# HotShot-XL's layers as a MotionAdapter's (SDXL's three blocks, none in the middle).
-HOTSHOT_CONFIG: dict[str, Any] = {
-    "block_out_channels": [320, 640, 1280],
-    "motion_layers_per_block": 2,
-    "motion_num_attention_heads": 8,
-    "motion_norm_num_groups": 32,
-    "motion_max_seq_length": 24,
-    "use_motion_mid_block": False,
-}
-# frames, of an adapter that nothing tells more of; STD trains its video LoRAs on 8 frames
-WINDOW = 8
-
-
-def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
-    """The motion adapter that `spec` names: auto, none, hotshot, animatediff, a diffusers folder,
-    or a Hub id.
-
-    "auto" is the pack's own (`motion_adapter/` in the model's folder, with `motion_window` in its
-    std.json), else HotShot-XL, which STD's video LoRAs are trained with. Raises InputError if it is
-    not there, is no motion adapter, or does not fit the model's UNet.
-    """
-    own = model.base / "motion_adapter"
-    if spec == "none":
-        return None
-    if spec == "auto" and (model.pack or own.is_dir()):
-        if not own.is_dir():
-            return None
-        folder, window, name = own, model.pack.get("motion_window", WINDOW), "motion_adapter"
-        if type(window) is not int or not 1 <= window <= 64:
-            raise InputError(
-                f"{model.base}/std.json: motion_window {quote(window)}: give a number from 1 to 64"
-            )
-    elif spec in ("auto", *names_of("motion")):
-        name = "hotshot" if spec == "auto" else spec
-        folder, window = fetch([source(name)])[0], find_entry(name).window or WINDOW
-    elif os.path.isdir(folder := user_path(spec, "--motion")):
-        window, name = WINDOW, spec
-    else:
-        hub = hub_id(spec)
-        if not hub or hub[2]:
-            raise InputError(
-                f"no motion adapter {spec!r}: give auto, none, {', '.join(names_of('motion'))}, "
-                f"a diffusers folder, "
-                "or owner/name"
-            )
-        files = HubRepo(
-            hub[0], hub[1], files=("config.json", "diffusion_pytorch_model.safetensors")
-        )
-        folder, window, name = fetch([files])[0], WINDOW, spec
-    if name == "hotshot":
-        weights, config = folder / find_entry(name).files[0], HOTSHOT_CONFIG
-    else:
-        _, config = read_config(Motion, folder / "config.json")
-        found = [folder / f"diffusion_pytorch_model{v}.safetensors" for v in (".fp16", "")]
-        weights = next((f for f in found if f.is_file()), found[1])
-    keys = read_header(weights)[0]
-    if not any(".motion_modules." in key or ".temporal_attentions." in key for key in keys):
-        raise InputError(
-            f"--motion {name}: none of the {len(keys)} tensors in {weights.name} is a motion "
-            f"adapter's"
-        )
-    _check_motion(name, config, model)
-    window = min(window, int(config.get("motion_max_seq_length", 32)))
-    return MotionFiles(name, weights, config, name == "hotshot", window)
-
-
-def _check_motion(name: str, config: dict[str, Any], model: ModelFiles) -> None:
-    unet = read_object((model.config or model.base) / "unet" / "config.json")
-    for theirs, ours in (
-        ("block_out_channels", "block_out_channels"),
-        ("motion_layers_per_block", "layers_per_block"),
-    ):
-        if config.get(theirs) != unet.get(ours):
-            raise InputError(
-                f"--motion {name} does not fit --model {model.name}: its {theirs} is "
-                f"{config.get(theirs)}, the UNet's "
-                f"{ours} {unet.get(ours)}: choose an adapter made for this model, or --motion none"
-            )
 
 
 # --- features ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Literal
 
 from std_cli.errors import InputError, quote
 from std_cli.weights.files import PICKLES, read_header
-from std_cli.weights.fit import checkpoint_family, some
+from std_cli.weights.fit import checkpoint_family, first_names
 
 # The parts of a diffusers SDXL folder: how their weight files are called, and their config (one of
 # these).
@@ -230,7 +230,7 @@ def missing_files(names: Collection[str]) -> str:
             _weights_of(part, names, "") or _weights_of(part, names, ".fp16")
         ):
             absent = _shards_of(part, names, "")[1] or _shards_of(part, names, ".fp16")[1]
-            lacks.append(some(absent) if absent else f"{part}/{WEIGHTS[part]}.safetensors")
+            lacks.append(first_names(absent) if absent else f"{part}/{WEIGHTS[part]}.safetensors")
             pickles |= any(n.endswith(PICKLES) for n in inside)
     remedy = (
         "its pickle weights (.bin) are not read: convert them to safetensors"

@@ -53,7 +53,7 @@ class Method(Frozen):
     """Where this was found."""
 
 
-class Entry(Frozen):
+class ModelEntry(Frozen):
     """A model: what to download, and what it goes with."""
 
     name: str
@@ -108,7 +108,7 @@ class Entry(Frozen):
 class Zoo(Frozen):
     tasks: dict[TaskName, tuple[str, ...]]
     methods: dict[MethodName, Method]
-    models: dict[str, Entry]
+    models: dict[str, ModelEntry]
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -129,7 +129,7 @@ def zoo() -> Zoo:
     return Zoo(**table)
 
 
-def find_entry(name: str) -> Entry:
+def find_entry(name: str) -> ModelEntry:
     """The model of this name. Raises InputError, with the names that are like it."""
     if name not in zoo().models:
         close = get_close_matches(name, zoo().models, 3)
@@ -142,13 +142,13 @@ def names_of(kind: Kind) -> list[str]:
     return [name for name, entry in zoo().models.items() if entry.kind == kind]
 
 
-def std_lora(task: Literal["i2i", "v2v"], eta: float) -> Entry:
+def std_lora(task: Literal["i2i", "v2v"], eta: float) -> ModelEntry:
     """The published STD LoRA trained nearest to `eta`, the lower one of two equally near."""
     loras = [e for e in zoo().models.values() if e.method == "std" and e.task == task]
     return min(loras, key=lambda e: (round(abs((e.eta or 0) - eta), 6), e.eta))
 
 
-def method_lora(method: MethodName, steps: int) -> Entry | None:
+def method_lora(method: MethodName, steps: int) -> ModelEntry | None:
     """The LoRA of a baseline made for the number of steps nearest to `steps`, the lower of two;
     None if it has none."""
     loras = [e for e in zoo().models.values() if e.method == method]

@@ -106,7 +106,8 @@ def plain(a, source, reference, out):
     from std_cli.config import video_settings
     from std_cli.diffusion.pipeline import VideoPipeline, choose_device, choose_dtype
     from std_cli.diffusion.windows import blend_weights, window_starts
-    from std_cli.weights.resolve import resolve_model, resolve_motion
+    from std_cli.weights.motion import resolve_motion
+    from std_cli.weights.resolve import resolve_model
 
     files = resolve_model("tiny")
     s = video_settings(settings(a), files.pack)

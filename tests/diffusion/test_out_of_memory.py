@@ -14,7 +14,8 @@ from std_cli.diffusion.pipeline import ImagePipeline, VideoPipeline
 from std_cli.diffusion.windows import Wavefront
 from std_cli.errors import StdError
 from std_cli.stylize import video_run
-from std_cli.weights.resolve import resolve_model, resolve_motion
+from std_cli.weights.motion import resolve_motion
+from std_cli.weights.resolve import resolve_model
 from tests.stylize.test_videos import frames_of, make_clip
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from std_cli.diffusion.windows import Wavefront
 from std_cli.errors import InputError
 from std_cli.schedule import timesteps
 from std_cli.weights.files import read_object
-from std_cli.weights.fit import from_hotshot
-from std_cli.weights.resolve import HOTSHOT_CONFIG, resolve_model, resolve_motion
+from std_cli.weights.motion import HOTSHOT_CONFIG, from_hotshot, resolve_motion
+from std_cli.weights.resolve import resolve_model
 
 IMG2IMG = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
 CPU, FP32 = torch.device("cpu"), torch.float32

@@ -30,7 +30,8 @@ from std_cli.distill.spatial_head import SpatialHead
 from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
 from std_cli.weights.lora import read_lora
-from std_cli.weights.resolve import TINY, resolve_model, resolve_motion
+from std_cli.weights.motion import resolve_motion
+from std_cli.weights.resolve import TINY, resolve_model
 
 SIZE = 64
 TARGETS = ["to_q", "to_out.0", "proj_in", "conv1", "time_emb_proj"]

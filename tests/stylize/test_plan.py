@@ -35,13 +35,8 @@ from std_cli.diffusion.memory import (
 )
 from std_cli.errors import InputError
 from std_cli.stylize.plan import plan_images, plan_video
-from std_cli.weights.resolve import (
-    HOTSHOT_CONFIG,
-    ModelFiles,
-    resolve_model,
-    resolve_motion,
-    weight_files,
-)
+from std_cli.weights.motion import HOTSHOT_CONFIG, resolve_motion
+from std_cli.weights.resolve import ModelFiles, resolve_model, weight_files
 from tests.stylize.test_videos import make_clip
 from tests.weights.sdxl import TEXT, TEXT_2, UNET, VAE, VISION
 
@@ -150,7 +145,8 @@ from PIL import Image
 from std_cli.config import image_settings
 from std_cli.diffusion.memory import activation_bytes, network_configs
 from std_cli.diffusion.pipeline import VideoPipeline
-from std_cli.weights.resolve import resolve_model, resolve_motion
+from std_cli.weights.resolve import resolve_model
+from std_cli.weights.motion import resolve_motion
 
 def status(name):
     with open("/proc/self/status") as file:

@@ -86,16 +86,12 @@ TARGETS = (
         "time_emb_proj",
     ),
 )
-
-
 SHAPE = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
 }
-
-
 SDXL = {
     "block_out_channels": (320, 640, 1280),
     "transformer_layers_per_block": (1, 2, 10),
@@ -104,8 +100,6 @@ SDXL = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-
-
 SMALL = {
     "block_out_channels": (32, 32, 64),
     "attention_head_dim": (2, 2, 4),

@@ -39,8 +39,6 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-
-
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
     "_diffusers_version": "0.19.0.dev0",
@@ -59,8 +57,6 @@ SCHEDULER = {
     "trained_betas": None,
     "use_karras_sigmas": False,
 }
-
-
 UNET = {
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.19.0.dev0",
@@ -110,8 +106,6 @@ UNET = {
     "upcast_attention": None,
     "use_linear_projection": True,
 }
-
-
 VAE = {
     "_class_name": "AutoencoderKL",
     "_diffusers_version": "0.20.0.dev0",
@@ -128,8 +122,6 @@ VAE = {
     "scaling_factor": 0.13025,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
-
-
 TEXT = {
     "architectures": ["CLIPTextModel"],
     "attention_dropout": 0.0,
@@ -152,8 +144,6 @@ TEXT = {
     "transformers_version": "4.32.0.dev0",
     "vocab_size": 49408,
 }
-
-
 TEXT_2 = TEXT | {
     "architectures": ["CLIPTextModelWithProjection"],
     "hidden_act": "gelu",
@@ -163,8 +153,6 @@ TEXT_2 = TEXT | {
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
-
-
 VISION = {
     "architectures": ["CLIPVisionModelWithProjection"],
     "attention_dropout": 0.0,
@@ -213,28 +201,18 @@ NARROW_UNET = UNET | {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 64 + 6 * 8,
 }
-
-
 NARROW_VAE = VAE | {"block_out_channels": [32, 64, 96, 96]}
-
-
 LAYERS = {"num_attention_heads": 2, "num_hidden_layers": 2}
-
-
 NARROW_TEXT = (
     TEXT
     | LAYERS
     | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32, "vocab_size": 892}
 )
-
-
 NARROW_TEXT_2 = (
     TEXT_2
     | LAYERS
     | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64, "vocab_size": 892}
 )
-
-
 NARROW_VISION = VISION | LAYERS | {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 48}
 
 

@@ -17,7 +17,8 @@ from std_cli.weights.files import read_header
 from std_cli.weights.inspect import inspect_file
 from std_cli.weights.lora import read_lora
 from std_cli.weights.lora.write import check_written
-from std_cli.weights.resolve import HOTSHOT_CONFIG, TINY, resolve_model
+from std_cli.weights.motion import HOTSHOT_CONFIG
+from std_cli.weights.resolve import TINY, resolve_model
 from tests.weights.dino import original_weights
 from tests.weights.files import SPELLINGS, Harm, hotshot_names, pairs, small_unet, tensors
 from tests.weights.processes import std

@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 from std_cli.diffusion.pipeline import add_motion, join_motion
 from std_cli.errors import InputError
 from std_cli.weights.files import read_header, read_object
-from std_cli.weights.fit import check_ip_adapter, check_motion, from_hotshot
+from std_cli.weights.fit import check_ip_adapter, check_motion
 from std_cli.weights.lora import check_lora, read_lora, resolve_lora
 from std_cli.weights.lora.read import of_pairs
-from std_cli.weights.resolve import HOTSHOT_CONFIG, TINY, MotionFiles, resolve_model
+from std_cli.weights.motion import HOTSHOT_CONFIG, MotionFiles, from_hotshot
+from std_cli.weights.resolve import TINY, resolve_model
 from std_cli.weights.zoo import zoo
 from tests.weights.files import cache, hotshot_names, kohya, pairs, sdxl_folder, shapes, small_unet
 from tests.weights.sdxl import UNET, VISION, ip_adapter

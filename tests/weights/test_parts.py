@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from std_cli import stylize_image
 from std_cli.diffusion.pipeline import _not_a_number
 from std_cli.errors import InputError
+from std_cli.weights.motion import resolve_motion
 from std_cli.weights.parts import check_finite, check_model
-from std_cli.weights.resolve import TINY, resolve_model, resolve_motion
+from std_cli.weights.resolve import TINY, resolve_model
 from tests.weights.sdxl import NARROW_VAE
 
 FILES = {

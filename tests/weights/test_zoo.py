@@ -23,7 +23,7 @@ from std_cli.stylize.pictures import choose_schedule, request_notices
 from std_cli.weights.hub import source
 from std_cli.weights.lora import resolve_lora
 from std_cli.weights.resolve import resolve_model
-from std_cli.weights.zoo import Entry, find_entry, method_lora, std_lora, zoo
+from std_cli.weights.zoo import ModelEntry, find_entry, method_lora, std_lora, zoo
 
 # diffusers' Euler scheduler reads a tensor as NumPy 2 no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -75,7 +75,7 @@ def test_every_entry_is_whole():
 )
 def test_an_entry_that_is_not_whole_is_refused(wrong):
     with pytest.raises(ValidationError):
-        Entry(**find_entry("lcm").model_dump() | wrong)
+        ModelEntry(**find_entry("lcm").model_dump() | wrong)
 
 
 def test_the_nearest_lora():

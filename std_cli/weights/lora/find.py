@@ -15,7 +15,7 @@ from std_cli.weights.files import read_header, read_object
 from std_cli.weights.hub import HubRepo, fetch, hub_id, only_file, source
 from std_cli.weights.lora.read import LoraWeights, read_lora
 from std_cli.weights.resolve import ModelFiles
-from std_cli.weights.zoo import Entry, MethodName, method_lora, std_lora
+from std_cli.weights.zoo import MethodName, ModelEntry, method_lora, std_lora
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _nearest_lora(
     return model.base / choices[nearest], nearest
 
 
-def _baseline(method: MethodName, steps: int, model: ModelFiles) -> Entry:
+def _baseline(method: MethodName, steps: int, model: ModelFiles) -> ModelEntry:
     """The LoRA of a baseline. Raises InputError for a pack, which the published LoRAs are not made
     for."""
     entry = method_lora(method, steps)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from std_cli.errors import InputError
-from std_cli.weights.fit import some
+from std_cli.weights.fit import first_names
 from std_cli.weights.lora.family import Shape, fits
 from std_cli.weights.lora.read import LoraWeights, cut
 
@@ -59,7 +59,7 @@ def check_lora(
         raise InputError(
             f"{weights.label}: {matched} of {total} tensors match this UNet, which lacks "
             f"{len(lost)} of its layers "
-            f"({some([cut(name) for name in lost])}): {remedy(weights, lost)}{partly}"
+            f"({first_names([cut(name) for name in lost])}): {remedy(weights, lost)}{partly}"
         )
     return matched, total
 

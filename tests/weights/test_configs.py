@@ -11,17 +11,13 @@ from std_cli.cli.console import Reporter
 from std_cli.config import check_pack
 from std_cli.diffusion.memory import SDXL_UNET, SDXL_VAE
 from std_cli.errors import InputError, StdError, printable, quote
+from std_cli.weights.configs.base import check_config, read_config
+from std_cli.weights.configs.folder import check_folder
+from std_cli.weights.configs.networks import VAE, Motion, UNet
 from std_cli.weights.files import file_names, read_object
-from std_cli.weights.model_configs import (
-    VAE,
-    Motion,
-    UNet,
-    check_config,
-    check_folder,
-    loading,
-    read_config,
-)
-from std_cli.weights.resolve import HOTSHOT_CONFIG, TINY
+from std_cli.weights.loading import loading
+from std_cli.weights.motion import HOTSHOT_CONFIG
+from std_cli.weights.resolve import TINY
 
 
 @pytest.fixture
