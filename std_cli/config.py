@@ -5,9 +5,10 @@ default (`std.json` in its folder), else the default here.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -27,6 +28,16 @@ Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 IpAdapter = Literal["plus", "plain"]
 
 
+@dataclass(frozen=True)
+class Flag:
+    """How the command line shows a setting; the flag itself is the field's name."""
+
+    short: str | None = None
+    metavar: str | None = None
+    panel: str = "Look"
+    """The group of options in the help."""
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -34,9 +45,9 @@ class Frozen(BaseModel):
 class ImageDefaults(Frozen):
     """Settings of picture stylization that a model may have its own defaults for."""
 
-    prompt: str = "a picture in the style of the reference, high quality"
-    """What to paint, beside the style that the reference gives."""
-    negative_prompt: str = "low quality, blurry, deformed, watermark"
+    prompt: Annotated[str, Flag("-p")] = "a picture in the style of the reference, high quality"
+    """What to paint, in addition to the style that the reference gives."""
+    negative_prompt: Annotated[str, Flag("-n")] = "low quality, blurry, deformed, watermark"
     """What to keep away from."""
     eta: float = Field(0.75, gt=0, le=1)
     """Partial noise level in (0, 1]: how far from the input the run starts (diffusers'
@@ -61,35 +72,36 @@ class ImageDefaults(Frozen):
 class ImageSettings(ImageDefaults):
     """Every setting of a picture stylization, resolved."""
 
-    size: tuple[int, int] | int | None = None
+    size: Annotated[tuple[int, int] | int | None, Flag(metavar="WxH|N")] = None
     """Working size: (width, height), or the long side, or the model's own."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of all noise; every picture of a run starts from the same."""
-    schedule: ScheduleChoice = "auto"
+    schedule: Annotated[ScheduleChoice, Flag(metavar="SCHEDULE")] = "auto"
     """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says
     (auto)."""
-    model: str = "sdxl"
+    model: Annotated[str, Flag(panel="Model")] = "sdxl"
     """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
-    ip_adapter: IpAdapter = "plus"
+    ip_adapter: Annotated[IpAdapter, Flag(panel="Model")] = "plus"
     """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a
     whole (plain)."""
-    method: MethodName = "std"
+    method: Annotated[MethodName, Flag(metavar="METHOD", panel="Model")] = "std"
     """std, or a baseline to compare with: lcm, tcd, pcm, tdd, hyper-sd or lightning, each with its
-    LoRA, scheduler,
-    --steps and --cfg; or none, SDXL without a LoRA."""
-    lora: str = "auto"
+    LoRA, scheduler, --steps and --cfg; or none, SDXL without a LoRA."""
+    lora: Annotated[str, Flag(metavar="NAME[:SCALE]", panel="Model")] = "auto"
     """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an
     optional :SCALE."""
-    allow_partial: bool = False
-    """Go on with a LoRA that has layers which the model lacks."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    allow_partial: Annotated[bool, Flag(panel="Model")] = False
+    """Accept a LoRA that has layers which the model lacks, without those."""
+    device: Annotated[str, Flag(panel="Machine")] = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
+    )
     """auto, cuda, cuda:N, mps or cpu."""
-    dtype: Dtype = "auto"
+    dtype: Annotated[Dtype, Flag(metavar="DTYPE", panel="Machine")] = "auto"
     """Precision of the network: fp16, bf16, fp32, or auto: fp16 on a GPU and fp32 on a CPU."""
-    offload: Offload = "none"
+    offload: Annotated[Offload, Flag(metavar="MODE", panel="Machine")] = "none"
     """Keep the weights in main memory and move to the GPU whole models (model) or layers
     (sequential)."""
-    compile: bool = False
+    compile: Annotated[bool, Flag(panel="Machine")] = False
     """Compile the UNet: minutes once, then faster steps."""
 
     @field_validator("size")
@@ -155,46 +167,48 @@ class Pack(Frozen):
 class VideoSettings(ImageSettings):
     """Every setting of a video stylization, resolved."""
 
-    motion: str = "auto"
+    motion: Annotated[str, Flag(metavar="NAME|FOLDER", panel="Model")] = "auto"
     """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a
     Hub id."""
-    start: Fraction | None = Field(None, ge=0)
+    start: Annotated[Fraction | None, Flag(metavar="T", panel="Video")] = Field(None, ge=0)
     """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
-    end: Fraction | None = None
+    end: Annotated[Fraction | None, Flag(metavar="T", panel="Video")] = None
     """Stop before here, as --start counts."""
-    max_frames: int | None = Field(None, ge=1)
+    max_frames: Annotated[int | None, Flag(panel="Video")] = Field(None, ge=1)
     """Stop after so many frames."""
-    fps: Fraction | None = Field(None, gt=0, le=1000)
+    fps: Annotated[Fraction | None, Flag(metavar="N", panel="Video")] = Field(None, gt=0, le=1000)
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own
     time."""
-    overlap: int | None = Field(None, ge=0)
+    overlap: Annotated[int | None, Flag(panel="Video")] = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
-    steady: float = Field(0.75, ge=0, le=0.95)
+    steady: Annotated[float, Flag(panel="Video")] = Field(0.75, ge=0, le=0.95)
     """How much of each frame is taken from the one before, moved as the source moved, against
     flicker; 0 is none."""
-    batch: int | None = Field(None, ge=1, le=256)
+    batch: Annotated[int | None, Flag(panel="Machine")] = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
-    cuts: str = "auto"
+    cuts: Annotated[str, Flag(metavar="auto|off|FILE", panel="Video")] = "auto"
     """Where shots change: auto, off, or a file of times."""
-    codec: str | None = None
+    codec: Annotated[str | None, Flag(panel="Output")] = None
     """h264, hevc, av1, vp9, prores, ffv1, png (a folder), gif, webp, or FFmpeg's name of a hardware
     encoder; by the output's suffix if not given."""
-    crf: int | None = Field(None, ge=0, le=255)
+    crf: Annotated[int | None, Flag(panel="Output")] = Field(None, ge=0, le=255)
     """Quality of the encoder, lower is better; its own good default if not given."""
-    preset: str | None = None
+    preset: Annotated[str | None, Flag(panel="Output")] = None
     """Speed of the encoder, in its own words, such as slow or veryfast."""
-    output_size: tuple[int, int] | Literal["source", "model"] = "source"
+    output_size: Annotated[
+        tuple[int, int] | Literal["source", "model"], Flag(metavar="SIZE", panel="Output")
+    ] = "source"
     """Size of the result: the source's, the working size, or WxH."""
-    audio: Audio = "copy"
+    audio: Annotated[Audio, Flag(panel="Output")] = "copy"
     """Copy the sound, or leave it out."""
-    subtitles: Subtitles = "copy"
+    subtitles: Annotated[Subtitles, Flag(panel="Output")] = "copy"
     """Copy the subtitles, converted where the container holds another kind of text, or leave them
     out."""
-    deinterlace: Deinterlace = "auto"
+    deinterlace: Annotated[Deinterlace, Flag(panel="Video")] = "auto"
     """Deinterlace the frames that are marked as interlaced (auto), none (off), or all (on)."""
-    side_by_side: bool = False
+    side_by_side: Annotated[bool, Flag(panel="Output")] = False
     """Write source and result next to each other."""
-    preview: Fraction | None = Field(None, gt=0)
+    preview: Annotated[Fraction | None, Flag(metavar="SECONDS", panel="Video")] = Field(None, gt=0)
     """Stylize only the first so many seconds of each shot."""
 
     @field_validator("start", "end", "fps", "preview", mode="before")

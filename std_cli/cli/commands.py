@@ -12,22 +12,10 @@ import typer
 from std_cli import __version__, interruption
 from std_cli.cli import models
 from std_cli.cli.console import Reporter
-from std_cli.config import (
-    Audio,
-    Deinterlace,
-    Dtype,
-    ImageSettings,
-    IpAdapter,
-    Offload,
-    ScheduleChoice,
-    StyleBlocks,
-    Subtitles,
-    Task,
-    VideoSettings,
-)
+from std_cli.cli.options import takes_settings
+from std_cli.config import ImageSettings, Task, VideoSettings
 from std_cli.environment import go_offline, hush
 from std_cli.errors import InputError, StdError
-from std_cli.weights.zoo import MethodName
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,23 +30,7 @@ app.add_typer(stylize, name="stylize")
 app.add_typer(models.app, name="models")
 
 
-def _help(name: str, shown: bool = True) -> str:
-    """A setting's docstring and default, from config."""
-    field = VideoSettings.model_fields[name]
-    text = " ".join(str(field.description).split())
-    return (
-        f"{text} [dim]\\[default: {field.default}][/dim]"
-        if shown and field.default is not None
-        else text
-    )
-
-
-def _option(name: str, *more: str, shown: bool = True, **how: Any) -> Any:
-    """The flag of a setting: `style_scale` is --style-scale."""
-    return typer.Option(*more, f"--{name.replace('_', '-')}", help=_help(name, shown), **how)
-
-
-# What pictures and videos have in common; a value that is None was not given.
+# What pictures and videos have in common in addition to their settings.
 StyleFlag = Annotated[
     list[str] | None,
     typer.Option(
@@ -66,25 +38,6 @@ StyleFlag = Annotated[
     ),
 ]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-PromptFlag = Annotated[str | None, _option("prompt", "-p")]
-NegativePromptFlag = Annotated[str | None, _option("negative_prompt", "-n")]
-EtaFlag = Annotated[float | None, _option("eta")]
-StepsFlag = Annotated[int | None, _option("steps")]
-CfgFlag = Annotated[float | None, _option("cfg")]
-StyleScaleFlag = Annotated[float | None, _option("style_scale")]
-StyleBlocksFlag = Annotated[StyleBlocks | None, _option("style_blocks")]
-SizeFlag = Annotated[str | None, _option("size", metavar="WxH|N")]
-SeedFlag = Annotated[int | None, _option("seed")]
-ScheduleFlag = Annotated[ScheduleChoice | None, _option("schedule", metavar="SCHEDULE")]
-MethodFlag = Annotated[MethodName | None, _option("method", metavar="METHOD")]
-ModelFlag = Annotated[str | None, _option("model")]
-IpAdapterFlag = Annotated[IpAdapter | None, _option("ip_adapter")]
-LoraFlag = Annotated[str | None, _option("lora", metavar="NAME[:SCALE]")]
-AllowPartialFlag = Annotated[bool, _option("allow_partial", shown=False)]
-DeviceFlag = Annotated[str | None, _option("device")]
-DtypeFlag = Annotated[Dtype | None, _option("dtype", metavar="DTYPE")]
-OffloadFlag = Annotated[Offload | None, _option("offload", metavar="MODE")]
-CompileFlag = Annotated[bool, _option("compile", shown=False)]
 OfflineFlag = models.OfflineFlag
 JsonFlag = Annotated[
     bool,
@@ -95,7 +48,7 @@ JsonFlag = Annotated[
 DryRunFlag = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Only tell what it would take: work, memory, disk, time. As std plan."
+        "--dry-run", help="Only estimate what it would take: work, memory, disk, time. As std plan."
     ),
 ]
 NoProbeFlag = Annotated[
@@ -106,6 +59,13 @@ QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors onl
 VerboseFlag = Annotated[
     bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")
 ]
+Settings = dict[str, Any]
+"""By the names of their fields, as `takes_settings` gives them."""
+
+
+def _output_option(default: str) -> Any:
+    shown = f"A file for one input, else a folder. [dim]\\[default: {default} here][/dim]"
+    return typer.Option("-o", "--output", metavar="OUT", help=shown)
 
 
 @app.callback(invoke_without_command=True)
@@ -122,42 +82,16 @@ def root(
 
 
 @stylize.command("image")
+@takes_settings(ImageSettings)
 def image(
     inputs: Annotated[
         list[str],
         typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns."),
     ],
+    settings: Settings,
     style: StyleFlag = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.png "
-            "here][/dim]",
-        ),
-    ] = None,
+    output: Annotated[str | None, _output_option("NAME_stylized.png")] = None,
     overwrite: OverwriteFlag = False,
-    prompt: PromptFlag = None,
-    negative_prompt: NegativePromptFlag = None,
-    eta: EtaFlag = None,
-    steps: StepsFlag = None,
-    cfg: CfgFlag = None,
-    style_scale: StyleScaleFlag = None,
-    style_blocks: StyleBlocksFlag = None,
-    size: SizeFlag = None,
-    seed: SeedFlag = None,
-    schedule: ScheduleFlag = None,
-    model: ModelFlag = None,
-    ip_adapter: IpAdapterFlag = None,
-    method: MethodFlag = None,
-    lora: LoraFlag = None,
-    allow_partial: AllowPartialFlag = False,
-    device: DeviceFlag = None,
-    dtype: DtypeFlag = None,
-    offload: OffloadFlag = None,
-    compile: CompileFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
     offline: OfflineFlag = False,
@@ -170,32 +104,23 @@ def image(
     Settings that are not given are the model's own defaults where its folder has a std.json, else
     those shown.
     """
-    settings = {
-        name: value for name, value in locals().items() if name in ImageSettings.model_fields
-    }
     styles = _ready(style, verbose, offline)
     from std_cli.stylize.pictures import stylize_images
 
-    settings |= {
-        "compile": compile or None,
-        "allow_partial": allow_partial or None,
-        "overwrite": overwrite,
-    }
+    request = (inputs, styles, output or ".")
+    settings |= {"overwrite": overwrite}
     with Reporter(as_json, quiet) as report:
         if dry_run:
             from std_cli.stylize.plan import plan_images
 
-            report(
-                plan_images(
-                    inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings
-                )
-            )
+            report(plan_images(*request, probe=not no_probe, on_event=report, **settings))
             return
-        for _ in stylize_images(inputs, styles, output or ".", on_event=report, **settings):
+        for _ in stylize_images(*request, on_event=report, **settings):
             pass
 
 
 @stylize.command("video")
+@takes_settings(VideoSettings)
 def video(
     inputs: Annotated[
         list[str],
@@ -204,41 +129,15 @@ def video(
             help="Videos, folders of videos, patterns; a folder of pictures is a video.",
         ),
     ],
+    settings: Settings,
     style: StyleFlag = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="A file for one input, else a folder. [dim]\\[default: NAME_stylized.mp4 "
-            "here][/dim]",
-        ),
-    ] = None,
+    output: Annotated[str | None, _output_option("NAME_stylized.mp4")] = None,
     overwrite: OverwriteFlag = False,
-    start: Annotated[str | None, _option("start", metavar="T")] = None,
-    end: Annotated[str | None, _option("end", metavar="T")] = None,
-    max_frames: Annotated[int | None, _option("max_frames")] = None,
-    fps: Annotated[str | None, _option("fps", metavar="N")] = None,
-    motion: Annotated[str | None, _option("motion", metavar="NAME|FOLDER")] = None,
-    overlap: Annotated[int | None, _option("overlap")] = None,
-    steady: Annotated[float | None, _option("steady")] = None,
-    batch: Annotated[int | None, _option("batch")] = None,
-    cuts: Annotated[str | None, _option("cuts", metavar="auto|off|FILE")] = None,
-    codec: Annotated[str | None, _option("codec")] = None,
-    crf: Annotated[int | None, _option("crf")] = None,
-    preset: Annotated[str | None, _option("preset")] = None,
-    output_size: Annotated[str | None, _option("output_size", metavar="SIZE")] = None,
-    audio: Annotated[Audio | None, _option("audio")] = None,
-    subtitles: Annotated[Subtitles | None, _option("subtitles")] = None,
-    deinterlace: Annotated[Deinterlace | None, _option("deinterlace")] = None,
-    side_by_side: Annotated[bool, _option("side_by_side", shown=False)] = False,
-    preview: Annotated[str | None, _option("preview", metavar="SECONDS")] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume/--no-resume",
-            help="Go on where the same command was interrupted, or start over.",
+            help="Continue where the same command was interrupted, or start over.",
         ),
     ] = True,
     keep_work: Annotated[
@@ -247,25 +146,6 @@ def video(
             "--keep-work", help="Keep the work folder .OUT.std/ when the result is finished."
         ),
     ] = False,
-    prompt: PromptFlag = None,
-    negative_prompt: NegativePromptFlag = None,
-    eta: EtaFlag = None,
-    steps: StepsFlag = None,
-    cfg: CfgFlag = None,
-    style_scale: StyleScaleFlag = None,
-    style_blocks: StyleBlocksFlag = None,
-    size: SizeFlag = None,
-    seed: SeedFlag = None,
-    schedule: ScheduleFlag = None,
-    model: ModelFlag = None,
-    ip_adapter: IpAdapterFlag = None,
-    method: MethodFlag = None,
-    lora: LoraFlag = None,
-    allow_partial: AllowPartialFlag = False,
-    device: DeviceFlag = None,
-    dtype: DtypeFlag = None,
-    offload: OffloadFlag = None,
-    compile: CompileFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
     offline: OfflineFlag = False,
@@ -275,40 +155,21 @@ def video(
 ) -> None:
     """Stylize videos of any length.
 
-    Sound, subtitles, chapters and frame times are kept. An interrupted command goes on when it is
+    Sound, subtitles, chapters and frame times are kept. An interrupted command resumes when it is
     given again.
     """
-    settings = {
-        name: value for name, value in locals().items() if name in VideoSettings.model_fields
-    }
     styles = _ready(style, verbose, offline)
     from std_cli.stylize.videos import stylize_video
 
-    settings |= {
-        "compile": compile or None,
-        "allow_partial": allow_partial or None,
-        "overwrite": overwrite,
-    }
-    settings |= {"side_by_side": side_by_side or None}
+    request = (inputs, styles, output or ".")
+    settings |= {"overwrite": overwrite}
     with Reporter(as_json, quiet) as report:
         if dry_run:
             from std_cli.stylize.plan import plan_video
 
-            report(
-                plan_video(
-                    inputs, styles, output or ".", probe=not no_probe, on_event=report, **settings
-                )
-            )
+            report(plan_video(*request, probe=not no_probe, on_event=report, **settings))
             return
-        stylize_video(
-            inputs,
-            styles,
-            output or ".",
-            resume=resume,
-            keep_work=keep_work,
-            on_event=report,
-            **settings,
-        )
+        stylize_video(*request, resume=resume, keep_work=keep_work, on_event=report, **settings)
 
 
 @app.command(
