@@ -14,19 +14,21 @@ import numpy as np
 from PIL import Image
 
 from std_cli.tinypack import styles
-from std_cli.tinypack.moving_scenes import clip
+from std_cli.tinypack.moving_scenes import moving_scene
 from std_cli.tinypack.scenes import Array, Rng, scene, vary
 
-FRAMES, CLIP_SIZE = 32, 128
+FRAMES = 32
+CLIP_SIZE = 128
 
 
 def _picture(x: Array) -> Image.Image:
     return Image.fromarray((x * 255).round().astype(np.uint8))
 
 
-def _caption(r: Rng) -> str:
-    """As the pack was trained: mostly nothing, for the reference tells the style."""
-    return str(r.choice(["a picture", "a plain picture", "a photo"]))
+def _caption(rng: Rng) -> str:
+    """Return a caption like those of the pack's training: it says little, because the style comes
+    from the reference."""
+    return str(rng.choice(["a picture", "a plain picture", "a photo"]))
 
 
 def _write_clip(frames: Array, path: Path) -> None:
@@ -42,29 +44,34 @@ def _write_clip(frames: Array, path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m std_cli.tinypack.draw_data", description="Draw training data."
     )
-    p.add_argument("folder", type=Path)
-    p.add_argument("--seed", type=int, default=7)
-    p.add_argument("--scenes", type=int, default=400)
-    p.add_argument("--clips", type=int, default=0)
-    p.add_argument("--styles", type=int, default=120)
-    a = p.parse_args()
-    for kind, count in (("scenes", a.scenes), ("clips", a.clips), ("styles", a.styles)):
-        folder, rows = a.folder / kind, []
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=0)
+    parser.add_argument("--styles", type=int, default=120)
+    options = parser.parse_args()
+    for kind, count in (
+        ("scenes", options.scenes),
+        ("clips", options.clips),
+        ("styles", options.styles),
+    ):
+        folder = options.folder / kind
+        rows = []
         if count:
             folder.mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            r = np.random.default_rng((a.seed, len(kind), i))
+            rng = np.random.default_rng((options.seed, len(kind), i))
             name = f"{i:05d}.{'mp4' if kind == 'clips' else 'png'}"
-            rows.append({"file_name": name, "text": _caption(r)})
+            rows.append({"file_name": name, "text": _caption(rng)})
             if kind == "clips":
-                _write_clip(clip(r, FRAMES, CLIP_SIZE).plain, folder / name)
+                _write_clip(moving_scene(rng, FRAMES, CLIP_SIZE).plain, folder / name)
             elif kind == "scenes":
-                _picture(vary(scene(r), r)).save(folder / name)
+                _picture(vary(scene(rng), rng)).save(folder / name)
             else:
-                _picture(styles.stylize(vary(scene(r), r), styles.random_style(r), r)).save(
+                _picture(styles.stylize(vary(scene(rng), rng), styles.random_style(rng), rng)).save(
                     folder / name
                 )
         if rows and kind != "styles":

@@ -1,4 +1,4 @@
-"""The pictures and the clip in examples/, `python -m std_cli.tinypack.draw_examples FOLDER`.
+"""Draw the pictures and the clip of examples/: `python -m std_cli.tinypack.draw_examples FOLDER`.
 
 One scene, six style references, and a clip of two shots with a moving camera, a moving object and a
 melody. The clip's layers are drawn at twice its size, moved there, and halved.
@@ -37,15 +37,18 @@ def _save(x: Array, path: Path) -> None:
 class Layer(Canvas):
     """A transparent canvas of any size up to 512 px; `rgba` is (2 h, 2 w, 4), premultiplied."""
 
-    def __init__(self, r: Rng, width: int, height: int) -> None:
-        self.r, self.hue, self.saturation, self.light = r, 0.1, 0.9, (-0.6, 0.8)
+    def __init__(self, rng: Rng, width: int, height: int) -> None:
+        self.rng = rng
+        self.hue = 0.1
+        self.saturation = 0.9
+        self.light = (-0.6, 0.8)
         self.rgba = np.zeros((2 * height, 2 * width, 4), np.float32)
         self.yy, self.xx = (
             (a + 0.5) / 2 for a in np.mgrid[0 : 2 * height, 0 : 2 * width].astype(np.float32)
         )
 
     def cover(self, alpha: Array, fill: Array) -> None:
-        """Lay a colour (..., 3) over what is there, by `alpha` (2 h, 2 w)."""
+        """Lay a colour (..., 3) over the canvas, by `alpha` (2 h, 2 w)."""
         self.rgba *= 1 - alpha[..., None]
         self.rgba[..., :3] += alpha[..., None] * np.clip(fill, 0, 1)
         self.rgba[..., 3] += alpha
@@ -53,7 +56,7 @@ class Layer(Canvas):
     def grain(self, rough: int = 1) -> Array:
         """Noise over the layer, (2 h, 2 w)."""
         h, w = self.yy.shape[0] // 2, self.yy.shape[1] // 2
-        return fractal(self.r, h, w, rough, 4).repeat(2, 0).repeat(2, 1)
+        return fractal(self.rng, h, w, rough, 4).repeat(2, 0).repeat(2, 1)
 
     def paint(
         self,
@@ -65,7 +68,7 @@ class Layer(Canvas):
         pattern: bool | None = None,
         sphere: bool | None = None,
     ) -> None:
-        """As Canvas.paint, but with nothing left to chance except the texture, and no stripes."""
+        """Draw as Canvas.paint does, but with nothing random except the texture, and no stripes."""
         if shadow:
             d, _, _ = shape.distance(self.yy - 4 * self.light[1], self.xx - 4 * self.light[0])
             self.rgba[..., :3] *= 1 - (shadow * np.clip(0.5 - d / 6, 0, 1))[..., None]
@@ -83,7 +86,7 @@ class Layer(Canvas):
 
 
 def sprite(draw: Callable[[Canvas], None], seed: int) -> Array:
-    """What `draw` draws, cut out of its canvas: (2 h, 2 w, 4), premultiplied."""
+    """Return what `draw` draws, cut out of its canvas: (2 h, 2 w, 4), premultiplied."""
     layer = Layer(np.random.default_rng(seed), 256, 256)
     draw(layer)
     ys, xs = (np.flatnonzero(layer.rgba[..., 3].max(axis) > 0) for axis in (1, 0))
@@ -91,8 +94,8 @@ def sprite(draw: Callable[[Canvas], None], seed: int) -> Array:
 
 
 def put(under: Array, top: Array, x: float, y: float) -> None:
-    """Lay `top` over `under`, both at twice the clip's size, its upper left corner at (x, y) in the
-    clip's pixels."""
+    """Lay `top` over `under`, both at twice the clip's size, with its upper left corner at (x, y)
+    of the clip."""
     left, above = math.floor(2 * x), math.floor(2 * y)
     moved = ndimage.shift(
         np.pad(top, ((0, 1), (0, 1), (0, 0))), (2 * y - above, 2 * x - left, 0), order=1
@@ -112,6 +115,7 @@ def put(under: Array, top: Array, x: float, y: float) -> None:
 
 
 def halve(x: Array) -> Array:
+    """Reduce (2 h, 2 w, C) to a picture (h, w, 3)."""
     h, w, c = x.shape
     return np.clip(x.reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))[..., :3], 0, 1)
 
@@ -120,43 +124,48 @@ def halve(x: Array) -> Array:
 
 
 def hills(seed: int, y: float, height: float, colour: Array, rough: float) -> Layer:
-    """A ridge about `y`, 500 px wide."""
-    c = Layer(np.random.default_rng(seed), 500, HEIGHT)
+    """Draw a ridge around `y`, 500 px wide."""
+    canvas = Layer(np.random.default_rng(seed), 500, HEIGHT)
     edge = y - height * np.interp(
-        c.xx[0], np.arange(500), blur(fractal(c.r, 500, 500, 3, 4)[:1], 2)[0]
+        canvas.xx[0], np.arange(500), blur(fractal(canvas.rng, 500, 500, 3, 4)[:1], 2)[0]
     )
-    depth = c.yy - edge[None]
-    shade = 1.1 - 0.35 * np.clip(depth / 90, 0, 1) + rough * c.grain(0) + 0.08 * c.grain(3)
-    c.cover(np.clip(depth * 2 + 0.5, 0, 1), colour * shade[..., None])
-    return c
+    depth = canvas.yy - edge[None]
+    shade = (
+        1.1 - 0.35 * np.clip(depth / 90, 0, 1) + rough * canvas.grain(0) + 0.08 * canvas.grain(3)
+    )
+    canvas.cover(np.clip(depth * 2 + 0.5, 0, 1), colour * shade[..., None])
+    return canvas
 
 
-def balloon(c: Canvas) -> None:
-    envelope = Shape(c.r, "ellipse", 128, 100, 30, math.pi / 2, 0.86)
-    c.paint(envelope, np.array([0.86, 0.2, 0.13], np.float32), 0.8, texture=0, sphere=True)
-    assert isinstance(c, Layer)
-    _, u, v = envelope.distance(c.yy, c.xx)
+def balloon(canvas: Canvas) -> None:
+    """A striped balloon with its basket."""
+    envelope = Shape(canvas.rng, "ellipse", 128, 100, 30, math.pi / 2, 0.86)
+    canvas.paint(envelope, np.array([0.86, 0.2, 0.13], np.float32), 0.8, texture=0, sphere=True)
+    assert isinstance(canvas, Layer)
+    _, u, v = envelope.distance(canvas.yy, canvas.xx)
     gores = np.sin(
         np.arcsin(
             np.clip(v / (envelope.b * np.sqrt(np.clip(1 - (u / envelope.a) ** 2, 0.02, 1))), -1, 1)
         )
         * 5
     )
-    stripe = np.clip(gores * 6 + 0.5, 0, 1)[..., None] * (c.rgba[..., 3:] > 0.5)
-    glow = c.rgba[..., :3].max(-1, keepdims=True)
-    c.rgba[..., :3] = c.rgba[..., :3] * (1 - stripe) + stripe * glow * np.array(
+    stripe = np.clip(gores * 6 + 0.5, 0, 1)[..., None] * (canvas.rgba[..., 3:] > 0.5)
+    glow = canvas.rgba[..., :3].max(-1, keepdims=True)
+    canvas.rgba[..., :3] = canvas.rgba[..., :3] * (1 - stripe) + stripe * glow * np.array(
         [1.1, 0.95, 0.72], np.float32
     )
     for side in (-1, 1):
-        rope = Shape(c.r, "box", 128 + 5 * side, 137, 10, math.pi / 2 + 0.25 * side, 0.05)
-        c.paint(rope, np.full(3, 0.25, np.float32), 0.8, texture=0)
-    c.paint(Shape(c.r, "box", 128, 149, 6, 0, 0.8), np.array([0.45, 0.28, 0.14], np.float32), 0.8)
+        rope = Shape(canvas.rng, "box", 128 + 5 * side, 137, 10, math.pi / 2 + 0.25 * side, 0.05)
+        canvas.paint(rope, np.full(3, 0.25, np.float32), 0.8, texture=0)
+    canvas.paint(
+        Shape(canvas.rng, "box", 128, 149, 6, 0, 0.8), np.array([0.45, 0.28, 0.14], np.float32), 0.8
+    )
 
 
 def landscape() -> Iterator[Array]:
     """A pan over hills and trees, nearer ones faster, while a balloon rises behind the trees."""
-    r = np.random.default_rng(5)
-    sky = Layer(r, 500, HEIGHT)
+    rng = np.random.default_rng(5)
+    sky = Layer(rng, 500, HEIGHT)
     t = np.clip(sky.yy / 150, 0, 1)[..., None]
     sky.cover(
         np.ones_like(sky.yy),
@@ -188,32 +197,32 @@ def landscape() -> Iterator[Array]:
 
 def ball(turn: float) -> Array:
     """A beach ball of radius 26, turned by `turn` radians."""
-    c = Layer(np.random.default_rng(3), 60, 60)
-    d = np.hypot(c.xx - 30, c.yy - 30) - 26
-    x, y = (c.xx - 30) / 26, (c.yy - 30) / 26
+    canvas = Layer(np.random.default_rng(3), 60, 60)
+    d = np.hypot(canvas.xx - 30, canvas.yy - 30) - 26
+    x, y = (canvas.xx - 30) / 26, (canvas.yy - 30) / 26
     z = np.sqrt(np.clip(1 - x * x - y * y, 0, 1))
     u, v = x * math.cos(turn) + y * math.sin(turn), -x * math.sin(turn) + y * math.cos(turn)
     wedge = np.floor((np.arctan2(v + 0.25 * z, u + 0.1 * z) / math.pi + 1) * 3).astype(int) % 3
     paint = np.array([[0.92, 0.9, 0.84], [0.85, 0.25, 0.16], [0.13, 0.4, 0.62]])[wedge]
     light = np.clip(0.35 + 0.75 * (-0.45 * x - 0.6 * y + 0.66 * z), 0.15, 1.1)
     shine = 0.6 * np.clip(1 - np.hypot(x + 0.35, y + 0.42) * 4, 0, 1)
-    c.cover(np.clip(0.5 - d * 2, 0, 1), paint * light[..., None] + shine[..., None])
-    return c.rgba
+    canvas.cover(np.clip(0.5 - d * 2, 0, 1), paint * light[..., None] + shine[..., None])
+    return canvas.rgba
 
 
 def table() -> Iterator[Array]:
-    """Cups on a table; the camera comes nearer while a ball rolls behind one of them and in front
-    of another."""
-    r = np.random.default_rng(8)
-    wall = Layer(r, 460, 260)
+    """Cups on a table: the camera moves closer while a ball rolls behind one and in front of
+    another."""
+    rng = np.random.default_rng(8)
+    wall = Layer(rng, 460, 260)
     wall.cover(
         np.ones_like(wall.yy),
         np.array([0.28, 0.44, 0.45]) * (1.15 - wall.xx / 900 + 0.04 * wall.grain())[..., None],
     )
     for x, y, a, hue in ((96, 62, 44, 0.09), (330, 56, 34, 0.55)):
-        wall.paint(Shape(r, "box", x, y, a, 0, 0.8), hsv(0.08, 0.6, 0.35), 1, shadow=0.4)
-        wall.paint(Shape(r, "box", x, y, a * 0.84, 0, 0.75), hsv(hue, 0.35, 0.9), 1, texture=0.02)
-        wall.paint(Shape(r, "blob", x, y + 6, a * 0.4, 0.4, 1), hsv(hue + 0.45, 0.55, 0.6), 1)
+        wall.paint(Shape(rng, "box", x, y, a, 0, 0.8), hsv(0.08, 0.6, 0.35), 1, shadow=0.4)
+        wall.paint(Shape(rng, "box", x, y, a * 0.84, 0, 0.75), hsv(hue, 0.35, 0.9), 1, texture=0.02)
+        wall.paint(Shape(rng, "blob", x, y + 6, a * 0.4, 0.4, 1), hsv(hue + 0.45, 0.55, 0.6), 1)
     streaks = blur(wall.grain(0), 1) * 0.04 + 0.09 * np.sin(
         wall.yy * 0.9 + 3 * np.sin(wall.xx / 70)
     )
@@ -246,7 +255,8 @@ def table() -> Iterator[Array]:
 def melody(seconds: float) -> Array:
     """Plucked notes over two low ones, float32 (2, N) in [-1, 1]."""
     n = round(seconds * SOUND_RATE)
-    out, time = np.zeros((2, n)), np.arange(n) / SOUND_RATE
+    out = np.zeros((2, n))
+    time = np.arange(n) / SOUND_RATE
     tune = [0, 4, 7, 12, 9, 7, 4, 7, 5, 9, 12, 16, 14, 12]  # semitones above C4
     notes = [(i * 0.25, s + 60, 0.22) for i, s in enumerate(tune)] + [
         (0.0, 48, 0.3),
@@ -274,30 +284,31 @@ def write_clip(path: Path) -> None:
     """H.264 and AAC in mp4, tagged BT.709. The frames repeat bit for bit: x264 runs on one
     thread."""
     pictures = [*landscape(), *table()]
-    r = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as file:
         video = file.add_stream(
             "libx264", RATE, options={"crf": "20", "preset": "slow", "threads": "1"}
         )
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.width = WIDTH
+        video.height = HEIGHT
+        video.pix_fmt = "yuv420p"
         context = video.codec_context
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = (
-            1,
-            1,
-            1,
-            1,
-        )
+        context.color_range = 1
+        context.colorspace = 1
+        context.color_primaries = 1
+        context.color_trc = 1
         audio = file.add_stream("aac", SOUND_RATE, layout="stereo")
         audio.bit_rate = 96_000
         for i, x in enumerate(pictures):
-            x = x + r.uniform(-0.5, 0.5, x.shape) / 255  # dither: no bands in the sky
+            x = x + rng.uniform(-0.5, 0.5, x.shape) / 255  # dither: no bands in the sky
             frame = av.VideoFrame.from_ndarray(
                 (np.clip(x, 0, 1) * 255).round().astype(np.uint8), "rgb24"
             )
             frame = frame.reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
             )
-            frame.pts, frame.time_base = i, Fraction(1, RATE)
+            frame.pts = i
+            frame.time_base = Fraction(1, RATE)
             file.mux(video.encode(frame))
         file.mux(video.encode(None))
         sound = melody(len(pictures) / RATE)
@@ -305,7 +316,9 @@ def write_clip(path: Path) -> None:
             block = av.AudioFrame.from_ndarray(
                 np.ascontiguousarray(sound[:, at : at + 1024]), "fltp", "stereo"
             )
-            block.sample_rate, block.pts, block.time_base = SOUND_RATE, at, Fraction(1, SOUND_RATE)
+            block.sample_rate = SOUND_RATE
+            block.pts = at
+            block.time_base = Fraction(1, SOUND_RATE)
             file.mux(audio.encode(block))
         file.mux(audio.encode(None))
 
@@ -314,10 +327,11 @@ def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     _save(scene(np.random.default_rng(SCENE)), folder / "scene.png")
     for kind, seed in STYLES.items():
-        r = np.random.default_rng(seed)
-        picture = scene(r)
+        rng = np.random.default_rng(seed)
+        picture = scene(rng)
         _save(
-            styles.stylize(picture, styles.random_style(r, kind), r), folder / f"style-{kind}.png"
+            styles.stylize(picture, styles.random_style(rng, kind), rng),
+            folder / f"style-{kind}.png",
         )
     write_clip(folder / "clip.mp4")
 

@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessor, CLIPTokenizer
 
 from std_cli.tinypack.model import VISION_SIZE, Denoiser, make_unet
 
-# What suits this pack: in so small a network style is everywhere, so the reference acts in all
-# blocks.
+# Defaults that suit this pack. In so small a network style is everywhere, so the reference acts in
+# all blocks.
 STD_JSON = {
     "base_resolution": 384,
     "size_by": "long_side",
@@ -27,7 +27,7 @@ STD_JSON = {
         "style_blocks": "all",
     },
     "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
-    "motion": "none",  # --steady does more, at less cost
+    "motion": "none",  # --steady has more effect, at less cost
     "motion_window": 8,
     "loras": [],
     "distill": {  # for `std distill --init`
@@ -51,8 +51,8 @@ STD_JSON = {
 
 
 def ip_adapter_state(net: Denoiser) -> dict[str, Tensor]:
-    """The IP-Adapter in its published layout: image_proj.* and ip_adapter.N.*, N odd, in attention
-    order."""
+    """Return the IP-Adapter in its published layout: image_proj.* and ip_adapter.N.*, N odd, in the
+    order of the attentions."""
     out = {}
     for i, processor in enumerate(
         p for n, p in net.unet.attn_processors.items() if n.endswith("attn2.processor")
@@ -83,8 +83,8 @@ def ip_adapter_state(net: Denoiser) -> dict[str, Tensor]:
 
 
 def load_parts(pack: Path) -> dict[str, dict[str, Tensor]]:
-    """The weights of a pack's trained parts, by their names in `Denoiser`, fp32: what `export` was
-    given, rounded."""
+    """Return the weights of a pack's trained parts by their names in `Denoiser`, fp32: the weights
+    that `export` wrote, rounded to fp16."""
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(pack, dtype=torch.float32)
     [adapter] = (pack / "ip_adapter").glob("*.safetensors")
     pipe.load_ip_adapter(
@@ -100,6 +100,7 @@ def load_parts(pack: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def export(vae_folder: Path, trained: Path, out: Path) -> None:
+    """Write the pack folder `out` from the VAE's folder and the trained denoiser's."""
     tokenizer = CLIPTokenizer.from_pretrained(trained / "tokenizer")
     net = Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     net.load_state_dict(torch.load(trained / "average.pt", weights_only=True))
@@ -141,5 +142,5 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
 
 
 def add_motion(adapter: Path, out: Path) -> None:
-    """Put the temporal layers, a folder as motion.save writes it, into the pack folder `out`."""
+    """Copy the temporal layers, a folder of train_motion.save, into the pack folder `out`."""
     shutil.copytree(adapter, out / "motion_adapter", dirs_exist_ok=True)

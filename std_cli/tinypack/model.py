@@ -1,7 +1,7 @@
 """The parts of the embedded pack, as stock diffusers and transformers classes, at miniature widths.
 
-`Denoiser` joins what is trained together: the UNet with IP-Adapter-plus attention, the picture
-encoder, the texts'.
+`Denoiser` joins the parts that are trained together: the UNet with IP-Adapter-plus attention, the
+picture encoder and the text encoders.
 """
 
 from typing import Any
@@ -23,13 +23,16 @@ from std_cli.tinypack.styles import COLOURS, KINDS
 
 WIDTHS = (48, 96, 128)
 CROSS = 128  # cross-attention width: the two text encoders' 64 + 64
-VISION_SIZE, VISION_WIDTH, TOKENS = 112, 128, 16
+VISION_SIZE = 112
+VISION_WIDTH = 128
+TOKENS = 16
 TEXT_LENGTH = 32
 # SDXL's is about 1: here structure has to survive eta 0.75, and the network is small
 LATENT_SCALE = 4.0
 
 
 def make_vae() -> AutoencoderKL:
+    """Return a new VAE: f = 4, four channels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -45,6 +48,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
+    """Return a new UNet in SDXL's topology."""
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=4,
@@ -65,14 +69,15 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def add_ip_adapter(unet: UNet2DConditionModel) -> None:
-    """Give the UNet IP-Adapter-plus attention and its resampler, as diffusers' loader lays them
-    out."""
+    """Give the UNet IP-Adapter-plus attention and its resampler, in the layout of diffusers'
+    loader."""
     processors: dict[str, Any] = {}
     for name in unet.attn_processors:
         if name.endswith("attn1.processor"):
             processors[name] = AttnProcessor2_0()
             continue
-        part, index = name.split(".")[0], name.split(".")[1]
+        part = name.split(".")[0]
+        index = name.split(".")[1]
         width = {
             "mid_block": WIDTHS[-1],
             "up_blocks": WIDTHS[::-1][int(index) if index.isdigit() else 0],
@@ -89,6 +94,7 @@ def add_ip_adapter(unet: UNet2DConditionModel) -> None:
 
 
 def make_vision() -> CLIPVisionModelWithProjection:
+    """Return a new picture encoder, for pictures of VISION_SIZE px."""
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             hidden_size=VISION_WIDTH,
@@ -106,6 +112,7 @@ def make_vision() -> CLIPVisionModelWithProjection:
 def make_text(
     vocabulary: int, bos: int, eos: int
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Return two new text encoders for a vocabulary of so many tokens."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=64,
@@ -123,8 +130,8 @@ def make_text(
 
 
 class Denoiser(nn.Module):
-    """Everything trained on latents. The auxiliary head reads style facts off the picture tokens;
-    it is not shipped."""
+    """Everything that is trained on latents. The auxiliary head predicts style facts from the
+    picture tokens; it is not shipped."""
 
     def __init__(self, vocabulary: int, bos: int, eos: int) -> None:
         super().__init__()
@@ -155,7 +162,7 @@ class Denoiser(nn.Module):
         self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor, tokens: Tensor, sizes: Tensor
     ) -> Tensor:
         """Predicted noise (B, 4, h, w); tokens are per sample, (B, 16, CROSS)."""
-        # what the UNet itself makes of image_embeds, but projected once per reference
+        # the UNet would make the same of image_embeds, but would project them for each sample
         both = (states, [tokens[:, None]])
         added = {"text_embeds": pooled, "time_ids": sizes}
         return self.unet(x_t, t, both, added_cond_kwargs=added).sample  # type: ignore[no-any-return]

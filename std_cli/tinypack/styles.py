@@ -2,9 +2,9 @@
 reference's statistics.
 
 A `Style` is a kind (poster, halftone, ...), a palette and twelve numbers in [0, 1]; the same style
-on two scenes gives two pictures of one hand. `match` then moves the target's colours and oriented
-energies to those of the reference picture, because these are what a reader of one reference can
-know of a style.
+on two scenes gives two pictures that look as if one artist had made them. `match` then moves the
+target's colours and oriented energies to those of the reference picture, because these are what one
+reference shows of a style.
 """
 
 import math
@@ -46,37 +46,40 @@ class Style:
     knobs: tuple[float, ...]  # twelve numbers in [0, 1], read by the kind
 
 
-def palette(r: Rng, count: int) -> Array:
+def palette(rng: Rng, count: int) -> Array:
     """A colour scheme (mono, complementary, analogous, triad, any) along a ramp of luma."""
     scheme = str(
-        r.choice(["mono", "complement", "analog", "any", "triad"], p=[0.12, 0.28, 0.25, 0.22, 0.13])
+        rng.choice(
+            ["mono", "complement", "analog", "any", "triad"], p=[0.12, 0.28, 0.25, 0.22, 0.13]
+        )
     )
-    hue, saturation = r.random(), float(r.choice([0.25, 0.5, 0.75, 0.95]))
+    hue = rng.random()
+    saturation = float(rng.choice([0.25, 0.5, 0.75, 0.95]))
     tones = (
-        np.linspace(r.uniform(0.02, 0.28), r.uniform(0.68, 0.98), count)
-        + r.normal(size=count) * 0.04
+        np.linspace(rng.uniform(0.02, 0.28), rng.uniform(0.68, 0.98), count)
+        + rng.normal(size=count) * 0.04
     )
     out = []
     for i, tone in enumerate(np.clip(tones, 0.01, 0.99)):
         h = {
-            "mono": hue + r.normal() * 0.015,
-            "complement": hue + 0.5 * (i % 2) + r.normal() * 0.03,
-            "analog": hue + r.uniform(-0.12, 0.12),
-            "any": r.random(),
-            "triad": hue + r.integers(3) / 3 + r.normal() * 0.03,
+            "mono": hue + rng.normal() * 0.015,
+            "complement": hue + 0.5 * (i % 2) + rng.normal() * 0.03,
+            "analog": hue + rng.uniform(-0.12, 0.12),
+            "any": rng.random(),
+            "triad": hue + rng.integers(3) / 3 + rng.normal() * 0.03,
         }[scheme]
-        c = hsv(h, float(np.clip(saturation + r.normal() * 0.15, 0, 1)), 1.0)
+        c = hsv(h, float(np.clip(saturation + rng.normal() * 0.15, 0, 1)), 1.0)
         grey = float(luma(c))
         c = c * (tone / grey) if tone < grey else c + (1 - c) * (tone - grey) / (1 - grey + 1e-6)
         out.append(c / max(1.0, c.max()))
     return np.array(out, np.float32)
 
 
-def random_style(r: Rng, kind: str | None = None) -> Style:
-    kind = kind or list(KINDS)[r.integers(len(KINDS))]
-    mapping = str(r.choice(["tone", "near", "spread"], p=[0.35, 0.3, 0.35]))
-    keep = float(r.choice([0, 0, 0.2, 0.4]))
-    return Style(kind, palette(r, int(r.integers(3, 7))), mapping, keep, tuple(r.random(12)))
+def random_style(rng: Rng, kind: str | None = None) -> Style:
+    kind = kind or list(KINDS)[rng.integers(len(KINDS))]
+    mapping = str(rng.choice(["tone", "near", "spread"], p=[0.35, 0.3, 0.35]))
+    keep = float(rng.choice([0, 0, 0.2, 0.4]))
+    return Style(kind, palette(rng, int(rng.integers(3, 7))), mapping, keep, tuple(rng.random(12)))
 
 
 def tones(x: Array, low: float = 2, high: float = 98) -> Array:
@@ -85,15 +88,17 @@ def tones(x: Array, low: float = 2, high: float = 98) -> Array:
     return np.clip((x - lo) / max(hi - lo, 0.12), 0, 1).astype(np.float32)
 
 
-def colour(img: Array, s: Style, hard: float = 0.0) -> Array:
-    """The picture in the style's palette; `hard` > 0 makes steps of it."""
-    p, k, n = s.palette, len(s.palette), tones(luma(img))
-    if s.mapping == "tone":
+def colour(img: Array, style: Style, hard: float = 0.0) -> Array:
+    """Return the picture in the style's palette; `hard` > 0 posterizes it."""
+    p = style.palette
+    k = len(style.palette)
+    n = tones(luma(img))
+    if style.mapping == "tone":
         x = n * (k - 1)
         if hard:
             x = np.floor(x) + np.clip((x % 1 - 0.5) * (1 + hard * 12) + 0.5, 0, 1)
         out = np.stack([np.interp(x, np.arange(k), p[:, c]) for c in range(3)], -1)
-    elif s.mapping == "near":
+    elif style.mapping == "near":
         grey = luma(p)
         d = 1.6 * (n[..., None] - grey) ** 2 + (
             (((img - n[..., None]) * 1.5)[..., None, :] - (p - grey[:, None])) ** 2
@@ -107,7 +112,7 @@ def colour(img: Array, s: Style, hard: float = 0.0) -> Array:
         if hard:
             x = np.clip(out, 0, 1) * k
             out = (np.floor(x) + np.clip((x % 1 - 0.5) * (1 + hard * 6) + 0.5, 0, 1)) / k
-    return np.clip(out * (1 - s.keep) + img * s.keep, 0, 1).astype(np.float32)
+    return np.clip(out * (1 - style.keep) + img * style.keep, 0, 1).astype(np.float32)
 
 
 def ink(x: Array, sigma: float, threshold: float, soft: float = 0.02) -> Array:
@@ -121,8 +126,10 @@ def ink(x: Array, sigma: float, threshold: float, soft: float = 0.02) -> Array:
 def flatten(img: Array, radius: int) -> Array:
     """Kuwahara filter: each pixel takes the mean of the calmest of four neighbouring squares
     (Kuwahara et al. 1976)."""
-    n, x = 2 * radius + 1, luma(img)
-    mean, m1 = ndimage.uniform_filter(img, (n, n, 1)), ndimage.uniform_filter(x, n)
+    n = 2 * radius + 1
+    x = luma(img)
+    mean = ndimage.uniform_filter(img, (n, n, 1))
+    m1 = ndimage.uniform_filter(x, n)
     variance = ndimage.uniform_filter(x * x, n) - m1 * m1
     shifts = [(dy, dx) for dy in (-radius, radius) for dx in (-radius, radius)]
     best = np.argmin(np.stack([np.roll(variance, s, (0, 1)) for s in shifts]), 0)
@@ -130,12 +137,12 @@ def flatten(img: Array, radius: int) -> Array:
     return np.take_along_axis(means, best[None, ..., None], 0)[0]
 
 
-def strokes(r: Rng, angle: float, length: float, width: float) -> Array:
+def strokes(rng: Rng, angle: float, length: float, width: float) -> Array:
     """Noise drawn out along an angle, (S, S), unit variance."""
     fy, fx = np.fft.fftfreq(S)[:, None], np.fft.rfftfreq(S)[None]
     u, v = fx * math.cos(angle) + fy * math.sin(angle), -fx * math.sin(angle) + fy * math.cos(angle)
     h = np.exp(-2 * (np.pi * u * length) ** 2 - 2 * (np.pi * v * width) ** 2)
-    x = np.fft.irfft2(np.fft.rfft2(r.normal(size=(S, S))) * h, s=(S, S))
+    x = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(S, S))) * h, s=(S, S))
     return np.asarray(x / x.std(), np.float32)
 
 
@@ -143,12 +150,12 @@ def sample(img: Array, yy: Array, xx: Array) -> Array:
     return img[np.clip(yy, 0, S - 1).astype(np.int32), np.clip(xx, 0, S - 1).astype(np.int32)]
 
 
-def cells(r: Rng, size: float) -> tuple[Array, Array, Array]:
+def cells(rng: Rng, size: float) -> tuple[Array, Array, Array]:
     """Voronoi cells: distances to the two nearest points (S, S, 2), the cell's number (S, S), the
     points (N, 2)."""
     n = int(S / size) + 1
     points = (
-        (np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5 + r.uniform(-0.45, 0.45, (n, n, 2))) * size
+        (np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5 + rng.uniform(-0.45, 0.45, (n, n, 2))) * size
     ).reshape(-1, 2)
     d, i = cKDTree(points).query(np.stack([YY.ravel(), XX.ravel()], 1), k=2)
     return d.reshape(S, S, 2).astype(np.float32), i[:, 0].reshape(S, S), points
@@ -163,168 +170,196 @@ def over(under: Array, mask: Array, top: Array) -> Array:
     return under * (1 - mask[..., None]) + top * mask[..., None]
 
 
-def photo(img: Array, s: Style, r: Rng) -> Array:
-    """No style: the reference then speaks of colours alone."""
+def photo(img: Array, style: Style, rng: Rng) -> Array:
+    """No style: the reference then gives colours only."""
     return img
 
 
-def poster(img: Array, s: Style, r: Rng) -> Array:
-    return colour(flatten(img, 2 + int(s.knobs[0] * 3)), s, 1)
+def poster(img: Array, style: Style, rng: Rng) -> Array:
+    return colour(flatten(img, 2 + int(style.knobs[0] * 3)), style, 1)
 
 
-def halftone(img: Array, s: Style, r: Rng) -> Array:
-    k, angle = s.knobs, s.knobs[1] * 1.57
-    period = 6 + k[0] * 6
+def halftone(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    angle = style.knobs[1] * 1.57
+    period = 6 + knobs[0] * 6
     screen = (
         np.cos(wave(angle, period)) * np.cos(wave(angle + math.pi / 2, period))
-        if k[3] < 0.7
+        if knobs[3] < 0.7
         else np.cos(wave(angle, period))
     )
     dots = np.clip((screen * 0.98 - (tones(blur(luma(img), 1.5)) * 2 - 1)) * 2.2 + 0.5, 0, 1)
-    if k[2] < 0.5:
-        return over(np.broadcast_to(s.palette[-1], img.shape), dots, s.palette[0])
-    c = colour(blur(img, 1.5), s, 0.6)
-    return over(np.clip(c * 0.35 + s.palette[-1] * 0.65, 0, 1), dots, c * (0.45 + 0.2 * k[4]))
-
-
-def comic(img: Array, s: Style, r: Rng) -> Array:
-    k, x = s.knobs, luma(img)
-    c = colour(flatten(img, 3), s, 0.8) * 0.85 + 0.15
-    black = np.clip((np.percentile(x, 8 + 12 * k[2]) - blur(x, 0.8)) * 12, 0, 1)
+    if knobs[2] < 0.5:
+        return over(np.broadcast_to(style.palette[-1], img.shape), dots, style.palette[0])
+    c = colour(blur(img, 1.5), style, 0.6)
     return over(
-        c, np.maximum(ink(x, 1.2 + k[0] * 1.2, 0.05 + 0.05 * k[1]), black), s.palette[0] * 0.5
+        np.clip(c * 0.35 + style.palette[-1] * 0.65, 0, 1), dots, c * (0.45 + 0.2 * knobs[4])
     )
 
 
-def painted(img: Array, s: Style, r: Rng) -> Array:
+def comic(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    x = luma(img)
+    c = colour(flatten(img, 3), style, 0.8) * 0.85 + 0.15
+    black = np.clip((np.percentile(x, 8 + 12 * knobs[2]) - blur(x, 0.8)) * 12, 0, 1)
+    return over(
+        c,
+        np.maximum(ink(x, 1.2 + knobs[0] * 1.2, 0.05 + 0.05 * knobs[1]), black),
+        style.palette[0] * 0.5,
+    )
+
+
+def painted(img: Array, style: Style, rng: Rng) -> Array:
     """Flat paint with grain, dark outlines, scratches."""
-    k, x = s.knobs, luma(img)
-    c = colour(flatten(img, 3 + int(k[5] * 3)), s, 0.35 * k[0])
-    angle = 1.57 if k[1] < 0.6 else k[1] * 6
+    knobs = style.knobs
+    x = luma(img)
+    c = colour(flatten(img, 3 + int(knobs[5] * 3)), style, 0.35 * knobs[0])
+    angle = 1.57 if knobs[1] < 0.6 else knobs[1] * 6
     c = np.clip(
-        c * (1 + (0.03 + 0.1 * k[2]) * strokes(r, angle, 6, 1.3)[..., None])
-        + 0.05 * fractal(r, rough=1, smooth=3)[..., None],
+        c * (1 + (0.03 + 0.1 * knobs[2]) * strokes(rng, angle, 6, 1.3)[..., None])
+        + 0.05 * fractal(rng, rough=1, smooth=3)[..., None],
         0,
         1,
     )
-    scratches = np.clip((strokes(r, angle, 7, 0.8) - 2.2) * 2, 0, 1) * (k[6] > 0.3)
+    scratches = np.clip((strokes(rng, angle, 7, 0.8) - 2.2) * 2, 0, 1) * (knobs[6] > 0.3)
     return over(
         c,
-        np.maximum(ink(x, 1.2 + k[3] * 1.2, 0.05 + 0.05 * k[4], 0.04) * 0.9, scratches * 0.8),
-        s.palette[0] * 0.35,
+        np.maximum(
+            ink(x, 1.2 + knobs[3] * 1.2, 0.05 + 0.05 * knobs[4], 0.04) * 0.9, scratches * 0.8
+        ),
+        style.palette[0] * 0.35,
     )
 
 
-def hatching(img: Array, s: Style, r: Rng) -> Array:
-    k, n, wobble = s.knobs, tones(blur(luma(img), 1.5)), fractal(r, rough=2) * 0.6
-    period, angle = 5 + k[0] * 4, k[1] * 3.14
-    lines = ink(luma(img), 1.2, 0.06 + 0.04 * k[3])
+def hatching(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    n = tones(blur(luma(img), 1.5))
+    wobble = fractal(rng, rough=2) * 0.6
+    period = 5 + knobs[0] * 4
+    angle = knobs[1] * 3.14
+    lines = ink(luma(img), 1.2, 0.06 + 0.04 * knobs[3])
     for j, tone in enumerate((0.72, 0.45, 0.22)):
-        stripe = np.cos(wave(angle + j * (0.8 + 0.8 * k[2]), period) + wobble)
+        stripe = np.cos(wave(angle + j * (0.8 + 0.8 * knobs[2]), period) + wobble)
         lines = np.maximum(
             lines, np.clip((stripe - 0.2) * 2 + 0.5, 0, 1) * np.clip((tone - n) * 8, 0, 1)
         )
     paper = (
-        colour(blur(img, 2), s) * 0.5 + 0.5
-        if k[4] < 0.45
-        else np.broadcast_to(s.palette[-1] * 0.5 + 0.5, img.shape)
+        colour(blur(img, 2), style) * 0.5 + 0.5
+        if knobs[4] < 0.45
+        else np.broadcast_to(style.palette[-1] * 0.5 + 0.5, img.shape)
     )
-    return over(paper, lines, s.palette[0] * 0.6)
+    return over(paper, lines, style.palette[0] * 0.6)
 
 
-def watercolour(img: Array, s: Style, r: Rng) -> Array:
-    k = s.knobs
-    reach = 1.5 + 2 * k[0]
+def watercolour(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    reach = 1.5 + 2 * knobs[0]
     moved = sample(
-        img, YY + fractal(r, rough=1, smooth=3) * reach, XX + fractal(r, rough=1, smooth=3) * reach
+        img,
+        YY + fractal(rng, rough=1, smooth=3) * reach,
+        XX + fractal(rng, rough=1, smooth=3) * reach,
     )
-    c = colour(blur(flatten(moved, 4), 0.7), s, 0.25 * k[1]) * 0.75 + 0.27
-    edge = ink(luma(c), 1.2, 0.0, 1.0) * (2 + 3 * k[2])
-    wash = fractal(r, rough=2) * (0.06 + 0.08 * k[4])
+    c = colour(blur(flatten(moved, 4), 0.7), style, 0.25 * knobs[1]) * 0.75 + 0.27
+    edge = ink(luma(c), 1.2, 0.0, 1.0) * (2 + 3 * knobs[2])
+    wash = fractal(rng, rough=2) * (0.06 + 0.08 * knobs[4])
     return (
         c
         - edge[..., None] * 0.8
         + wash[..., None] * (1.2 - c)
-        + fractal(r, smooth=2)[..., None] * 0.02
+        + fractal(rng, smooth=2)[..., None] * 0.02
     )
 
 
-def oil(img: Array, s: Style, r: Rng) -> Array:
+def oil(img: Array, style: Style, rng: Rng) -> Array:
     """Short strokes with relief, along one direction or around the forms."""
-    k = s.knobs
-    reach = 2 + 4 * k[2]
-    if k[1] < 0.5:
-        relief = strokes(r, k[0] * 3.14, 8, 2)
-        dy, dx = relief * reach * math.sin(k[0] * 3.14), relief * reach * math.cos(k[0] * 3.14)
+    knobs = style.knobs
+    reach = 2 + 4 * knobs[2]
+    if knobs[1] < 0.5:
+        relief = strokes(rng, knobs[0] * 3.14, 8, 2)
+        dy, dx = (
+            relief * reach * math.sin(knobs[0] * 3.14),
+            relief * reach * math.cos(knobs[0] * 3.14),
+        )
     else:
         smooth = blur(luma(img), 3)
         gy, gx = np.gradient(smooth, axis=0), np.gradient(smooth, axis=1)
-        n = strokes(r, k[0] * 3.14, 3, 2) * reach / (np.hypot(gx, gy) + 1e-4)
-        dy, dx, relief = n * gx, -n * gy, strokes(r, k[0] * 3.14, 6, 1.5)
-    c = colour(flatten(sample(img, YY + dy, XX + dx), 2 + int(k[3] * 2)), s, 0.1 * k[6])
-    return c * (1 + np.gradient(relief, axis=0)[..., None] * (0.08 + 0.14 * k[4]))
+        n = strokes(rng, knobs[0] * 3.14, 3, 2) * reach / (np.hypot(gx, gy) + 1e-4)
+        dy = n * gx
+        dx = -n * gy
+        relief = strokes(rng, knobs[0] * 3.14, 6, 1.5)
+    c = colour(flatten(sample(img, YY + dy, XX + dx), 2 + int(knobs[3] * 2)), style, 0.1 * knobs[6])
+    return c * (1 + np.gradient(relief, axis=0)[..., None] * (0.08 + 0.14 * knobs[4]))
 
 
-def mosaic(img: Array, s: Style, r: Rng) -> Array:
-    k = s.knobs
-    side = int(7 + k[0] * 7)
+def mosaic(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    side = int(7 + knobs[0] * 7)
     n = S // side + 1
     tiles = (
         np.pad(img, ((0, n * side - S), (0, n * side - S), (0, 0)), "edge")
         .reshape(n, side, n, side, 3)
         .mean((1, 3))
     )
-    tiles = np.clip(colour(tiles, s, 0.5 * k[1]) + r.normal(size=(n, n, 1)) * 0.05 * k[2], 0, 1)
+    tiles = np.clip(
+        colour(tiles, style, 0.5 * knobs[1]) + rng.normal(size=(n, n, 1)) * 0.05 * knobs[2], 0, 1
+    )
     out = tiles.repeat(side, 0).repeat(side, 1)[:S, :S]
-    joint = ((YY % side < 1.5) | (XX % side < 1.5)) * float(k[3] < 0.75)
-    return over(out, joint, s.palette[0] * 0.6 if k[4] < 0.6 else s.palette[-1])
+    joint = ((YY % side < 1.5) | (XX % side < 1.5)) * float(knobs[3] < 0.75)
+    return over(out, joint, style.palette[0] * 0.6 if knobs[4] < 0.6 else style.palette[-1])
 
 
-def woodcut(img: Array, s: Style, r: Rng) -> Array:
-    k, n = s.knobs, tones(blur(luma(img), 1.2), 3, 97)
-    phase = wave(k[1] * 3.14, 5 + k[0] * 5) + fractal(r, rough=2) * 1.2 + n * 6 * k[2]
+def woodcut(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    n = tones(blur(luma(img), 1.2), 3, 97)
+    phase = wave(knobs[1] * 3.14, 5 + knobs[0] * 5) + fractal(rng, rough=2) * 1.2 + n * 6 * knobs[2]
     cut = np.maximum(
         np.clip((np.cos(phase) * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07)
     )
     paper = (
-        colour(flatten(img, 3), s, 1) * 0.6 + s.palette[-1] * 0.4
-        if k[3] < 0.4
-        else np.broadcast_to(s.palette[-1], img.shape)
+        colour(flatten(img, 3), style, 1) * 0.6 + style.palette[-1] * 0.4
+        if knobs[3] < 0.4
+        else np.broadcast_to(style.palette[-1], img.shape)
     )
-    return over(paper, cut, s.palette[0])
+    return over(paper, cut, style.palette[0])
 
 
-def pastel(img: Array, s: Style, r: Rng) -> Array:
+def pastel(img: Array, style: Style, rng: Rng) -> Array:
     """Chalk rubbed over grained paper."""
-    k = s.knobs
-    c = colour(blur(img, 1 + 1.5 * k[0]), s) * 0.75 + 0.22
-    grain = np.clip(strokes(r, k[1] * 3.14, 4, 1) * 0.5 + 0.75 - 0.35 * luma(c) + 0.2 * k[2], 0, 1)[
-        ..., None
-    ]
-    paper = s.palette[-1] * 0.4 + 0.6 if k[3] < 0.7 else s.palette[0] * 0.5
-    amount = 0.4 + 0.25 * k[4]
+    knobs = style.knobs
+    c = colour(blur(img, 1 + 1.5 * knobs[0]), style) * 0.75 + 0.22
+    grain = np.clip(
+        strokes(rng, knobs[1] * 3.14, 4, 1) * 0.5 + 0.75 - 0.35 * luma(c) + 0.2 * knobs[2], 0, 1
+    )[..., None]
+    paper = style.palette[-1] * 0.4 + 0.6 if knobs[3] < 0.7 else style.palette[0] * 0.5
+    amount = 0.4 + 0.25 * knobs[4]
     return c * (1 - amount) + amount * (c * grain + paper * (1 - grain))
 
 
-def pointillism(img: Array, s: Style, r: Rng) -> Array:
-    k = s.knobs
-    size = 6 + 5 * k[0]
-    d, number, points = cells(r, size)
-    dots = colour(sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], s, 0.5 * k[1])[:, 0]
-    out = np.clip(dots + r.normal(size=dots.shape) * (0.04 + 0.08 * k[2]), 0, 1)[number]
-    ground = (s.palette[-1] * 0.6 + 0.4 if k[4] < 0.6 else s.palette[0] * 0.6) * 0.5 + out * 0.5
-    return over(ground, np.clip(size * (0.42 + 0.15 * k[3]) - d[..., 0] + 0.5, 0, 1), out)
+def pointillism(img: Array, style: Style, rng: Rng) -> Array:
+    knobs = style.knobs
+    size = 6 + 5 * knobs[0]
+    d, number, points = cells(rng, size)
+    dots = colour(
+        sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], style, 0.5 * knobs[1]
+    )[:, 0]
+    out = np.clip(dots + rng.normal(size=dots.shape) * (0.04 + 0.08 * knobs[2]), 0, 1)[number]
+    ground = (
+        style.palette[-1] * 0.6 + 0.4 if knobs[4] < 0.6 else style.palette[0] * 0.6
+    ) * 0.5 + out * 0.5
+    return over(ground, np.clip(size * (0.42 + 0.15 * knobs[3]) - d[..., 0] + 0.5, 0, 1), out)
 
 
-def stained(img: Array, s: Style, r: Rng) -> Array:
+def stained(img: Array, style: Style, rng: Rng) -> Array:
     """Stained glass: cells of one colour in dark lead."""
-    k = s.knobs
-    d, number, points = cells(r, 10 + 9 * k[0])
-    glass = colour(sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], s, 0.5 * k[1])[
-        :, 0
-    ][number]
-    glass = glass * (1 + 0.06 * fractal(r, rough=1, smooth=3)[..., None])
-    return over(glass, 1 - np.clip((d[..., 1] - d[..., 0]) / 1.6 - 0.5, 0, 1), s.palette[0] * 0.2)
+    knobs = style.knobs
+    d, number, points = cells(rng, 10 + 9 * knobs[0])
+    glass = colour(
+        sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], style, 0.5 * knobs[1]
+    )[:, 0][number]
+    glass = glass * (1 + 0.06 * fractal(rng, rough=1, smooth=3)[..., None])
+    return over(
+        glass, 1 - np.clip((d[..., 1] - d[..., 0]) / 1.6 - 0.5, 0, 1), style.palette[0] * 0.2
+    )
 
 
 KINDS: dict[str, Callable[[Array, Style, Rng], Array]] = {
@@ -362,17 +397,17 @@ PHRASES = {
 }
 
 
-def stylize(img: Array, s: Style, r: Rng) -> Array:
-    return np.clip(KINDS[s.kind](img, s, r), 0, 1).astype(np.float32)
+def stylize(img: Array, style: Style, rng: Rng) -> Array:
+    return np.clip(KINDS[style.kind](img, style, rng), 0, 1).astype(np.float32)
 
 
-def caption(s: Style, styled: Array, r: Rng) -> str:
-    """The style's name and, mostly, the picture's one to three commonest colours."""
-    phrase = PHRASES[s.kind][r.integers(2)]
+def caption(style: Style, styled: Array, rng: Rng) -> str:
+    """Return the style's name and, mostly, the picture's one to three most common colours."""
+    phrase = PHRASES[style.kind][rng.integers(2)]
     pixels = styled[::8, ::8].reshape(-1, 1, 3)
     count = np.bincount(((pixels - COLOUR_VALUES) ** 2).sum(-1).argmin(1), minlength=len(COLOURS))
-    names = [list(COLOURS)[i] for i in count.argsort()[::-1][: r.integers(1, 4)]]
-    return phrase + (", " + " and ".join(names) if r.random() < 0.8 else "")
+    names = [list(COLOURS)[i] for i in count.argsort()[::-1][: rng.integers(1, 4)]]
+    return phrase + (", " + " and ".join(names) if rng.random() < 0.8 else "")
 
 
 # --- statistics of a reference -----------------------------------------------------------------
@@ -418,11 +453,13 @@ def match(img: Array, ref: Array, amount: float = 0.7) -> Array:
     band's energy.
 
     The gains of the sixteen bands are clipped to [0.5, 2] and raised to `amount`, so that no band
-    is made of nothing.
+    is invented.
     """
     out = transport(img, ref)
     x, y = luma(out), luma(ref)
-    fx, fy, bands = np.fft.rfft2(x - x.mean()), np.fft.rfft2(y - y.mean()), _bands()
+    fx = np.fft.rfft2(x - x.mean())
+    fy = np.fft.rfft2(y - y.mean())
+    bands = _bands()
     ex = np.tensordot(bands, np.abs(fx) ** 2, 2) / max(float(x.var()), 1e-4)
     ey = np.tensordot(bands, np.abs(fy) ** 2, 2) / max(float(y.var()), 1e-4)
     gain = np.clip(np.sqrt((ey + 1e-3) / (ex + 1e-3)), 0.5, 2) ** amount

@@ -3,8 +3,8 @@
 An SDEdit run starts from a noised photograph and a plain denoiser gives the photograph back. So for
 a start time T0 the noise of a styled latent z_s is shifted towards its plain twin z_p,
 
-    eps' = eps + sqrt(abar_T0 / (1 - abar_T0)) (z_p - z_s),        x_t = sqrt(abar_t) z_s + sqrt(1 -
-    abar_t) eps',
+    eps' = eps + sqrt(abar_T0 / (1 - abar_T0)) (z_p - z_s),
+    x_t  = sqrt(abar_t) z_s + sqrt(1 - abar_t) eps',
 
 which at t = T0 is exactly the noised plain picture: denoising from it ends at the styled one.
 """
@@ -41,6 +41,8 @@ SAVE_EVERY = 400  # steps
 
 @dataclass
 class Latents:
+    """The training set of the denoiser, G groups of two pairs."""
+
     plain: Tensor  # (G, 2, 4, 40, 40) float16, scaled
     styled: Tensor
     reference: Array  # (G, 128, 128, 3) uint8
@@ -58,11 +60,11 @@ def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
         target = out / (path.stem + ".pt")
         if target.exists():
             continue
-        r = np.random.default_rng((seed, int(path.stem[-4:])))
+        rng = np.random.default_rng((seed, int(path.stem[-4:])))
         with np.load(path) as z:
             shard = dict(z)
         pairs = np.stack([shard["plain"], shard["styled"]], 2).reshape(-1, 2, 256, 256, 3)
-        corners = r.integers(0, 256 - STORED * 4 + 1, (len(pairs), 2))
+        corners = rng.integers(0, 256 - STORED * 4 + 1, (len(pairs), 2))
         crops = np.concatenate(
             [
                 p[:, y : y + STORED * 4, x : x + STORED * 4]
@@ -81,6 +83,7 @@ def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
 
 
 def load(data: Path, folder: Path) -> Latents:
+    """The latents in `folder` with the references and captions of `data`."""
     parts: dict[str, list[Any]] = {
         k: [] for k in ("plain", "styled", "reference", "kind", "caption")
     }
@@ -90,24 +93,27 @@ def load(data: Path, folder: Path) -> Latents:
             shard |= {k: z[k] for k in ("reference", "kind", "caption")}
         for key, values in parts.items():
             values.append(shard[key])
-    plain, styled = torch.cat(parts["plain"]), torch.cat(parts["styled"])
+    plain = torch.cat(parts["plain"])
+    styled = torch.cat(parts["styled"])
     kind = torch.from_numpy(np.concatenate(parts["kind"]))
     return Latents(
         plain, styled, np.concatenate(parts["reference"]), kind, np.concatenate(parts["caption"])
     )
 
 
-def view_references(d: Latents, groups: Array, r: np.random.Generator, vary: bool = True) -> Tensor:
-    """References as the picture encoder sees them, (G, 3, 112, 112) in [0, 1]: cropped and flipped
-    at random."""
+def view_references(
+    latents: Latents, groups: Array, rng: np.random.Generator, vary: bool = True
+) -> Tensor:
+    """Return references as the picture encoder sees them, (G, 3, 112, 112) in [0, 1], cropped and
+    flipped at random."""
     out = []
-    for g in groups:
-        x = torch.from_numpy(d.reference[g]).permute(2, 0, 1)[None].float() / 255
-        if vary and r.random() < 0.5:
-            n = int(r.integers(88, 128))
-            y0, x0 = r.integers(0, 128 - n + 1, 2)
+    for group in groups:
+        x = torch.from_numpy(latents.reference[group]).permute(2, 0, 1)[None].float() / 255
+        if vary and rng.random() < 0.5:
+            n = int(rng.integers(88, 128))
+            y0, x0 = rng.integers(0, 128 - n + 1, 2)
             x = x[..., y0 : y0 + n, x0 : x0 + n]
-        if vary and r.random() < 0.5:
+        if vary and rng.random() < 0.5:
             x = x.flip(-1)
         out.append(
             F.interpolate(x, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
@@ -116,8 +122,8 @@ def view_references(d: Latents, groups: Array, r: np.random.Generator, vary: boo
 
 
 def style_facts(pixels: Tensor) -> Tensor:
-    """What the tokens should tell of a reference, (G, 14 + 9 + 16): colour histogram, moments,
-    oriented energies."""
+    """The facts that the picture tokens should hold of a reference, (G, 14 + 9 + 16): colour
+    histogram, moments, oriented energies. `pixels` is (G, 3, 112, 112) in [0, 1]."""
     flat = pixels[:, :, ::2, ::2].flatten(2).transpose(1, 2)  # (G, 56 * 56, 3)
     histogram = torch.softmax(
         -((flat[:, :, None] - torch.from_numpy(COLOUR_VALUES)) ** 2).sum(-1) * 40, -1
@@ -140,14 +146,30 @@ def style_facts(pixels: Tensor) -> Tensor:
     return torch.cat([histogram * 4, mean * 2, root * 10, torch.stack(energies, 1)], 1)
 
 
-class Trainer:
-    """Draws batches and computes the loss; every draw comes from `r`, so that a run repeats."""
+@dataclass(frozen=True)
+class Noised:
+    """B noised latents, and what the network should say of them."""
 
-    def __init__(self, d: Latents, tokenizer: CLIPTokenizer, r: np.random.Generator) -> None:
-        self.d, self.tokenizer, self.r = d, tokenizer, r
+    x_t: Tensor  # (B, 4, h, w)
+    t: Tensor  # (B,) int64
+    target: Tensor  # (B, 4, h, w): the noise to predict
+    weight: Tensor  # (B,), of the squared error
+    bridged: Tensor  # (B,) bool: with bridge noise
+
+
+class Trainer:
+    """Draws batches and computes the loss. Every draw comes from `rng`, so that a run repeats."""
+
+    def __init__(
+        self, latents: Latents, tokenizer: CLIPTokenizer, rng: np.random.Generator
+    ) -> None:
+        self.latents = latents
+        self.tokenizer = tokenizer
+        self.rng = rng
         self.empty = self.ids([""])[0]
 
     def ids(self, texts: list[str]) -> Tensor:
+        """Token numbers (B, TEXT_LENGTH)."""
         out = self.tokenizer(
             texts,
             padding="max_length",
@@ -158,89 +180,104 @@ class Trainer:
         return out.input_ids  # type: ignore[no-any-return]
 
     def crop(self, group: int, which: int, size: int) -> tuple[Tensor, Tensor]:
-        y, x = self.r.integers(0, STORED - size + 1, 2)
-        plain, styled = self.d.plain[group, which], self.d.styled[group, which]
+        """The same random crop (4, size, size) of a plain latent and its styled twin."""
+        y, x = self.rng.integers(0, STORED - size + 1, 2)
+        plain = self.latents.plain[group, which]
+        styled = self.latents.styled[group, which]
         cut = np.s_[:, y : y + size, x : x + size]
-        # half the pairs mirrored would hide the strokes' direction; a few widen the set
-        if self.r.random() < 0.2:
+        # mirroring half of the pairs would hide the strokes' direction; a few widen the set
+        if self.rng.random() < 0.2:
             return plain[cut].flip(-1), styled[cut].flip(-1)
         return plain[cut], styled[cut]
 
     def loss(
         self, net: Denoiser, groups: Array, size: int, vary: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """For G groups: weighted loss, auxiliary loss, and the plain squared errors of the bridged
-        samples."""
-        r, batch = self.r, 2 * len(groups)
-        pairs = [self.crop(int(g), i, size) for g in groups for i in (0, 1)]
+        """Weighted loss and auxiliary loss of G groups, and the plain squared errors of the bridged
+        samples (one for each)."""
+        pairs = [self.crop(int(group), i, size) for group in groups for i in (0, 1)]
         plain, styled = (torch.stack(x).float() for x in zip(*pairs, strict=True))
-        pixels = view_references(self.d, groups, r, vary)
-        # what stands for "no reference" under CFG
+        pixels = view_references(self.latents, groups, self.rng, vary)
+        # a black picture stands for "no reference" under CFG
         black = torch.zeros(1, 3, VISION_SIZE, VISION_SIZE)
         tokens = net.picture_tokens(torch.cat([(pixels - CLIP_MEAN) / CLIP_STD, black]))
+        unconditional, source, states, pooled = self.conditions(net, groups)
 
-        u = r.random(batch)
-        unconditional, text_only, with_text = (
-            u < 0.1,
-            (u >= 0.1) & (u < 0.15),
-            (u >= 0.1) & (u < 0.35),
+        noised = self.bridge(plain, styled, unconditional)
+        side = float(self.rng.integers(128, 600))
+        sizes = torch.tensor([side, side, 0, 0, side, side]).repeat(len(plain), 1)
+        out = net(noised.x_t, noised.t, states, pooled, tokens[source], sizes)
+        error = ((out - noised.target) ** 2).mean((1, 2, 3))
+        return (
+            (error * noised.weight).mean(),
+            self.facts_loss(net, tokens[:-1], pixels, groups),
+            error.detach()[noised.bridged],
         )
+
+    def conditions(self, net: Denoiser, groups: Array) -> tuple[Array, Tensor, Tensor, Tensor]:
+        """Conditions of the 2 G samples, some of them dropped for CFG.
+
+        Returns which are unconditional (bool), the number of each one's reference, or G for none,
+        and the text states (2 G, TEXT_LENGTH, CROSS) and pooled (2 G, 64).
+        """
+        rng = self.rng
+        batch = 2 * len(groups)
+        u = rng.random(batch)
+        unconditional = u < 0.1
+        text_only = (u >= 0.1) & (u < 0.15)
+        with_text = (u >= 0.1) & (u < 0.35)
         source = torch.arange(batch) // 2
         source[torch.from_numpy(unconditional | text_only)] = len(groups)
-        captions = [str(self.d.captions[g, i]) for g in groups for i in (0, 1)]
-        texts = [
-            (SUBJECTS[r.integers(len(SUBJECTS))] + ", " if r.random() < 0.25 else "") + c
-            for c in captions
-        ]
+        texts = []
+        for caption in (str(self.latents.captions[group, i]) for group in groups for i in (0, 1)):
+            subject = SUBJECTS[rng.integers(len(SUBJECTS))] + ", " if rng.random() < 0.25 else ""
+            texts.append(subject + caption)
         ids = torch.where(torch.from_numpy(with_text)[:, None], self.ids(texts), self.empty)
         states, pooled = net.text_states(ids)
-        silent = torch.from_numpy(unconditional & (r.random(batch) < 0.4)).float()[
-            :, None
-        ]  # force_zeros_for_empty_prompt
-        states, pooled = states * (1 - silent[..., None]), pooled * (1 - silent)
+        # zeros for some empty prompts, as force_zeros_for_empty_prompt of the pipeline has it
+        silent = torch.from_numpy(unconditional & (rng.random(batch) < 0.4)).float()[:, None]
+        return unconditional, source, states * (1 - silent[..., None]), pooled * (1 - silent)
 
-        to_plain = torch.from_numpy(unconditional & (r.random(batch) < 0.5)).view(-1, 1, 1, 1)
+    def bridge(self, plain: Tensor, styled: Tensor, unconditional: Array) -> Noised:
+        """Noised latents of B pairs (B, 4, h, w): with bridge noise, or with ordinary noise."""
+        rng = self.rng
+        batch = len(plain)
+        to_plain = torch.from_numpy(unconditional & (rng.random(batch) < 0.5)).view(-1, 1, 1, 1)
         z = torch.where(to_plain, plain, styled)
-        bridged = torch.from_numpy(~unconditional & (r.random(batch) < 0.85))
-        # where runs start at eta 0.75, mostly: how much of the plain picture x_t holds follows from
-        # T0, which x_t hides
+        bridged = torch.from_numpy(~unconditional & (rng.random(batch) < 0.85))
+        # mostly where runs start at eta 0.75: how much of the plain picture x_t holds follows from
+        # T0, which cannot be seen in x_t
+        near = rng.random(batch) < 0.7
         start = torch.from_numpy(
-            np.where(
-                r.random(batch) < 0.7, r.integers(690, 810, batch), r.integers(500, 980, batch)
-            )
+            np.where(near, rng.integers(690, 810, batch), rng.integers(500, 980, batch))
         )
-        inside = torch.from_numpy((r.random(batch) * (start.numpy() + 1)).astype(np.int64))
-        inside = torch.where(torch.from_numpy(r.random(batch) < 0.3), start, inside)
-        t = torch.where(bridged, inside, torch.from_numpy(r.integers(0, 1000, batch)))
-        eps = torch.from_numpy(r.standard_normal(z.shape, dtype=np.float32))
+        inside = torch.from_numpy((rng.random(batch) * (start.numpy() + 1)).astype(np.int64))
+        inside = torch.where(torch.from_numpy(rng.random(batch) < 0.3), start, inside)
+        t = torch.where(bridged, inside, torch.from_numpy(rng.integers(0, 1000, batch)))
+        eps = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
         abar0, abar = ALPHAS_CUMPROD[start].view(-1, 1, 1, 1), ALPHAS_CUMPROD[t].view(-1, 1, 1, 1)
         shift = abar0 / (1 - abar0) * bridged.view(-1, 1, 1, 1)
         target = eps + shift.sqrt() * (plain - z)
         x_t = abar.sqrt() * z + (1 - abar).sqrt() * target
-        size_px = float(r.integers(128, 600))
-        sizes = torch.tensor([size_px, size_px, 0, 0, size_px, size_px]).repeat(batch, 1)
-        out = net(x_t, t, states, pooled, tokens[source], sizes)
-        error = ((out - target) ** 2).mean((1, 2, 3))
+        # the signal's share, and less where the bridge makes the target's variance larger than 1
         weight = (1 / abar).clamp(max=20).sqrt().flatten() / (
             1 + shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
         )
-        return (
-            (error * weight).mean(),
-            self.facts_loss(net, tokens[:-1], pixels, groups),
-            error.detach()[bridged],
-        )
+        return Noised(x_t, t, target, weight, bridged)
 
     def facts_loss(self, net: Denoiser, tokens: Tensor, pixels: Tensor, groups: Array) -> Tensor:
+        """How far the style facts that the head reads off the picture tokens are from the true
+        ones: cross entropy of the kind, squared error of the rest."""
         kinds = len(KINDS)
-        told = net.facts(tokens.mean(1))
-        return F.cross_entropy(told[:, :kinds], self.d.kind[groups]) + 3 * F.mse_loss(
-            told[:, kinds:], style_facts(pixels)
+        predicted = net.facts(tokens.mean(1))
+        return F.cross_entropy(predicted[:, :kinds], self.latents.kind[groups]) + 3 * F.mse_loss(
+            predicted[:, kinds:], style_facts(pixels)
         )
 
 
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
-    """First let the picture encoder and the resampler learn to tell a reference's facts: cheap, and
-    the UNet's gain."""
+    """Train the picture encoder and the resampler on style facts first, which is cheap and helps
+    the UNet."""
     params = [
         *net.vision.parameters(),
         *net.unet.encoder_hid_proj.parameters(),
@@ -250,8 +287,8 @@ def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> Non
     losses = []
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 50)
-        chosen = trainer.r.integers(HELD_OUT, groups, 32)
-        pixels = view_references(trainer.d, chosen, trainer.r)
+        chosen = trainer.rng.integers(HELD_OUT, groups, 32)
+        pixels = view_references(trainer.latents, chosen, trainer.rng)
         tokens = net.picture_tokens((pixels - CLIP_MEAN) / CLIP_STD)
         loss = trainer.facts_loss(net, tokens, pixels, chosen)
         optimizer.zero_grad()
@@ -266,11 +303,89 @@ def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> Non
 @torch.no_grad()
 def validate(net: Denoiser, trainer: Trainer) -> float:
     """Mean squared error of bridged samples on the held-out groups, the same draws every time."""
-    fixed = Trainer(trainer.d, trainer.tokenizer, np.random.default_rng(77))
+    fixed = Trainer(trainer.latents, trainer.tokenizer, np.random.default_rng(77))
     errors = [
         fixed.loss(net, np.arange(i, i + 8), 32, vary=False)[2] for i in range(0, HELD_OUT - 7, 8)
     ]
     return float(torch.cat(errors).mean())
+
+
+@dataclass
+class Run:
+    """All that a training resumes from."""
+
+    net: Denoiser
+    average: Denoiser
+    optimizer: torch.optim.Optimizer
+    trainer: Trainer
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        part = path.with_suffix(".part")
+        torch.save(
+            {
+                "net": self.net.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "random": self.trainer.rng.bit_generator.state,
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+            part,
+        )
+        part.rename(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.rng.bit_generator.state = state["random"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+
+
+def begin_run(
+    latents: Latents,
+    tokenizer: CLIPTokenizer,
+    seed: int,
+    rate: float,
+    start: dict[str, dict[str, Tensor]] | None,
+) -> Run:
+    """A run at step 0, from the weights in `start` (see export.load_parts) or from nothing."""
+    torch.manual_seed(seed)
+    trainer = Trainer(latents, tokenizer, np.random.default_rng(seed))
+    net = Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for name, state in (start or {}).items():
+        getattr(net, name).load_state_dict(state)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True
+    )
+    return Run(net, copy.deepcopy(net).eval(), optimizer, trainer)
+
+
+def update(run: Run, done: float) -> tuple[list[float], float]:
+    """One update of the network and its average. `done` is the share of the training that is over.
+
+    Returns the errors of the bridged samples and the auxiliary loss.
+    """
+    rng = run.trainer.rng
+    wide = rng.random() < (0.1 if done < 0.75 else 0.4)
+    chosen = rng.integers(HELD_OUT, len(run.trainer.latents.kind), 3 if wide else 8)
+    loss, fact, error = run.trainer.loss(run.net, chosen, STORED if wide else 24)
+    run.optimizer.zero_grad()
+    (loss + 0.1 * fact).backward()
+    torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)
+    run.optimizer.step()
+    with torch.no_grad():
+        torch._foreach_lerp_(
+            list(run.average.parameters()),
+            list(run.net.parameters()),
+            1 - min(0.997, run.step / (run.step + 50)),
+        )
+    run.step += 1
+    return error.tolist(), float(fact.detach())
 
 
 def train(
@@ -291,88 +406,36 @@ def train(
     out/state.pt: weights, averages, optimizer, random state. The averaged weights go to
     out/average.pt.
     """
-    torch.manual_seed(seed)
-    d = load(data, latents)
-    tokenizer = make_tokenizer(out / "tokenizer")
-    trainer = Trainer(d, tokenizer, np.random.default_rng(seed))
-    net = Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
-    groups, state_path, begin_step, spent = len(d.kind), out / "state.pt", 0, 0.0
-    for name, state in (start or {}).items():
-        getattr(net, name).load_state_dict(state)
-    average = copy.deepcopy(net).eval()
-    optimizer = torch.optim.AdamW(
-        net.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True
-    )
-    log.info("%d groups, %.2f M parameters", groups, sum(p.numel() for p in net.parameters()) / 1e6)
+    pairs = load(data, latents)
+    run = begin_run(pairs, make_tokenizer(out / "tokenizer"), seed, rate, start)
+    groups = len(pairs.kind)
+    parameters = sum(p.numel() for p in run.net.parameters())
+    log.info("%d groups, %.2f M parameters", groups, parameters / 1e6)
+    state_path = out / "state.pt"
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        net.load_state_dict(state["net"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        trainer.r.bit_generator.state = state["random"]
-        begin_step, spent = state["step"], state["seconds"]
+        run.load(state_path)
     else:
-        learn_facts(net, trainer, groups, facts_steps)
-    begin, losses, facts = time.monotonic() - spent, [], []
-    for step in range(begin_step, steps):
-        done = max(step / steps, (time.monotonic() - begin) / (60 * minutes))
-        if done >= 1:
-            break
+        learn_facts(run.net, run.trainer, groups, facts_steps)
+    begin = time.monotonic() - run.seconds
+    errors: list[float] = []
+    facts: list[float] = []
+    while (done := max(run.step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:
         # warm up, hold, then fall in a straight line over the last 40%
-        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 60, (1 - done) / 0.4 + 0.01)
-        wide = trainer.r.random() < (0.1 if done < 0.75 else 0.4)
-        loss, fact, error = trainer.loss(
-            net, trainer.r.integers(HELD_OUT, groups, 3 if wide else 8), 40 if wide else 24
-        )
-        optimizer.zero_grad()
-        (loss + 0.1 * fact).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        losses += error.tolist()
-        facts.append(float(fact.detach()))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(average.parameters()),
-                list(net.parameters()),
-                1 - min(0.997, step / (step + 50)),
-            )
-        if (step + 1) % 50 == 0:
-            log.info(
-                "step %d bridge mse %.4f facts %.3f lr %.1e (%.0f s)",
-                step + 1,
-                np.mean(losses),
-                np.mean(facts),
-                optimizer.param_groups[0]["lr"],
-                time.monotonic() - begin,
-            )
-            losses, facts = [], []
-        if (step + 1) % SAVE_EVERY == 0:
-            log.info("step %d validation %.4f", step + 1, validate(average, trainer))
-            _save(state_path, net, average, optimizer, trainer, step + 1, time.monotonic() - begin)
-    log.info("end, validation %.4f", validate(average, trainer))
-    _save(state_path, net, average, optimizer, trainer, steps, time.monotonic() - begin)
-    torch.save(average.state_dict(), out / "average.pt")
-
-
-def _save(
-    path: Path,
-    net: Denoiser,
-    average: Denoiser,
-    optimizer: torch.optim.Optimizer,
-    trainer: Trainer,
-    step: int,
-    seconds: float,
-) -> None:
-    part = path.with_suffix(".part")
-    torch.save(
-        {
-            "net": net.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random": trainer.r.bit_generator.state,
-            "step": step,
-            "seconds": seconds,
-        },
-        part,
-    )
-    part.rename(path)
+        lr = rate * min(1, (run.step + 1) / 60, (1 - done) / 0.4 + 0.01)
+        run.optimizer.param_groups[0]["lr"] = lr
+        error, fact = update(run, done)
+        errors += error
+        facts.append(fact)
+        run.seconds = time.monotonic() - begin
+        if run.step % 50 == 0:
+            figures = (np.mean(errors), np.mean(facts), lr, run.seconds)
+            log.info("step %d bridge mse %.4f facts %.3f lr %.1e (%.0f s)", run.step, *figures)
+            errors = []
+            facts = []
+        if run.step % SAVE_EVERY == 0:
+            log.info("step %d validation %.4f", run.step, validate(run.average, run.trainer))
+            run.save(state_path)
+    log.info("end, validation %.4f", validate(run.average, run.trainer))
+    run.step = steps  # a run that its minutes ended is finished, too
+    run.save(state_path)
+    torch.save(run.average.state_dict(), out / "average.pt")

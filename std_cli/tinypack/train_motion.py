@@ -1,14 +1,14 @@
 """Training of the pack's temporal layers:
 `python -m std_cli.tinypack.train_motion WORK --pack PACK`.
 
-The denoiser stays as it is; a stock `MotionAdapter` is put between its layers and learns, on moving
-scenes, to give the denoiser's own predictions without their unrest: the target is the x0 that the
-denoiser predicts frame by frame, each averaged with its neighbours moved onto it by the scene's
-known motion. Such a target has no noise of its own, so that a few hundred steps tell. An average is
-soft, so the target's fine band is brought back to the strength that it had. Where the motion cannot
-be guessed, distance from a target asks for a blur all the same: two more losses ask for what the
-prediction should be like instead, steady along the motion and as strong in its fine band as the
-denoiser's. The frames' noise is mixed from one field that they share and one of each frame's own.
+The denoiser is not changed. A stock `MotionAdapter` is put between its layers and learns, on moving
+scenes, to give the denoiser's own predictions without their unrest. The target is the x0 that the
+denoiser predicts frame by frame, each averaged with its neighbours, which are moved onto it by the
+scene's known motion. Such a target has no noise, so that a few hundred steps have an effect. An
+average is soft, so the target's fine band is scaled back to its former strength. Where the motion
+cannot be guessed, the distance from a target rewards a blur nevertheless. Two more losses therefore
+describe the prediction itself: it should be steady along the motion, and as strong in its fine band
+as the denoiser's. The frames' noise is mixed from a field that they share and one for each frame.
 """
 
 import argparse
@@ -37,13 +37,14 @@ from std_cli.tinypack.model import (
     Denoiser,
     make_unet,
 )
-from std_cli.tinypack.moving_scenes import clip
+from std_cli.tinypack.moving_scenes import moving_scene
 from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.train_denoiser import ALPHAS_CUMPROD, CLIP_MEAN, CLIP_STD
 from std_cli.tinypack.vae import to_tensor
 
 log = logging.getLogger(__name__)
-FRAMES, LONGEST = 8, 24  # a window's; what the position embedding reaches
+FRAMES = 8  # of a window
+LONGEST = 24  # frames that the position embedding reaches
 CLIP_SIZE = 128  # px
 SHARD = 20  # clips
 HELD_OUT = 12  # clips that only validation sees
@@ -53,19 +54,19 @@ FIGURES = "unrest %.4f flicker %.4f softness %.4f (alone %.4f and %.4f)"
 SHARPEN = 2.0  # how much the target's fine band may grow
 FLICKER, SOFTNESS = 2.0, 2.0  # weights of these losses
 # see make_adapter; ALIKE: how much the first attention prefers frames that are alike
-CONSTANT, ALIKE = 4.0, 0.6
+CONSTANT = 4.0
+ALIKE = 0.6
 
 
 def make_adapter() -> MotionAdapter:
-    """The temporal layers that fit the pack's UNet, 3.1 M parameters, started so that little is
-    left to learn.
+    """Return temporal layers for the pack's UNet, 3.1 M parameters, started so that little is left
+    to learn.
 
-    As a whole they start as the identity (proj_out is zero). Inside, the first attention takes the
-    mean over the frames off, more of those that are alike at this place, so what proj_out is given
-    is a frame's deviation along time. A constant of alternating sign, which no weight looks at,
-    keeps LayerNorm in its linear range. Position embeddings are
-    zero: a frame is treated the same wherever it is in its window, and a window may be shorter or
-    longer.
+    As a whole they start as the identity (proj_out is zero). Inside, the first attention subtracts
+    the mean over the frames, weighted towards those that are alike at this place, so that proj_out
+    receives a frame's deviation along time. A constant of alternating sign, which no weight reads,
+    keeps LayerNorm in its linear range. Position embeddings are zero: a frame is treated the same
+    wherever it is in its window, and a window may be shorter or longer.
     """
     adapter = MotionAdapter(
         block_out_channels=WIDTHS,
@@ -107,8 +108,8 @@ def make_adapter() -> MotionAdapter:
 
 
 def make_motion_unet(net: Denoiser, adapter: MotionAdapter) -> UNetMotionModel:
-    """The denoiser's UNet with the adapter's layers, its IP-Adapter included; only the adapter's
-    layers learn."""
+    """Return the denoiser's UNet with the adapter's layers, its IP-Adapter included; only the
+    adapter's layers learn."""
     plain = make_unet()
     own = plain.state_dict().keys()
     plain.load_state_dict({k: v for k, v in net.unet.state_dict().items() if k in own})
@@ -128,7 +129,7 @@ def make_motion_unet(net: Denoiser, adapter: MotionAdapter) -> UNetMotionModel:
 
 
 def load_denoiser(pack: Path) -> tuple[Denoiser, CLIPTokenizer]:
-    """A pack's denoiser, fp32."""
+    """Return a pack's denoiser, fp32, and its tokenizer."""
     tokenizer = CLIPTokenizer.from_pretrained(pack / "tokenizer")
     net = Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     for name, state in load_parts(pack).items():
@@ -153,16 +154,16 @@ class Clips:
 
 
 def make_clips(folder: Path, vae_folder: Path, seed: int, count: int) -> None:
-    """Draw and encode clips, shard by shard; shard N follows from (seed, N) alone, and one already
-    there is kept."""
+    """Draw and encode clips, shard by shard. Shard N follows from (seed, N) alone; a shard that
+    exists is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
     for number in range(-(-count // SHARD)):
         path = folder / f"clips-{number:04d}.npz"
         if path.exists():
             continue
-        r = np.random.default_rng((seed, number))
-        rows = [_encoded(vae, r) for _ in range(SHARD)]
+        rng = np.random.default_rng((seed, number))
+        rows = [_encoded(vae, rng) for _ in range(SHARD)]
         part = path.with_suffix(".part.npz")
         stacked: dict[str, Any] = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
         np.savez(part, **stacked)
@@ -171,23 +172,23 @@ def make_clips(folder: Path, vae_folder: Path, seed: int, count: int) -> None:
 
 
 @torch.no_grad()
-def _encoded(vae: AutoencoderKL, r: np.random.Generator) -> dict[str, Array]:
-    c = clip(r, FRAMES, CLIP_SIZE)
+def _encoded(vae: AutoencoderKL, rng: np.random.Generator) -> dict[str, Array]:
+    scene = moving_scene(rng, FRAMES, CLIP_SIZE)
     pixels = to_tensor(
-        (np.concatenate([c.plain, c.styled, c.clean]) * 255).round().astype(np.uint8)
+        (np.concatenate([scene.plain, scene.styled, scene.clean]) * 255).round().astype(np.uint8)
     )
     z = vae.encode(pixels).latent_dist.mode() * LATENT_SCALE
     plain, styled, clean = z.half().permute(1, 0, 2, 3).split(FRAMES, 1)
-    flow = F.avg_pool2d(torch.from_numpy(c.flow).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1) / 4
-    seen = F.avg_pool2d(torch.from_numpy(c.seen).float()[:, None], 4)[:, 0] == 1
+    flow = F.avg_pool2d(torch.from_numpy(scene.flow).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1) / 4
+    seen = F.avg_pool2d(torch.from_numpy(scene.seen).float()[:, None], 4)[:, 0] == 1
     return {
         "plain": plain.numpy(),
         "styled": styled.numpy(),
         "clean": clean.numpy(),
         "flow": flow.half().numpy(),
         "seen": seen.numpy(),
-        "reference": (c.reference * 255).round().astype(np.uint8),
-        "caption": np.array(c.caption),
+        "reference": (scene.reference * 255).round().astype(np.uint8),
+        "caption": np.array(scene.caption),
     }
 
 
@@ -212,10 +213,9 @@ def mix_noise(shared: Tensor, own: Tensor, m: Tensor | float) -> Tensor:
 
 
 def along(x: Tensor, flow: Tensor) -> Tensor:
-    """Each frame but the first, brought onto the one before it by the motion: (B, C, N, h, w) ->
-    (B, C, N - 1, h, w).
+    """Move each frame except the first onto the one before it, along the motion.
 
-    `flow` is (B, N - 1, h, w, 2), in pixels of x.
+    (B, C, N, h, w) -> (B, C, N - 1, h, w); `flow` is (B, N - 1, h, w, 2), in pixels of x.
     """
     b, c, n, h, w = x.shape
     here = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")[::-1], -1)
@@ -228,24 +228,26 @@ def along(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def steadied(x: Tensor, flow: Tensor, seen: Tensor) -> Tensor:
-    """Each frame's mean with its neighbours, moved onto it; where a neighbour does not show the
-    place, without it.
+    """Average each frame with its neighbours, moved onto it; a neighbour that does not show a place
+    is left out there.
 
     x (B, C, N, h, w), flow (B, N - 1, h, w, 2), seen (B, N - 1, h, w).
     """
-    total, weight = x.clone(), torch.ones_like(x[:, :1])
+    total = x.clone()
+    weight = torch.ones_like(x[:, :1])
     visible = seen[:, None]
     total[:, :, :-1] += along(x, flow) * visible
     weight[:, :, :-1] += visible
     # onto the later frame by the same motion backwards, close enough for a latent pixel
-    back, its = x.flip(2), seen.flip(1)[:, None]
+    back = x.flip(2)
+    its = seen.flip(1)[:, None]
     total[:, :, 1:] += (along(back, -flow.flip(1)) * its).flip(2)
     weight[:, :, 1:] += its.flip(2)
     return total / weight
 
 
 def fine(x: Tensor) -> Tensor:
-    """What a 5 x 5 binomial filter takes off each frame; x (B, C, N, h, w)."""
+    """Return what a 5 x 5 binomial filter removes from each frame; x (B, C, N, h, w)."""
     row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     each = F.pad(x.transpose(1, 2).reshape(-1, 1, *x.shape[-2:]), (2, 2, 2, 2), mode="reflect")
     low: Tensor = F.conv2d(F.conv2d(each, row.view(1, 1, 1, 5)), row.view(1, 1, 5, 1))
@@ -253,31 +255,32 @@ def fine(x: Tensor) -> Tensor:
 
 
 def strength(x: Tensor) -> Tensor:
-    """Root mean square over 8 x 8 places and their neighbourhood; x (B, C, N, h, w), alike."""
+    """Return the root mean square over the 8 x 8 places around each place; x and the result are (B,
+    C, N, h, w)."""
     each = F.pad(x.transpose(1, 2).flatten(0, 1) ** 2, (4, 3, 4, 3), mode="reflect")
     means: Tensor = F.avg_pool2d(each, 8, 1).unflatten(0, (x.shape[0], x.shape[2]))
     return (means.transpose(1, 2) + 1e-6).sqrt()
 
 
 class Trainer:
-    """Draws batches and computes the losses; every draw comes from `r`, so that a run repeats."""
+    """Draws batches and computes the losses. Every draw comes from `rng`, so that a run
+    repeats."""
 
     def __init__(
-        self, clips: Clips, net: Denoiser, tokenizer: CLIPTokenizer, r: np.random.Generator
+        self, clips: Clips, net: Denoiser, tokenizer: CLIPTokenizer, rng: np.random.Generator
     ) -> None:
-        self.clips, self.net, self.tokenizer, self.r = (
-            clips,
-            net.eval().requires_grad_(False),
-            tokenizer,
-            r,
-        )
+        self.clips = clips
+        self.net = net.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.rng = rng
 
     @torch.no_grad()
     def conditions(self, chosen: Array, plain_only: Array) -> tuple[Tensor, Tensor, Tensor]:
-        """Text states (B, 32, CROSS) and pooled (B, 64), vision states (B, 1, P, W); dropped out as
-        in train.py."""
-        r, n = self.r, len(chosen)
-        u = r.random(n)
+        """Text states (B, 32, CROSS) and pooled (B, 64), vision states (B, 1, P, W); some are
+        dropped as in train_denoiser.py."""
+        rng = self.rng
+        n = len(chosen)
+        u = rng.random(n)
         texts = [
             str(c) if text else ""
             for c, text in zip(self.clips.caption[chosen], u < 0.25, strict=True)
@@ -292,12 +295,12 @@ class Trainer:
         ).input_ids
         states, pooled = self.net.text_states(ids)
         # force_zeros_for_empty_prompt
-        silent = torch.from_numpy(~(plain_only & (r.random(n) < 0.4))).float()[:, None]
+        silent = torch.from_numpy(~(plain_only & (rng.random(n) < 0.4))).float()[:, None]
         pixels = torch.from_numpy(self.clips.reference[chosen]).permute(0, 3, 1, 2).float() / 255
         pixels = F.interpolate(
             pixels, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True
         ).clamp(0, 1)
-        # what stands for "no reference" under CFG
+        # a black picture stands for "no reference" under CFG
         black = torch.from_numpy(plain_only | (u < 0.05)).view(-1, 1, 1, 1)
         pixels = torch.where(black, 0, (pixels - CLIP_MEAN) / CLIP_STD)
         hidden = self.net.vision(pixels, output_hidden_states=True).hidden_states[-2]
@@ -310,61 +313,84 @@ class Trainer:
         size latents.
 
         Of the x0 that is predicted: unrest is the distance from the steadied x0 of the denoiser;
-        flicker that of each frame from the next along the motion; softness that of the fine band's
-        strength from the denoiser's.
+        flicker is the distance of each frame from the next along the motion; softness is the
+        distance of the fine band's strength from the denoiser's.
         """
-        r, d, n = self.r, self.clips, len(chosen)
-        y, x = r.integers(0, d.plain.shape[-1] - size + 1, 2)
+        clips = self.clips
+        n = len(chosen)
+        y, x = self.rng.integers(0, clips.plain.shape[-1] - size + 1, 2)
         cut = np.s_[..., y : y + size, x : x + size]
-        plain, styled, clean = (x[chosen][cut].float() for x in (d.plain, d.styled, d.clean))
-        flow = d.flow[chosen][:, :, y : y + size, x : x + size].float()
-        seen = d.seen[chosen][cut].float()
-        # more than in train.py: under CFG what flickers there counts double
-        unconditional = r.random(n) < 0.35
-        states, pooled, hidden = self.conditions(chosen, unconditional)
-
-        def column(values: Array) -> Tensor:
-            return torch.from_numpy(np.asarray(values, np.float32)).view(-1, 1, 1, 1, 1)
-
-        z = torch.where(column(unconditional) > 0, clean, styled)
-        start = np.where(r.random(n) < 0.7, r.integers(500, 800, n), r.integers(400, 980, n))
-        t = (LOWEST + r.random(n) * (start + 1 - LOWEST)).astype(np.int64)
-        m = np.where(r.random(n) < 0.7, 1, r.random(n))  # all shared is what flickers least, by far
-        shared, own = (r.standard_normal((n, 4, f, size, size), np.float32) for f in (1, FRAMES))
-        eps = mix_noise(torch.from_numpy(shared), torch.from_numpy(own), column(m))
-        abar0, abar = column(ALPHAS_CUMPROD[start]), column(ALPHAS_CUMPROD[t])
-        x_t = abar.sqrt() * z + (1 - abar).sqrt() * (
-            eps + (abar0 / (1 - abar0)).sqrt() * (plain - z)
+        plain, styled, clean = (
+            part[chosen][cut].float() for part in (clips.plain, clips.styled, clips.clean)
         )
-        side = float(r.integers(128, 600))
+        flow = clips.flow[chosen][:, :, y : y + size, x : x + size].float()
+        seen = clips.seen[chosen][cut].float()
+        # more than in train_denoiser.py: what flickers there counts double under CFG
+        unconditional = self.rng.random(n) < 0.35
+        states, pooled, hidden = self.conditions(chosen, unconditional)
+        z = torch.where(_column(unconditional) > 0, clean, styled)
+        x_t, t, abar = self.noised(plain, z)
+        side = float(self.rng.integers(128, 600))
         sizes = torch.tensor([side, side, 0, 0, side, side]).repeat(n, 1)
 
         def x0(predicted: Tensor) -> Tensor:
             return (x_t - (1 - abar).sqrt() * predicted) / abar.sqrt()
 
-        with torch.no_grad():  # the denoiser itself, frame by frame
-            each = x_t.transpose(1, 2).flatten(0, 1)
-            rows = [
-                v.repeat_interleave(FRAMES, 0)
-                for v in (torch.from_numpy(t), states, hidden, pooled, sizes)
-            ]
-            tokens = self.net.unet.encoder_hid_proj.image_projection_layers[0](rows[2][:, 0])
-            alone = self.net(each, rows[0], rows[1], rows[3], tokens, rows[4])
-            before = x0(alone.unflatten(0, (n, FRAMES)).transpose(1, 2))
+        with torch.no_grad():
+            before = x0(self.alone(x_t, t, states, pooled, hidden, sizes))
             target = steadied(steadied(before, flow, seen), flow, seen)
-            sharp, soft = strength(fine(before)), fine(target)
+            sharp = strength(fine(before))
+            soft = fine(target)
             target = target + soft * ((sharp / strength(soft)).clamp(1, SHARPEN) - 1)
         more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden]}
-        states = states.repeat_interleave(FRAMES, 0)
-        after = x0(unet(x_t, torch.from_numpy(t), states, added_cond_kwargs=more).sample)
+        rows = states.repeat_interleave(FRAMES, 0)
+        after = x0(unet(x_t, t, rows, added_cond_kwargs=more).sample)
         weight = (abar / (1 - abar)).sqrt().clamp(max=5)
+
+        def unrest(x: Tensor) -> Tensor:
+            distance: Tensor = ((x - target) ** 2 * weight).mean()
+            return distance
+
+        def flicker(x: Tensor) -> Tensor:
+            return ((along(x, flow) - x[:, :, :-1]) ** 2 * seen[:, None] * weight).mean()
+
         softness = ((strength(fine(after)) - sharp) ** 2 * weight).mean()
-        unrest, alone = (((x - target) ** 2 * weight).mean() for x in (after, before))
-        flicker, its = (
-            ((along(x, flow) - x[:, :, :-1]) ** 2 * seen[:, None] * weight).mean()
-            for x in (after, before)
+        return unrest(after), flicker(after), softness, unrest(before), flicker(before)
+
+    def noised(self, plain: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t, t, abar_t) of B clips z (B, 4, FRAMES, h, w), with the bridge noise of
+        train_denoiser.py; t is int64 (B,), abar_t (B, 1, 1, 1, 1)."""
+        rng = self.rng
+        n, size = len(z), z.shape[-1]
+        near = rng.random(n) < 0.7
+        start = np.where(near, rng.integers(500, 800, n), rng.integers(400, 980, n))
+        t = (LOWEST + rng.random(n) * (start + 1 - LOWEST)).astype(np.int64)
+        # noise that all frames share flickers least by far, so most of the clips have it
+        m = np.where(rng.random(n) < 0.7, 1, rng.random(n))
+        shared, own = (rng.standard_normal((n, 4, f, size, size), np.float32) for f in (1, FRAMES))
+        eps = mix_noise(torch.from_numpy(shared), torch.from_numpy(own), _column(m))
+        abar0, abar = _column(ALPHAS_CUMPROD[start]), _column(ALPHAS_CUMPROD[t])
+        shift = (abar0 / (1 - abar0)).sqrt() * (plain - z)
+        return abar.sqrt() * z + (1 - abar).sqrt() * (eps + shift), torch.from_numpy(t), abar
+
+    def alone(
+        self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor, hidden: Tensor, sizes: Tensor
+    ) -> Tensor:
+        """The noise that the denoiser predicts frame by frame, without temporal layers: (B, 4,
+        FRAMES, h, w)."""
+        t, states, pooled, hidden, sizes = (
+            value.repeat_interleave(FRAMES, 0) for value in (t, states, pooled, hidden, sizes)
         )
-        return unrest, flicker, softness, alone, its
+        tokens = self.net.unet.encoder_hid_proj.image_projection_layers[0](hidden[:, 0])
+        each = x_t.transpose(1, 2).flatten(0, 1)
+        predicted = self.net(each, t, states, pooled, tokens, sizes)
+        clips: Tensor = predicted.unflatten(0, (len(x_t), FRAMES)).transpose(1, 2)
+        return clips
+
+
+def _column(values: Array) -> Tensor:
+    """(B,) -> float32 (B, 1, 1, 1, 1)."""
+    return torch.from_numpy(np.asarray(values, np.float32)).view(-1, 1, 1, 1, 1)
 
 
 @torch.no_grad()
@@ -382,6 +408,85 @@ def validate(unet: UNetMotionModel, trainer: Trainer) -> list[float]:
 # --- the run -----------------------------------------------------------------------------------
 
 
+@dataclass
+class Run:
+    """All that a training resumes from."""
+
+    unet: UNetMotionModel
+    trainer: Trainer
+    params: list[Tensor]
+    """What learns: the temporal layers of `unet`."""
+    average: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        part = path.with_suffix(".part")
+        torch.save(
+            {
+                "params": [p.detach() for p in self.params],
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+                "random": self.trainer.rng.bit_generator.state,
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+            part,
+        )
+        part.rename(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        for own, saved in ((self.params, state["params"]), (self.average, state["average"])):
+            _copy(saved, own)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.rng.bit_generator.state = state["random"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+
+
+def _copy(values: list[Tensor], into: list[Tensor]) -> None:
+    for p, value in zip(into, values, strict=True):
+        p.data.copy_(value)
+
+
+def begin_run(unet: UNetMotionModel, trainer: Trainer, rate: float) -> Run:
+    """A run at step 0."""
+    learnt = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    # the layers' outputs are several units in size, so proj_out learns at four times the rate
+    last = [p for name, p in learnt.items() if ".proj_out." in name]
+    others = [p for name, p in learnt.items() if ".proj_out." not in name]
+    optimizer = torch.optim.AdamW(
+        [{"params": others}, {"params": last}],
+        rate,
+        betas=(0.9, 0.98),
+        weight_decay=1e-3,
+        fused=True,
+    )
+    params = list(learnt.values())
+    return Run(unet, trainer, params, [p.detach().clone() for p in params], optimizer)
+
+
+def update(run: Run) -> list[float]:
+    """One update of the temporal layers and their average; returns the figures of
+    `Trainer.losses`."""
+    trainer = run.trainer
+    side = trainer.clips.plain.shape[-1]
+    few = trainer.rng.random() < 0.25
+    chosen = trainer.rng.integers(HELD_OUT, len(trainer.clips.plain), 1 if few else 2)
+    figures = trainer.losses(run.unet, chosen, side if few else side * 3 // 4)
+    unrest, flicker, softness, *_ = figures
+    run.optimizer.zero_grad()
+    (unrest + FLICKER * flicker + SOFTNESS * softness).backward()
+    torch.nn.utils.clip_grad_norm_(run.params, 1.0)
+    run.optimizer.step()
+    run.step += 1
+    with torch.no_grad():
+        torch._foreach_lerp_(run.average, run.params, 1 - min(0.99, run.step / (run.step + 20)))
+    return torch.stack(figures).tolist()
+
+
 def train(
     clips: Clips,
     net: Denoiser,
@@ -396,81 +501,41 @@ def train(
     """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to
     nothing.
 
-    Begins with `start`, or what `make_adapter` gives; resumes from out/state.pt. Gives the adapter
-    with its averaged weights, fp32.
+    Begins with `start`, or with a new adapter of `make_adapter`; resumes from out/state.pt. Returns
+    the adapter with its averaged weights, fp32.
     """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    adapter, state_path, begin_step, spent = start or make_adapter(), out / "state.pt", 0, 0.0
+    state_path = out / "state.pt"
+    adapter = start or make_adapter()
     unet = make_motion_unet(net, adapter)
     trainer = Trainer(clips, net, tokenizer, np.random.default_rng(seed))
-    learnt = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-    params = list(learnt.values())
-    average = [p.detach().clone() for p in params]
-    # the layers' outputs are several units in size
-    faster = [4.0 if ".proj_out." in n else 1.0 for n in learnt]
-    groups = [
-        {"params": [p for p, x in zip(params, faster, strict=True) if x == k]} for k in (1.0, 4.0)
-    ]
-    optimizer = torch.optim.AdamW(groups, rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
+    run = begin_run(unet, trainer, rate)
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        for own, saved in ((params, state["params"]), (average, state["average"])):
-            for p, v in zip(own, saved, strict=True):
-                p.data.copy_(v)
-        optimizer.load_state_dict(state["optimizer"])
-        trainer.r.bit_generator.state = state["random"]
-        begin_step, spent = state["step"], state["seconds"]
+        run.load(state_path)
     else:
         log.info(f"%d clips, validation: {FIGURES}", len(clips.plain), *validate(unet, trainer))
-    begin, losses = time.monotonic() - spent, []
-    step, side = begin_step, clips.plain.shape[-1]
-    while (done := max(step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:
+    begin = time.monotonic() - run.seconds
+    figures: list[list[float]] = []
+    while (done := max(run.step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:
         # warm up, hold, then fall in a straight line over the last 40%
-        for group, times in zip(optimizer.param_groups, (1, 4), strict=True):
-            group["lr"] = times * rate * min(1, (step + 1) / 20, (1 - done) / 0.4 + 0.01)
-        few = trainer.r.random() < 0.25
-        chosen = trainer.r.integers(HELD_OUT, len(clips.plain), 1 if few else 2)
-        figures = trainer.losses(unet, chosen, side if few else side * 3 // 4)
-        unrest, flicker, softness, *_ = figures
-        optimizer.zero_grad()
-        (unrest + FLICKER * flicker + SOFTNESS * softness).backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        step += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(average, params, 1 - min(0.99, step / (step + 20)))
-        losses.append(torch.stack(figures).tolist())
-        if step % SAVE_EVERY == 0:
-            log.info(
-                f"motion step %d {FIGURES} (%.0f s)",
-                step,
-                *np.mean(losses, 0),
-                time.monotonic() - begin,
-            )
-            losses = []
-            part = state_path.with_suffix(".part")
-            torch.save(
-                {
-                    "params": [p.detach() for p in params],
-                    "average": average,
-                    "optimizer": optimizer.state_dict(),
-                    "random": trainer.r.bit_generator.state,
-                    "step": step,
-                    "seconds": time.monotonic() - begin,
-                },
-                part,
-            )
-            part.rename(state_path)
-    for p, v in zip(params, average, strict=True):
-        p.data.copy_(v)
-    log.info(f"motion end, %d steps, validation: {FIGURES}", step, *validate(unet, trainer))
+        for group, times in zip(run.optimizer.param_groups, (1, 4), strict=True):
+            group["lr"] = times * rate * min(1, (run.step + 1) / 20, (1 - done) / 0.4 + 0.01)
+        figures.append(update(run))
+        run.seconds = time.monotonic() - begin
+        if run.step % SAVE_EVERY == 0:
+            means = np.mean(figures, 0)
+            log.info(f"motion step %d {FIGURES} (%.0f s)", run.step, *means, run.seconds)
+            figures = []
+            run.save(state_path)
+    _copy(run.average, run.params)
+    log.info(f"motion end, %d steps, validation: {FIGURES}", run.step, *validate(unet, trainer))
     adapter.load_state_dict({k: v for k, v in unet.state_dict().items() if "motion_modules" in k})
     return adapter
 
 
 def save(adapter: MotionAdapter, folder: Path) -> None:
-    """As a diffusers folder in fp16, complete or not there at all."""
+    """Write the adapter as a diffusers folder in fp16, completely or not at all."""
     part = folder.with_name(folder.name + ".part")
     adapter.half().save_pretrained(part)
     config = json.loads((part / "config.json").read_text(encoding="utf-8"))
@@ -480,8 +545,8 @@ def save(adapter: MotionAdapter, folder: Path) -> None:
 
 
 def blend(folders: list[Path], share: float, out: Path) -> None:
-    """The mean of two adapters' weights, `share` of the second: between a soft, steady one and a
-    crisp one."""
+    """Write the mean of two adapters' weights, with `share` of the second: something between a
+    soft, steady one and a crisp one."""
     one, two = (MotionAdapter.from_pretrained(f, dtype=torch.float32) for f in folders)
     with torch.no_grad():
         for p, other in zip(one.parameters(), two.parameters(), strict=True):
@@ -490,8 +555,8 @@ def blend(folders: list[Path], share: float, out: Path) -> None:
 
 
 def weaken(folder: Path, share: float, out: Path) -> None:
-    """The same adapter with `share` of its effect: what its layers add to the denoiser's, times
-    that."""
+    """Write the same adapter with `share` of its effect: what its layers add to the denoiser's is
+    multiplied by it."""
     adapter = MotionAdapter.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         for name, p in adapter.named_parameters():
@@ -510,14 +575,15 @@ def run(
     steps: int = 100_000,
     rate: float = 1e-3,
 ) -> None:
-    """Train temporal layers for the pack at `pack`: clips and state in work/motion, the result
-    work/motion_adapter."""
+    """Train temporal layers for the pack at `pack`. Clips and state are kept in work/motion, the
+    result in work/motion_adapter."""
     if (work / "motion_adapter").exists():
         return
     make_clips(work / "motion" / "clips", pack / "vae", seed, clips)
     net, tokenizer = load_denoiser(pack)
     adapter = MotionAdapter.from_pretrained(start, dtype=torch.float32) if start else None
-    data, out = load_clips(work / "motion" / "clips"), work / "motion"
+    data = load_clips(work / "motion" / "clips")
+    out = work / "motion"
     save(
         train(data, net, tokenizer, adapter, out, seed, steps, minutes, rate),
         work / "motion_adapter",
@@ -525,50 +591,61 @@ def run(
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m std_cli.tinypack.train_motion", description="Train temporal layers."
     )
-    p.add_argument(
+    parser.add_argument(
         "work",
         type=Path,
         help="folder for what the training makes; with --blend or --weaken, the adapter's",
     )
-    p.add_argument("--pack", type=Path, help="the pack folder that they are for; it is only read")
-    p.add_argument(
+    parser.add_argument(
+        "--pack", type=Path, help="the pack folder that they are for; it is only read"
+    )
+    parser.add_argument(
         "--blend",
         type=Path,
         nargs=2,
         metavar="FOLDER",
         help="no training: the mean of two adapters",
     )
-    p.add_argument(
+    parser.add_argument(
         "--weaken",
         type=Path,
         metavar="FOLDER",
         help="no training: an adapter with a share of its effect",
     )
-    p.add_argument(
+    parser.add_argument(
         "--share",
         type=float,
         default=0.5,
         help="of the second, with --blend; of the effect, with --weaken",
     )
-    p.add_argument("--start", type=Path, help="folder of an adapter to go on from")
-    p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--clips", type=int, default=400)
-    p.add_argument("--minutes", type=float, default=20, help="of training, at most")
-    p.add_argument("--steps", type=int, default=100_000, help="at most")
-    p.add_argument("--rate", type=float, default=1e-3, help="learning rate")
-    a = p.parse_args()
+    parser.add_argument("--start", type=Path, help="folder of an adapter to start from")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--minutes", type=float, default=20, help="of training, at most")
+    parser.add_argument("--steps", type=int, default=100_000, help="at most")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_flush_denormal(True)
-    if a.blend:
-        return blend(a.blend, a.share, a.work)
-    if a.weaken:
-        return weaken(a.weaken, a.share, a.work)
-    if not a.pack:
-        p.error("--pack is needed, or --blend, or --weaken")
-    run(a.work, a.pack, a.start, a.seed, a.clips, a.minutes, a.steps, a.rate)
+    if options.blend:
+        return blend(options.blend, options.share, options.work)
+    if options.weaken:
+        return weaken(options.weaken, options.share, options.work)
+    if not options.pack:
+        parser.error("--pack is needed, or --blend, or --weaken")
+    run(
+        options.work,
+        options.pack,
+        options.start,
+        options.seed,
+        options.clips,
+        options.minutes,
+        options.steps,
+        options.rate,
+    )
 
 
 if __name__ == "__main__":

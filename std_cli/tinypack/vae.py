@@ -1,8 +1,8 @@
 """Training of the pack's AutoencoderKL: f = 4, four channels, started from an analytic solution.
 
 The start makes the encoder a space-to-depth followed by the PCA of 4 x 4 patches, with SiLU and
-GroupNorm held in their linear range; training only has to improve on that. It is worth more than an
-hour of steps.
+GroupNorm held in their linear range. Training only has to improve on that; the start is worth more
+than an hour of steps.
 """
 
 import copy
@@ -20,11 +20,13 @@ from std_cli.tinypack.model import make_vae
 from std_cli.tinypack.scenes import Array
 
 log = logging.getLogger(__name__)
-CROP, BATCH, RATE = 64, 6, 1e-3
+CROP = 64
+BATCH = 6
+RATE = 1e-3
 
 
 def load_pixels(folder: Path, shards: int) -> Array:
-    """Plain and styled pictures of the first shards, uint8 (N, 256, 256, 3)."""
+    """Return plain and styled pictures of the first shards, uint8 (N, 256, 256, 3)."""
     parts = []
     for path in sorted(folder.glob("groups-????.npz"))[:shards]:
         with np.load(path) as z:
@@ -40,45 +42,66 @@ def to_tensor(pixels: Array) -> Tensor:
 def _tap(conv: torch.nn.Conv2d, out: int, source: int, y: int = 1, x: int = 1) -> None:
     """Make output channel `out` a copy of one input channel at one position of the kernel."""
     assert conv.bias is not None
-    conv.weight[out], conv.bias[out] = 0, 0
+    conv.weight[out] = 0
+    conv.bias[out] = 0
     size = conv.weight.shape[-1]
     conv.weight[out, source, min(y, size - 1), min(x, size - 1)] = 1
 
 
 @torch.no_grad()
-def analytic_start(vae: AutoencoderKL, pixels: Array, r: np.random.Generator) -> None:
-    n = 6000
-    corners = zip(
-        r.integers(0, len(pixels), n), r.integers(0, 252, n), r.integers(0, 252, n), strict=True
-    )
-    patches = (
-        torch.from_numpy(np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])).float()
-        / 127.5
-        - 1
-    )
-    # the order in which two strided convolutions lay a 4 x 4 x 3 patch out as 48 channels
-    order = [
-        (i1 + 2 * i2, j1 + 2 * j2, c)
-        for i2 in (0, 1)
-        for j2 in (0, 1)
-        for i1 in (0, 1)
-        for j1 in (0, 1)
-        for c in range(3)
-    ]
-    flat = torch.stack([patches[:, i, j, c] for i, j, c in order], 1)
-    mean = flat.mean(0)
-    _, s, vh = torch.linalg.svd(flat - mean, full_matrices=False)
-    pca = vh[:4] / (s[:4, None] / n**0.5)
-    log.info(
-        "four principal components of a patch hold %.3f of its variance",
-        float((s[:4] ** 2).sum() / (s**2).sum()),
-    )
+def analytic_start(vae: AutoencoderKL, pixels: Array, rng: np.random.Generator) -> None:
+    """Set the weights of a new VAE so that it encodes and decodes by the PCA of 4 x 4 patches.
 
-    encoder, decoder = vae.encoder, vae.decoder
+    `pixels` is uint8 (N, H, W, 3).
+    """
     for name, module in vae.named_modules():
         if name.endswith("conv2"):
             module.weight *= 0.1
             module.bias.zero_()
+    for norm in (vae.encoder.conv_norm_out, vae.decoder.conv_norm_out):
+        norm.weight.fill_(1.6)  # SiLU is nearly linear about 3
+        norm.bias.fill_(3.0)
+    _start_encoder(vae, *_patch_pca(pixels, rng))
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        conv.weight.zero_()
+        conv.bias.zero_()
+        for c in range(conv.weight.shape[0]):
+            conv.weight[c, c] = 1
+    vae.quant_conv.bias[4:] = -6  # log-variance
+    _start_decoder(vae, pixels)
+
+
+def _patch_pca(pixels: Array, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Four principal components of random 4 x 4 patches, (4, 48) of unit variance, and the patches'
+    mean (48,).
+
+    The channels are in the order in which two strided convolutions lay out a patch.
+    """
+    n = 6000
+    corners = zip(
+        rng.integers(0, len(pixels), n),
+        rng.integers(0, 252, n),
+        rng.integers(0, 252, n),
+        strict=True,
+    )
+    stacked = np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])
+    patches = torch.from_numpy(stacked).float() / 127.5 - 1
+    fine = [(i, j, c) for i in (0, 1) for j in (0, 1) for c in range(3)]
+    coarse = [(i, j) for i in (0, 1) for j in (0, 1)]
+    order = [(i1 + 2 * i2, j1 + 2 * j2, c) for i2, j2 in coarse for i1, j1, c in fine]
+    flat = torch.stack([patches[:, i, j, c] for i, j, c in order], 1)
+    mean = flat.mean(0)
+    _, s, vh = torch.linalg.svd(flat - mean, full_matrices=False)
+    log.info(
+        "four principal components of a patch hold %.3f of its variance",
+        float((s[:4] ** 2).sum() / (s**2).sum()),
+    )
+    return vh[:4] / (s[:4, None] / n**0.5), mean
+
+
+def _start_encoder(vae: AutoencoderKL, pca: Tensor, mean: Tensor) -> None:
+    """Make the encoder a space-to-depth, followed by the projection onto the components."""
+    encoder = vae.encoder
     for c in range(3):
         _tap(encoder.conv_in, c, c)
     down = encoder.down_blocks[0].downsamplers[0].conv
@@ -96,23 +119,20 @@ def analytic_start(vae: AutoencoderKL, pixels: Array, r: np.random.Generator) ->
         if c % 8 >= 6:
             down.weight[c] *= 0.1
             down.bias[c] = 3.0 if c % 8 == 6 else -3.0
-    for norm in (encoder.conv_norm_out, decoder.conv_norm_out):  # SiLU is nearly linear about 3
-        norm.weight.fill_(1.6)
-        norm.bias.fill_(3.0)
     out = encoder.conv_out
     out.weight.mul_(0.05)
-    out.weight[4:], out.bias[4:] = 0, 0
+    out.weight[4:] = 0
+    out.bias[4:] = 0
     for q in range(4):
         out.weight[q] = 0
         for k, c in enumerate(carriers):
             out.weight[q, c, 1, 1] = pca[q, k]
         out.bias[q] = -(pca[q] * (3.0 + mean)).sum()
-    for conv in (vae.quant_conv, vae.post_quant_conv):
-        conv.weight.zero_()
-        conv.bias.zero_()
-        for c in range(conv.weight.shape[0]):
-            conv.weight[c, c] = 1
-    vae.quant_conv.bias[4:] = -6  # log-variance
+
+
+def _start_decoder(vae: AutoencoderKL, pixels: Array) -> None:
+    """Give the decoder constants against GroupNorm, and the mean colour of some pictures."""
+    decoder = vae.decoder
     shortcut = decoder.up_blocks[2].resnets[0].conv_shortcut
     for c in range(3, 32, 4):
         shortcut.weight[c] = 0
@@ -137,68 +157,64 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def train(data: Path, out: Path, seed: int, steps: int) -> None:
-    """Train and save the VAE's folder, the latents' mean and deviation folded into the quant
-    convolutions."""
+    """Train the VAE on the shards in `data` and save its folder, with the latents' mean and
+    deviation folded into the quant convolutions."""
     torch.manual_seed(seed)
-    r = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     pixels = load_pixels(data, 20)
     vae = make_vae()
-    analytic_start(vae, pixels, r)
+    analytic_start(vae, pixels, rng)
     average = copy.deepcopy(vae).eval()
     optimizer = torch.optim.AdamW(
         vae.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
-    begin, losses = time.monotonic(), []
+    begin = time.monotonic()
+    losses = []
     for step in range(steps):
         done = step / steps
         for group in optimizer.param_groups:
-            group["lr"] = (
-                RATE * min(1, (step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-            )
+            warm = min(1, (step + 1) / 60)
+            group["lr"] = RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         corners = zip(
-            r.integers(0, len(pixels), BATCH),
-            *r.integers(0, 256 - CROP + 1, (2, BATCH)),
+            rng.integers(0, len(pixels), BATCH),
+            *rng.integers(0, 256 - CROP + 1, (2, BATCH)),
             strict=True,
         )
         x = to_tensor(np.stack([pixels[i, a : a + CROP, b : b + CROP] for i, a, b in corners]))
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
-        l1, kl = (y - x).abs().mean(), posterior.kl().mean() / posterior.mean[0].numel()
+        l1 = (y - x).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = l1 + ((y - x) ** 2).mean() + 0.3 * min(1.0, done * 4) * gradient_l1(y, x) + 2e-4 * kl
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(average.parameters()),
-                list(vae.parameters()),
-                1 - min(0.998, step / (step + 20)),
-            )
+            kept = min(0.998, step / (step + 20))
+            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - kept)
         losses.append(float(l1.detach()))
         if (step + 1) % 100 == 0:
-            log.info(
-                "vae step %d l1 %.4f kl %.2f (%.0f s)",
-                step + 1,
-                np.mean(losses[-100:]),
-                float(kl),
-                time.monotonic() - begin,
-            )
-    with torch.no_grad():
-        sample = to_tensor(pixels[:: len(pixels) // 96][:96])
-        z = torch.cat([average.encode(x).latent_dist.mode() for x in sample.split(16)])
-        mse = torch.cat(
-            [
-                ((average.decode(b).sample.clamp(-1, 1) - x) ** 2).mean((1, 2, 3))
-                for b, x in zip(z.split(16), sample.split(16), strict=True)
-            ]
-        )
-        log.info("vae %.2f dB on 96 pictures", float((10 * torch.log10(4 / mse)).mean()))
-        mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-        quant, post = average.quant_conv, average.post_quant_conv
-        quant.weight[:4] /= std.view(4, 1, 1, 1)
-        quant.bias[:4] = (quant.bias[:4] - mean) / std
-        quant.bias[4:] -= 2 * std.log()
-        post.bias += post.weight[:, :, 0, 0] @ mean
-        post.weight *= std.view(1, 4, 1, 1)
+            figures = (np.mean(losses[-100:]), float(kl), time.monotonic() - begin)
+            log.info("vae step %d l1 %.4f kl %.2f (%.0f s)", step + 1, *figures)
+    normalise_latents(average, to_tensor(pixels[:: len(pixels) // 96][:96]))
     average.save_pretrained(out)
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, sample: Tensor) -> None:
+    """Fold the mean and deviation that the latents of `sample` (N, 3, H, W) have into the quant
+    convolutions, so that they become 0 and 1."""
+    z = torch.cat([vae.encode(x).latent_dist.mode() for x in sample.split(16)])
+    errors = []
+    for latents, x in zip(z.split(16), sample.split(16), strict=True):
+        errors.append(((vae.decode(latents).sample.clamp(-1, 1) - x) ** 2).mean((1, 2, 3)))
+    decibels = (10 * torch.log10(4 / torch.cat(errors))).mean()
+    log.info("vae %.2f dB on %d pictures", float(decibels), len(sample))
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:4] /= std.view(4, 1, 1, 1)
+    quant.bias[:4] = (quant.bias[:4] - mean) / std
+    quant.bias[4:] -= 2 * std.log()
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std.view(1, 4, 1, 1)

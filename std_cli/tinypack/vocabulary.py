@@ -42,8 +42,9 @@ SUBJECTS = [
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer in `folder`, or else a new one, which goes there. Two new ones can differ in
-    the order of equally frequent pairs: weights belong to theirs.
+    """Return the tokenizer in `folder`, or a new one, which is saved there.
+
+    Two new ones can differ in the order of equally frequent pairs: weights work only with theirs.
     """
     if folder.exists():
         kept: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -66,7 +67,8 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     part = folder.with_name(folder.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    vocab, merge_file = part / "vocab.json", part / "merges.txt"
+    vocab = part / "vocab.json"
+    merge_file = part / "merges.txt"
     vocab.write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
     merge_file.write_text(
         "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8"

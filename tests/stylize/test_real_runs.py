@@ -139,7 +139,7 @@ def pictures(home: Home) -> Path:
     return folder
 
 
-@pytest.fixture(params=["folder", "single file"])
+@pytest.fixture
 def model(request: pytest.FixtureRequest, home: Home, monkeypatch: pytest.MonkeyPatch) -> str:
     """What --model is given; with the cache that it has, off-line from here on."""
     cache, name = {"folder": ("home", "sdxl"), "single file": ("bare", str(home.file))}[
@@ -161,6 +161,7 @@ def std(capsys: pytest.CaptureFixture[str], *command: str) -> list[dict[str, Any
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.parametrize("model", ["folder", "single file"], indirect=True)
 def test_video(
     home: Home, model: str, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_video(
     assert len(frames_of(out)) == 6 and events[-1]["event"] == "result"
 
 
+@pytest.mark.parametrize("model", ["single file"], indirect=True)
 def test_distill_and_stylize_with_what_it_made(
     model: str, pictures: Path, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

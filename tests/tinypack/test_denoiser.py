@@ -8,9 +8,9 @@ from PIL import Image
 
 from std_cli.tinypack import export, styles
 from std_cli.tinypack import train_denoiser as train
-from std_cli.tinypack.data import make_shard
 from std_cli.tinypack.model import CROSS, Denoiser, make_vae
 from std_cli.tinypack.scenes import scene, vary
+from std_cli.tinypack.style_pairs import make_shard
 from std_cli.tinypack.vocabulary import make_tokenizer
 from tests.measures import colour_distance, edge_correlation, texture_distance
 
@@ -43,8 +43,8 @@ def test_match_moves_a_target_to_its_reference():
 
 
 def test_a_shard_follows_from_its_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("std_cli.tinypack.data.GROUPS", 2)
-    monkeypatch.setattr("std_cli.tinypack.data.SCENES", 5)
+    monkeypatch.setattr("std_cli.tinypack.style_pairs.GROUPS", 2)
+    monkeypatch.setattr("std_cli.tinypack.style_pairs.SCENES", 5)
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
         make_shard(folder, 3, 7)
@@ -159,24 +159,24 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
 def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
     monkeypatch.setattr(train, "load", lambda *folders: latents)
     monkeypatch.setattr(train, "validate", lambda net, trainer: 0.0)
-    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
 
     def go(out):
         out.mkdir(exist_ok=True)
-        train.train(tmp_path, tmp_path, out, seed=1, steps=4, minutes=1e6, rate=1e-3, facts_steps=1)
+        train.train(tmp_path, tmp_path, out, seed=1, steps=2, minutes=1e6, rate=1e-3, facts_steps=1)
         return torch.load(out / "average.pt", weights_only=True)
 
     whole = go(tmp_path / "whole")
     loss, calls = train.Trainer.loss, []
 
-    def dies_at_the_fourth_step(self, *a, **k):
+    def dies_at_the_second_step(self, *a, **k):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return loss(self, *a, **k)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.Trainer, "loss", dies_at_the_fourth_step)
+        patch.setattr(train.Trainer, "loss", dies_at_the_second_step)
         go(tmp_path / "cut")
     resumed = go(tmp_path / "cut")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -64,7 +64,7 @@ def clips(monkeypatch):
 
 
 def test_a_clip_repeats_and_is_a_picture():
-    a, b, c = (moving.clip(np.random.default_rng(s), frames=3, size=64) for s in (1, 1, 2))
+    a, b, c = (moving.moving_scene(np.random.default_rng(s), frames=3, size=64) for s in (1, 1, 2))
     assert a.plain.shape == a.styled.shape == (3, 64, 64, 3) and a.reference.shape == (128, 128, 3)
     assert a.flow.shape == (2, 64, 64, 2) and a.seen.shape == (2, 64, 64)
     pictures = (a.plain, a.styled, a.clean, a.reference)
@@ -88,7 +88,7 @@ def test_a_pan_by_whole_pixels_copies_pixels():
 def test_the_flow_tells_where_things_go(seed):
     """The next frame, fetched along the flow, is this frame wherever it can be seen: far nearer
     than without."""
-    c = moving.clip(np.random.default_rng(seed), frames=4, size=96)
+    c = moving.moving_scene(np.random.default_rng(seed), frames=4, size=96)
     assert 0.5 < c.seen.mean() <= 1
     y, x = np.mgrid[0:96, 0:96]
     along, still = [], []
@@ -198,7 +198,7 @@ def test_fine_bands_and_their_strength():
 # --- training ----------------------------------------------------------------------------------
 
 
-def go(clips, net, tokenizer, out, steps=4, rate=1e-3):
+def go(clips, net, tokenizer, out, steps=2, rate=1e-3):
     return motion.train(
         clips, net, tokenizer, None, out, seed=1, steps=steps, minutes=1e6, rate=rate
     )
@@ -210,7 +210,7 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(
     unets, make = [], motion.make_motion_unet
     monkeypatch.setattr(motion, "make_motion_unet", lambda *a: unets.append(make(*a)) or unets[-1])
     own = {k: v.clone() for k, v in net.state_dict().items()}
-    adapter = go(clips, net, tokenizer, tmp_path, steps=60, rate=3e-4)
+    adapter = go(clips, net, tokenizer, tmp_path, steps=30, rate=5e-4)
     [unet], plain = unets, make(net, motion.make_adapter())
     trainer = motion.Trainer(clips, net, tokenizer, np.random.default_rng(0))
     figures, start = motion.validate(unet, trainer), motion.validate(plain, trainer)
@@ -228,13 +228,13 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(
 
 
 def test_resumed_is_uninterrupted(clips, net, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(motion, "SAVE_EVERY", 2)
+    monkeypatch.setattr(motion, "SAVE_EVERY", 1)
     whole = go(clips, net, tokenizer, tmp_path / "whole").state_dict()
     losses, calls = motion.Trainer.losses, []
 
     def dies(self, unet, chosen, size):
         calls.append(unet.training or torch.is_grad_enabled())
-        if sum(calls) == 4:
+        if sum(calls) == 2:
             raise KeyboardInterrupt
         return losses(self, unet, chosen, size)
 
