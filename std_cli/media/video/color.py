@@ -59,17 +59,17 @@ def over_white(rgb: Pixels, alpha: Alpha) -> Pixels:
     return ((rgb * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
 
 
-def from_rgb(rgb: Pixels, pix_fmt: str, color: Color) -> av.VideoFrame:
+def from_rgb(rgb: Pixels, pix_fmt: str, color: Color, centred: bool = False) -> av.VideoFrame:
     """RGB (H, W, 3), or with alpha (H, W, 4), -> a frame of `pix_fmt` with the tags of `color`.
 
     Its size decides where no matrix is tagged. Chroma that is subsampled is sited at the left,
-    which is what video decoders take where nothing is said; with alpha (webp) and in the yuvj
-    formats (jpeg) in the centre.
+    which is what video decoders take where nothing is said; in the yuvj formats (jpeg), and with
+    `centred` (webp), in the centre.
     """
     frame = av.VideoFrame.from_ndarray(
         np.ascontiguousarray(rgb), "rgb24" if rgb.shape[2] == 3 else "rgba"
     )
-    if pix_fmt.startswith("yuv") and not pix_fmt.startswith(("yuva", "yuvj")):
+    if pix_fmt.startswith("yuv") and not pix_fmt.startswith("yuvj") and not centred:
         frame = _sited_left(frame)
     out = _scaled(frame, pix_fmt, color, into=True)
     out.colorspace, out.color_range = color.matrix, color.range

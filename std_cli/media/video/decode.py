@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
 
 from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Part
@@ -55,14 +57,38 @@ def video_stream(container: Any, name: str) -> Any:
         raise InputError(
             f"{name} has video of a kind that this build cannot decode; convert it to h264"
         )
+    _set_up(stream.codec_context)
+    return stream
+
+
+def _set_up(context: VideoCodecContext) -> None:
     # Threads within a frame only: with one frame per thread, an error takes along the good frames
     # that PyAV has got in the same call, how many depends on the count of cores, and what is left
     # of a damaged frame is a matter of timing.
-    stream.thread_type = "SLICE"
+    context.thread_type = av.codec.context.ThreadType.SLICE
     # `max_frame_delay` is the same for dav1d. Chroma is sited at the left unless the stream says
     # otherwise.
-    stream.codec_context.options = {"max_frame_delay": "1", "chroma_sample_location": "left"}
-    return stream
+    context.options = {"max_frame_delay": "1", "chroma_sample_location": "left"}
+
+
+def _decoder_of(stream: VideoStream) -> VideoCodecContext:
+    """The decoder of a stream: FFmpeg's choice, but libvpx for VP8 and VP9 with alpha.
+
+    Their alpha is a second picture next to the first in each block of Matroska and WebM, which
+    FFmpeg's own decoders of these formats ignore:
+    https://wiki.webmproject.org/alpha-channel
+    """
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or tags.get("alpha_mode") != "1":
+        return stream.codec_context
+    try:
+        context: Any = av.CodecContext.create(name, "r")
+    except av.codec.codec.UnknownCodecError:  # a build without libvpx reads the opaque picture
+        return stream.codec_context
+    context.extradata = stream.codec_context.extradata
+    _set_up(context)
+    return context  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -179,6 +205,7 @@ def decoded(
 
     offsets: of `timestamps.scan`.
     """
+    decoder = _decoder_of(stream)
     good: Any = None
     lost: list[int] = []
     # FFmpeg makes up wrong times for these, which have one per packet, in the order of decoding
@@ -204,7 +231,7 @@ def decoded(
         if by_order and not last and packet.dts is not None:
             heapq.heappush(order, packet.dts)
         try:
-            frames = stream.codec_context.decode(None if last else packet)
+            frames = decoder.decode(None if last else packet)
         except av.FFmpegError:
             damage.one(good is not None)
             frames, when = [], None if last else packet.dts if by_order else packet.pts

@@ -197,6 +197,8 @@ def _video_stream(
             0
         ]
     video = file.add_stream_from_template(template, opaque=target.codec == "av1")
+    if target.codec == "vp9" and target.alpha:
+        video.metadata["alpha_mode"] = "1"
     video.time_base = target.time_base
     video.codec_context.framerate = target.frame_rate
     if target.codec != "av1":
@@ -283,7 +285,11 @@ def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction 
         for pts, frame in _frames(segments):
             last = max(last + 1, round((pts - start) / base))  # two frames may fall on one tick
             rgb = frame.to_ndarray(format="rgba" if target.alpha else "rgb24")
-            new = from_rgb(rgb, "yuva420p", Color(6, LIMITED, 2, 2)) if webp else _with_palette(rgb)
+            new = (
+                from_rgb(rgb, "yuva420p", Color(6, LIMITED, 2, 2), centred=True)
+                if webp
+                else _with_palette(rgb)
+            )
             new.pts, new.time_base = last, base
             file.mux(stream.encode(new))
         file.mux(stream.encode())

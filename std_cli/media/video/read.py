@@ -253,8 +253,8 @@ def read_frames(
             yield Frame(rgb, pts, duration, alpha)
     if flattened:
         on_notice(
-            f"{clip.path.name} is transparent in parts: they show white (prores, ffv1, png, gif "
-            f"and webp keep them)"
+            f"{clip.path.name} is transparent in parts: they show white (prores, ffv1, png, gif, "
+            f"webp, and vp9 in webm or mkv keep them)"
         )
     if filtered.interlaced:
         on_notice(

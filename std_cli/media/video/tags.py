@@ -24,6 +24,7 @@ _STALE = (
     "encoder",
     "timecode",
     "rotate",
+    "alpha_mode",
     "source_id",
 )
 # ISO 639-2's second codes where FFmpeg's QuickTime writer knows only the first ("ger" for "deu"),

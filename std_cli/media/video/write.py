@@ -78,7 +78,7 @@ ENCODERS = {
     "libvpx-vp9": Encoder(
         "vp9", _P420, _P420, {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}, "crf",
         (0, 63), "cpu-used",
-        tuple(map(str, range(9))),
+        tuple(map(str, range(9))), alpha="yuva420p",
     ),
     "prores_ks": Encoder("prores", "yuv422p10le", "yuv444p10le", {"profile": "hq"},
     alpha="yuva444p10le"),
@@ -201,7 +201,8 @@ def choose_target(
         options[e.preset] = preset
     width, height = size
     pix_fmt = e.odd if width % 2 or height % 2 else e.pix_fmt
-    if alpha and e.alpha:
+    # of the containers of VP9 only Matroska and WebM have a place for alpha
+    if alpha and e.alpha and not (e.codec == "vp9" and container == "mp4"):
         pix_fmt = e.alpha
         options |= {"profile": "4444"} if e.codec == "prores" else {}
     if pix_fmt is None:
@@ -314,16 +315,14 @@ class SegmentWriter:
     def __init__(self, path: Path, target: Target) -> None:
         self.path, self.target = path, target
         self.part = path.with_name(f"{path.name}.part")
-        format = {"ffv1": "nut", "prores": "mov", "png": "mov"}.get(
-            ENCODERS[target.encoder].codec, "mp4"
-        )
+        format = _segment_format(target)
         # When each packet is decoded: what encoders say of it is not used, for x265 makes it up
         # where it gets fewer frames than it looks ahead.
         self.times: list[int] = []
         self.muxed = 0
         with write_errors(path):
             self.container = create_container(
-                self.part, format, {} if format == "nut" else exact_clock(target)
+                self.part, format, exact_clock(target) if format in ("mp4", "mov") else {}
             )
             self.stream = self.container.add_stream(target.encoder, rate=target.frame_rate)
             _set_up(self.stream.codec_context, target)
@@ -381,6 +380,14 @@ class SegmentWriter:
             self.close()
         else:
             self._give_up()
+
+
+def _segment_format(target: Target) -> str:
+    """FFmpeg's name of the container of a segment: the one with the finest clock that holds it."""
+    codec = ENCODERS[target.encoder].codec
+    if codec == "vp9" and target.alpha:
+        return "matroska"  # its milliseconds are those of the result, too
+    return {"ffv1": "nut", "prores": "mov", "png": "mov"}.get(codec, "mp4")
 
 
 def create_container(path: Path, format: str, options: dict[str, str]) -> Any:

@@ -271,8 +271,11 @@ def test_animations(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("o.mov", "prores"), ("o.mkv", "ffv1"), ("o", "png"), ("o.gif", None), ("o.webp", None)],
-)
+    [
+        ("o.mov", "prores"), ("o.mkv", "ffv1"), ("o", "png"), ("o.gif", None), ("o.webp", None),
+        ("o.webm", "vp9"), ("o.mkv", "vp9"),
+    ],
+)  # fmt: skip
 def test_alpha_is_kept(tmp_path, name, codec):
     target = target_for(tmp_path / name, a_clip(alpha=True), codec=codec, alpha=True)
     alpha = np.zeros((48, 64), np.uint8)
