@@ -161,25 +161,29 @@ class Damage:
             )
         if self.first:
             found.append(
-                f"{some(self.first)} at the start of {name} could not be decoded and were left out"
+                f"{some(self.first)} at the start of {name} could not be decoded: left out"
             )
         if self.backward:
             found.append(
-                f"{some(self.backward)} of {name} had no later time than the one before and were "
-                f"left out"
+                f"{some(self.backward)} of {name} had no later time than the one before: left out"
             )
         if self.resized:
             found.append(
-                f"{some(self.resized)} of {name} had another size than the first and were scaled "
-                f"to it"
+                f"{some(self.resized)} of {name} had another size than the first: scaled to it"
             )
         missing = self.missing()
         if missing:
             step, at = self.longest
+            where = "most of them at " if missing > 1 else "at "
             found.append(
-                f"{name} has gaps: about {some(missing)} are missing, most of them at "
-                f"{float(at):.3f} seconds "
+                f"{name} has gaps: about {some(missing)} {'are' if missing > 1 else 'is'} missing, "
+                f"{where}{float(at):.3f} seconds "
                 f"({float(step * base):.3f} seconds without a new frame); the one before stays"
+            )
+        if self.broken_off is None and self.expected is not None:
+            found.append(
+                f"{name} is not whole: {self.packets} of the {some(self.expected)} that its header "
+                f"counts came, without a gap between them"
             )
         if self.broken_off is not None:
             of = f" of {float(self.declared):.3f}" if self.declared is not None else ""

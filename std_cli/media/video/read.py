@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from std_cli.config import Deinterlace
 from std_cli.errors import InputError, StdError
@@ -129,6 +130,8 @@ def _open_video(path: Path, part: Part | None, size: int) -> Clip:
 
 
 def _duration_of(container: Any, stream: Any, start: Fraction) -> Fraction | None:
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        return Fraction(stream.frames / stream.average_rate)  # the rest is an estimate if it is cut
     if stream.duration:
         return Fraction(stream.duration * stream.time_base)
     if not container.duration:
@@ -398,21 +401,22 @@ def _end_of(
     times: tuple[Fraction, Fraction],
     whole: bool,
 ) -> Fraction:
-    """When the last frame ends; notes whether the file breaks off. whole: it was read from its
-    beginning.
+    """When the last frame ends, in seconds; notes in `damage` whether the file breaks off.
 
-    times: those that `_timed` returns.
+    times: those that `_timed` returns. whole: the video was read from its beginning.
     """
     last, end = times
     kind = container.format.name
     size = clip.part.size if clip.part else clip.path.stat().st_size
-    cut = (
-        damage.ended_early or _cut_at(stream, size) is not None or _segment_beyond(clip, kind, size)
-    )
+    cut = damage.ended_early or _cut_at(stream, size) is not None or _is_cut(clip, kind, size)
     declared: Fraction | None = None
-    if kind == "avi" and whole and stream.frames > damage.packets:
-        cut, damage.expected = True, stream.frames
-    elif kind == "flv" or ("mp4" in kind and not stream.frames):
+    if kind == "avi" and whole:
+        damage.steps.clear()  # an AVI has no times: only an empty chunk, no loss, makes a gap
+        expected = stream.frames - _held_frames(stream)
+        if expected > damage.packets:
+            damage.expected = expected
+        cut = cut and damage.expected is not None
+    elif kind in ("flv", "asf") or ("mp4" in kind and not stream.frames):
         # in pieces, or with a header that was written at the end: each frame's own duration is
         # right
         declared = clip.start + clip.duration if clip.duration else None
@@ -423,29 +427,65 @@ def _end_of(
         end = declared if declared > last else end
     elif not cut and (tagged := _tagged_end(stream)) is not None:
         end = tagged if tagged > last else end
+    shorter = clip.duration is not None and clip.duration > end - clip.start + _MS
+    if "matroska" in kind and clip.duration is not None:
+        cut = cut and shorter  # else the bytes that the file lacks held no frame at its end
     if cut:
         damage.broken_off = end - clip.start
-        damage.declared = (
-            clip.duration if clip.duration and clip.duration > damage.broken_off + _MS else None
-        )
+        damage.declared = clip.duration if shorter else None
     return end
 
 
-def _segment_beyond(clip: Clip, kind: str, size: int) -> bool:
-    """Whether a Matroska file is shorter than its outermost element says (RFC 8794, sections 4 to
-    6)."""
-    if "matroska" not in kind:
-        return False
+def _held_frames(stream: VideoStream) -> int:
+    """How many empty chunks an AVI has, each of which shows the frame before once more.
+
+    The demuxer passes them over. Its index, where that reaches the end of the file, counts them in
+    its times but has no entries for them.
+    """
+    entries = stream.index_entries
+    if not len(entries) or entries[-1].timestamp < stream.frames - 1:
+        return 0
+    return stream.frames - len(entries)
+
+
+def _is_cut(clip: Clip, kind: str, size: int) -> bool:
+    """Whether a file is shorter than it says itself, or ends within a piece of it.
+
+    clip, kind, size: the video, FFmpeg's name of its container, its bytes.
+    """
     with (clip.part.file if clip.part else clip.path).open("rb") as file:
-        file.seek(clip.part.offset if clip.part else 0)
+        begin = clip.part.offset if clip.part else 0
+        file.seek(begin)
         head = file.read(4096)
+        if kind == "avi":  # a RIFF chunk (Multimedia Programming Interface 1.0, 1991)
+            return 8 + int.from_bytes(head[4:8], "little") > size
+        if kind == "asf":  # the size in the File Properties Object (ASF specification, 3.2)
+            at = head.find(_ASF_PROPERTIES)
+            return at >= 0 and int.from_bytes(head[at + 40 : at + 48], "little") > size
+        if kind == "flv":  # the last 4 bytes are the size of the tag before them (E.4.1)
+            file.seek(begin + max(0, size - 4))
+            tag = int.from_bytes(file.read(4), "big")
+            if not 11 <= tag <= size - 4:
+                return True
+            file.seek(begin + size - 4 - tag)
+            header = file.read(4)
+            return header[0] & 31 not in (8, 9, 18) or int.from_bytes(header[1:], "big") != tag - 11
+    return "matroska" in kind and _segment_end(head) > size
+
+
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def _segment_end(head: bytes) -> int:
+    """Where Matroska's outermost element ends, in bytes; 0 if it does not say so (RFC 8794,
+    sections 4 to 6)."""
     at = head.find(b"\x18\x53\x80\x67") + 4  # the Segment's id
     if at < 4 or at >= len(head) or not head[at]:
-        return False
+        return 0
     width = 9 - head[at].bit_length()
     length = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
     unknown = (1 << 7 * width) - 1
-    return length != unknown and at + width + length > size
+    return 0 if length == unknown else at + width + length
 
 
 def _hdr_color(frame: Any) -> Color:
