@@ -48,15 +48,33 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[ImageFile.Im
         raise _unreadable(path, remedy)
     with (
         readable(repr(str(path)), path),
-        _raised_limit(),
+        raised_limit(),
         _bytes_of(path, data) as file,
-        Image.open(file, formats=read_formats()) as image,
+        _identified(file, path) as image,
     ):
         check_pixels(image, repr(str(path)))
         if image.format == "TIFF" and _DNG_VERSION in getattr(image, "tag_v2", ()):
             # what would be read is its thumbnail
             raise _unreadable(path, "develop to tiff or jpeg first")
         yield image
+
+
+def _identified(file: BinaryIO, path: Path) -> ImageFile.ImageFile:
+    """Pillow's picture. Where Pillow says only that no format fits, but the first bytes are those
+    of one, its header is at fault; of a width of 0, too, Pillow says no more than that."""
+    try:
+        return Image.open(file, formats=read_formats())
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(16)
+        accepts = {name: Image.OPEN[name][1] for name in read_formats()}
+        kind = next((name for name, test in accepts.items() if test and test(start) is True), None)
+        if kind is None or why_unreadable(path.suffix):
+            raise
+        raise InputError(
+            f"{str(path)!r} begins as a {kind} picture, but its header is damaged or says that it "
+            f"has no pixels; export it again"
+        ) from None
 
 
 @contextmanager
@@ -240,7 +258,7 @@ _limit_before: int | None = None
 
 
 @contextmanager
-def _raised_limit() -> Iterator[None]:
+def raised_limit() -> Iterator[None]:
     """Pillow's limit of pixels, which belongs to the process, at MAX_PIXELS while any thread reads
     a picture."""
     global _limit_users, _limit_before

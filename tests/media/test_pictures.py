@@ -390,6 +390,23 @@ def hostile() -> list[bytes]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "at", "length"), [("PNG", 16, 4), ("BMP", 18, 4), ("JPEG", 0, 2), ("PPM", 3, 1)]
+)
+def test_a_header_without_width_is_said_to_be_damaged(tmp_path, kind, at, length):
+    """Pillow says of it that it is no picture."""
+    path = tmp_path / "a.any"
+    Image.new("RGB", (8, 8)).save(path, kind)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xc0") + 7 if kind == "JPEG" else at
+    data[at : at + length] = b"0" if kind == "PPM" else bytes(length)
+    if kind == "PNG":  # the chunk's checksum
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"begins as a {kind} picture, .* no pixels"):
+        read_picture(path)
+
+
 def test_hostile_bytes_give_a_picture_or_an_input_error(tmp_path: Path) -> None:
     """STD_FUZZ=1500 tries that many variants of each file instead of 40."""
     rng = random.Random(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import GifImagePlugin, Image, PngImagePlugin, WebPImagePlugin
 
 from std_cli.errors import InputError
-from std_cli.media.open_picture import readable
+from std_cli.media.open_picture import raised_limit, readable
 from std_cli.media.video.clip import MAX_FRAME_PIXELS
 
 ANIMATIONS = (".gif", ".webp", ".apng", ".png")
@@ -43,26 +43,33 @@ def frames(path: Path) -> Generator[tuple[Image.Image, Fraction], None, None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Animation]:
     name = repr(str(path))
-    too_many = f"more pixels than the limit of {MAX_FRAME_PIXELS}; scale it down"
-    with readable(name):
-        image = Image.open(path, formats=("GIF", "WEBP", "PNG"))
-    with image:
-        pixels = image.width * image.height
-        if pixels > MAX_FRAME_PIXELS:
-            raise InputError(f"{name} has {pixels} pixels, {too_many}")
-        yield image  # type: ignore[misc]
+    with raised_limit():
+        with readable(name):
+            image = Image.open(path, formats=("GIF", "WEBP", "PNG"))
+        with image:
+            _check_pixels(image, name)
+            yield image  # type: ignore[misc]
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_FRAME_PIXELS:
+        raise InputError(
+            f"{name} has {pixels} pixels, more than the limit of {MAX_FRAME_PIXELS} for "
+            f"animations; scale it down"
+        )
 
 
 def _each(image: _Animation, size: tuple[int, int]) -> Iterator[tuple[Image.Image, Fraction]]:
-    count: int = getattr(image, "n_frames", 1)
+    name = repr(str(image.filename))
+    with readable(name):  # of a gif all frames are looked at
+        count: int = getattr(image, "n_frames", 1)
     # an APNG's picture for programs that show no animations
     hidden = count > 1 and bool(getattr(image, "default_image", False))
     for number in range(int(hidden), count):
-        with readable(repr(str(image.filename))):
+        with readable(name):
             image.seek(number)
-            # a gif's frame may be larger than its canvas
-            if image.width * image.height > MAX_FRAME_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width * image.height}")
+            _check_pixels(image, name)  # a gif's frame may be larger than its canvas
             image.load()  # webp has the duration only then
             frame = image.convert("RGBA")
         if frame.size != size:

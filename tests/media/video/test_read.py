@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from std_cli.errors import InputError, StdError
-from std_cli.media.video.clip import Color
+from std_cli.media.open_picture import MAX_PIXELS
+from std_cli.media.video.clip import MAX_FRAME_PIXELS, Color
 from std_cli.media.video.color import from_rgb, to_rgb
 from std_cli.media.video.decode import video_stream
 from std_cli.media.video.read import _turn, _upright, open_clip, read_frames
@@ -738,12 +739,20 @@ def test_the_hidden_picture_of_an_apng_is_no_frame(tmp_path):
     ]
 
 
-def test_an_animation_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
-    Image.new("L", (100, 100)).save(tmp_path / "a.gif")
+@pytest.mark.parametrize("side", [9000, 14000, 60000])
+@pytest.mark.parametrize("of", ["canvas", "second frame"])
+def test_an_animation_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, side, of):
+    """Below Pillow's warning, above it, above its error: the limit that is named is one of ours."""
+    first, second = Image.new("L", (40, 30), 10), Image.new("L", (40, 30), 90)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     data = bytearray((tmp_path / "a.gif").read_bytes())
-    data[6:10] = (60000).to_bytes(2, "little") * 2
+    size = (40).to_bytes(2, "little") + (30).to_bytes(2, "little")
+    at = 6 if of == "canvas" else data.rindex(size)
+    data[at : at + 4] = side.to_bytes(2, "little") * 2
     (tmp_path / "a.gif").write_bytes(data)
-    with pytest.raises(InputError, match="pixels, more than the limit"):
+    limits = f"{MAX_FRAME_PIXELS} for animations|{MAX_PIXELS}"
+    match = rf"has {side * side} pixels, more than the limit of ({limits}); scale it down$"
+    with pytest.raises(InputError, match=match):
         open_clip(tmp_path / "a.gif")
 
 
