@@ -504,7 +504,7 @@ class Inspected(TypedDict):
     notices: NotRequired[list[str]]
     """What --lora leaves out."""
     problem: NotRequired[str | None]
-    """Why --lora refuses the file."""
+    """Why --lora or --model refuses the file; of LoRAs and checkpoints."""
 
 
 class Check(TypedDict):

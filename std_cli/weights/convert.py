@@ -99,6 +99,8 @@ def _check_target(origin: Path, target: Path, overwrite: bool, into_file: bool) 
     if not overwrite:
         raise InputError(f"output {name} exists; pass --overwrite to replace it, or name another")
     if not target.is_dir():
+        if target.exists() and not target.is_file():  # such as /dev/null
+            raise InputError(f"output {name} is neither a file nor a folder: name another")
         return
     if into_file:
         raise InputError(f"output {name} is a folder: name a file in it")

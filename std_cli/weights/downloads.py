@@ -21,7 +21,14 @@ from typing import Any, TypeVar
 
 from std_cli.errors import InputError, StdError
 from std_cli.weights.files import file_names, read_header
-from std_cli.weights.hub import HubRepo, cached_folder, hub_errors, if_moved, unreachable
+from std_cli.weights.hub import (
+    HubRepo,
+    cached_folder,
+    hub_errors,
+    if_moved,
+    unreachable,
+    why_offline,
+)
 from std_cli.weights.sdxl_files import wanted_files
 
 T = TypeVar("T")
@@ -44,10 +51,10 @@ class HubFile:
 def list_files(source: HubRepo) -> list[HubFile]:
     """What is to be downloaded of a repository, by the Hub. Raises InputError if it has not all,
     StdError off-line."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE:
-        raise unreachable([source], "HF_HUB_OFFLINE is set")
+    if why := why_offline():
+        raise unreachable([source], why)
     with hub_errors(source, [source]):
         info = _patiently(
             lambda: HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
+from std_cli.paths import replace_file
 from std_cli.weights.files import read_object
 
 
@@ -55,9 +56,7 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
             return str(known[key])
     digest = sha256(path)
     if size > 2**24:
-        with suppress(OSError):  # a cache that cannot be written only costs time
+        with suppress(OSError, StdError):  # a cache that cannot be written only costs time
             store.parent.mkdir(parents=True, exist_ok=True)
-            draft = store.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(known | {key: digest}, indent=0))
-            draft.replace(store)
+            replace_file(store, json.dumps(known | {key: digest}, indent=0).encode())
     return digest

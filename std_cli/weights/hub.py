@@ -75,12 +75,21 @@ def without_downloads() -> Iterator[None]:
         _LOCAL.reset(token)
 
 
-def fetch(sources: list[HubRepo], local_only: bool = False) -> list[Path]:
+def why_offline() -> str:
+    """Why the Hub may not be asked, for a message; "" if it may."""
+    from huggingface_hub import constants
+
+    if _LOCAL.get():
+        return "downloads are switched off"
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+
+
+def fetch(sources: list[HubRepo]) -> list[Path]:
     """The snapshot folder of each source: from the cache where it is whole, else downloaded."""
     cached = [cached_folder(source) for source in sources]
     missing = [source for source, folder in zip(sources, cached, strict=True) if folder is None]
-    if missing and (local_only or _LOCAL.get()):
-        raise unreachable(missing, "downloads are switched off")
+    if missing and (why := why_offline()):
+        raise unreachable(missing, why)
     return [
         folder or _download(source, missing) for source, folder in zip(sources, cached, strict=True)
     ]
@@ -124,8 +133,8 @@ def _hub_names(source: HubRepo, missing: list[HubRepo]) -> set[str]:
     """The files of a repository on the Hub."""
     from huggingface_hub import HfApi
 
-    if _LOCAL.get():
-        raise unreachable(missing, "downloads are switched off")
+    if why := why_offline():
+        raise unreachable(missing, why)
     # One request without retries: off-line it fails at once, where a download would retry for 23
     # seconds.
     with hub_errors(source, missing):
@@ -183,7 +192,7 @@ def if_moved(source: HubRepo) -> str:
 @contextmanager
 def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
     """Say what an exception of huggingface_hub means for the user."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     unreached = (ConnectionError, errors.LocalEntryNotFoundError)
     try:
@@ -215,8 +224,7 @@ def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
             raise StdError(
                 f"{source.repo} cannot be stored under HF_HOME: {error.strerror or error}"
             ) from error
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        raise unreachable(missing, why) from error
+        raise unreachable(missing, why_offline() or "the Hub cannot be reached") from error
 
 
 def unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
@@ -243,7 +251,7 @@ def ask_hub(offline: bool = False, timeout: float = 3.0) -> dict[str, Any]:
 
     state: dict[str, Any] = {
         "endpoint": constants.ENDPOINT,
-        "offline": offline or constants.HF_HUB_OFFLINE,
+        "offline": offline or bool(why_offline()),
     }
     if state["offline"]:
         return state | {"error": None}

@@ -4,6 +4,7 @@ same.
 A .pth has no header: it is read whole, but never run.
 """
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from std_cli.errors import InputError
 from std_cli.paths import user_path
 from std_cli.weights.files import read_header
-from std_cli.weights.fit import Shapes, family
+from std_cli.weights.fit import Shapes, checkpoint_family, family
 from std_cli.weights.lora import LoraWeights, read_lora
 from std_cli.weights.lora.family import unet_layers
 from std_cli.weights.lora.fuse import misfits, remedy
@@ -20,7 +21,7 @@ from std_cli.weights.lora.names import parse
 from std_cli.weights.lora.read import cut, text_layers
 from std_cli.weights.pickles import read_pickle
 from std_cli.weights.resolve import TINY
-from std_cli.weights.sdxl_files import SINGLE_FILE_KEYS
+from std_cli.weights.sdxl_files import SINGLE_FILE_KEYS, check_checkpoint
 
 # What a key begins with or holds -> the kind of file; the first that matches.
 KINDS = (
@@ -32,6 +33,7 @@ KINDS = (
     (r"^(encoder|decoder)\.(mid|mid_block|down|up|conv_in)|^decoder\.layers\.", "vae"),
     (r"^blocks\.\d+\.ls1\.gamma$", "dinov2-original"),
     (r"^(dinov2\.)?encoder\.layer\.\d+\.layer_scale1\.lambda1$", "dinov2"),
+    (r"^(clip_[lg]|emb_params|string_to_param\.\*)$", "embedding"),
     (r"^(text_model|vision_model)\.|^encoder\.layers\.\d+\.self_attn", "clip"),
 )
 LAYOUTS = (
@@ -42,7 +44,7 @@ LAYOUTS = (
     (r"^diffusion_model\.", "ComfyUI"),
     (r"(input_blocks|middle_block|output_blocks)\.", "OneTrainer"),
     (r"lora\.(down|up)\.", "diffusers, of old"),
-    (r"^(unet|text_encoder)", "diffusers"),
+    (r"^(unet|text_encoder|transformer)", "diffusers"),
 )
 NO_BIAS = (".to_q", ".to_k", ".to_v")  # of a UNet's layers
 METADATA_CHARACTERS = 4096
@@ -52,8 +54,8 @@ METADATA_KEYS = 200
 
 def inspect_file(file: str | Path) -> dict[str, Any]:
     """{event: inspected, file, kind, tensors, parameters, metadata, metadata_cut, family, fits}; of
-    a LoRA also layout, methods, modules, ranks, alphas, text_encoder, notices and problem (why
-    `--lora` refuses it, or None).
+    a LoRA also layout, methods, modules, ranks, alphas, text_encoder and notices; of a LoRA and a
+    checkpoint problem (why `--lora` or `--model` refuses it, or None).
 
     Long metadata are cut, and `metadata_cut` has the true lengths. Raises InputError for a file
     that is not there, or is neither a safetensors file nor a .pth of tensors.
@@ -74,7 +76,7 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "file": str(path),
         "kind": kind,
         "tensors": len(shapes),
-        "parameters": sum(_count(shape) for shape in shapes.values()),
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "metadata": shown,
         "metadata_cut": shortened,
     }
@@ -84,8 +86,7 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
     )
     if kind == "checkpoint":
-        sdxl = all(any(key.startswith(k) for key in shapes) for k in SINGLE_FILE_KEYS)
-        return facts | {"family": "SDXL" if sdxl else made, "fits": ["--model"] if sdxl else []}
+        return facts | _checkpoint(path, shapes)
     fits = {
         "ip-adapter": "ip_adapter/ in a model's folder",
         "unet": "unet/ in a model's folder",
@@ -99,6 +100,17 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "family": made,
         "fits": [fits[kind]] if kind in fits and made in (None, "SDXL") else [],
     }
+
+
+def _checkpoint(path: Path, shapes: Shapes) -> dict[str, Any]:
+    """What a whole model is for, and why `--model` refuses it, as it says it there."""
+    whole = all(any(key.startswith(start) for key in shapes) for start in SINGLE_FILE_KEYS)
+    made = "SDXL" if whole else checkpoint_family(shapes)
+    try:
+        check_checkpoint(str(path), path)
+    except InputError as error:
+        return {"family": made, "fits": [], "problem": str(error)}
+    return {"family": made, "fits": ["--model"], "problem": None}
 
 
 def _pickled(path: Path) -> tuple[Shapes, dict[str, str]]:
@@ -219,10 +231,3 @@ def _fits(weights: LoraWeights) -> tuple[list[str], str | None]:
     if not any(misfits(still, tiny, biases)):
         return [f"{option}, with --model tiny"], None
     return [f"{option}, with a model of its shapes"], None
-
-
-def _count(shape: list[int]) -> int:
-    out = 1
-    for side in shape:
-        out *= side
-    return out

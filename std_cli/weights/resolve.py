@@ -61,23 +61,23 @@ class ModelFiles:
 # --- models ------------------------------------------------------------------------------------
 
 
-def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plus") -> ModelFiles:
+def resolve_model(name: str, *, ip_adapter: str = "plus") -> ModelFiles:
     """The files of a model: a name of the table, a diffusers folder, a FILE.safetensors, or
     `owner/name[@revision]`.
 
     ip_adapter: "plus" or "plain", of a model that has none of its own. What is missing is
-    downloaded, unless `local_only`. Raises InputError for what cannot be had or is no SDXL model.
+    downloaded. Raises InputError for what cannot be had or is no SDXL model.
     """
     path = user_path(name, "--model")
     if name == "tiny":
-        return _folder_model(name, TINY, False, local_only, ip_adapter)
+        return _folder_model(name, TINY, False, ip_adapter)
     if name in NAMES:
-        folder, _ = fetch([source(name), source(IP_ADAPTERS[ip_adapter])], local_only)
-        return _folder_model(name, folder, True, local_only, ip_adapter)
+        folder, _ = fetch([source(name), source(IP_ADAPTERS[ip_adapter])])
+        return _folder_model(name, folder, True, ip_adapter)
     if os.path.isdir(path):
-        return _folder_model(name, path, False, local_only, ip_adapter)
+        return _folder_model(name, path, False, ip_adapter)
     if os.path.isfile(path):
-        return _single_file_model(name, path, local_only, ip_adapter)
+        return _single_file_model(name, path, ip_adapter)
     hub = hub_id(name)
     if not hub or hub[2]:
         raise InputError(
@@ -85,14 +85,10 @@ def resolve_model(name: str, *, local_only: bool = False, ip_adapter: str = "plu
             f"that exists, "
             "or owner/name[@revision] on the Hub"
         )
-    return _folder_model(
-        name, fetch([HubRepo(hub[0], hub[1])], local_only)[0], True, local_only, ip_adapter
-    )
+    return _folder_model(name, fetch([HubRepo(hub[0], hub[1])])[0], True, ip_adapter)
 
 
-def _folder_model(
-    name: str, folder: Path, from_hub: bool, local_only: bool, kind: str
-) -> ModelFiles:
+def _folder_model(name: str, folder: Path, from_hub: bool, kind: str) -> ModelFiles:
     """Check a diffusers folder, its headers included, and find its IP-Adapter."""
     names = file_names(folder, depth=2)
     if lacks := missing_files(names):
@@ -119,24 +115,22 @@ def _folder_model(
         False,
         None,
         variant,
-        *_ip_adapter(name, folder, names, local_only, kind),
+        *_ip_adapter(name, folder, names, kind),
         pack,
     )
 
 
-def _single_file_model(name: str, path: Path, local_only: bool, kind: str) -> ModelFiles:
+def _single_file_model(name: str, path: Path, kind: str) -> ModelFiles:
     """Check a checkpoint in one file, and fetch what it cannot hold."""
     check_checkpoint(name, path)
-    config, _ = fetch([source("sdxl-config"), source(IP_ADAPTERS[kind])], local_only)
+    config, _ = fetch([source("sdxl-config"), source(IP_ADAPTERS[kind])])
     check_folder(config, file_names(config, depth=2))
-    adapter = _ip_adapter(name, path.parent, set(), local_only, kind)
+    adapter = _ip_adapter(name, path.parent, set(), kind)
     scheduler, notices = checkpoint_scheduler(name, path)
     return ModelFiles(name, path, True, config, None, *adapter, {}, scheduler, notices)
 
 
-def _ip_adapter(
-    name: str, folder: Path, names: set[str], local_only: bool, kind: str
-) -> tuple[Path, Path]:
+def _ip_adapter(name: str, folder: Path, names: set[str], kind: str) -> tuple[Path, Path]:
     """(weights, image encoder folder): each the model's own if `names` tells that it has one, else
     the Hub's."""
     own = [
@@ -154,7 +148,7 @@ def _ip_adapter(
             f"--ip-adapter {kind}: the model {name} has an IP-Adapter of its own: leave it out"
         )
     published = source(IP_ADAPTERS[kind])
-    hub = folder if own and own_encoder else fetch([published], local_only)[0]
+    hub = folder if own and own_encoder else fetch([published])[0]
     weights = own[0] if own else hub / published.files[0]
     encoder = folder / "image_encoder" if own_encoder else (hub / published.files[1]).parent
     if {key.split(".")[0] for key in read_header(weights)[0]} != {"image_proj", "ip_adapter"}:

@@ -17,7 +17,7 @@ Kind = Literal[
     "base", "config", "vae", "lora", "ip-adapter", "motion", "backbone", "text-encoder", "metric"
 ]
 LoraLayout = Literal["diffusers", "kohya", "peft"]
-TaskName = Literal["image", "video", "distill", "evaluate"]
+TaskName = Literal["image", "video", "distill"]
 
 
 TABLE = Path(__file__).parent / "zoo.toml"

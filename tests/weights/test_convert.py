@@ -1,6 +1,7 @@
 """`std models convert` and `inspect`: what each file becomes, and what is said of it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -142,6 +143,10 @@ def test_what_overwrite_replaces(tmp_path, content):
     with pytest.raises(InputError, match="is a folder without weights of this kind"):
         convert(source, tmp_path / "letters", to="peft", overwrite=True)
     assert (tmp_path / "letters" / "a.txt").exists()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(InputError, match="is neither a file nor a folder"):
+            convert(source, tmp_path / "pipe", to="kohya", overwrite=True)
 
 
 def test_what_is_written_is_compared(tmp_path, content):

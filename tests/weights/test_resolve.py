@@ -10,7 +10,7 @@ import torch
 from std_cli import stylize_image
 from std_cli.errors import InputError
 from std_cli.weights import resolve
-from std_cli.weights.hub import source
+from std_cli.weights.hub import source, without_downloads
 from std_cli.weights.sdxl_files import SINGLE_FILE_KEYS
 from tests.hub import Hub
 from tests.weights.files import ADAPTER, cache, sdxl_folder, tensors, truncate
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folder_with_its_own_adapter(folder: Path) -> None:
     (folder / "std.json").write_text('{"base_resolution": 512}')
-    model = resolve.resolve_model(str(folder), local_only=True)
+    model = resolve.resolve_model(str(folder))
     assert (model.base, model.single_file, model.variant, model.config) == (
         folder,
         False,
@@ -46,7 +46,7 @@ def test_tiny_is_the_folder_in_the_package(folder: Path, monkeypatch: pytest.Mon
         Path(resolve.__file__).parents[2]
     )
     monkeypatch.setattr(resolve, "TINY", folder)
-    assert resolve.resolve_model("tiny", local_only=True).base == folder
+    assert resolve.resolve_model("tiny").base == folder
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_variant(folder: Path, files: list[str], variant: str | None) -> None:
             (folder / file).write_text('{"weight_map": {}}')
         else:
             tensors(folder / file)
-    assert resolve.resolve_model(str(folder), local_only=True).variant == variant
+    assert resolve.resolve_model(str(folder)).variant == variant
 
 
 def test_all_missing_parts_are_named_at_once(folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_all_missing_parts_are_named_at_once(folder: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").unlink()
     (folder / "tokenizer_2" / "vocab.json").rename(folder / "tokenizer_2" / "other.txt")
     with pytest.raises(InputError) as error:
-        resolve.resolve_model(str(folder), local_only=True)
+        resolve.resolve_model(str(folder))
     for part in (
         "model_index.json",
         "vae/diffusion_pytorch_model.safetensors",
@@ -137,7 +137,7 @@ def break_shards(folder: Path) -> None:
 def test_damaged_folder(folder: Path, damage: Any, message: str) -> None:
     damage(folder)
     with pytest.raises(InputError, match=message) as error:
-        resolve.resolve_model(str(folder), local_only=True)
+        resolve.resolve_model(str(folder))
     assert "\n" not in str(error.value)
 
 
@@ -145,7 +145,7 @@ def test_an_empty_folder_and_a_pickle_and_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="lacks model_index.json, unet/, vae/, text_.*scheduler/: complete it"
     ):
-        resolve.resolve_model(str(tmp_path), local_only=True)
+        resolve.resolve_model(str(tmp_path))
     for suffix in (".ckpt", ".pt", ".bin"):
         (tmp_path / f"x{suffix}").write_bytes(b"x")
         with pytest.raises(InputError, match="pickle.*convert it to safetensors"):
@@ -173,8 +173,8 @@ def test_single_file(tmp_path: Path) -> None:
     keys = {key + "x" * key.endswith("."): one.clone() for key in SINGLE_FILE_KEYS}
     path = tensors(tmp_path / "checkpoint.safetensors", keys)
     # the checkpoint itself is fine
-    with pytest.raises(InputError, match="downloads are switched off"):
-        resolve.resolve_model(str(path), local_only=True)
+    with without_downloads(), pytest.raises(InputError, match="downloads are switched off"):
+        resolve.resolve_model(str(path))
     del keys["conditioner.embedders.1.model.x"]
     with pytest.raises(InputError, match="not an SDXL checkpoint: it lacks second text encoder"):
         resolve.resolve_model(str(tensors(path, keys)))

@@ -33,6 +33,7 @@ from std_cli.media.pictures import read_metadata
 from std_cli.weights import resolve
 from std_cli.weights.convert import convert
 from std_cli.weights.hub import source
+from std_cli.weights.inspect import inspect_file
 from std_cli.weights.parts import _in_one_file, check_model
 from tests.hub import Hub
 from tests.weights.sdxl import (
@@ -460,6 +461,8 @@ def test_single_files_of_other_models_are_named(sdxl: Sdxl, home: Path) -> None:
 
     def refused(content: State, message: str) -> None:
         save_file(content, path)
+        facts = inspect_file(path)
+        assert facts["fits"] == [] and re.search(message, facts["problem"])
         for use in (resolve.resolve_model, lambda file: convert(file, home / "folder")):
             with pytest.raises(InputError, match=message):
                 use(str(path))

@@ -3,8 +3,6 @@
 from fractions import Fraction
 from pathlib import Path
 
-import av
-
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Clip, Color
 from std_cli.media.video.write import CONTAINERS, ENCODERS, choose_target
@@ -39,8 +37,3 @@ def try_encoders() -> dict[str, str]:
         except InputError as e:
             found[name] = str(e)
     return found
-
-
-def version() -> str:
-    """Of PyAV, and of FFmpeg's codecs in it."""
-    return f"{av.__version__} (libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))})"

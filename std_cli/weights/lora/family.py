@@ -5,6 +5,7 @@ Cross attention alone would say it, but many files have none (`attn2` left out, 
 So the layers are compared with every layer that the UNets of the Stable Diffusion family have.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ class Family:
     why: str
     """What says so, to be put in brackets."""
     cross: int | None
-    """Width of the text that such a UNet's cross attention reads; None of a transformer."""
+    """Width of the text that such a UNet's cross attention reads; None of a transformer, and where
+    two families are possible, neither of them SDXL."""
 
 
 def lora_family(
@@ -93,12 +95,13 @@ def lora_family(
     left = [name for name in UNETS if fit[name] == most]
     if len(left) == 1:
         return _family(left[0], f"by its shapes, {UNETS[left[0]].cross} wide")
-    said = " ".join(
-        metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")
-    ).lower()
-    for pattern, name in _SAID:
-        if re.search(pattern, said):
-            return _family(name, "by its metadata") if name in left else None
+    said = _said(metadata)
+    if said in left:
+        return _family(said, "by its metadata")
+    if "SDXL" not in left:
+        return Family(" or ".join(left), "by its shapes", None)
+    if said:
+        return None
     keys = list(text)
     if "SDXL" in left and any(
         re.match(r"lora_te2_|text_encoder_2\.|te2[._]|clip_g", key) for key in keys
@@ -108,6 +111,13 @@ def lora_family(
         left = [name for name in left if not name.startswith("SDXL")]
         return _family(left[0], "by its text encoder") if len(left) == 1 else None
     return _family("SDXL", "by its names") if original and "SDXL" in left else None
+
+
+def _said(metadata: Mapping[str, str]) -> str | None:
+    """The family that the metadata name, if any."""
+    keys = ("ss_base_model_version", "modelspec.architecture")
+    said = " ".join(metadata.get(key, "") for key in keys).lower()
+    return next((name for pattern, name in _SAID if re.search(pattern, said)), None)
 
 
 def _family(name: str, why: str) -> Family:
@@ -120,7 +130,7 @@ def fits(change: Shape, weight: Shape | None) -> bool:
     """
     if weight is None or len(change) < 2 or len(weight) < 2:
         return change == weight
-    flat = _count(change[1:]) == _count(weight[1:])
+    flat = math.prod(change[1:]) == math.prod(weight[1:])
     ones = len(change) != len(weight) or change == weight
     small = (
         len(change) == 2
@@ -128,13 +138,6 @@ def fits(change: Shape, weight: Shape | None) -> bool:
         or (len(weight) == 2 and set(change[2:]) == {1})
     )
     return change[0] == weight[0] and flat and ones and small
-
-
-def _count(sides: Iterable[int]) -> int:
-    out = 1
-    for side in sides:
-        out *= side
-    return out
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import InputError, StdError
 from std_cli.weights.lora.layer import DOWN, UP, Layer
-from std_cli.weights.lora.names import to_original
+from std_cli.weights.lora.names import parse, to_original
 from std_cli.weights.lora.read import METADATA, LoraWeights, cut, read_lora
 from std_cli.weights.zoo import LoraLayout
 
@@ -29,8 +29,15 @@ def lora_bytes(weights: LoraWeights, to: LoraLayout, metadata: dict[str, str]) -
     """
     kept = {key: value for key, value in metadata.items() if key != METADATA} | {"format": "pt"}
     if to == "kohya":
-        return safetensors_bytes(_kohya(weights), kept)
-    tensors = _pairs(weights, "unet." if to == "diffusers" else "base_model.model.", to)
+        tensors = _kohya(weights)
+    else:
+        tensors = _pairs(weights, "unet." if to == "diffusers" else "base_model.model.", to)
+    names = map(parse, tensors)
+    if lost := [name.layer for name in names if name.layer not in weights.layers]:
+        raise InputError(
+            f"{weights.label}: {to} spelling has no place for the names of its layers (first "
+            f"{cut(lost[0])}): use another --to"
+        )
     if to == "diffusers":
         config = {f"unet.{key}": value for key, value in peft_config(weights).items()}
         kept[METADATA] = json.dumps(config, sort_keys=True)

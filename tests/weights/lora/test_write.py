@@ -1,8 +1,10 @@
 """What is written: the keys that other tools map, and equal bytes for equal contents."""
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from std_cli.errors import InputError
 from std_cli.weights.lora.read import of_pairs
 from std_cli.weights.lora.write import lora_bytes
 from tests.weights.files import pairs
@@ -51,3 +53,13 @@ def test_equal_contents_give_equal_bytes():
     [data] = made
     size = int.from_bytes(data[:8], "little")
     assert size % 8 == 0 and data[8 : 8 + size].startswith(b'{"__metadata__":{"format":"pt","key0"')
+
+
+def test_names_without_a_place_in_a_spelling_are_said():
+    """The words of Flux's layers cannot be told apart where "_" stands for "."."""
+    layer = "double_blocks.0.img_attn.qkv"
+    weights = of_pairs("x", {f"{layer}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}, 2)
+    with pytest.raises(InputError, match="^x: kohya spelling has no place .*use another --to"):
+        lora_bytes(weights, "kohya", {})
+    for to in ("diffusers", "peft"):
+        assert lora_bytes(weights, to, {})
