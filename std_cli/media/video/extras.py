@@ -37,14 +37,12 @@ from std_cli.media.video.tags import (
     stream_tags,
     timecode_of,
 )
-from std_cli.media.video.write import Target
+from std_cli.media.video.write import REFUSALS, Refused, Target
 
 _TRIED = 3
 """Packets of each stream that are tried."""
 _READ = 1000
 """Packets that are read for these."""
-REFUSALS = (av.FFmpegError, ValueError, OverflowError)
-"""How PyAV says that a container, a decoder or an encoder does not take something."""
 
 
 class _Kept(NamedTuple):
@@ -113,7 +111,7 @@ def choose_extras(
         )
         chosen = _choose_streams(before, target, wanted, packets, source)
         chosen = _check_kept(before, target, chosen, packets, source)
-        with suppress(*REFUSALS):
+        with suppress(Refused, *REFUSALS):
             return _projected(source, main, target, chosen, side_by_side)
         return chosen
 
@@ -197,7 +195,7 @@ def _first_way(
     before: Any, target: Target, stream: Any, packets: _Packets, source: Clip
 ) -> Carried | None:
     for way in ways(stream, target.container):
-        with suppress(*REFUSALS):
+        with suppress(Refused, *REFUSALS):
             _trial(before, target, NOTHING, (way,), packets, source)
             return way
     return None
@@ -344,7 +342,7 @@ def _check_kept(
         replace(extras, timecode=None),
         replace(extras, timecode=None, tags=False),
     ):
-        with suppress(*REFUSALS):
+        with suppress(Refused, *REFUSALS):
             written = _trial(before, target, simpler, simpler.streams, packets, source)
             break
     else:

@@ -3,7 +3,7 @@ addition."""
 
 import heapq
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,12 +12,11 @@ from typing import Any
 import av
 import numpy as np
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Clip, Color, Pixels, Span
 from std_cli.media.video.color import LIMITED, from_rgb
 from std_cli.media.video.extras import (
     NOTHING,
-    REFUSALS,
     Extras,
     container_options,
     describe,
@@ -27,12 +26,14 @@ from std_cli.media.video.projection import with_projection
 from std_cli.media.video.streams import Added, Carried, Flow, add_stream, other_packets
 from std_cli.media.video.tags import file_tags, request_in
 from std_cli.media.video.write import (
+    REFUSALS,
+    Refused,
     Target,
     create_container,
     decoding_delay,
     early_times,
     exact_clock,
-    of_the_disk,
+    refusing,
     sync_file,
     write_errors,
 )
@@ -71,12 +72,11 @@ def join(
         while True:
             try:
                 return notices + _written(segments, target, source, out, extras, span, end, comment)
-            except REFUSALS as e:
-                if of_the_disk(e) or extras == NOTHING:
+            except Refused as e:
+                if extras == NOTHING:  # it is the pictures that are refused
                     raise
                 extras, lost = _without_what_fails(target, source, extras, span, end)
-                reason = getattr(e, "strerror", None) or str(e)
-                notices.append(f"{target.path.name} cannot hold {lost} ({reason}): left out")
+                notices.append(f"{target.path.name} cannot hold {lost} ({e}): left out")
 
 
 def _without_what_fails(
@@ -109,7 +109,7 @@ def _goes_in(
                 before, source, added, span, end, {}, lambda reason: None
             ):
                 file.mux(packet)
-    except REFUSALS:
+    except (Refused, *REFUSALS):
         return False
     return True
 
@@ -151,7 +151,7 @@ def _written(
     count: dict[int, int] = {}
     added: list[Added] = []
     with ExitStack() as stack:
-        before = stack.enter_context(open_source(source)) if source.kind == "video" else None
+        before = stack.enter_context(_opened_again(source)) if source.kind == "video" else None
         options = container_options(target, extras, file_tags(before, False) if before else {})
         if target.container in ("mp4", "mov"):
             rates = (
@@ -160,10 +160,12 @@ def _written(
             options["movflags"] = options.get("movflags", "") + "+faststart"
             options |= exact_clock(target, *filter(None, rates))
         file = stack.enter_context(create_container(out, target.container, options))
-        video = _video_stream(stack, file, segments[0], target, extras)
+        with refusing():
+            video = _video_stream(stack, file, segments[0], target, extras)
         flows = [_video_packets(segments, video, target, span.shift, end)]
         if before:
-            added = [add_stream(file, before.streams[c.index], c) for c in extras.streams]
+            with refusing():
+                added = [add_stream(file, before.streams[c.index], c) for c in extras.streams]
             with suppress(av.FFmpegError):
                 before.seek(0)  # a cover was read
 
@@ -173,25 +175,40 @@ def _written(
                 )
 
             flows.append(other_packets(before, source, added, span, end, count, broken))
-            describe(before, file, video, target, extras, span, source, commented=bool(comment))
+            with refusing():
+                describe(before, file, video, target, extras, span, source, bool(comment))
         if comment:
             file.metadata["comment"] = comment
         for _, _, packet in heapq.merge(*flows, key=lambda item: item[:2]):
-            file.mux(packet)
+            with refusing():
+                file.mux(packet)
         # while the source is open: PyAV's streams point into it
         silent = [
             a.carried.what for a in added if a.old.type == "audio" and not count.get(a.old.index)
         ]
+        with refusing():
+            file.close()  # writes the index
     sync_file(out)
     if silent:
         notices.append(f"no sound was found in {', '.join(silent)}")
     return notices
 
 
+def _opened_again(source: Clip) -> Any:
+    """PyAV's container of the source, which was readable when the work began."""
+    try:
+        return open_source(source)
+    except (av.FFmpegError, OSError) as e:
+        raise StdError(
+            f"{source.path} can no longer be read ({e.strerror or type(e).__name__}); put it back "
+            f"and run the same command again"
+        ) from e
+
+
 def _video_stream(
     stack: ExitStack, file: Any, segment: Path, target: Target, extras: Extras
 ) -> Any:
-    template: Any = stack.enter_context(av.open(f"file:{segment}")).streams.video[0]
+    template: Any = stack.enter_context(_open_part(segment)).streams.video[0]
     if extras.projection:
         template = stack.enter_context(with_projection(template, extras.projection)).streams.video[
             0
@@ -251,19 +268,37 @@ def _times(path: Path) -> list[Fraction]:
 
 
 def _packets(path: Path) -> Generator[Any, None, None]:
-    """The packets of a segment, as they are decoded."""
-    with av.open(f"file:{path}") as part:
+    """The packets of a segment, in the order in which they are decoded."""
+    with _finished_part(path), _open_part(path) as part:
         for packet in part.demux(part.streams.video[0]):
             if packet.size and packet.pts is not None:
                 yield packet
 
 
 def _frames(segments: Sequence[Path]) -> Generator[tuple[Fraction, Any], None, None]:
+    """(seconds, frame) of all segments, in order."""
     for path in segments:
-        with av.open(f"file:{path}") as part:
+        with _finished_part(path), _open_part(path) as part:
             stream: Any = part.streams.video[0]
             for frame in part.decode(stream):
                 yield (frame.pts or 0) * stream.time_base, frame
+
+
+def _open_part(path: Path) -> Any:
+    with _finished_part(path):
+        return av.open(f"file:{path}")
+
+
+@contextmanager
+def _finished_part(path: Path) -> Generator[None, None, None]:
+    """The errors of reading a segment, as one line: they are not those of the result."""
+    try:
+        yield
+    except av.FFmpegError as e:
+        raise StdError(
+            f"the finished part {path} cannot be read ({e.strerror or type(e).__name__}); run the "
+            f"same command with --no-resume"
+        ) from e
 
 
 def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction | None) -> None:
@@ -291,8 +326,10 @@ def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction 
                 else _with_palette(rgb)
             )
             new.pts, new.time_base = last, base
-            file.mux(stream.encode(new))
-        file.mux(stream.encode())
+            with refusing():
+                file.mux(stream.encode(new))
+        with refusing():
+            file.mux(stream.encode())
     if webp:
         _complete_webp(out, last + hold, target.alpha)
     sync_file(out)

@@ -19,6 +19,7 @@ from std_cli.media.video.decode import video_stream
 from std_cli.media.video.subtitles import TEXT_IN, OnScreen, add_text
 from std_cli.media.video.tags import stream_tags
 from std_cli.media.video.timestamps import all_continued
+from std_cli.media.video.write import refusing
 
 Convert = Callable[[Any], Iterator[Any]]
 """Packets of the source, or None at the end -> packets of the result."""
@@ -214,7 +215,7 @@ def other_packets(
         one = by_index[index]
         for packet in packets:
             move(packet, span)
-            for made in one.convert(packet) if one.convert else (packet,):
+            for made in _converted(one, packet):
                 yield _muxed(made, one, count)
 
     for one in added:
@@ -227,11 +228,25 @@ def other_packets(
     for index, one in by_index.items():
         if index in shown:
             yield from out(index, shown[index].flush())
-        for made in one.convert(None) if one.convert else ():
+        for made in _converted(one, None):
             yield _muxed(made, one, count)
 
 
 _TEXT = ("subrip", "ass", "ssa", "webvtt", "mov_text", "text")
+
+
+def _converted(one: Added, packet: Any) -> Iterator[Any]:
+    """The packets of the result that one of the source (None: its end) becomes."""
+    if one.convert is None:
+        yield from () if packet is None else (packet,)
+        return
+    made = one.convert(packet)
+    while True:
+        with refusing():
+            new = next(made, None)
+        if new is None:
+            return
+        yield new
 
 
 def _muxed(packet: Any, one: Added, count: dict[int, int]) -> tuple[float, int, Any]:

@@ -9,7 +9,8 @@ made from lossless parts.
 import errno
 import math
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -320,7 +321,7 @@ class SegmentWriter:
         # where it gets fewer frames than it looks ahead.
         self.times: list[int] = []
         self.muxed = 0
-        with write_errors(path):
+        with write_errors(path), refusing():
             self.container = create_container(
                 self.part, format, exact_clock(target) if format in ("mp4", "mov") else {}
             )
@@ -342,7 +343,7 @@ class SegmentWriter:
         self.times += [ticks] if self.times else [*early_times(self.target, ticks, 1), ticks]
         frame = from_rgb(rgb, self.target.pix_fmt, self.target.color)
         frame.pts, frame.time_base = ticks, self.target.time_base
-        with write_errors(self.path):
+        with write_errors(self.path), refusing():
             self._mux(self.stream.encode(frame))
 
     def _mux(self, packets: list[Any]) -> None:
@@ -354,8 +355,9 @@ class SegmentWriter:
     def close(self) -> None:
         try:
             with write_errors(self.path):
-                self._mux(self.stream.encode())
-                self.container.close()
+                with refusing():
+                    self._mux(self.stream.encode())
+                    self.container.close()
                 sync_file(self.part)
                 os.replace(self.part, self.path)
         except BaseException:
@@ -413,6 +415,29 @@ _PLACE = {
 }
 
 
+REFUSALS = (av.FFmpegError, ValueError, OverflowError)
+"""How PyAV says that a container, a decoder or an encoder does not take something."""
+
+
+class Refused(Exception):
+    """A container, or an encoder that feeds it, does not take what it is given; the text is its
+    reason."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Around calls of PyAV that write: their errors become Refused, except those of the disk.
+
+    Nothing else belongs inside, so that no other fault is taken for a refusal.
+    """
+    try:
+        yield
+    except REFUSALS as e:
+        if of_the_disk(e):
+            raise
+        raise Refused(getattr(e, "strerror", None) or str(e)) from e
+
+
 def of_the_disk(error: BaseException) -> bool:
     """Whether an error comes from the file system and not from what is written."""
     return getattr(error, "errno", None) in _DISK | _PLACE
@@ -427,9 +452,9 @@ class write_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, av.FFmpegError, ValueError, OverflowError)):
+        if isinstance(error, (OSError, av.FFmpegError, Refused)):
             reason = getattr(error, "strerror", None) or str(error)
-            remedy = "try another container, such as .mkv"
+            remedy = "try another --codec, or another container such as .mkv,"
             if getattr(error, "errno", None) in _DISK:
                 remedy = "check the disk"
             elif getattr(error, "errno", None) in _PLACE:

@@ -1,5 +1,6 @@
 import errno
 import struct
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -236,6 +237,38 @@ def test_only_a_disk_is_blamed_on_the_disk(tmp_path):
     ):
         with pytest.raises(StdError, match=remedy), write_errors(tmp_path / "o.mp4"):
             raise error
+    with pytest.raises(ValueError, match="not of a container"), write_errors(tmp_path / "o.mp4"):
+        raise ValueError("not of a container")
+
+
+def joined(path, out, **changes):
+    """The parts of a source, and how to join them into `out`, some of whose facts are changed."""
+    clip = open_clip(path)
+    target = target_for(out, clip)
+    extras = choose_extras(clip, target)
+    frames = list(read_frames(clip))
+    parts = segments_of(out.parent, target, [f.rgb for f in frames], [f.pts for f in frames])
+    target = replace(target, **changes)
+    return parts, lambda: join(parts, target, clip, out=out, extras=extras)
+
+
+def test_a_join_that_fails_says_which_side_failed(tmp_path):
+    """A finished part, the source, the container that refuses the pictures themselves."""
+    path = source(tmp_path / "i.mkv", text="subrip", channels="stereo")
+    parts, go = joined(path, tmp_path / "a.mkv")
+    whole = parts[1].read_bytes()
+    parts[1].write_bytes(b"not a part any more")
+    with pytest.raises(StdError, match=f"^the finished part {parts[1]} cannot be read .*resume$"):
+        go()
+    parts[1].write_bytes(whole)
+    path.rename(tmp_path / "away.mkv")
+    with pytest.raises(StdError, match=r"^.*i.mkv can no longer be read \(No such file"):
+        go()
+    (tmp_path / "away.mkv").rename(path)
+    assert go() == []
+    _, go = joined(path, tmp_path / "b.mkv", container="webm")  # it does not take H.264
+    with pytest.raises(StdError, match=r"^cannot write .*b.mkv \(.*another container"):
+        go()
 
 
 def test_a_request_says_what_is_not_kept_before_the_run(tmp_path, reference):
