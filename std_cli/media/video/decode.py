@@ -103,6 +103,8 @@ class Damage:
     in_a_row: int = 0
     backward: int = 0
     resized: int = 0
+    captions: bool = False
+    """Frames hold closed captions, which no result keeps."""
     packets: int = 0
     """That came, the empty ones among them."""
     expected: int | None = None
@@ -170,6 +172,10 @@ class Damage:
         if self.resized:
             found.append(
                 f"{some(self.resized)} of {name} had another size than the first: scaled to it"
+            )
+        if self.captions:
+            found.append(
+                f"{name} has closed captions inside its pictures (CEA-608 or 708): left out"
             )
         missing = self.missing()
         if missing:

@@ -370,9 +370,10 @@ def _with(extras: Extras, target: Target, lost: list[str]) -> Extras:
 
 
 def _dropped_streams(before: Any, file: Any, extras: Extras) -> Iterator[Carried]:
-    """Covers and attachments that did not arrive."""
+    """Covers, attachments and data that did not arrive, or not as what they are."""
     covers = sum(bool(s.disposition & COVERS) for s in file.streams)
     attached = sum(s.type == "attachment" for s in file.streams)
+    data = [s.name for s in file.streams if s.type == "data"]
     for carried in extras.streams:
         stream = before.streams[carried.index]
         if stream.disposition & COVERS:
@@ -382,6 +383,11 @@ def _dropped_streams(before: Any, file: Any, extras: Extras) -> Iterator[Carried
         elif stream.type == "attachment":
             attached -= 1
             if attached < 0:
+                yield carried
+        elif stream.type == "data":
+            if stream.name in data:
+                data.remove(stream.name)
+            else:
                 yield carried
 
 
@@ -403,9 +409,15 @@ def _projected(
     main.container.seek(0)
     frame = next(iter(main.container.decode(main)), None)
     boxes, lost = projection_of(frame) if frame is not None else (b"", [])
-    if boxes and (side_by_side or target.codec not in ("h264", "hevc", "vp9", "av1")):
+    why = ""
+    if side_by_side:
+        why = "of a result side by side"
+    elif target.codec not in ("h264", "hevc", "vp9", "av1"):
+        why = f"with {target.codec}"
+    elif target.container == "mov":  # FFmpeg writes its boxes into mp4 alone
+        why = "in .mov"
+    if boxes and why:
         what = "360-degree projection" if b"sv3d" in boxes else "layout of 3D views"
-        why = "of a result side by side" if side_by_side else f"with {target.codec}"
         return replace(
             extras, notices=(*extras.notices, f"the {what} of {source.path.name} is not kept {why}")
         )

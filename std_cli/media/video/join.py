@@ -22,7 +22,7 @@ from std_cli.media.video.extras import (
     describe,
     open_source,
 )
-from std_cli.media.video.projection import with_projection
+from std_cli.media.video.projection import remove_empty_layout, with_projection
 from std_cli.media.video.streams import Added, Carried, Flow, add_stream, other_packets
 from std_cli.media.video.tags import file_tags, request_in
 from std_cli.media.video.write import (
@@ -188,6 +188,8 @@ def _written(
         ]
         with refusing():
             file.close()  # writes the index
+    if extras.projection and target.container == "mp4":
+        remove_empty_layout(out)
     sync_file(out)
     if silent:
         notices.append(f"no sound was found in {', '.join(silent)}")

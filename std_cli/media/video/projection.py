@@ -9,6 +9,7 @@ the way of each container.
 
 import io
 import struct
+from pathlib import Path
 from typing import Any
 
 import av
@@ -76,12 +77,8 @@ def with_projection(stream: Any, boxes: bytes) -> Any:
 def _insert(file: bytes, boxes: bytes) -> bytes:
     """The mp4 with `boxes` at the end of its first sample entry. Its index is the last box, so that
     no offset moves."""
-    data, sizes, start = bytearray(file), [], 0
-    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", None):
-        while name is not None and bytes(data[start + 4 : start + 8]) != name:
-            start += int.from_bytes(data[start : start + 4], "big")
-        sizes.append(start)
-        start += 16 if name == b"stsd" else 8
+    data = bytearray(file)
+    sizes = _way_to_the_entry(data)
     entry = sizes[-1]
     end = entry + int.from_bytes(data[entry : entry + 4], "big")
     data[end:end] = boxes
@@ -90,3 +87,35 @@ def _insert(file: bytes, boxes: bytes) -> bytes:
             4, "big"
         )
     return bytes(data)
+
+
+def _way_to_the_entry(data: bytes | bytearray) -> list[int]:
+    """Where the boxes begin that hold the first sample entry of an mp4, and it itself at last."""
+    found, start = [], 0
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", None):
+        while name is not None and bytes(data[start + 4 : start + 8]) != name:
+            start += int.from_bytes(data[start : start + 4], "big")
+        found.append(start)
+        start += 16 if name == b"stsd" else 8
+    return found
+
+
+def remove_empty_layout(mp4: Path) -> None:
+    """Take the box "vexu" out of a finished mp4 whose pictures are its first track.
+
+    FFmpeg writes it in addition to the box of the 3D layout. It has the eyes but not their
+    arrangement, and players that read it, FFmpeg among them, do not look at the other one.
+    """
+    with mp4.open("rb+") as file:
+        start = 0
+        while len(head := file.read(8)) == 8 and head[4:] != b"moov":
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(file.read(8), "big") if size == 1 else size
+            start += size
+            file.seek(start)
+        index = head + file.read(int.from_bytes(head[:4], "big") - 8)
+        entry = _way_to_the_entry(index)[-1]
+        at = index.find(b"vexu", entry, entry + int.from_bytes(index[entry : entry + 4], "big"))
+        if at >= 0:
+            file.seek(start + at)
+            file.write(b"free")

@@ -374,6 +374,7 @@ def _timed(
         if last is not None:
             damage.step(round((pts - last) / base), last - clip.start)
         turn = turn or _turn(frame)
+        damage.captions = damage.captions or _has_captions(frame)
         size = (clip.height, clip.width) if turn[0] else (clip.width, clip.height)
         if (frame.width, frame.height) != size:
             damage.resized += 1
@@ -495,6 +496,12 @@ def _hdr_color(frame: Any) -> Color:
         int(frame.color_primaries),
         int(frame.color_trc),
     )
+
+
+def _has_captions(frame: av.VideoFrame) -> bool:
+    """Whether closed captions (ATSC A/53 Part 4) came with a frame."""
+    all_data: Any = frame.side_data  # PyAV types it as a mapping
+    return any("A53_CC" in str(data.type) for data in all_data)
 
 
 _NO_TURN = (False, False, False)

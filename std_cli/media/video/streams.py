@@ -37,9 +37,8 @@ KINDS = {
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 _BIT_RATE = {"libopus": 64_000, "aac": 96_000}  # a channel's
 _RATE = 48_000
-_BACK = {True: 60, False: 1}
-"""Seconds before a cut at which reading begins, with subtitles (one may have come on screen long
-before) or without."""
+_BACK = 1
+"""Seconds before a cut at which reading begins."""
 COVERS = av.stream.Disposition.attached_pic
 
 
@@ -205,10 +204,10 @@ def other_packets(
         for a in added
         if a.old.type == "subtitle"
     }
-    back = _BACK[bool(shown)]
-    if span.begin is not None and span.begin > back and not source.offsets:
+    # With subtitles all is read: what is on screen at the cut may have come there at any time.
+    if span.begin is not None and span.begin > _BACK and not source.offsets and not shown:
         with suppress(av.FFmpegError):
-            before.seek(int((span.begin - back) * av.time_base))
+            before.seek(int((span.begin - _BACK) * av.time_base))
     by_index = {a.old.index: a for a in added}
 
     def out(index: int, packets: Iterator[Any]) -> Flow:

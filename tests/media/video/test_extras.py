@@ -137,6 +137,30 @@ def test_a_cut_keeps_what_is_on_screen(tmp_path, into):
     assert shown(tmp_path / f"o.{into}") == [(0, 0.2, "First"), (0.3, 0.4, "Zwölf")]
 
 
+def test_a_cut_keeps_what_came_on_screen_long_before(tmp_path):
+    """Ten minutes: a subtitle that stands from the start, in a video with one frame a second."""
+    path = tmp_path / "i.mkv"
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("mpeg4", rate=1)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        subtitles = file.add_stream("subrip")
+        subtitles.codec_context.subtitle_header = HEADER
+        subtitles.time_base = subtitles.codec_context.time_base = Fraction(1, 1000)
+        event = SubtitleSet.create(b"0,0,Default,,0,0,0,,Long", 0, 599_000, 500)
+        packet = subtitles.codec_context.encode_subtitle(event)
+        packet.pts = packet.dts = 500
+        packet.time_base, packet.duration, packet.stream = Fraction(1, 1000), 599_000, subtitles
+        for i in range(600):
+            frame = av.VideoFrame(32, 32, "yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1)
+            file.mux(video.encode(frame))
+            if i == 1:
+                file.mux(packet)
+        file.mux(video.encode())
+    result_of(path, tmp_path / "o.mkv", start=Fraction(580), end=Fraction(583))
+    assert shown(tmp_path / "o.mkv") == [(0, 3, "Long")]
+
+
 def test_subtitles_can_be_left_out(tmp_path):
     path = source(tmp_path / "i.mkv", text="subrip")
     assert result_of(path, tmp_path / "o.mkv", subtitles=False) == []
@@ -295,3 +319,118 @@ def test_the_projection_of_a_360_degree_video(tmp_path):
         with av.open(str(tmp_path / name)) as file:
             frame = next(file.decode(video=0))
             assert any("SPHERICAL" in str(data.type) for data in frame.side_data)
+
+
+@pytest.mark.parametrize(("mode", "want"), [(1, 2), (2, 1)], ids=["top and bottom", "side by side"])
+def test_the_layout_of_a_3d_video(tmp_path, mode, want):
+    """The box st3d at the end of the sample entry; FFmpeg counts side by side as 1."""
+    from std_cli.media.video.projection import _box, _insert
+
+    plain = source(tmp_path / "plain.mp4").read_bytes()
+    box = _box(b"st3d", bytes(4), bytes([mode]))
+    (tmp_path / "i.mp4").write_bytes(_insert(plain, box))
+    for name in ("o.mp4", "o.mkv"):
+        assert result_of(tmp_path / "i.mp4", tmp_path / name) == []
+        with av.open(str(tmp_path / name)) as file:
+            frame = next(file.decode(video=0))
+            [layout] = [d for d in frame.side_data if "STEREO3D" in str(d.type)]
+            assert struct.unpack_from("=i", bytes(layout)) == (want,)
+    clip = open_clip(tmp_path / "i.mp4")
+    for name, side_by_side in (("o.mp4", True), ("o.mov", False)):
+        target = target_for(tmp_path / name, clip)
+        [notice] = choose_extras(clip, target, side_by_side=side_by_side).notices
+        assert "layout of 3D views" in notice and "not kept" in notice
+
+
+def broadcast(path, kind):
+    """MPEG-2 video in MPEG-TS, with a stream of data or of DVB subtitles next to it: a packet each
+    half second."""
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("mpeg2video", rate=10)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        if kind == "dvb_subtitle":
+            other = file.add_stream("dvbsub")
+            # page composition and end of display set (ETSI EN 300 743, 7.2)
+            payload = bytes.fromhex("0f10000100020508" + "0f8000010000")
+        else:
+            other = file.add_data_stream(kind)
+            payload = b"\x06\x0e\x2b\x34" + b"any key, any value"
+        other.time_base = Fraction(1, 90000)
+        for i in range(20):
+            frame = av.VideoFrame(96, 64, "yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            file.mux(video.encode(frame))
+            if i % 5 == 0:
+                packet = av.Packet(payload)
+                packet.pts = packet.dts = 9000 * i
+                packet.time_base, packet.stream = Fraction(1, 90000), other
+                file.mux(packet)
+        file.mux(video.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["klv", "scte_35", "timed_id3", "dvb_subtitle"])
+@pytest.mark.parametrize("into", ["mkv", "mp4", "mov"])
+def test_what_goes_with_a_broadcast_is_kept_or_named(tmp_path, kind, into):
+    path = broadcast(tmp_path / "i.ts", kind)
+    with av.open(str(path)) as file:
+        [_, other] = file.streams
+        name = other.name if other.type == "data" else other.codec_context.name
+        sent = [bytes(p) for p in file.demux(other) if p.size]
+    assert len(sent) == 4
+    notices = result_of(path, tmp_path / f"o.{into}")
+    with av.open(str(tmp_path / f"o.{into}")) as file:
+        others = list(file.streams)[1:]
+        came = [bytes(p) for p in file.demux(others) if p.size] if others else []
+    if others:
+        assert notices == [] and came == sent and (kind, into) == ("dvb_subtitle", "mkv")
+    else:
+        [notice] = notices
+        assert name.replace("dvbsub", "dvb_subtitle") in notice and "left out" in notice
+
+
+def test_ass_keeps_its_styles_and_fonts(tmp_path):
+    plain = source(tmp_path / "plain.mkv", text="ass")
+    path = tmp_path / "i.mkv"
+    with av.open(str(plain)) as before, av.open(str(path), "w") as file:
+        streams = {s.index: file.add_stream_from_template(s) for s in before.streams}
+        file.add_attachment("Fancy.ttf", "font/ttf", b"not really a font")
+        for packet in before.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                file.mux(packet)
+    assert result_of(path, tmp_path / "o.mkv") == []
+    with av.open(str(path)) as before, av.open(str(tmp_path / "o.mkv")) as file:
+        headers = [f.streams.subtitles[0].codec_context.extradata for f in (before, file)]
+        assert headers[0] == headers[1] and b"Style: Default,Arial" in headers[0]
+        [font] = [s for s in file.streams if s.type == "attachment"]
+        assert font.name == "Fancy.ttf" and font.data == b"not really a font"
+    notices = result_of(path, tmp_path / "o.mp4")
+    assert len(notices) == 2 and "Fancy.ttf" in "".join(notices) and "mov_text" in "".join(notices)
+
+
+def test_closed_captions_are_named(tmp_path):
+    """As user data of MPEG-2 pictures, ahead of their first slice (ATSC A/53 Part 4, 6.2)."""
+    captions = b"\0\0\1\xb2GA94\x03\x41\xff\xfc\x94\x2c\xff"
+    path = tmp_path / "i.ts"
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("mpeg2video", rate=10)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+        packets = []
+        for i in range(10):
+            frame = av.VideoFrame(96, 64, "yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            packets += video.encode(frame)
+        for number, packet in enumerate([*packets, *video.encode()]):
+            data = bytes(packet)
+            if number >= 5:
+                at = data.index(b"\0\0\1\1")
+                data = data[:at] + captions + data[at:]
+            new = av.Packet(data)
+            new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+            new.is_keyframe, new.stream = packet.is_keyframe, video
+            file.mux(new)
+    for end, want in ((None, 1), (Fraction(3, 10), 0)):
+        notices = []
+        assert list(read_frames(open_clip(path), end=end, on_notice=notices.append))
+        assert sum("closed captions" in notice for notice in notices) == len(notices) == want
