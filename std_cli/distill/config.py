@@ -1,8 +1,9 @@
-"""What a training run can be told: one TOML file, and the only place where a default of training is
+"""The settings of a training run: one TOML file, and the only place where a default of training is
 written.
 
-The defaults are the published values (METHOD's tables of STD, arXiv 2412.18945) for pictures;
-`TASK_DEFAULTS` has what differs for videos. A key of the file is SECTION.FIELD here.
+The defaults are the values published for pictures (STD, arXiv 2412.18945, and its reference code);
+`TASK_DEFAULTS` has those that differ for videos. The key section.field of the file is
+`DistillConfig.section.field` here.
 """
 
 import hashlib
@@ -64,7 +65,7 @@ class ModelSection(Frozen):
     """Precision of the frozen weights and the computation: auto is fp16 on a GPU and fp32 on a
     CPU."""
     gradient_checkpointing: bool = True
-    """Compute the UNet's activations anew in the backward pass: much less memory, about a third
+    """Compute the UNet's activations again in the backward pass: much less memory, about a third
     more time."""
     compile: bool = False
     """Compile the UNet."""
@@ -75,6 +76,8 @@ class DataSection(Frozen):
 
     sources: tuple[str, ...] = ("data",)
     """Folders, caption files or tar shards."""
+    root: str | None = None
+    """Folder that the paths in lists start from, and must stay in; each list's own if not given."""
     size: tuple[int, int] = (512, 512)
     """Width and height of the crops, multiples of 8."""
     frames: int = Field(1, ge=1, le=64)
@@ -137,7 +140,7 @@ class DistillSection(Frozen):
     eta: float = Field(0.75, gt=0, le=1)
     """Partial noise level in (0, 1] that every trajectory starts from."""
     steps: int = Field(8, ge=1, le=50)
-    """Denoising steps (NFE) that the LoRA is meant for: told to who uses it."""
+    """Denoising steps (NFE) that the LoRA is meant for; its file says so."""
     mode: TargetMode = "std"
     """Where on the trajectory student and target meet: std, tcd, pcm or lcm."""
     points: int = Field(50, ge=2, le=1000)
@@ -178,12 +181,12 @@ class DistillSection(Frozen):
 
 
 class BankSection(Frozen):
-    """Trajectories that are gone on with."""
+    """Trajectories that wait in memory to be continued."""
 
     length: int = Field(4, ge=0)
     """Slots for each sample of a micro-batch; 0: no bank."""
     rate: float = Field(0.8, ge=0, le=1)
-    """Probability of going on with one of them rather than taking a fresh sample."""
+    """Probability of continuing one of them rather than taking a fresh sample."""
     retire_at: int = Field(1, ge=1)
     """A trajectory leaves when its index falls to this."""
 
@@ -197,8 +200,8 @@ class AdversarialSection(Frozen):
     weight: float = Field(0.7, ge=0)
     """Weight of the adversarial loss."""
     mode: NoiseMode = "xs-xr"
-    """Which latents are told apart: the student's noisy x_s against x_0 noised less (xs-xr), as
-    much (xs), not at all (xs-x0), more (xs-xR); or clean against clean (x0)."""
+    """Which latents the discriminator compares: the student's noisy x_s against x_0 noised less
+    (xs-xr), as much (xs), not at all (xs-x0), more (xs-xR); or clean against clean (x0)."""
     loss: AdversarialLoss = "wgan"
     """Loss of the discriminator."""
     text: str = "pooled"
@@ -288,15 +291,20 @@ TASK_DEFAULTS: dict[Task, dict[str, dict[str, Any]]] = {
         "adversarial": {"weight": 0.5},
     },
 }
-_IGNORED = {"run": {"output", "max_steps", "save_every", "keep_last", "keep_every",
-    "validate_every", "track", "push"},
-            "data": {"workers", "text_cache"}, "model": {"device", "compile",
-            "gradient_checkpointing"},
-            "export": {"weights"}}  # fmt: skip
-# What names files counts by what it names: a checkpoint has fingerprints of data, references and
-# weights.
+_IGNORED = {
+    "run": {
+        "output", "max_steps", "save_every", "keep_last", "keep_every", "validate_every", "track",
+        "push",
+    },
+    "data": {"workers", "text_cache"},
+    "model": {"device", "compile", "gradient_checkpointing"},
+    "export": {"weights"},
+}  # fmt: skip
+"""Keys that do not change the trained weights."""
+# Keys that name files count by the files' contents: a checkpoint has fingerprints of data,
+# references and weights.
 _FILES = {
-    "data": {"sources"},
+    "data": {"sources", "root"},
     "style": {"folder"},
     "model": {"name", "motion"},
     "adversarial": {"features", "text"},
@@ -365,19 +373,24 @@ def _apply(given: dict[str, Any], change: str) -> None:
 
 
 def config_hash(config: DistillConfig) -> str:
-    """16 hex digits of all that the trained weights follow from."""
+    """16 hex digits of all settings that the trained weights follow from."""
     return hashlib.sha256(json.dumps(_essence(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differing_keys(a: DistillConfig, b: DistillConfig) -> list[str]:
-    """The keys in which two runs differ as to their weights, without what names files.
+    """The keys in which two runs differ as to their weights, without those that name files.
 
     optimizer.accumulation is none of them: only the number of lanes counts, however processes split
     them.
     """
-    x, y = _essence(a), _essence(b)
-    other = [(s, k) for s in x for k in x[s] if x[s][k] != y[s][k] and k not in _FILES.get(s, ())]
-    return [f"{s}.{k}" for s, k in other if (s, k) != ("optimizer", "accumulation")]
+    values, others = _essence(a), _essence(b)
+    keys = []
+    for section, fields in values.items():
+        for key, value in fields.items():
+            counts = key not in _FILES.get(section, ()) and key != "accumulation"
+            if counts and value != others[section][key]:
+                keys.append(f"{section}.{key}")
+    return keys
 
 
 def value_of(config: DistillConfig, key: str) -> object:
@@ -388,17 +401,19 @@ def value_of(config: DistillConfig, key: str) -> object:
 
 
 def _essence(config: DistillConfig) -> dict[str, dict[str, Any]]:
-    whole = config.model_dump(mode="json")
-    return {
-        s: {k: v for k, v in fields.items() if k not in _IGNORED.get(s, ())}
-        for s, fields in whole.items()
-    }
+    essence = {}
+    for section, fields in config.model_dump(mode="json").items():
+        ignored = _IGNORED.get(section, set())
+        essence[section] = {key: value for key, value in fields.items() if key not in ignored}
+    return essence
 
 
 def template(task: Task, model: str, pack: dict[str, Any] | None = None) -> str:
-    """A commented TOML file with every key: the published values for a task, or what suits a
-    model's pack."""
-    given: dict[str, dict[str, Any]] = {s: dict(v) for s, v in TASK_DEFAULTS[task].items()}
+    """A commented TOML file with every key: the published values for a task, or those that a
+    model's pack (its std.json) gives."""
+    given: dict[str, dict[str, Any]] = {
+        section: dict(fields) for section, fields in TASK_DEFAULTS[task].items()
+    }
     own_distill = check_pack(pack, "std.json").distill if pack else {}
     for own in (own_distill, own_distill.get(task, {})):
         for section, values in own.items():

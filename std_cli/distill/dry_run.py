@@ -51,16 +51,16 @@ def dry_run(config: DistillConfig) -> dict[str, Any]:
     import torch
 
     from std_cli.distill.dataset import Dataset
-    from std_cli.distill.find_samples import find_samples
     from std_cli.distill.loader import check_data
     from std_cli.distill.train import distill
+    from std_cli.distill.training_run import find_data
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "--dry-run: runs in one process: start it without torchrun or accelerate launch"
         )
     data = config.data
-    found = find_samples([user_path(source, "data.sources") for source in data.sources])
+    found = find_data(data)
     dataset = Dataset(found, data.size, frames=data.frames, stride=data.stride, flip=data.flip)
     report = check_data(dataset, SAMPLED)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as meter:

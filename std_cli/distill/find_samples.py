@@ -1,15 +1,16 @@
-"""Which pictures and clips there are, and their captions. Nothing is decoded here.
+"""Which pictures and clips the sources hold, and their captions. Nothing is decoded here.
 
 A source is a folder or a file, of one of these formats; a folder is taken as the first of them that
 it has:
 
-    metadata     folders with a metadata.jsonl or metadata.csv: file_name, and text or caption (the
-    Hub's imagefolder) webdataset   uncompressed tars of NAME.jpg, .png, .mp4..., each with NAME.txt
-    or NAME.json (text or caption) txt          NAME.txt beside each file
+    metadata     folders with a metadata.jsonl or metadata.csv: file_name, and text or caption
+                 (the Hub's imagefolder)
+    webdataset   uncompressed tars of NAME.jpg, .png, .mp4..., each with NAME.txt or NAME.json
+                 (text or caption)
+    txt          NAME.txt next to each file
     list         .json, .jsonl or .csv: file_name, path, source or videoid (of VIDEOID.mp4), and
-    text, caption, cap or
-                 name. A cap may be a list; of its first caption the first sentence counts
-                 (Open-Sora-Plan)
+                 text, caption, cap or name. A cap may be a list; the first sentence of its first
+                 caption counts (Open-Sora-Plan)
 """
 
 import csv
@@ -26,8 +27,6 @@ from std_cli.errors import InputError
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.video.clip import VIDEO_SUFFIXES, Part
 
-Format = Literal["auto", "metadata", "webdataset", "txt", "list"]
-
 MISSING = "not there"
 UNCAPTIONED = "without a caption"
 UNKNOWN = "neither picture nor clip"
@@ -37,14 +36,21 @@ _METADATA = ("metadata.jsonl", "metadata.csv")
 _LISTS = (".json", ".jsonl", ".csv")
 _FILE_KEYS = ("file_name", "path", "source", "videoid")
 _CAPTION_KEYS = ("text", "caption", "cap", "name")
+_WANTED = (
+    "metadata.jsonl or metadata.csv with file_name and text; tar shards of NAME.jpg and NAME.txt; "
+    "NAME.txt next to each file; a .json, .jsonl or .csv list (path and cap, source and caption, "
+    "videoid and name)"
+)
 _MAX_CAPTION = 1 << 20
 """Bytes of a file that holds one caption."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleFile:
+    """A captioned picture or clip."""
+
     path: Path
-    """Of the file; for a member of a shard SHARD/MEMBER, which is only a name."""
+    """The file's; of a member of a shard SHARD/MEMBER, which is only a name."""
     kind: Literal["picture", "clip"]
     """Animated pictures count as pictures: their first frame."""
     caption: str
@@ -56,26 +62,30 @@ class SampleFile:
 
 @dataclass
 class FoundSamples:
+    """What the sources hold."""
+
     entries: list[SampleFile] = field(default_factory=list)
-    """In an order that depends on the files alone."""
+    """The captioned files, in an order that depends on the files alone."""
     skipped: dict[str, list[str]] = field(default_factory=dict)
     """What is not used: names by reason (MISSING, UNCAPTIONED, UNKNOWN, LINK)."""
-    base: Path = field(default=Path(), compare=False)
-    """Folder of the source that is being searched."""
 
     def skip(self, reason: str, name: str | Path) -> None:
+        """Note a file that is not used."""
         self.skipped.setdefault(reason, []).append(str(name))
 
-    def add(self, path: Path, caption: str | None, part: Part | None = None) -> None:
-        kind, caption = _kind(path), " ".join((caption or "").split())
-        # half a surrogate pair, which JSON can hold
+    def add(self, path: Path, base: Path, caption: str | None, part: Part | None = None) -> None:
+        """Take a file with its caption, or skip it. base: the folder that its name is relative
+        to."""
+        kind = _kind(path)
+        caption = " ".join((caption or "").split())
+        # JSON can hold half a surrogate pair, which cannot be encoded
         caption = caption.encode(errors="replace").decode()
         if kind is None:
             self.skip(UNKNOWN, path)
         elif not caption:
             self.skip(UNCAPTIONED, path)
         else:
-            name = Path(os.path.relpath(path, self.base)).as_posix()
+            name = Path(os.path.relpath(path, base)).as_posix()
             self.entries.append(SampleFile(path, kind, caption, part, name))
 
     @property
@@ -85,19 +95,12 @@ class FoundSamples:
         return len(self.entries) / max(1, len(self.entries) + without)
 
 
-def find_samples(
-    sources: Sequence[str | Path],
-    *,
-    format: Format = "auto",
-    root: Path | None = None,
-    allow_absolute: bool = False,
-) -> FoundSamples:
+def find_samples(sources: Sequence[str | Path], root: Path | None = None) -> FoundSamples:
     """The captioned pictures and clips of folders, lists and shards.
 
-    root: the folder that the paths in a list start from; without it the list's own. They may lead
-    out of it, as may those of a metadata file out of its folder, only as absolute paths and with
-    `allow_absolute`. Raises InputError for a source that is not there or has no captioned file, and
-    for damaged caption files and shards.
+    root: the folder that the paths in lists start from; without it each list's own. Paths may not
+    lead out of it, nor those of a metadata file out of its folder. Raises InputError for a source
+    that is missing or has no captioned file, and for damaged caption files and shards.
     """
     if not sources:
         raise InputError(
@@ -105,15 +108,12 @@ def find_samples(
         )
     found = FoundSamples()
     for source in map(Path, sources):
-        entries, skipped = (
-            len(found.entries),
-            {reason: len(names) for reason, names in found.skipped.items()},
-        )
-        found.base = source if source.is_dir() else source.parent
+        entries = len(found.entries)
+        skipped = {reason: len(names) for reason, names in found.skipped.items()}
         if source.is_dir():
-            _search_folder(source, format, root, allow_absolute, found)
+            _search_folder(source, root, found)
         else:
-            _search_file(source, format, root, allow_absolute, found)
+            _search_file(source, root, found)
         if len(found.entries) == entries:
             counts = [
                 (len(names) - skipped.get(reason, 0), reason)
@@ -121,28 +121,15 @@ def find_samples(
             ]
             seen = ", ".join(f"{count} {reason}" for count, reason in counts if count)
             raise InputError(
-                f"no captioned pictures or clips in "
-                f"{str(source)!r}{f' ({seen})' if seen else ''}; looked for "
-                f"{_wanted(format)}"
+                f"no captioned pictures or clips in {str(source)!r}{f' ({seen})' if seen else ''}; "
+                f"looked for {_WANTED}"
             )
     return found
 
 
-def _wanted(format: Format) -> str:
-    wanted = {
-        "metadata": "metadata.jsonl or metadata.csv with file_name and text",
-        "webdataset": "tar shards of NAME.jpg and NAME.txt",
-        "txt": "NAME.txt beside each file",
-        "list": "a .json, .jsonl or .csv list (path and cap, source and caption, videoid and name)",
-    }
-    return "; ".join(wanted.values()) if format == "auto" else wanted[format]
-
-
-def _search_folder(
-    folder: Path, format: Format, root: Path | None, allow_absolute: bool, found: FoundSamples
-) -> None:
+def _search_folder(folder: Path, root: Path | None, found: FoundSamples) -> None:
     files = _walk(folder)
-    # jsonl before csv
+    # where a folder has both, the jsonl counts
     by_folder = {f.parent: f for name in reversed(_METADATA) for f in files if f.name == name}
     shards = [f for f in files if f.suffix.lower() == ".tar"]
     lists = [
@@ -152,41 +139,39 @@ def _search_folder(
     ]
     names = set(files)
     media = [f for f in files if _kind(f)]
-    beside = any(f.with_suffix(".txt") in names for f in media)
+    texts = any(f.with_suffix(".txt") in names for f in media)
 
-    if format == "metadata" or (format == "auto" and by_folder):
+    if by_folder:
         used: set[str] = set()
         for path in by_folder.values():
-            used |= _read_list(path, path.parent, allow_absolute, found)
+            used |= _read_list(path, path.parent, folder, found)
         for path in media:
             if os.path.abspath(path) not in used:
                 found.skip(UNCAPTIONED, path)
-    elif format == "webdataset" or (format == "auto" and shards):
+    elif shards:
         for path in shards:
-            _read_shard(path, found)
-    elif format == "list" or (format == "auto" and lists and not beside):
+            _read_shard(path, folder, found)
+    elif lists and not texts:
         for path in lists:
-            _read_list(path, root or folder, allow_absolute, found)
+            _read_list(path, root or folder, root or folder, found)
     else:
         for path in media:
             text = path.with_suffix(".txt")
-            found.add(path, _text(_read_small(text), text) if text in names else None)
+            caption = _text(_read_small(text), text) if text in names else None
+            found.add(path, folder, caption)
 
 
-def _search_file(
-    path: Path, format: Format, root: Path | None, allow_absolute: bool, found: FoundSamples
-) -> None:
+def _search_file(path: Path, root: Path | None, found: FoundSamples) -> None:
     if not path.is_file():
         raise InputError(f"no such data: {str(path)!r}; give a folder, a list or a tar shard")
     suffix = path.suffix.lower()
-    if suffix == ".tar" and format in ("auto", "webdataset"):
-        _read_shard(path, found)
-    elif suffix in _LISTS and format in ("auto", "list", "metadata"):
-        _read_list(path, root or path.parent, allow_absolute, found)
+    if suffix == ".tar":
+        _read_shard(path, path.parent, found)
+    elif suffix in _LISTS:
+        folder = root or path.parent
+        _read_list(path, folder, folder, found)
     else:
-        raise InputError(
-            f"{str(path)!r} is not data of the format {format}; looked for {_wanted(format)}"
-        )
+        raise InputError(f"{str(path)!r} is no list and no tar shard; looked for {_WANTED}")
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -211,8 +196,8 @@ def _kind(path: Path) -> Literal["picture", "clip"] | None:
 # --- lists -------------------------------------------------------------------------------------
 
 
-def _read_list(path: Path, root: Path, allow_absolute: bool, found: FoundSamples) -> set[str]:
-    """Add what a list names; returns the absolute paths of those files."""
+def _read_list(path: Path, root: Path, base: Path, found: FoundSamples) -> set[str]:
+    """Add the files that a list names, below `root`; returns their absolute paths."""
     named = set()
     for place, row in _rows(path):
         if not isinstance(row, dict):
@@ -222,22 +207,18 @@ def _read_list(path: Path, root: Path, allow_absolute: bool, found: FoundSamples
         key = next((key for key in _FILE_KEYS if row.get(key)), None)
         if key is None:
             raise InputError(f"{place}: no file is named; give one of {', '.join(_FILE_KEYS)}")
-        file = _place(
-            f"{row[key]}.mp4" if key == "videoid" else row[key],
-            root,
-            allow_absolute,
-            f"{place}: {key}",
-        )
+        name = f"{row[key]}.mp4" if key == "videoid" else row[key]
+        file = _place(name, root, f"{place}: {key}")
         named.add(os.path.abspath(file))
-        if os.path.isfile(file):  # a name too long for the system is not there, either
-            found.add(file, _caption(row, place))
+        if os.path.isfile(file):  # false, not an error, for a name too long for the system
+            found.add(file, base, _caption(row, place))
         else:
             found.skip(MISSING, file)
     return named
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it is, for messages; row)."""
+    """(its place, for messages; row) of each row."""
     kind = path.suffix.lower()
     try:
         with path.open(encoding="utf-8-sig", newline="" if kind == ".csv" else None) as file:
@@ -286,23 +267,23 @@ def _caption(row: dict[str, Any], place: str) -> str | None:
     return re.split(r"(?<=[.!?])\s", value.strip(), maxsplit=1)[0] if key == "cap" else value
 
 
-def _place(name: Any, root: Path, allow_absolute: bool, what: str) -> Path:
-    """The file that a list names, below `root` unless it is absolute and that is allowed."""
+def _place(name: object, root: Path, what: str) -> Path:
+    """The file that a list names, which must be below `root`. what: names the value in errors."""
     if not isinstance(name, str) or "\0" in name:
         raise InputError(f"{what} is {_short(name)}; write the path of a file")
-    path, remedy = Path(os.path.normpath(name)), ""
-    if path.anchor:  # also what Windows takes as relative to a drive
-        if allow_absolute or path.is_relative_to(os.path.abspath(root)):
+    path = Path(os.path.normpath(name))
+    if path.anchor:  # on Windows also a path that is relative to a drive
+        if path.is_relative_to(os.path.abspath(root)):
             return path
-        remedy = "allow absolute paths, or "
     elif path.parts[:1] != ("..",):
         return root / path
     raise InputError(
-        f"{what} {_short(name)} leads out of {str(root)!r}; {remedy}move the file into that folder"
+        f"{what} {_short(name)} leads out of {str(root)!r}; move the file into that folder, or, in "
+        "a list, set data.root to a folder that holds all files"
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -310,7 +291,7 @@ def _short(value: Any) -> str:
 # --- one caption in a file ---------------------------------------------------------------------
 
 
-def _read_shard(shard: Path, found: FoundSamples) -> None:
+def _read_shard(shard: Path, base: Path, found: FoundSamples) -> None:
     media: list[tuple[str, Part]] = []
     texts: dict[str, Part] = {}
     for name, part in members(shard, lambda link: found.skip(LINK, shard / link)):
@@ -320,12 +301,9 @@ def _read_shard(shard: Path, found: FoundSamples) -> None:
             texts[name] = part
     for name, part in media:
         stem = os.path.splitext(name)[0]
-        beside = next(
-            (f"{stem}{suffix}" for suffix in (".txt", ".json") if f"{stem}{suffix}" in texts), None
-        )
-        found.add(
-            shard / name, _read_caption(shard / beside, texts[beside]) if beside else None, part
-        )
+        text = next((f"{stem}{end}" for end in (".txt", ".json") if f"{stem}{end}" in texts), None)
+        caption = _read_caption(shard / text, texts[text]) if text is not None else None
+        found.add(shard / name, base, caption, part)
 
 
 def _read_caption(name: Path, part: Part) -> str | None:

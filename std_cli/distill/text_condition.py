@@ -1,5 +1,5 @@
-"""Caption embeddings by a CLIP text tower, to condition the discriminator: OpenCLIP ViT-g/14 in
-STD's reference."""
+"""Caption embeddings of a CLIP text tower, which condition the discriminator. STD's reference code
+takes OpenCLIP ViT-g/14."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,22 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from std_cli.errors import InputError
 from std_cli.weights.configs.base import check_config, settings
 from std_cli.weights.configs.encoders import TextEncoder
-from std_cli.weights.files import check_numbers, read_header, read_object, stored_tensors
+from std_cli.weights.files import (
+    FLOATS,
+    check_numbers,
+    read_object,
+    read_tensor_facts,
+    stored_tensors,
+)
 
 
 class TextCondition:
     """Captions -> (B, projection_dim) float32 on the CPU: pooled at the end token, projected, not
-    normalised."""
+    normalised (CLIP, Radford et al. 2021, arXiv 2103.00020)."""
 
     def __init__(self, model: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> None:
-        self.model, self.tokenizer = model.requires_grad_(False).train(False), tokenizer
+        self.model = model.requires_grad_(False).train(False)
+        self.tokenizer = tokenizer
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
@@ -37,7 +44,8 @@ def load_text_condition(folder: Path) -> TextCondition:
     """
     wrong = f"{folder} is no CLIP text tower in transformers' format"
     fields = read_object(folder / "config.json")
-    read_header(folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    _check_floats(weights)
     if fields.get("model_type") not in ("clip", "clip_text_model"):
         raise InputError(f"{wrong}: model_type in config.json is {fields.get('model_type')!r}")
     # else an empty one is made
@@ -72,8 +80,19 @@ def load_text_condition(folder: Path) -> TextCondition:
         raise InputError(
             f"{wrong}: its config, weights and tokenizer do not go together: download it again"
         ) from error
-    check_numbers(str(folder / "model.safetensors"), stored_tensors(folder / "model.safetensors"))
+    check_numbers(str(weights), stored_tensors(weights))
     model: CLIPTextModelWithProjection = loaded[0]
     if missing := loaded[1]["missing_keys"]:
         raise InputError(f"{wrong}: {len(missing)} tensors are missing: download it again")
     return TextCondition(model, tokenizer)
+
+
+def _check_floats(weights: Path) -> None:
+    """Raises InputError unless all weights are floating-point numbers: transformers would turn
+    integers into such. Older files also hold the positions 0, 1, 2..., which are no weights."""
+    for key, (_, dtype) in read_tensor_facts(weights)[0].items():
+        if dtype not in FLOATS and not key.endswith("position_ids"):
+            raise InputError(
+                f"{weights}: the tensor {key} is {dtype}, and weights are floating-point numbers: "
+                "download it again"
+            )

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from std_cli.distill import checkpoint
 from std_cli.distill.checkpoint import CheckpointState
-from std_cli.distill.config import DistillConfig, differing_keys, make_config, value_of
+from std_cli.distill.config import DataSection, DistillConfig, differing_keys, make_config, value_of
 from std_cli.distill.dataset import find_pictures, fingerprint_references, fingerprint_samples
 from std_cli.distill.find_samples import FoundSamples, SampleFile, find_samples
 from std_cli.errors import InputError
@@ -80,7 +80,7 @@ def plan_run(
         raise InputError(
             f"run.track {track}: is not installed: pip install 'std-cli[{track}]', or use none"
         )
-    found = find_samples([user_path(source, "data.sources") for source in config.data.sources])
+    found = find_data(config.data)
     usable = [e for e in found.entries if config.data.frames == 1 or e.kind == "clip"]
     samples, held_out = _hold_out(usable, config.data.held_out, config.run.seed)
     style = config.style.folder
@@ -109,6 +109,14 @@ def plan_run(
 
 def _count_lanes(world: PartialState, config: DistillConfig) -> int:
     return int(world.num_processes) * config.optimizer.accumulation
+
+
+def find_data(section: DataSection) -> FoundSamples:
+    """The captioned files of data.sources. Raises InputError for what cannot be used."""
+    root = user_path(section.root, "data.root") if section.root is not None else None
+    if root is not None and not root.is_dir():
+        raise InputError(f"data.root {section.root}: is no folder: check the path")
+    return find_samples([user_path(source, "data.sources") for source in section.sources], root)
 
 
 def count_updates(config: DistillConfig, samples: int, lane_count: int) -> int:

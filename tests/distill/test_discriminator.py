@@ -3,6 +3,7 @@ hand."""
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -490,6 +491,14 @@ def test_text_condition_is_the_projected_embedding(tmp_path):
     refused("model_type in config.json is 'bert'")
     (tower / "config.json").write_text(json.dumps(config))
     weights = load_file(tower / "model.safetensors")
+    key = next(iter(weights))
+    for dtype in (torch.int32, torch.complex64):
+        save_file(weights | {key: weights[key].to(dtype)}, tower / "model.safetensors")
+        refused(f"the tensor {re.escape(key)} is .*weights are floating-point numbers")
+    # older files hold the positions, which are no weights
+    positions = {"text_model.embeddings.position_ids": torch.arange(32)[None]}
+    save_file(weights | positions, tower / "model.safetensors", {"format": "pt"})
+    torch.testing.assert_close(load_text_condition(tower)(captions), expected)
     weights.popitem()
     save_file(weights, tower / "model.safetensors", {"format": "pt"})
     refused("1 tensors are missing")
