@@ -7,7 +7,7 @@ distilled into them. What is measured is where few steps end, against where the 
 the same x_eta, on pictures and styles that no training saw.
 
 gap: how far the teacher's own few steps end from its end point. train: what is there already is
-kept, what was interrupted goes on. evaluate: each student once; results.jsonl, results.md and
+kept, what was interrupted resumes. evaluate: each student once; results.jsonl, results.md and
 grid.png of all that there are.
 
 The data: python -m std_cli.tinypack.draw_data DRAWN --scenes 400 --clips 0 --styles 120
@@ -110,14 +110,14 @@ def read_config(changes: list[str], drawn: Path | None, steps: int | None) -> Di
 
 
 def train(student: Student, seed: int, output: Path, drawn: Path | None, steps: int | None) -> None:
-    """Train one student, or go on with it; nothing if its LoRA is there."""
+    """Train one student, or resume it; nothing if its LoRA is there."""
     folder = output / student.name / str(seed)
     if (folder / DIFFUSERS).exists():
         print(f"{student.name}, seed {seed}: is there", flush=True)
         return
     own = [*student.changes, f"run.output={json.dumps(str(folder))}", f"run.seed={seed}"]
 
-    def told(event):
+    def show(event):
         if event["event"] == "notice":
             print(event["message"], flush=True)
         if event.get("stage") == "distill" and event["step"] % 10 == 0:
@@ -131,7 +131,7 @@ def train(student: Student, seed: int, output: Path, drawn: Path | None, steps: 
                   flush=True)  # fmt: skip
 
     with patch.object(build, "Trainer", student.trainer):
-        distill(read_config(own, drawn, steps), on_event=told)
+        distill(read_config(own, drawn, steps), on_event=show)
 
 
 def train_all(

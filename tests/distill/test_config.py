@@ -156,7 +156,7 @@ def test_what_tells_runs_apart():
         {"run": {"output": "x", "max_steps": 3}, "data": {"workers": 1}, "model": {"device": "cpu"}}
     )
     assert not differing_keys(a, elsewhere) and config_hash(a) == config_hash(elsewhere)
-    # what names files is told apart by the files, and lanes by their number
+    # keys that name files count by the files' contents, and lanes by their number
     named = {"data": {"sources": ["x"]}, "model": {"name": "x"}, "style": {"folder": "x"}}
     named |= {
         "adversarial": {"features": "x"},

@@ -118,7 +118,7 @@ def same(a, b):
 # --- formats -----------------------------------------------------------------------------------
 
 
-def test_text_beside_each_file(tmp_path):
+def test_text_next_to_each_file(tmp_path):
     picture(tmp_path / "b.png").with_suffix(".txt").write_text(
         "\ufeff a  red\npicture ", encoding="utf-8"
     )

@@ -1,5 +1,5 @@
 """Memory of a training run: the meter against numbers worked out by hand and the allocator's own,
-the estimate against the meter, what a dry run tells."""
+the estimate against the meter, what a dry run reports."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from std_cli.diffusion.memory import counting, living
 from std_cli.distill.dry_run import dry_run
 from std_cli.distill.estimate import estimate_bytes
 from std_cli.distill.train import distill
-from tests.distill.test_train import a_config
+from tests.distill.runs import a_config
 
 A = 4 * 10_000  # bytes of 10,000 numbers
 
@@ -45,7 +45,7 @@ def test_what_is_saved_for_the_backward_pass_counts_and_what_the_backward_pass_m
         loss = x.exp().exp().exp().sum()  # exp keeps its result
         assert live.now == live.peak == 3 * A + 4
         loss.backward()
-        # a gradient beside the three results, the loss and its own gradient; each goes when it has
+        # a gradient next to the three results, the loss and its own gradient; each goes when it has
         # been used
         assert live.peak == 4 * A + 8
         assert live.now == A + 4 and x.grad.nbytes == A
@@ -69,8 +69,7 @@ def test_layers_forward_and_backward():
         assert live.peak == held + 3 * rows + 4, "the square, too, when its sum was made"
         loss.backward()
         assert live.now == held + 4 + 2 * weight, "gradients of two weights"
-        # y to the power of 1, twice that and this times the gradient of 1, beside relu's result and
-        # y
+        # y to the power of 1, twice that and this times the gradient of 1, with relu's result and y
         assert live.peak == held + 5 * rows + 4 + 4
 
 
@@ -108,9 +107,9 @@ def test_the_meter_agrees_with_the_allocator():
     ) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    told = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
+    reported = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
     assert live.now == 0
-    assert live.peak <= told == pytest.approx(live.peak, rel=0.02), (
+    assert live.peak <= reported == pytest.approx(live.peak, rel=0.02), (
         "kernels take a little for themselves"
     )
 
@@ -147,16 +146,16 @@ def test_a_dry_run_estimates_what_it_measures(data, tmp_path, name):
     sections = {"run": {}} | CONFIGURATIONS[name]
     task = sections["run"].get("task", "i2i")
     sections["run"] |= {"max_steps": 500}
-    told = dry_run(a_config(data[task], tmp_path / "run", **sections))
-    assert (told["pictures"], told["clips"], told["updates"]) == (
+    report = dry_run(a_config(data[task], tmp_path / "run", **sections))
+    assert (report["pictures"], report["clips"], report["updates"]) == (
         (4, 0, 500) if task == "i2i" else (0, 1, 500)
     )
-    assert told["seconds_per_update"] > 0 and not told["cannot_be_read"]
-    *parts, total = told["memory_estimate_gib"].values()
+    assert report["seconds_per_update"] > 0 and not report["cannot_be_read"]
+    *parts, total = report["memory_estimate_gib"].values()
     assert total == pytest.approx(sum(parts), abs=0.001)
-    assert total == pytest.approx(told["peak_memory_gib"], rel=0.15)
-    assert told["peak_resident_gib"] > told["peak_memory_gib"]
-    assert (told["memory_estimate_gib"]["vae_decode"] > 0) == ("discriminator" in name)
+    assert total == pytest.approx(report["peak_memory_gib"], rel=0.15)
+    assert report["peak_resident_gib"] > report["peak_memory_gib"]
+    assert (report["memory_estimate_gib"]["vae_decode"] > 0) == ("discriminator" in name)
     assert not (tmp_path / "run").exists()
 
 

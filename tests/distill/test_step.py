@@ -64,9 +64,9 @@ def test_every_step_of_the_grid_is_ddims(prediction):
     x0, eps = solver.split(output, x, n)  # every sample at an index of its own
     ours = solver.move(x0, eps, n)
     for i in range(50):
-        told = scheduler.step(output[i], int(solver.timestep(n[i])), x[i])
-        torch.testing.assert_close(x0[i], told.pred_original_sample, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(ours[i], told.prev_sample, rtol=1e-4, atol=1e-4)
+        expected = scheduler.step(output[i], int(solver.timestep(n[i])), x[i])
+        torch.testing.assert_close(x0[i], expected.pred_original_sample, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours[i], expected.prev_sample, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -279,12 +279,12 @@ def test_an_entry_owns_its_memory_and_its_parts_stay_together():
 
 
 def run_bank(bank, g, steps):
-    """The bank as training uses it: what is drawn goes one index down, the rest starts at 6. What
-    happened."""
-    told = []
+    """The bank as training uses it: what is drawn goes one index down, the rest starts at 6.
+    Returns what was drawn, and what is left."""
+    drawn = []
     for _ in range(steps):
         slots = bank.draw(4, 0.8, g)
-        told.append(slots)
+        drawn.append(slots)
         for slot in slots:
             held = (
                 bank.slots[slot]
@@ -292,7 +292,7 @@ def run_bank(bank, g, steps):
                 else entry(6, float(torch.rand((), generator=g)))
             )
             bank.put(slot, BankEntry(held.x0, held.x * 0.9, held.c, held.n - 1))
-    return told, [
+    return drawn, [
         None if e is None else (e.n, e.x0.tolist(), e.x.tolist(), e.c["c"].tolist())
         for e in bank.slots
     ]
@@ -316,20 +316,20 @@ def test_a_restored_bank_goes_on_exactly(tmp_path):
 def test_what_is_fresh_is_known_ahead(count, length, rate):
     bank = Bank(length, 1, start=9)
     ahead = Forecast(bank, count, rate, 9, seeded)
-    told, found = [], []
+    forecast, found = [], []
     for step in range(80):
         if step == 30:  # as a resumed run does
             state, bank = bank.state_dict(), Bank(length, 1, start=9)
             bank.load_state_dict(state)
             ahead = Forecast(bank, count, rate, 9, seeded)
-        told.append(ahead.fresh(step))
+        forecast.append(ahead.fresh(step))
         slots = bank.draw(count, rate, seeded(step))
         held = [bank.slots[slot] if slot is not None else entry(9) for slot in slots]
         for slot, e in zip(slots, held, strict=True):
             bank.put(slot, entry(e.n - 1 - (bank.lead() if slot is None else 0)))
         found.append(slots.count(None))
         assert bank.begun == sum(found)
-    assert told == found
+    assert forecast == found
 
 
 def test_the_first_walk_is_staggered():
@@ -366,7 +366,7 @@ def test_short_runs_see_the_whole_trajectory():
 
 
 def network(x, t, c):
-    """Raw outputs that depend on all they are told."""
+    """Raw outputs that depend on every input."""
     scale = (1 + t / 1000 + c["text"].mean(1) + 0.1 * c["size"]).view(-1, *[1] * (x.ndim - 1))
     return torch.sin(scale * x) + 0.2 * x.roll(1, -1)
 

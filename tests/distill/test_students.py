@@ -126,7 +126,7 @@ def kept_their_own(seen):
 def test_mix_up_mixes(tmp_path):
     mixed, plain = (run(t, tmp_path / t.__name__)[0] for t in (MixedUp, Trainer))
     assert not any(kept_their_own(mixed)) and all(kept_their_own(plain))
-    # trajectories go on all the same
+    # trajectories continue all the same
     assert {slot.n for slot in mixed[-1][1]} == {slot.n for slot in plain[-1][1]}
 
 
