@@ -42,7 +42,7 @@ def prepare(
     images = (images.float() + 1) / 2
     height, width = images.shape[2:]
     larger = min(height, width) >= size and max(height, width) > size
-    # drawn in any case: the stream goes on
+    # drawn in any case, so that the numbers that follow do not depend on the size
     chosen = (torch.rand(len(images), generator=generator) < crop).tolist()
     corners = _randint(
         [0, 0], [max(side - size, 0) + 1 for side in (height, width)], len(images), generator

@@ -1,5 +1,5 @@
-"""The trajectory bank: where teacher trajectories wait to be gone on with, instead of being started
-anew.
+"""The trajectory bank: where teacher trajectories wait to be continued, so that not every sample
+starts a new one.
 
 Each entry holds (x_0, x_t, c, n) of one sample together, as the paper has it (STD, arXiv
 2412.18945).
@@ -13,15 +13,22 @@ import torch
 from torch import Tensor
 
 Conditions = dict[str, Tensor]
-"""What a network is told beside (x, t), each (B, ...)."""
+"""The inputs of a network in addition to (x, t), by name, each (B, ...): "states", "pooled",
+"time_ids", and where they are used "text" and "style"."""
 
 
 @dataclass(frozen=True)
 class BankEntry:
-    x0: Tensor  # (...), the clean sample
-    x: Tensor  # (...), at index n of its teacher trajectory
-    c: Conditions  # each (...)
+    """One sample and how far its teacher trajectory has come, without a batch dimension."""
+
+    x0: Tensor
+    """The clean latents, (4, h, w), or (4, F, h, w) of a clip."""
+    x: Tensor
+    """The latents at index n of the trajectory, of the same shape."""
+    c: Conditions
+    """Its conditions."""
     n: int
+    """The index on the solver's grid."""
 
 
 class Bank:
@@ -35,15 +42,16 @@ class Bank:
         `lead`.
         """
         self.slots: list[BankEntry | None] = [None] * length
-        self.retire_at, self.start = retire_at, start
+        self.retire_at = retire_at
+        self.start = start
         self.used = 0
-        """The first so many slots have had an entry before."""
+        """How many slots, from the first on, have had an entry before."""
         self.begun = 0
-        """Fresh samples that were asked for so far."""
+        """How many fresh samples were asked for so far."""
 
     def draw(self, count: int, rate: float, generator: torch.Generator) -> list[int | None]:
-        """For each of `count` samples the slot to go on with, with probability `rate`, or None: a
-        fresh one.
+        """For each of `count` samples the slot to continue, with probability `rate`, or None: a
+        fresh sample.
 
         Slots are drawn uniformly among those with an entry, none twice.
         """
@@ -124,15 +132,14 @@ class Forecast:
         start: int,
         random: Callable[[int], torch.Generator],
     ) -> None:
-        """bank: as it is before the first step asked for. random: step -> the generator that the
-        lane draws with."""
-        self.bank, self.count, self.rate, self.start, self.random = (
-            bank.outline(),
-            count,
-            rate,
-            start,
-            random,
-        )
+        """bank: as it is before the first step asked for. count, rate: as for `Bank.draw`. start:
+        the index at which trajectories begin. random: step -> the generator that the lane draws
+        with."""
+        self.bank = bank.outline()
+        self.count = count
+        self.rate = rate
+        self.start = start
+        self.random = random
 
     def fresh(self, step: int) -> int:
         """The number of fresh samples at `step`; to be asked once for each step, in order."""
@@ -146,7 +153,8 @@ class Forecast:
 
 def first_walk(bank: Bank) -> int:
     """Teacher steps that the leads of an empty bank's slots take in all."""
-    bank, total = bank.outline(), 0
+    bank = bank.outline()
+    total = 0
     for _ in bank.slots:
         lead = bank.lead()
         total += lead
@@ -163,15 +171,20 @@ def _outline(n: int) -> BankEntry:
     return BankEntry(torch.empty(0), torch.empty(0), {}, n)
 
 
-def _on_cpu(e: BankEntry) -> BankEntry:
-    """A copy in memory of its own: a row of a batch would keep the whole batch alive, and save all
-    of it."""
-    x0, x = (v.detach().to("cpu", copy=True) for v in (e.x0, e.x))
-    return BankEntry(x0, x, {k: v.detach().to("cpu", copy=True) for k, v in e.c.items()}, e.n)
+def _on_cpu(entry: BankEntry) -> BankEntry:
+    """A copy in memory of its own: a row of a batch would keep the whole batch alive, and a
+    checkpoint would store all of it."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", copy=True)
+
+    conditions = {name: copy(value) for name, value in entry.c.items()}
+    return BankEntry(copy(entry.x0), copy(entry.x), conditions, entry.n)
 
 
 def stack(rows: list[BankEntry], device: torch.device) -> tuple[Tensor, Tensor, Conditions, Tensor]:
     """(x_0, x_t, c, n), each (B, ...), of B entries."""
+    x0 = torch.stack([row.x0.to(device) for row in rows])
+    x = torch.stack([row.x.to(device) for row in rows])
     c = {name: torch.stack([row.c[name].to(device) for row in rows]) for name in rows[0].c}
-    x0, x = (torch.stack([getattr(row, name).to(device) for row in rows]) for name in ("x0", "x"))
     return x0, x, c, torch.tensor([row.n for row in rows])

@@ -13,7 +13,8 @@ from std_cli.errors import StdError
 from std_cli.paths import FULL_DISK
 
 Encode = Callable[[Sequence[str]], list[Conditions]]
-AT_ONCE = 32  # captions
+AT_ONCE = 32
+"""Captions that are encoded together."""
 
 
 class CaptionCache:
@@ -23,12 +24,10 @@ class CaptionCache:
     def __init__(
         self, captions: Sequence[str], encode: Encode, folder: Path, encoders: str, limit: float
     ) -> None:
-        """`encoders` identifies the weights; the file of other ones, or of other captions, is not
-        used."""
-        self.encode, self.rows = (
-            encode,
-            {caption: i for i, caption in enumerate(dict.fromkeys(captions))},
-        )
+        """encoders: identifies the text encoders' weights; a file made with others, or of other
+        captions, is not used. limit: bytes that the file may take."""
+        self.encode = encode
+        self.rows = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         [first] = encode([""])
         self.shapes = {k: v.shape for k, v in first.items()}
         width = sum(v.numel() for v in first.values())
@@ -42,11 +41,11 @@ class CaptionCache:
         self.table = np.load(path, mmap_mode="r")
 
     def _write(self, path: Path, width: int) -> None:
-        """Whole or not there: written beside, then renamed."""
+        """Write under another name, then rename: the file is whole or missing."""
         part = path.with_name(f".{path.name}.{os.getpid()}")
         captions = list(self.rows)
         try:
-            # not a memory map: where that cannot grow, the process is killed
+            # A memory map that cannot grow would kill the process; a write raises an error.
             with part.open("wb") as file:
                 head = {"descr": "<f2", "fortran_order": False, "shape": (len(captions), width)}
                 np.lib.format.write_array_header_1_0(file, head)
@@ -71,7 +70,9 @@ class CaptionCache:
     def __getitem__(self, caption: str) -> Conditions:
         if not self.cached:
             return self.encode([caption])[0]
-        row, out = torch.from_numpy(np.array(self.table[self.rows[caption]])), {}
+        row = torch.from_numpy(np.array(self.table[self.rows[caption]]))
+        found = {}
         for name, shape in self.shapes.items():
-            out[name], row = row[: shape.numel()].view(shape), row[shape.numel() :]
-        return out
+            found[name] = row[: shape.numel()].view(shape)
+            row = row[shape.numel() :]
+        return found

@@ -130,13 +130,13 @@ def finish(run: Path, state: CheckpointState) -> Path:
 
 
 def remove_drafts(run: Path) -> None:
-    """Remove what a killed run left of checkpoints that it was writing."""
+    """Remove unfinished checkpoints, which a killed run left."""
     for draft in run.glob(".checkpoint-*.part"):
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def steps_of(run: Path) -> list[int]:
-    """The steps that there are checkpoints of, ascending."""
+    """The steps of all checkpoints in a run's folder, ascending."""
     found = (_NAME.fullmatch(f.name) for f in run.iterdir() if f.is_dir()) if run.is_dir() else ()
     return sorted(int(m[1]) for m in found if m)
 

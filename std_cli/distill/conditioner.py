@@ -16,8 +16,13 @@ class Conditioner:
     """Captions, style pictures and frames as the networks see them, and latents as pixels."""
 
     def __init__(self, pipeline: Pipeline, *, unconditional_pooled: str, style: bool) -> None:
-        self.pipeline, self.pipe, self.device = pipeline, pipeline.pipe, pipeline.device
+        """unconditional_pooled: "caption" or "empty", as distill.unconditional_pooled. style:
+        whether samples have references; else the IP-Adapter is unloaded."""
+        self.pipeline = pipeline
+        self.pipe = pipeline.pipe
+        self.device = pipeline.device
         self.pipe.vae.requires_grad_(False)
+        # SDXL's own VAE overflows in fp16, and its config says so
         if pipeline.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
             self.pipe.vae.float()
         self.no_style: Tensor | None = None
@@ -32,7 +37,7 @@ class Conditioner:
 
     @torch.inference_mode()
     def encode_text(self, captions: Sequence[str]) -> list[Conditions]:
-        """{"states": (tokens, C), "pooled": (P,)} of each caption, fp16 on a GPU."""
+        """{"states": (tokens, C), "pooled": (P,)} of each caption, in the pipeline's dtype."""
         made = self.pipe.encode_prompt(
             list(captions), device=self.device, do_classifier_free_guidance=False
         )
@@ -43,8 +48,7 @@ class Conditioner:
 
     @torch.inference_mode()
     def encode_style(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
-        """What the IP-Adapter is given without a reference, and with this one: each (1, tokens,
-        C)."""
+        """What the IP-Adapter gets without a reference, and with this one: each (1, tokens, C)."""
         both = self.pipe.prepare_ip_adapter_image_embeds(picture, None, self.device, 1, True)[0]
         without, with_it = both.chunk(2)
         return without[0].clone(), with_it[0].clone()
@@ -78,7 +82,7 @@ class Conditioner:
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1]; one after the other, with gradients
         where they are asked for. Only the last one's activations are kept for them, as the backward
-        pass begins there; the others' are computed anew, so that no more than one picture's are
+        pass begins there; the others' are computed again, so that no more than one picture's are
         ever held.
         """
         vae = self.pipe.vae

@@ -25,6 +25,8 @@ _MAX_PICTURE = 1 << 28
 
 @dataclass(frozen=True)
 class Sample:
+    """A picture or clip as training takes it."""
+
     pixels: NDArray[np.float32]
     """(F, 3, H, W) in [-1, 1]."""
     caption: str
@@ -62,13 +64,11 @@ class Dataset:
         """
         if min(size) < 1 or frames < 1 or stride < 1 or not 0 <= flip <= 1:
             raise ValueError(f"no samples of {size}, {frames} frames, stride {stride}, flip {flip}")
-        self.found, self.size, self.frames, self.stride, self.flip = (
-            found,
-            size,
-            frames,
-            stride,
-            flip,
-        )
+        self.found = found
+        self.size = size
+        self.frames = frames
+        self.stride = stride
+        self.flip = flip
         self.entries = [e for e in found.entries if frames == 1 or e.kind == "clip"]
         self.references = list(references)
         self.bad_references: dict[Path, str] = {}
@@ -76,15 +76,14 @@ class Dataset:
         if not self.entries:
             raise InputError(
                 f"no clips for samples of {frames} frames: all {len(found.entries)} captioned "
-                f"files are pictures; give "
-                "clips, or train for pictures"
+                "files are pictures; give clips, or train for pictures"
             )
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """A random part of one entry: of a clip the frames from somewhere on, of either kind a
         crop.
 
-        A clip too short for the stride gets a smaller one; one whose container does not tell how
+        A clip too short for the stride gets a smaller one; one whose container does not say how
         long it is (recorded by a browser) is read from its beginning. Raises InputError if the file
         cannot be used, StdError if only the part that was chosen cannot.
         """
@@ -108,9 +107,9 @@ class Dataset:
         )
 
     def _crop(self, size: tuple[int, int], rng: np.random.Generator) -> "_Crop":
-        (w, h), (width, height) = size, self.size
-        scale = max(width / w, height / h)
-        scaled = max(width, round(w * scale)), max(height, round(h * scale))
+        width, height = self.size
+        scale = max(width / size[0], height / size[1])
+        scaled = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
         left, top = (
             int(rng.integers(s - out + 1)) for s, out in zip(scaled, self.size, strict=True)
         )
@@ -148,7 +147,7 @@ class Dataset:
                     f"{str(entry.path)!r} has only {len(pictures)} frames, fewer than {self.frames}"
                 )
         except StdError as e:
-            # what does not depend on the start is the file's fault
+            # a failure that does not depend on the start is the file's fault
             raise (StdError if starts > 1 else InputError)(str(e)) from None
         return clip.display_size, crop, pictures
 
@@ -206,8 +205,8 @@ def _read_picture(entry: SampleFile) -> Picture:
         return read_picture(entry.path)
     if entry.part.size > _MAX_PICTURE:
         raise InputError(
-            f"{str(entry.path)!r} has {entry.part.size} bytes, too many for a picture; scale it "
-            f"down"
+            f"{str(entry.path)!r} has {entry.part.size} bytes, too many for a picture: "
+            "scale it down"
         )
     try:
         return read_picture(entry.path, read_part(entry.part))
@@ -222,10 +221,9 @@ def _flat(picture: Picture) -> Image.Image:
 
 
 def fingerprint_samples(entries: Sequence[SampleFile]) -> str:
-    """16 hex digits: which samples there are, in which order, by their names inside their source,
-    sizes and captions.
+    """16 hex digits of the samples in their order: names inside their source, sizes, captions.
 
-    So they are the same data wherever the source lies and however its path is written.
+    So data that were moved, or whose path is written in another way, are the same data.
     """
     sizes = (entry.part.size if entry.part is not None else _size(entry.path) for entry in entries)
     return _digest(
@@ -234,7 +232,7 @@ def fingerprint_samples(entries: Sequence[SampleFile]) -> str:
 
 
 def fingerprint_references(pictures: Sequence[Path]) -> str:
-    """16 hex digits: which style pictures there are, in which order, by name and size."""
+    """16 hex digits of the style pictures in their order, by name and size."""
     return _digest(f"{path.name}\0{_size(path)}\0" for path in pictures)
 
 
@@ -248,7 +246,7 @@ def _digest(parts: Iterable[str]) -> str:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # it is gone since it was found: reading it will say so
+    except OSError:  # it was removed since it was found; reading it will report that
         return -1
 
 

@@ -147,8 +147,8 @@ def gradient_penalty(
     scalar.
 
     `real` and `fake`: features, one (B, T, C) per head; `u`: (B,) in [0, 1]. The gradient is that
-    of the sum of all logits by all features of a sample together; it does not go on into the
-    network that the features come from.
+    of the sum of all logits by all features of a sample together; it does not continue
+    into the network that the features come from.
     """
     mix = u.float().view(-1, 1, 1)
     mixed = [

@@ -27,12 +27,12 @@ MIN_SEEN = 20
 _MAX_DRAWS = 1000
 _MAX_WAITING = 256
 """Micro-batches that wait at most; a bank may supply all samples for long."""
-# Random streams of a seed besides the samples' own (seed, position)
+# Random streams of a seed, in addition to the samples' own (seed, position)
 _ORDER, _REPLACEMENT = 1, 2
 
 
 class Order:
-    """Which sample comes at which position: each epoch has all of them, shuffled anew."""
+    """Which sample comes at which position: each epoch has all of them, shuffled again."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
@@ -64,12 +64,12 @@ class Batch:
 
 
 class Loader:
-    """Yields, without end, for each optimizer step from `start_step` on the batch of each of
+    """Yields for each optimizer step from `start_step` on, without end, the batch of each of
     `lanes`, in their order.
 
     Use as a context manager, or call `close`. What comes does not depend on `workers`, how many
     threads read ahead (0: none). A file that cannot be used is replaced by another, chosen by
-    (seed, position) alone, told of once through `on_notice`, and not opened again.
+    (seed, position) alone, reported once through `on_notice`, and not opened again.
     """
 
     def __init__(
@@ -102,21 +102,23 @@ class Loader:
             or not 0 <= min(lanes) <= max(lanes) < lane_count
         ):
             raise ValueError(f"lanes {lanes} of {lane_count}")
-        self.data, self.seed, self.on_notice = data, seed, on_notice
-        self.max_tries, self.max_bad_share = max_tries, max_bad_share
+        self.data = data
+        self.seed = seed
+        self.on_notice = on_notice
+        self.max_tries = max_tries
+        self.max_bad_share = max_bad_share
         self.seen: set[str] = set()
         """Keys of the files opened for what was yielded so far."""
         self.failed: dict[str, str] = {}
         """Of these the bad ones, with the reason."""
         self._bad: dict[str, str] = {}  # as the threads find them, ahead of `failed`
-        self._told = 0
+        self._bad_references = 0
+        """How many unreadable style references were reported."""
         self._order = Order(len(data.entries), seed)
-        self._lanes, self._lane_count, self._batch, self._start_step = (
-            lanes,
-            lane_count,
-            batch,
-            start_step,
-        )
+        self._lanes = lanes
+        self._lane_count = lane_count
+        self._batch = batch
+        self._start_step = start_step
         self._fresh = fresh or (lambda step, lane: batch)
         self._taken = dict(taken) if taken is not None else dict.fromkeys(lanes, batch * start_step)
         self._positions = self._micro_batches()
@@ -170,13 +172,13 @@ class Loader:
 
     def _micro_batches(self) -> Iterator[list[int]]:
         """The positions of each micro-batch's fresh samples."""
-        b = self._batch
+        batch = self._batch
         for step in itertools.count(self._start_step):
             for lane in self._lanes:
                 first = self._taken[lane]
                 self._taken[lane] += self._fresh(step, lane)
                 yield [
-                    (k // b * self._lane_count + lane) * b + k % b
+                    (k // batch * self._lane_count + lane) * batch + k % batch
                     for k in range(first, self._taken[lane])
                 ]
 
@@ -226,8 +228,8 @@ class Loader:
             if key not in self.failed:
                 self.failed[key] = reason
                 self.on_notice(f"left out: {reason}")
-        for reason in list(self.data.bad_references.values())[self._told :]:
-            self._told += 1
+        for reason in list(self.data.bad_references.values())[self._bad_references :]:
+            self._bad_references += 1
             self.on_notice(f"style reference left out: {reason}")
         if outcome.sample is not None:
             self.seen.add(outcome.sample.key)
@@ -235,8 +237,7 @@ class Loader:
         if outcome.sample is None or (len(self.seen) >= MIN_SEEN and share > self.max_bad_share):
             raise StdError(
                 f"{len(self.failed)} of the {len(self.seen)} training files seen cannot be used; "
-                f"check the data. The "
-                f"first: {next(iter(self.failed.values()))}"
+                f"check the data. The first: {next(iter(self.failed.values()))}"
             )
         return outcome.sample
 
@@ -248,11 +249,13 @@ class _Outcome:
     """(key, reason) of the files tried before it."""
 
 
-# --- what a dry run tells ----------------------------------------------------------------------
+# --- what a dry run reports --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DataReport:
+    """What a data set holds, by its names and a sample of its files."""
+
     pictures: int
     clips: int
     captioned: float
@@ -269,7 +272,7 @@ class DataReport:
 
 
 def check_data(data: Dataset, sample_count: int, seed: int = 0) -> DataReport:
-    """Read a random sample of the entries and say what there is."""
+    """Count the entries, and read a random sample of `sample_count` of them."""
     count = len(data.entries)
     chosen = np.random.default_rng(seed).choice(count, min(sample_count, count), replace=False)
     sizes, failed = [], {}

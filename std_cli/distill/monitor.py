@@ -1,4 +1,4 @@
-"""What a run shows of itself: the student's pictures beside what they should be."""
+"""What a run shows while it trains: the student's pictures next to those that they should be."""
 
 import io
 from collections.abc import Callable

@@ -46,7 +46,9 @@ class Roles:
     ) -> None:
         """The adapters start as the identity; the student's first factors come from torch's global
         random state."""
-        self.unet, self.ema, self.dtype = unet, ema, unet.dtype
+        self.unet = unet
+        self.ema = ema
+        self.dtype = unet.dtype
         unet.requires_grad_(False).eval()
         left_out = _IP_ADAPTER if motion else rf"{_IP_ADAPTER}|.*motion_modules.*"
         self.config = LoraConfig(
@@ -87,17 +89,20 @@ class Roles:
         self._as(STUDENT)
 
     def student(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
+        """The UNet's raw output, like x, in float32, with the adapter that learns; t is (B,)."""
         for dropout in self._dropouts:  # active where it learns, not where it is looked at
             dropout.train(torch.is_grad_enabled())
         return self._forward(x, t, c)
 
     @torch.no_grad()
     def teacher(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
+        """The same without an adapter and without gradients."""
         with self._role(None):
             return self._forward(x, t, c)
 
     @torch.no_grad()
     def target(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
+        """The same with the average of the student's adapter, without gradients."""
         with self._role(TARGET if self.ema else STUDENT):
             return self._forward(x, t, c)
 
@@ -116,12 +121,14 @@ class Roles:
         }
 
     def load_state_dict(self, state: dict[str, Tensor], role: str = STUDENT) -> None:
+        """Take what `state_dict` returned."""
         chosen = self.parameters if role == STUDENT else self.averages
         for name, p in chosen.items():
             p.data.copy_(state[name.replace(f".{role}.", ".")])
 
     def checkpoint_activations(self) -> None:
-        """Compute activations anew in the backward pass. diffusers leaves out the motion layers."""
+        """Compute activations again in the backward pass, the motion layers' too, which diffusers
+        leaves out."""
         self.unet.enable_gradient_checkpointing()
         for module in self.unet.modules():
             if isinstance(module, AnimateDiffTransformer3D):

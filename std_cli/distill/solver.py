@@ -24,11 +24,9 @@ class Solver:
         self, alphas_cumprod: Tensor, points: int = 50, prediction: Prediction = "epsilon"
     ) -> None:
         """`alphas_cumprod`: (T,), of the teacher's noise schedule; `points`: N, which divides T."""
-        self.alphas_cumprod, self.points, self.prediction = (
-            alphas_cumprod.float(),
-            points,
-            prediction,
-        )
+        self.alphas_cumprod = alphas_cumprod.float()
+        self.points = points
+        self.prediction = prediction
         self.stride = len(alphas_cumprod) // points
 
     def start(self, eta: float) -> int:

@@ -109,7 +109,7 @@ def _train(
         _make_loader(trainer, first) as loader,
         MetricsLog(run, first) as log,
     ):
-        # --- what there is to gain: the untrained student ---
+        # --- the untrained student, which shows what there is to gain ---
         with _all_together(world):
             if validating is not None and first == 0:
                 log.write(0, validating.measure(0))

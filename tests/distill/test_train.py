@@ -103,9 +103,8 @@ def test_stylize_takes_the_lora(whole):
     assert max(v.abs().max() for k, v in load_file(path).items() if "lora_B" in k) > 0
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     how = {"model": "tiny", "size": 64, "device": "cpu"}
-    [plain] = stylize_image(
-        photo, photo, lora="none", schedule=metadata["schedule"], steps=2, **how
-    )
+    schedule = metadata["schedule"]
+    [plain] = stylize_image(photo, photo, lora="none", schedule=schedule, steps=2, **how)
     notices = []
     results = [
         np.asarray(
