@@ -18,6 +18,12 @@ os.environ.update(QUIET)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest are begun first, so that no worker is left alone with one at the
+    end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def photo():
     from skimage import data

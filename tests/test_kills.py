@@ -7,7 +7,7 @@ import pytest
 
 from tests.bench.reliability.kills import WORKS, measure
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
 
 
 @pytest.mark.parametrize("kind", WORKS)

@@ -12,6 +12,8 @@ from std_cli.distill.estimate import estimate_bytes
 from std_cli.distill.train import distill
 from tests.distill.runs import a_config
 
+pytestmark = pytest.mark.long
+
 A = 4 * 10_000  # bytes of 10,000 numbers
 
 

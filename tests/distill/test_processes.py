@@ -12,6 +12,8 @@ from std_cli.cli.commands import run
 from std_cli.distill.config import to_toml
 from tests.distill.runs import IN_HALF_PRECISION, a_config, copy_of, lines
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "launcher",

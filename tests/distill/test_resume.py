@@ -15,6 +15,8 @@ from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
 from tests.distill.runs import IN_HALF_PRECISION, a_config, copy_of, lines, same
 
+pytestmark = pytest.mark.long
+
 
 def test_a_resumed_run_is_the_uninterrupted_one(whole, pictures, tmp_path):
     folder, _ = whole

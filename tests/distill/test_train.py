@@ -21,6 +21,8 @@ from std_cli.weights.lora import read_lora
 from std_cli.weights.resolve import TINY
 from tests.distill.runs import SIZE, a_config, copy_of, lines, same
 
+pytestmark = pytest.mark.long
+
 
 def test_a_run_leaves_what_it_should(whole):
     folder, events = whole

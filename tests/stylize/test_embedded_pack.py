@@ -13,6 +13,8 @@ from std_cli.weights.resolve import TINY
 from tests.bench.pack import square
 from tests.measures import colour_distance, edge_correlation, flicker
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 KINDS = ("oil", "stained", "watercolour", "woodcut")
 
@@ -57,13 +59,13 @@ def test_the_motion_adapter_and_the_filter_steady_a_clip(tmp_path):
             "steps": 4,
             "output_size": "model",
             "codec": "ffv1",
-            "max_frames": 12,
+            "max_frames": 8,
         }
         stylize_video(
             EXAMPLES / "clip.mp4", style, out, motion=motion, steady=steady, start="2", **settings
         )
         found.append([f.rgb for f in read_frames(open_clip(out))])
-    frames = read_frames(open_clip(EXAMPLES / "clip.mp4"), start=Fraction(2), max_frames=12)
+    frames = read_frames(open_clip(EXAMPLES / "clip.mp4"), start=Fraction(2), max_frames=8)
     sources = [np.asarray(Image.fromarray(f.rgb).resize(found[0][0].shape[1::-1])) for f in frames]
     alone, adapted, filtered = (flicker(sources, results) for results in found)
     assert adapted < 0.92 * alone and filtered < 0.75 * alone

@@ -40,6 +40,8 @@ from std_cli.weights.resolve import ModelFiles, resolve_model, weight_files
 from tests.stylize.test_videos import make_clip
 from tests.weights.sdxl import TEXT, TEXT_2, UNET, VAE, VISION
 
+pytestmark = pytest.mark.long
+
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
 FAST = {"model": "tiny", "size": 64, "device": "cpu"}
@@ -160,7 +162,7 @@ def measured(work):
     work()
     return status("VmHWM") - before
 
-files, size = resolve_model("tiny"), (256, 192)
+files, size = resolve_model("tiny"), (192, 128)
 motion = resolve_motion("auto", files)
 pipeline = VideoPipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
 pipeline.set_style([Image.new("RGB", (64, 64))], [1.0], 1.0, "all")

@@ -27,6 +27,8 @@ from tests.stylize.test_videos import frames_of, make_clip
 from tests.weights.files import pairs
 from tests.weights.sdxl import NARROW_UNET, Sdxl, link, original, write_json
 
+pytestmark = pytest.mark.long
+
 # AnimateDiff's sdxl-beta and DINOv2 ViT-S/14: their configs, as published, narrow.
 BETA = {
     "_class_name": "MotionAdapter",

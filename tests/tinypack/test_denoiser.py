@@ -14,6 +14,8 @@ from std_cli.tinypack.style_pairs import make_shard
 from std_cli.tinypack.vocabulary import make_tokenizer
 from tests.measures import colour_distance, edge_correlation, texture_distance
 
+pytestmark = pytest.mark.long
+
 
 def as_picture(x):
     return Image.fromarray((x * 255).round().astype(np.uint8))

@@ -15,6 +15,8 @@ from std_cli.tinypack import train_motion as motion
 from std_cli.tinypack.model import Denoiser, make_unet, make_vae
 from std_cli.tinypack.vocabulary import make_tokenizer
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
