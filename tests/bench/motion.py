@@ -24,7 +24,7 @@ from std_cli.media.video.steady import Steady, grey
 from tests.measures import colour_distance, flicker, texture_distance
 
 
-def told(sources, results, reference, window, overlap):
+def measured(sources, results, reference, window, overlap):
     """(flicker, colour distance, texture distance, seam ratio)."""
     starts = window_starts(len(results), window, window - overlap)
     joints, quality = {*starts, *(start + window for start in starts)}, Quality()
@@ -86,7 +86,7 @@ def main():
                     steady(grey(Image.fromarray(s)), r, False)
                     for s, r in zip(sources, results, strict=True)
                 ]
-            row = told(sources, results, reference, *windows)
+            row = measured(sources, results, reference, *windows)
             first = first or row
             shares = "".join(f"{y / x - 1:+9.1%}" for x, y in zip(first[:3], row, strict=False))
             print(

@@ -63,8 +63,8 @@ def main_memory(monkeypatch):
     """Lets the system report so much free main memory."""
 
     def report(gib):
-        told = SimpleNamespace(available=int(gib * GIB), total=int(gib * GIB))
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: told)
+        reported = SimpleNamespace(available=int(gib * GIB), total=int(gib * GIB))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: reported)
 
     return report
 
@@ -170,28 +170,28 @@ pipeline.prepare(image_settings({"model": "tiny", "cfg": 4.0}), "quickstart", si
 picture = Image.new("RGB", size)
 latent = pipeline.encode(picture)
 window = torch.stack([latent] * 8, 1)[None]
-told = activation_bytes(
+estimated = activation_bytes(
     *network_configs(files), size, dtype="fp32", frames=8, motion_config=motion.config, tokens=32
 )
 works = {"unet": lambda: pipeline.predict(window, [0]),
          "vae_encode": lambda: pipeline.encode(picture),
          "vae_decode": lambda: pipeline.decode(latent)}
-print(json.dumps({part: (told[part], measured(work)) for part, work in works.items()}))
+print(json.dumps({part: (estimated[part], measured(work)) for part, work in works.items()}))
 """
 
 
 @pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells the resident memory"
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs the resident memory of Linux"
 )
 def test_activations_are_what_real_runs_take():
-    # so that freed memory goes back to the system and is counted anew
+    # so that freed memory returns to the system and is counted again
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURED], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for part, (told, measured) in json.loads(done.stdout.splitlines()[-1]).items():
-        assert told == pytest.approx(measured, rel=0.05 if part == "unet" else 0.2), part
+    for part, (estimated, measured) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert estimated == pytest.approx(measured, rel=0.05 if part == "unet" else 0.2), part
 
 
 def test_activations_grow_with_size_frames_guidance_and_precision():
@@ -337,24 +337,24 @@ def test_one_bad_video_of_two(tmp_path, reference):
         plan_video(tmp_path / "bad.mp4", str(reference), tmp_path, probe=False, **FAST)
 
 
-RECKONED: dict[str, dict[str, int]] = {}
+ESTIMATED: dict[str, dict[str, int]] = {}
 
 
 @pytest.fixture(autouse=True)
-def reckoned_once(monkeypatch):
-    """What a network takes at work is reckoned once for all tests here: it follows from the
-    arguments alone."""
-    reckon = memory.activation_bytes
+def estimated_once(monkeypatch):
+    """What a network takes at work is estimated once for all tests here: it depends only on the
+    arguments."""
+    estimate = memory.activation_bytes
 
     def once(*about, **how):
         key = repr((about, sorted(how.items())))
-        RECKONED[key] = RECKONED.get(key) or reckon(*about, **how)
-        return RECKONED[key]
+        ESTIMATED[key] = ESTIMATED.get(key) or estimate(*about, **how)
+        return ESTIMATED[key]
 
     monkeypatch.setattr("std_cli.stylize.plan.activation_bytes", once)
 
 
-def test_what_is_not_downloaded_is_reckoned(tmp_path, reference, main_memory):
+def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory):
     """SDXL in fp32 and bf16 on main memories of some sizes: as it is, in bf16, smaller, not at
     all."""
     clip = make_clip(tmp_path / "in.mp4", frames=8)
@@ -374,7 +374,7 @@ def test_what_is_not_downloaded_is_reckoned(tmp_path, reference, main_memory):
 
 def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
     (tmp_path / "in_stylized.png").write_bytes(b"")
-    for options, told in [
+    for options, message in [
         ({"output": tmp_path}, "--overwrite"),
         ({"model": str(tmp_path)}, "not a whole SDXL folder"),
         ({"lora": "gone.safetensors"}, "gone.safetensors"),
@@ -385,7 +385,7 @@ def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
             else [({"device": "auto", "offload": "model"}, "leave it out")]
         ),
     ]:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             plan_images(picture, str(reference), **FAST | options)
     clip = make_clip(tmp_path / "in.mp4", frames=8)
     with pytest.raises(InputError, match="no frames between"):
@@ -425,7 +425,7 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
         planner = plan_images if file == "p.png" else plan_video
         return planner(tmp_path / file, str(reference), tmp_path / "out", probe=False, **options)
 
-    def told(plan, mode):
+    def margin_included(plan, mode):
         return f"{plan['memory']['modes'][mode] * memory.MARGIN / GIB:.1f} GiB"
 
     for kind, name, free, pictures, videos in (
@@ -439,7 +439,7 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
         for file, flags in (("p.png", pictures), ("v.mp4", videos)):
             plan, cell = planned(file), rows[name][file]
             assert (plan["picks"]["flags"], plan["fits"]) == (flags, not flags), name
-            assert (f"`{flags}`" if flags else "nothing") in cell and told(
+            assert (f"`{flags}`" if flags else "nothing") in cell and margin_included(
                 plan, plan["picks"]["offload"]
             ) in cell, name
             parts = plan["memory"]["parts"]
@@ -447,12 +447,13 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
     gpu(4.4)
     for file, size in (("p.png", None), ("v.mp4", 1024)):
         plan = planned(file, size=size, offload="sequential")
-        assert plan["fits"] and told(plan, "sequential") in rows["GPU, 4 to 6 GB"][file]
+        assert plan["fits"] and margin_included(plan, "sequential") in rows["GPU, 4 to 6 GB"][file]
     gpu(11.4)
     for file, size in (("p.png", 768), ("v.mp4", 1024)):
         plan = planned(file, size=size)
         assert (
-            plan["fits"] and f"`--size {size}` ({told(plan, 'none')})" in rows["GPU, 12 GB"][file]
+            plan["fits"]
+            and f"`--size {size}` ({margin_included(plan, 'none')})" in rows["GPU, 12 GB"][file]
         )
     for name, free, batches in (
         ("16", 15.4, "1, 3"),
@@ -467,7 +468,7 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
             at_once == batches and f"windows at once: {batches}" in rows[f"GPU, {name} GB"]["v.mp4"]
         )
     gpu(64, "cpu")
-    assert told(planned("p.png", dtype="bf16"), "none") in rows["CPU"]["p.png"]
+    assert margin_included(planned("p.png", dtype="bf16"), "none") in rows["CPU"]["p.png"]
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -514,9 +515,9 @@ def test_a_folder_that_is_full_of_work_is_left_alone(tmp_path, reference):
     clip = make_clip(tmp_path / "in.mp4", frames=8)
     work = tmp_path / ".in_stylized.mp4.std"
     work.mkdir()
-    told = '{"std": "work folder", "run": {}}'
-    (work / "run.json").write_text(told)
+    run_file = '{"std": "work folder", "run": {}}'
+    (work / "run.json").write_text(run_file)
     plan_video(clip, str(reference), tmp_path, probe=False, **FAST)
     assert [f.name for f in work.iterdir()] == ["run.json"] and (
         work / "run.json"
-    ).read_text() == told
+    ).read_text() == run_file
