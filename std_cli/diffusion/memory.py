@@ -126,9 +126,9 @@ def activation_bytes(
     guided: bool = True,
     tokens: int = 77,
 ) -> dict[str, int]:
-    """Bytes that live at once, beside the weights: "unet" at one step of one window, "vae_encode"
-    and "vae_decode" of one frame. `size` is (width, height) in pixels; windows together take "unet"
-    times their number.
+    """Bytes that live at once, in addition to the weights: "unet" at one step of one window,
+    "vae_encode" and "vae_decode" of one frame. `size` is (width, height) in pixels; windows
+    together take "unet" times their number.
 
     frames: of a window, with a motion adapter. guided: classifier-free guidance, two predictions at
     once. tokens: of the prompt. Source: the networks' own code; see above.
@@ -136,8 +136,10 @@ def activation_bytes(
     import torch
     from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
+    from std_cli.diffusion.vae import works_in_fp32
+
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    vae_kind = torch.float32 if vae_config.get("force_upcast", True) and dtype == "fp16" else kind
+    vae_kind = torch.float32 if works_in_fp32(vae_config, dtype == "fp16") else kind
     with loading("the UNet or the VAE", Path("its config.json")), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
         if motion_config is not None:

@@ -1,11 +1,10 @@
-"""What a run does when the GPU's memory runs out: it takes the next saving, says so, and does the
-same work again.
+"""What a run does when the GPU's memory runs out: it takes the next saving, reports it, and repeats
+the work.
 
-In this order: fewer windows at once (the wavefront, `wavefront.Wavefront.batch`); the VAE in tiles;
-weights in main memory that come to the GPU a model, then a layer at a time. Slices of the VAE's
-batch, which others take in between, save nothing here: it never works on more than one frame. All
-but the tiles give the same result; a tile's normalisation sees the tile alone, so colours change a
-little.
+In this order: fewer windows at once (`windows.Wavefront.batch`); the VAE in tiles; weights in main
+memory that come to the GPU a model, then a layer at a time. Slices of the VAE's batch, which other
+tools take in between, save nothing here: it never works on more than one frame. All but the tiles
+give the same result; a tile's normalisation sees the tile alone, so colours change a little.
 """
 
 import threading
@@ -27,14 +26,15 @@ OUT_OF_MEMORY = (
     "the GPU is out of memory: use a smaller --size, or --offload model, or --offload sequential"
 )
 _OFFLOADED = {
-    "model": "going on with --offload model, slower: the models wait in main memory",
-    "sequential": "going on with --offload sequential, much slower: the layers wait in main memory",
+    "model": "continuing with --offload model, slower: the models wait in main memory",
+    "sequential": "continuing with --offload sequential, much slower: "
+    "the layers wait in main memory",
 }
 
 
 @dataclass
 class Savings:
-    """Of one diffusers pipeline."""
+    """The savings of one diffusers pipeline."""
 
     pipe: Any
     device: torch.device
@@ -42,31 +42,31 @@ class Savings:
     on_notice: Callable[[str], None]
     tile: int | None = None
     """Side of the VAE's tiles; None: it works on whole frames."""
-    turn: Any = field(init=False)
-    """Held at work: on a GPU the threads of a run take turns, so that weights can move between
-    them."""
+    lock: Any = field(init=False)
+    """Held at work: on a GPU the threads of a run work one at a time, so that weights can move
+    between them."""
 
     def __post_init__(self) -> None:
-        self.turn = nullcontext() if self.device.type == "cpu" else threading.RLock()
+        self.lock = nullcontext() if self.device.type == "cpu" else threading.RLock()
 
-    def work(self, do: Callable[[], T], side: Callable[[], int] = lambda: 0) -> T:
-        """Do it, with one more saving each time that memory runs out; StdError when there is none
-        left.
+    def attempt(self, do: Callable[[], T], side: Callable[[], int] = lambda: 0) -> T:
+        """The result of `do`, which is called again with one more saving each time that memory runs
+        out. Raises StdError when no saving is left.
 
-        side: asked after that happened: the longer side of the VAE's picture, pixels; 0 if the VAE
-        was not at work.
+        side: called after memory ran out; the longer side of the VAE's picture in pixels, 0 if the
+        VAE was not at work.
         """
-        with self.turn:
+        with self.lock:
             while True:
                 try:
                     return do()
                 except torch.OutOfMemoryError as error:
                     # it would hold the tensors of what failed
                     out_of_memory = error.with_traceback(None)
-                taken = self._take(side())
-                if taken is None:
+                saving = self._take(side())
+                if saving is None:
                     raise StdError(OUT_OF_MEMORY) from out_of_memory
-                self.on_notice(f"the GPU is out of memory: {taken}")
+                self.on_notice(f"the GPU is out of memory: {saving}")
 
     def _take(self, side: int) -> str | None:
         """Take the next saving and name it; None if there is none."""
@@ -76,7 +76,7 @@ class Savings:
         if smaller:
             self._work_in_tiles(smaller[0])
             return (
-                f"going on with the VAE in tiles of {self.tile} pixels, which changes colours "
+                f"continuing with the VAE in tiles of {self.tile} pixels, which changes colours "
                 f"a little"
             )
         if self.offload == "sequential":
@@ -84,20 +84,19 @@ class Savings:
         self._offload("model" if self.offload == "none" else "sequential")
         return _OFFLOADED[self.offload]
 
-    @property
-    def taken(self) -> dict[str, Any]:
-        """What is in force, for `take_again`; JSON-ready."""
+    def state(self) -> dict[str, Any]:
+        """The savings in force, for `restore`; JSON-ready."""
         return {"tile": self.tile, "offload": self.offload}
 
-    def take_again(self, taken: dict[str, Any]) -> None:
-        """Take what an interrupted run had taken, so that it goes on with the frames that it would
-        have made."""
-        with self.turn:
-            if taken["tile"] is not None and (self.tile is None or taken["tile"] < self.tile):
-                self._work_in_tiles(taken["tile"])
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the savings that an interrupted run had taken, so that it continues with the frames
+        that it would have made. Savings that are in force already stay."""
+        with self.lock:
+            if state["tile"] is not None and (self.tile is None or state["tile"] < self.tile):
+                self._work_in_tiles(state["tile"])
             modes = ["none", *_OFFLOADED]
-            if modes.index(taken["offload"]) > modes.index(self.offload):
-                self._offload(taken["offload"])
+            if modes.index(state["offload"]) > modes.index(self.offload):
+                self._offload(state["offload"])
 
     def _work_in_tiles(self, side: int) -> None:
         vae, self.tile = self.pipe.vae, side

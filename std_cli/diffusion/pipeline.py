@@ -1,11 +1,10 @@
-"""Every inference call to diffusers: build the pipeline once, then stylize picture after picture.
+"""diffusers' pipeline with all that std adds to it, built once; and pictures, one after the other.
 
 The work itself is diffusers' `StableDiffusionXLImg2ImgPipeline`, so that a run equals the published
-snippet; what is ours is what surrounds it: which weights go where, embeddings kept between
-pictures, the exact timesteps.
+snippet. This module decides which weights go where, keeps embeddings between pictures, and sets the
+exact timesteps. `video_pipeline` builds on it.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -26,7 +24,6 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -166,14 +163,16 @@ class Pipeline:
         self._parts = files.base  # for errors
         if offload == "none":
             with self._first_use():
-                self.savings.work(
+                self.savings.attempt(
                     lambda: pipe.to(device) if self.savings.offload == "none" else None
                 )
         if compile:
             pipe.unet = torch.compile(pipe.unet)
         pipe.set_progress_bar_config(disable=True)
         self._prompts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
-        self._style: torch.Tensor | None = None
+        self.style: torch.Tensor | None = None
+        """What `set_style` encoded, without and with the style: (2, 1, tokens, C) of an IP-Adapter
+        plus, (2, 1, C) of a plain one."""
 
     def _load(
         self,
@@ -237,15 +236,17 @@ class Pipeline:
         """Around the first use of a part: what its library raises there is due to its files."""
         return loading("the model", self._parts, "does not run with the configs and weights in")
 
-    def _timesteps_of(self, s: ImageSettings, schedule: Schedule) -> list[int]:
-        """The timesteps of a run."""
-        if isinstance(self.pipe.scheduler, _GivenDDIM):
-            self.pipe.scheduler.whole = spread_num_inference_steps(s.steps, s.eta)
-        return timesteps(s.steps, s.eta, schedule, self.method.grid)
+    def choose_timesteps(
+        self, scheduler: Any, settings: ImageSettings, schedule: Schedule
+    ) -> list[int]:
+        """The timesteps of a run, which `scheduler`, one of diffusers', is to be given."""
+        if isinstance(scheduler, _GivenDDIM):
+            scheduler.whole = spread_num_inference_steps(settings.steps, settings.eta)
+        return timesteps(settings.steps, settings.eta, schedule, self.method.grid)
 
     @property
-    def _gamma(self) -> dict[str, float]:
-        """What the scheduler's step takes of the method's stochasticity."""
+    def gamma(self) -> dict[str, float]:
+        """Arguments of the scheduler's step for the method's stochasticity."""
         return {"eta": self.method.gamma} if isinstance(self.pipe.scheduler, TCDScheduler) else {}
 
     def set_style(
@@ -261,22 +262,23 @@ class Pipeline:
         embed = self.pipe.prepare_ip_adapter_image_embeds
         with torch.inference_mode(), self._first_use():
             each = [
-                self.savings.work(
+                self.savings.attempt(
                     partial(embed, r, None, self.device, 1, do_classifier_free_guidance=True)
                 )[0]
                 for r in references
             ]
-            self._style = (
+            self.style = (
                 torch.stack([e * w for e, w in zip(each, weights, strict=True)]).sum(0)
                 if len(each) > 1
                 else each[0]
             )
 
-    def _prompt(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
+    def encode_prompt(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
+        """The four embeddings of a prompt and its negative, by their names. They are kept."""
         key = (prompt, negative)
         if key not in self._prompts:
             with torch.inference_mode(), self._first_use():
-                values = self.savings.work(
+                values = self.savings.attempt(
                     lambda: self.pipe.encode_prompt(
                         prompt,
                         device=self.device,
@@ -295,7 +297,7 @@ class Pipeline:
 
 
 class ImagePipeline(Pipeline):
-    """Picture after picture, as published."""
+    """Stylizes one picture after the other, as published."""
 
     def stylize(
         self,
@@ -309,13 +311,13 @@ class ImagePipeline(Pipeline):
 
         Raises StdError when memory runs out or the result is not finite.
         """
-        style = self._style if s.cfg > 1 or self._style is None else self._style.chunk(2)[1]
+        style = self.style if s.cfg > 1 or self.style is None else self.style.chunk(2)[1]
 
         def step_done(pipe: Any, index: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(index + 1)
             return {}
 
-        prompt = self._prompt(s.prompt, s.negative_prompt)
+        prompt = self.encode_prompt(s.prompt, s.negative_prompt)
         in_unet = False
 
         def entered(*_: Any) -> None:
@@ -337,8 +339,8 @@ class ImagePipeline(Pipeline):
                     guidance_scale=s.cfg,
                     callback_on_step_end=step_done,
                     generator=torch.Generator("cpu").manual_seed(s.seed),
-                    timesteps=self._timesteps_of(s, schedule),
-                    **self._gamma,
+                    timesteps=self.choose_timesteps(self.pipe.scheduler, s, schedule),
+                    **self.gamma,
                     # img2img would cut the timesteps by it: they are the whole run already
                     strength=1.0,
                     **prompt,
@@ -353,182 +355,10 @@ class ImagePipeline(Pipeline):
             # diffusers calls it itself
             warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)
             try:
-                out = self.savings.work(run, lambda: 0 if in_unet else max(image.size))
+                out = self.savings.attempt(run, lambda: 0 if in_unet else max(image.size))
             except RuntimeWarning:
-                raise StdError(_not_a_number(self.dtype)) from None
+                raise StdError(not_a_number(self.dtype)) from None
         return out.images[0]  # type: ignore[no-any-return]
-
-
-class VideoPipeline(Pipeline):
-    """Video to video, in the pieces that the wavefront puts together: diffusers has no such
-    pipeline for SDXL.
-
-    Without a motion adapter a window is one frame, and the result is the picture pipeline's.
-    """
-
-    def prepare(self, s: ImageSettings, schedule: Schedule, size: tuple[int, int]) -> None:
-        """Fix what a run keeps the same: timesteps, guidance, embeddings. `size` is the frames'
-        (width, height)."""
-        pipe, guided = self.pipe, s.cfg > 1
-        self._cfg, self._seed = s.cfg, s.seed
-        self._latent_shape = (4, size[1] // pipe.vae_scale_factor, size[0] // pipe.vae_scale_factor)
-        pipe.scheduler.set_timesteps(timesteps=self._timesteps_of(s, schedule))
-        self._timesteps = pipe.scheduler.timesteps  # int64, or float32 with Euler
-        text = self._prompt(s.prompt, s.negative_prompt)
-        at = (size[1], size[0])
-        width = int(text["pooled_prompt_embeds"].shape[-1])
-        ids = pipe._get_add_time_ids(
-            at,
-            (0, 0),
-            at,
-            6.0,
-            2.5,
-            at,
-            (0, 0),
-            at,
-            dtype=self.dtype,
-            text_encoder_projection_dim=width,
-        )
-        # (1, tokens, C), with guidance (2, ...): negative, positive
-        self._states = text["prompt_embeds"]
-        self._pooled, self._time_ids = text["pooled_prompt_embeds"], ids[0].to(self.device)
-        if guided:
-            self._states = torch.cat([text["negative_prompt_embeds"], self._states])
-            self._pooled = torch.cat([text["negative_pooled_prompt_embeds"], self._pooled])
-            self._time_ids = torch.cat([ids[1].to(self.device), self._time_ids])
-        assert self._style is not None
-        self._tokens = self._style if guided else self._style.chunk(2)[1]  # (2 or 1, 1, tokens, C)
-        if self.dtype == torch.float16 and pipe.vae.config.force_upcast:
-            pipe.vae.to(torch.float32)
-        if self.device.type == "cuda" and self.savings.offload == "none":
-            # what they had to tell is known: room for the frames
-            for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
-                encoder.to("cpu")
-
-    def windows_at_once(self, window: int) -> int:
-        """How many windows of `window` frames fit into the GPU's free memory together; at most one
-        per step.
-
-        On a CPU one is as fast as many.
-        """
-        if self.device.type != "cuda":
-            return 1
-        trial = torch.zeros(1, self._latent_shape[0], window, *self._latent_shape[1:]).to(
-            self.device, self.dtype
-        )
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.predict(trial, [0])
-        each = torch.cuda.max_memory_allocated(self.device) - before
-        torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info(self.device)[0] * 0.7  # the VAE works at the same time
-        return max(1, min(len(self._timesteps), int(free / each)))
-
-    @torch.inference_mode()
-    def encode(self, image: Image.Image) -> torch.Tensor:
-        """A frame of the working size -> its latent (4, h, w): the mode of the VAE's posterior, so
-        that it repeats."""
-        vae = self.pipe.vae
-        pixels = self.pipe.image_processor.preprocess(image).to(self.device, vae.dtype)
-        mode = self.savings.work(
-            lambda: vae.encode(pixels).latent_dist.mode()[0], lambda: max(image.size)
-        )
-        latent = mode * vae.config.scaling_factor
-        return latent.to(self.dtype)  # type: ignore[no-any-return]
-
-    def add_noise(self, latent: torch.Tensor) -> torch.Tensor:
-        """The latent at the first timestep. The noise follows from the seed alone, wherever the run
-        began."""
-        noise = seeded_noise(self._seed, self._latent_shape).to(latent)
-        return self.pipe.scheduler.add_noise(latent, noise, self._timesteps[:1])  # type: ignore[no-any-return]
-
-    def predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
-        """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step.
-
-        Raises torch.OutOfMemoryError if the GPU cannot hold more than one of them; StdError if it
-        cannot hold one.
-        """
-        if len(latents) > 1:
-            with self.savings.turn:
-                return self._predict(latents, steps)
-        return self.savings.work(lambda: self._predict(latents, steps))
-
-    @torch.inference_mode()
-    def _predict(self, latents: torch.Tensor, steps: list[int]) -> torch.Tensor:
-        b, frames, guided = len(latents), latents.shape[2], len(self._tokens) == 2
-        t = self._timesteps[steps].to(self.device)
-        pairs = zip(latents, steps, strict=True)
-        latents = torch.stack(
-            [self._scheduler().scale_model_input(x, self._timesteps[k]) for x, k in pairs]
-        )
-        if guided:
-            latents, t = torch.cat([latents, latents]), torch.cat([t, t])
-        moving = isinstance(self.pipe.unet, UNetMotionModel)
-        out = self.pipe.unet(
-            latents if moving else latents.squeeze(2),  # without motion F is 1
-            t,
-            self._states.repeat_interleave(b * frames, 0),  # per frame; all else is per window
-            added_cond_kwargs={
-                "text_embeds": self._pooled.repeat_interleave(b, 0),
-                "time_ids": self._time_ids.repeat_interleave(b, 0),
-                "image_embeds": [self._tokens.repeat_interleave(b, 0)],
-            },
-            return_dict=False,
-        )[0]
-        out = out if moving else out.unsqueeze(2)
-        if guided:
-            unconditional, conditional = out.chunk(2)
-            out = unconditional + self._cfg * (conditional - unconditional)
-        return out  # type: ignore[no-any-return]
-
-    def step(self, prediction: torch.Tensor, latent: torch.Tensor, k: int) -> torch.Tensor:
-        """One step of the method's scheduler, of one frame (4, h, w).
-
-        Its noise, if it adds any, follows from the seed and k: it is shared by all frames as the
-        first noise is.
-        """
-        scheduler, t = self._scheduler(), self._timesteps[k]
-        scheduler.scale_model_input(latent, t)  # Euler warns where this was not called
-        noise = (
-            {}
-            if isinstance(scheduler, DDIMScheduler)
-            else {"generator": _step_generator(self._seed, k)}
-        )
-        return scheduler.step(prediction, t, latent, **self._gamma, **noise, return_dict=False)[0]  # type: ignore[no-any-return]
-
-    def _scheduler(self) -> Any:
-        """It counts its calls: each is the first of a new one."""
-        return copy.copy(self.pipe.scheduler)
-
-    @torch.inference_mode()
-    def decode(self, latent: torch.Tensor) -> NDArray[np.uint8]:
-        """A finished latent (4, h, w) -> RGB pixels (H, W, 3). Raises StdError if it is not
-        finite."""
-        vae, side = self.pipe.vae, max(latent.shape) * self.pipe.vae_scale_factor
-        scaled = latent[None].to(vae.dtype) / vae.config.scaling_factor
-        pixels = self.savings.work(
-            lambda: vae.decode(scaled, return_dict=False)[0][0], lambda: side
-        ).float()
-        if not torch.isfinite(pixels).all():
-            raise StdError(_not_a_number(self.dtype))
-        pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-        return (pixels * 255).round().to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
-
-
-def seeded_noise(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Standard normal noise that all frames of a run share, from a CPU generator, so that it is the
-    same everywhere.
-
-    Noise of each frame's own, in part or whole, measured worse on a real clip: flicker 10.3 with
-    half of the variance shared, 1.6 with all of it (levels of 255, the embedded pack frame by
-    frame).
-    """
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
-
-
-def _step_generator(seed: int, k: int) -> torch.Generator:
-    """Of the noise that step k adds: another than `seeded_noise`'s."""
-    return torch.Generator("cpu").manual_seed((seed + 0x9E3779B97F4A7C15 * (k + 1)) % 2**63)
 
 
 class oom_is_one_line:
@@ -573,7 +403,7 @@ def _loading_options(files: ModelFiles, folder: Path, dtype: torch.dtype) -> dic
     return {"dtype": dtype, "variant": variant, "use_safetensors": True, "local_files_only": True}
 
 
-def _not_a_number(dtype: torch.dtype) -> str:
+def not_a_number(dtype: torch.dtype) -> str:
     wider = {torch.float16: "try --dtype bf16 or --dtype fp32", torch.bfloat16: "try --dtype fp32"}
     none_is = "no precision is wider: use another model or LoRA, or a smaller scale or --cfg"
     return f"the result is not a number in {name_dtype(dtype)}: {wider.get(dtype, none_is)}"

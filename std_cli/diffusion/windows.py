@@ -4,12 +4,33 @@ What is computed is the known averaging of overlapping windows at every step (Mu
 Bar-Tal et al. 2023, arXiv 2302.08113, along time): a frame's prediction at step k is the weighted
 mean over the windows that cover it, then one scheduler step takes its latent to k + 1. A window's
 step k + 1 so waits only for the windows that overlap it, and what waits for nothing runs as one
-batch, each window at its own timestep: a diagonal of (window, step). Frames are pushed in as they
-come and come out finished, in order; those in between are all that is held.
+batch, each window at its own timestep: a diagonal of (window, step). Frames are pushed in one by
+one and come out finished, in order; those in between are all that is held.
 
-One round of work follows each window that becomes known, and rounds go on after the last until all
-is done. What a round holds depends on the frames and cuts alone, not on when they arrive: a run
-that goes on from a saved state repeats the uninterrupted one bit for bit.
+Five cursors walk along the frames. Here windows of 8 frames start every 4, there are 2 steps, and
+frame 21 of a shot that began with frame 0 has just been pushed:
+
+    frame   0       4       8       12      16      20
+            |-- window 0 ---|
+                    |-- window 1 ---|
+                            |-- window 2 ---|
+                                    |-- window 3 ---|
+    step    2 2 2 2 1 1 1 1 1 1 1 1 1 0 0 0 0 0 0 0 0 0 .
+            |       |                 |             |   |
+            _shot   _emitted          _settled      |   _pushed
+                                                    _covered
+
+    _shot     The first frame of the current shot; no window reaches back over it.
+    _emitted  The frames before it are finished and out; from here to _pushed latents are held.
+    _settled  The frames before it are in no window that is still to come, so their weighted mean
+              is complete once their windows have predicted. (If frame 20 had been the last of the
+              shot, its last window would be 13 to 20.)
+    _covered  The end of the last window that is known; the next one is known at frame 23.
+    _pushed   The next frame that is pushed.
+
+One round of work follows each window that becomes known, and rounds continue after the last frame
+until all is done. What a round holds depends on the frames and cuts alone, not on when they arrive:
+a run that resumes from a saved state repeats the uninterrupted one bit for bit.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,8 +40,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor, list[int]], Tensor]
-"""(latents (B, C, F, h, w), step of each of the B windows) -> predictions of the same shape."""
+Predict = Callable[[Tensor, list[int], list[range]], Tensor]
+"""(latents (B, C, F, h, w), step of each of the B windows, numbers of the F frames of each) ->
+predictions of the same shape."""
 Step = Callable[[Tensor, Tensor, int], Tensor]
 """(prediction (C, h, w), latent (C, h, w), step k) -> latent of step k + 1."""
 
@@ -56,7 +78,7 @@ class _Frame:
     latent: Tensor
     step: int = 0
     windows: int = 0
-    """That cover it and are known."""
+    """Those that cover it and are known."""
     pending: int = 0
     """Of those, how many have not predicted this step yet."""
     weight: float = 0.0
@@ -89,6 +111,8 @@ class Wavefront:
     batch: int
     """At most so many windows go into one call of `predict`. Halved when memory runs out."""
     on_halved: Callable[[int], None] = lambda batch: None
+    first: int = 0
+    """Number of the frame that is pushed first; `predict` gets numbers that count from there."""
     _frames: dict[int, _Frame] = field(default_factory=dict)
     _windows: list[_Window] = field(default_factory=list)
     _joints: set[int] = field(default_factory=set)
@@ -100,6 +124,9 @@ class Wavefront:
     """Frames before this one are in no window that is still to come."""
     _pushed: int = 0
     _emitted: int = 0
+
+    def __post_init__(self) -> None:
+        self._shot = self._covered = self._settled = self._pushed = self._emitted = self.first
 
     def push(self, latent: Tensor, cut: bool = False) -> list[Finished]:
         """Take the next frame's noised latent (C, h, w); `cut`: a new shot starts with it."""
@@ -130,12 +157,18 @@ class Wavefront:
 
     @property
     def emitted(self) -> int:
-        """Frames that are out."""
+        """Number of the next frame that comes out."""
         return self._emitted
 
     @property
+    def pushed(self) -> int:
+        """Number of the next frame that is pushed."""
+        return self._pushed
+
+    @property
     def progress(self) -> float:
-        """Frames done; those in flight count by the steps that they have behind them."""
+        """Number of the next frame that comes out, plus for each frame in flight the share of the
+        steps that it has behind it."""
         return self._emitted + sum(f.step for f in self._frames.values()) / self.steps
 
     @property
@@ -144,7 +177,7 @@ class Wavefront:
         return self._frames[self._emitted].step if self._frames else self.steps
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a run goes on from: tensors, and what JSON can hold."""
+        """All that `load_state` needs: tensors, and what JSON can hold."""
         frames = {
             str(i): {k: v for k, v in vars(f).items() if not isinstance(v, Tensor)}
             for i, f in self._frames.items()
@@ -165,7 +198,7 @@ class Wavefront:
         }
 
     def load_state(self, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self._frames = {
             int(i): _Frame(
                 **f
@@ -214,7 +247,8 @@ class Wavefront:
                 [torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now]
             )
             try:
-                predictions = self.predict(latents, [w.step for w in now])  # (B, C, F, h, w)
+                # (B, C, F, h, w)
+                predictions = self.predict(latents, [w.step for w in now], [w.frames for w in now])
             except torch.OutOfMemoryError:
                 if len(now) == 1:
                     raise

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from std_cli.diffusion import vae
 from std_cli.diffusion.pipeline import Pipeline
 from std_cli.distill.bank import Conditions
 
@@ -22,9 +23,7 @@ class Conditioner:
         self.pipe = pipeline.pipe
         self.device = pipeline.device
         self.pipe.vae.requires_grad_(False)
-        # SDXL's own VAE overflows in fp16, and its config says so
-        if pipeline.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
-            self.pipe.vae.float()
+        vae.upcast_vae(self.pipe.vae, pipeline.dtype)
         self.no_style: Tensor | None = None
         if style:
             self.no_style = self.encode_style(Image.new("RGB", (64, 64)))[0]
@@ -71,11 +70,8 @@ class Conditioner:
     def encode(self, pixels: Tensor) -> Tensor:
         """(F, 3, H, W) in [-1, 1] -> latents (4, h, w), or (4, F, h, w) of several frames: the
         posterior's mode."""
-        vae = self.pipe.vae
-        frames = [
-            vae.encode(f[None].to(self.device, vae.dtype)).latent_dist.mode()[0] for f in pixels
-        ]
-        z = torch.stack(frames, 1).float() * vae.config.scaling_factor
+        frames = [vae.encode(self.pipe.vae, f[None].to(self.device))[0] for f in pixels]
+        z = torch.stack(frames, 1)
         latents: Tensor = z[:, 0] if len(pixels) == 1 else z
         return latents
 
@@ -85,12 +81,11 @@ class Conditioner:
         pass begins there; the others' are computed again, so that no more than one picture's are
         ever held.
         """
-        vae = self.pipe.vae
 
         def one(z: Tensor) -> Tensor:
-            return vae.decode(z / vae.config.scaling_factor, return_dict=False)[0].float()  # type: ignore[no-any-return]
+            return vae.decode(self.pipe.vae, z)
 
-        parts = latents.to(vae.dtype).split(1)
+        parts = latents.to(self.pipe.vae.dtype).split(1)
         if latents.requires_grad and torch.is_grad_enabled():
             return torch.cat(
                 [*(checkpoint(one, z, use_reentrant=False) for z in parts[:-1]), one(parts[-1])]

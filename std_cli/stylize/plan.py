@@ -23,7 +23,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +39,7 @@ from std_cli.diffusion.memory import (
 )
 from std_cli.errors import InputError, NotDownloaded
 from std_cli.media.pictures import MULTIPLE, fit_to, seen
+from std_cli.stylize.frames import source_frames
 from std_cli.stylize.pictures import (
     Event,
     ImageRequest,
@@ -49,7 +49,7 @@ from std_cli.stylize.pictures import (
     source_name,
 )
 from std_cli.stylize.pictures import load_pipeline as load_images
-from std_cli.stylize.video_run import Job, Run
+from std_cli.stylize.video_run import Job
 from std_cli.stylize.videos import VideoRequest, prepare_video
 from std_cli.stylize.videos import load_pipeline as load_video
 from std_cli.weights.hub import without_downloads
@@ -150,8 +150,8 @@ def _count(job: Job, r: VideoRequest, on_event: OnEvent) -> Event:
     frames, shots = job.frames, None
     if frames is None or frames <= COUNTED:
         on_event({"event": "progress", "stage": "count", "input": job.source.name})
-        run = Run(job, {}, r.s, r.window, r.window - r.overlap, on_event)
-        cuts = [item.cut for item in islice(run.read(), COUNTED + 1)]
+        read = source_frames(job.clip, r.s, job.cuts, end=COUNTED + 1)
+        cuts = [frame.place.cut for frame in read]
         if not cuts:
             raise InputError(f"{job.source.name}: no frames between --start and --end: widen them")
         if len(cuts) <= COUNTED:
@@ -470,12 +470,14 @@ def _time_windows(
 
     begin = time.monotonic()
     pipeline = load_video(r, device, dtype, p.notes.append)
-    pipeline.prepare(r.s, r.schedule, p.working)
+    conditions = pipeline.prepare(r.s, r.schedule, p.working)
     frame = Image.new("RGB", p.working, (128, 128, 128))
     load = _now(pipeline) - begin
     latent = pipeline.encode(frame)
-    batch = r.s.batch or pipeline.windows_at_once(r.window)
+    batch = r.s.batch or pipeline.windows_at_once(conditions, r.window)
     windows = torch.stack([torch.stack([latent] * r.window, 1)] * batch)  # (B, C, F, h, w)
+
+    numbers = [range(r.window)] * batch
 
     def timed(work: Callable[[], object]) -> float:
         for _ in range(2):  # the first time much is prepared
@@ -486,10 +488,13 @@ def _time_windows(
                 break
         return took
 
+    def predicted() -> object:
+        return pipeline.predict(conditions, windows, [0] * batch, numbers)
+
     return _rounded(
         load=load,
         encode=timed(lambda: pipeline.encode(frame)),
-        evaluation=timed(lambda: pipeline.predict(windows, [0] * batch)) / batch,
+        evaluation=timed(predicted) / batch,
         decode=timed(lambda: pipeline.decode(latent)),
     )
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from std_cli.diffusion.pipeline import VideoPipeline
+    from std_cli.diffusion.video_pipeline import VideoPipeline
     from std_cli.schedule import Schedule
 
 
@@ -154,8 +154,8 @@ def _stylize(
         try:
             with WorkFolder(job.target.path, run.record(), resume) as work:
                 # killed after the result was moved into its place
-                if told := finished(job.target.path):
-                    results.append(run.tell(told))
+                if figures := finished(job.target.path):
+                    results.append(run.report(figures))
                     work.remove(keep_work)
                     continue
                 if job.target.path.exists() and not overwrite:
@@ -164,9 +164,9 @@ def _stylize(
                 if pipeline is None:
                     pipeline = load_pipeline(r, device, dtype, run.notice)
                 pipeline.on_notice = run.notice
-                pipeline.prepare(s, r.schedule, job.working)
+                conditions = pipeline.prepare(s, r.schedule, job.working)
                 with at_work(), stoppable():
-                    results.append(run.go(pipeline, work, overwrite, keep_work))
+                    results.append(run.go(pipeline, conditions, work, overwrite, keep_work))
         except (InputError, StdError) as e:
             if total == 1:
                 raise
@@ -273,7 +273,7 @@ def load_pipeline(
     """Load what a request asks for, with its style."""
     assert r.files is not None
     with LOADING:
-        from std_cli.diffusion.pipeline import VideoPipeline
+        from std_cli.diffusion.video_pipeline import VideoPipeline
 
         pipeline = VideoPipeline(
             r.files,

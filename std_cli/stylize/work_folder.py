@@ -3,16 +3,15 @@ from.
 
     lock                held by the run that works here
     run.json            the run file: what the result follows from (settings, weights, input); once
-    the result is
-                        finished also how to know it again, and what is reported of it
-    segment-00000...    finished parts of the result, each a media file of its own
-    state.safetensors   after the last of them: everything in flight, and how many segments there
-    are result.tmp          the result on its way to its place
+                        the result is finished also its identity, and what is reported of it
+    segment-00000...    finished parts of the result, each a media file
+    state.safetensors   after the last of them: everything in flight, and the number of segments
+    result.tmp          the result before it is moved to its place
 
 Each file is written next to its name, flushed to the disk and renamed, so that it is whole or not
-there. A folder is ours only if its run file says so; another one, or one that holds anything else,
-is refused and not touched. The run file is removed last: as long as anything is left, a repeated
-command can tell whether the result is finished.
+there. A folder belongs to std only if its run file says so; another one, or one that holds anything
+else, is refused and not touched. The run file is removed last: as long as anything is left, a
+repeated command can see whether the result is finished.
 """
 
 import json
@@ -22,6 +21,9 @@ import stat
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from std_cli.errors import InputError, StdError
 from std_cli.interruption import at_quit
@@ -38,17 +40,17 @@ _OURS = re.compile(
 
 
 class WorkFolder:
-    """Use as a context manager: the lock is held inside. `state` is None in a run that starts from
-    the beginning."""
+    """Use it as a context manager: the lock is held inside. `state` is None in a run that starts
+    from the beginning."""
 
     def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
-        """Raises InputError if the folder is in use, is not ours, or is of a run that differs from
-        `run`."""
+        """Raises InputError if the folder is in use, does not belong to std, or is of a run that
+        differs from `run`."""
         self.path = folder_of(output)
         # as JSON has it
         self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume
         self.state: dict[str, Any] | None = None
-        self.tensors: dict[str, torch.Tensor] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
         self._stack = ExitStack()
         self._opened = False
 
@@ -141,29 +143,56 @@ class WorkFolder:
             with safe_open(path, framework="pt") as file:
                 self.state = json.loads((file.metadata() or {})["std"])
                 keys = file.keys()  # it cannot be iterated itself
-                self.tensors = {key: file.get_tensor(key) for key in keys}
+                self._tensors = {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError, KeyError, ValueError):
             raise InputError(f"{path} is damaged: give --no-resume to start over") from None
-        missing = [s for s in self.segments(self.state["segments"]) if not s.exists()]
+        missing = [s for s in self.segments(self.state["written"]["segments"]) if not s.exists()]
         if missing:
             raise InputError(f"{missing[0]} is missing: give --no-resume to start over")
 
-    def save(self, state: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> None:
-        """Replace the state; `state` is what JSON can hold and has the count of "segments"."""
+    def save(
+        self,
+        state: dict[str, Any],
+        tensors: "dict[str, dict[str, torch.Tensor]]",
+        arrays: dict[str, dict[str, NDArray[np.generic]]],
+    ) -> None:
+        """Replace the state. `state` is what JSON can hold; its "written" has the count of
+        "segments". Tensors and arrays are grouped by the part of the run that they belong to."""
+        import torch
         from safetensors.torch import save
 
-        contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-        replace_file(self.path / _STATE, save(contiguous, {"std": json.dumps(state)}))
+        flat = {
+            f"{part}.{name}": tensor.cpu().contiguous()
+            for part, group in tensors.items()
+            for name, tensor in group.items()
+        }
+        for part, group in arrays.items():
+            for name, array in group.items():
+                flat[f"{part}.{name}"] = torch.from_numpy(array.copy(order="C"))
+        replace_file(self.path / _STATE, save(flat, {"std": json.dumps(state)}))
+
+    def tensors_of(self, part: str) -> "dict[str, torch.Tensor]":
+        """The saved tensors of a part of the run; none in a run that starts from the beginning."""
+        start = f"{part}."
+        return {
+            key.removeprefix(start): tensor
+            for key, tensor in self._tensors.items()
+            if key.startswith(start)
+        }
+
+    def arrays(self, part: str) -> dict[str, NDArray[np.generic]]:
+        """The saved arrays of a part of the run; none in a run that starts from the beginning."""
+        return {name: tensor.numpy() for name, tensor in self.tensors_of(part).items()}
 
     @property
     def draft(self) -> Path:
         """Where the result is made."""
         return self.path / "result.tmp"
 
-    def finish(self, told: dict[str, Any]) -> None:
-        """Note that the draft is the whole result, before it is moved; `told` is what a repeated
-        command reports."""
-        self._write_run({"result": {"is": _identity(self.draft), "told": told}})
+    def finish(self, report: dict[str, Any]) -> None:
+        """Note that the draft is the whole result, before it is moved; `report` is what a repeated
+        command says of it."""
+        self._write_run({"result": {"is": _identity(self.draft), "report": report}})
 
     def segment(self, number: int) -> Path:
         return self.path / f"segment-{number:05d}"
@@ -172,8 +201,8 @@ class WorkFolder:
         return [self.segment(i) for i in range(count)]
 
     def remove(self, keep: bool = False) -> None:
-        """The result is in its place: nothing of this is needed any more; `keep`: but for who wants
-        to look at it."""
+        """Note that the result is in its place, so that leaving removes the folder; `keep` leaves
+        it."""
         if keep:
             self._write_run({})
         else:
@@ -185,8 +214,7 @@ class WorkFolder:
         )
 
     def _empty(self) -> None:
-        """Remove all of ours but the lock and the run file; the state first, as it needs the
-        others."""
+        """Remove all but the lock and the run file; the state first, as it needs the others."""
         remove(self.path / _STATE)
         for file in list(self.path.iterdir()):
             if _OURS.fullmatch(file.name) and file.name not in (_LOCK, _RUN):
@@ -199,8 +227,7 @@ def folder_of(output: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raises InputError if there is something with a work folder's name that is not one, links
-    included."""
+    """Raises InputError if something has the name of a work folder and is none, links included."""
     if not os.path.lexists(path):
         return
     if not stat.S_ISDIR(path.lstat().st_mode):
@@ -225,11 +252,11 @@ def check_folder(path: Path) -> None:
 
 def finished(output: Path) -> dict[str, Any] | None:
     """What is reported of an output that is the finished result of the run whose work folder is
-    still next to it."""
+    still next to it; None of any other."""
     kept = _read_run(folder_of(output))
     try:
         return (
-            dict(kept["result"]["told"])
+            dict(kept["result"]["report"])
             if kept and kept["result"]["is"] == _identity(output)
             else None
         )
@@ -239,7 +266,7 @@ def finished(output: Path) -> dict[str, Any] | None:
 
 def _read_run(folder: Path) -> dict[str, Any] | None:
     """The run file of a work folder; None if there is none, or if it does not say that the folder
-    is ours."""
+    belongs to std."""
     path = folder / _RUN
     try:
         if folder.is_symlink() or not stat.S_ISREG(path.lstat().st_mode):
@@ -256,8 +283,8 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _identity(path: Path) -> list[int]:
-    """Of a file or folder, and no other: it stays when it is renamed, and changes when it is
-    written to."""
+    """Numbers that no other file or folder has: they stay when it is renamed, and change when it
+    is written to."""
     at = path.stat()
     return [at.st_ino, at.st_size, at.st_mtime_ns]
 
@@ -281,8 +308,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _try_lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed, or its process ends however; False if another process holds
-    it."""
+    """Lock a file until it is closed or its process ends; False if another process holds it."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -294,7 +320,7 @@ def _try_lock(file: IO[bytes]) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except PermissionError:  # what Windows says
+    except PermissionError:  # on Windows
         return False
     except OSError as e:
         raise StdError(

@@ -18,9 +18,10 @@ from PIL import Image
 from std_cli import stylize_video
 from std_cli.config import VideoSettings
 from std_cli.diffusion.windows import window_starts
+from std_cli.media.video.flow import grey
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.read import open_clip, read_frames
-from std_cli.media.video.steady import Steady, grey
+from std_cli.media.video.steady import Steady
 from tests.measures import colour_distance, flicker, texture_distance
 
 
@@ -29,7 +30,7 @@ def measured(sources, results, reference, window, overlap):
     starts = window_starts(len(results), window, window - overlap)
     joints, quality = {*starts, *(start + window for start in starts)}, Quality()
     for i, (source, result) in enumerate(zip(sources, results, strict=True)):
-        quality.add(source, result, joint=i in joints, cut=i == 0)
+        quality.add(source, result, joint=i in joints, shot=1)
     pictures = [Image.fromarray(r) for r in results[::4]]
     colour, texture = (
         np.mean([d(x, reference) for x in pictures]) for d in (colour_distance, texture_distance)
@@ -83,7 +84,7 @@ def main():
             steady = Steady(strength)
             if strength:
                 results = [
-                    steady(grey(Image.fromarray(s)), r, False)
+                    steady(grey(Image.fromarray(s)), r, 1)
                     for s, r in zip(sources, results, strict=True)
                 ]
             row = measured(sources, results, reference, *windows)

@@ -78,12 +78,12 @@ def settings(a):
 
 def ours(a, source, reference, out):
     from std_cli import stylize_video
-    from std_cli.diffusion import pipeline
+    from std_cli.diffusion.video_pipeline import VideoPipeline
 
-    spent, prepare, begun = Spent(), pipeline.VideoPipeline.prepare, []
+    spent, prepare, begun = Spent(), VideoPipeline.prepare, []
 
     def hooked(self, *args):
-        prepare(self, *args)
+        conditions = prepare(self, *args)
         for owner, name in (
             (self.pipe.unet, "forward"),
             (self.pipe.vae, "encode"),
@@ -92,8 +92,9 @@ def ours(a, source, reference, out):
             spent.wrap(owner, name)
         begun.append(time.perf_counter())
         print("begin", flush=True)
+        return conditions
 
-    pipeline.VideoPipeline.prepare = hooked
+    VideoPipeline.prepare = hooked
     stylize_video(source, reference, out, cuts="off", **settings(a))
     return spent.seconds / (time.perf_counter() - begun[0])
 
@@ -104,7 +105,8 @@ def plain(a, source, reference, out):
     from PIL import Image
 
     from std_cli.config import video_settings
-    from std_cli.diffusion.pipeline import VideoPipeline, choose_device, choose_dtype
+    from std_cli.diffusion.pipeline import choose_device, choose_dtype
+    from std_cli.diffusion.video_pipeline import VideoPipeline
     from std_cli.diffusion.windows import blend_weights, window_starts
     from std_cli.weights.motion import resolve_motion
     from std_cli.weights.resolve import resolve_model
@@ -115,7 +117,7 @@ def plain(a, source, reference, out):
     device = choose_device(s.device)
     p = VideoPipeline(files, None, device, choose_dtype("auto", device), motion=motion)
     p.set_style([reference], [1.0], 1.0, "all")
-    p.prepare(s, "quickstart", tuple(a.size))
+    conditions = p.prepare(s, "quickstart", tuple(a.size))
     spent, begin = Spent(), time.perf_counter()
     print("begin", flush=True)
     for owner, name in ((p.pipe.unet, "forward"), (p.pipe.vae, "encode"), (p.pipe.vae, "decode")):
@@ -130,9 +132,12 @@ def plain(a, source, reference, out):
     )
     for start in window_starts(len(frames), length, length - overlap):
         clip = frames[start : start + length]
-        latents = torch.stack([p.add_noise(p.encode(f.resize(tuple(a.size)))) for f in clip], 1)
+        encoded = [p.encode(f.resize(tuple(a.size))) for f in clip]
+        latents = torch.stack([p.add_noise(conditions, latent) for latent in encoded], 1)
+        numbers = range(start, start + len(clip))
         for k in range(s.steps):
-            latents = p.step(p.predict(latents[None], [k])[0], latents, k)
+            prediction = p.predict(conditions, latents[None], [k], [numbers])[0]
+            latents = p.step(conditions, prediction, latents, k)
         for i, w in enumerate(blend_weights(len(clip), overlap)):
             total[start + i] += p.decode(latents[:, i]).astype(np.float32) * w
             weight[start + i] += w

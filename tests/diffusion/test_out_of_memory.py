@@ -1,6 +1,8 @@
 """When memory runs out: each saving in its order, told, and the same result. The errors are torch's
 own, from modules that are told to run out of memory as a small GPU's would."""
 
+from functools import partial
+
 import accelerate
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from PIL import Image
 from std_cli import stylize_video
 from std_cli.config import image_settings
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY
-from std_cli.diffusion.pipeline import ImagePipeline, VideoPipeline
+from std_cli.diffusion.pipeline import ImagePipeline
+from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.diffusion.windows import Wavefront
 from std_cli.errors import StdError
 from std_cli.stylize import video_run
@@ -50,31 +53,31 @@ def video_pipeline(size=(64, 64)):
     files = resolve_model("tiny")
     pipeline = VideoPipeline(files, None, CPU, torch.float32, motion=resolve_motion("auto", files))
     pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
-    pipeline.prepare(S, "quickstart", size)
-    return pipeline
+    return pipeline, pipeline.prepare(S, "quickstart", size)
 
 
 def latents(count, seed=0):
     return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def denoised(pipeline, frames, batch=4, halved=lambda now: None):
-    wave = Wavefront(8, 4, S.steps, pipeline.predict, pipeline.step, batch, halved)
+def denoised(pipeline, conditions, frames, batch=4, halved=lambda now: None):
+    predict, step = (partial(f, conditions) for f in (pipeline.predict, pipeline.step))
+    wave = Wavefront(8, 4, S.steps, predict, step, batch, halved)
     out = [f for latent in frames for f in wave.push(latent)]
     out += [f for finished in wave.end() for f in finished]
     return torch.stack([f.latent for f in out])
 
 
-def test_a_video_goes_on_with_fewer_windows_and_then_offloaded():
-    pipeline, frames = video_pipeline(), latents(16)
-    whole = denoised(pipeline, frames)
+def test_a_video_continues_with_fewer_windows_and_then_offloaded():
+    (pipeline, conditions), frames = video_pipeline(), latents(16)
+    whole = denoised(pipeline, conditions, frames)
     said = []
     pipeline.on_notice = said.append
     savings = pipeline.savings
     net = Small(
         pipeline.pipe.unet, lambda x: len(x) > 2 or (said and savings.offload != "sequential")
     )
-    saved = denoised(pipeline, frames, halved=lambda now: said.append(f"batch {now}"))
+    saved = denoised(pipeline, conditions, frames, halved=lambda now: said.append(f"batch {now}"))
     assert net.failures == 3  # two windows at once, one, one with --offload model
     assert (
         said[0] == "batch 1"
@@ -86,13 +89,14 @@ def test_a_video_goes_on_with_fewer_windows_and_then_offloaded():
 
 
 def test_offloading_changes_no_bit():
-    pipeline = video_pipeline()
+    pipeline, conditions = video_pipeline()
     window = latents(8).transpose(0, 1)[None]
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
 
     def work():
         latent = pipeline.encode(pixels)
-        return pipeline.predict(window, [0]), latent, torch.from_numpy(pipeline.decode(latent))
+        prediction = pipeline.predict(conditions, window, [0], [range(8)])
+        return prediction, latent, torch.from_numpy(pipeline.decode(latent))
 
     before = work()
     for how in ("model", "sequential"):
@@ -104,8 +108,8 @@ def test_offloading_changes_no_bit():
         net.short = lambda x: False
 
 
-def test_the_vae_goes_on_in_tiles_first():
-    pipeline = video_pipeline((320, 640))
+def test_the_vae_continues_in_tiles_first():
+    pipeline, _ = video_pipeline((320, 640))
     said = []
     pipeline.on_notice = said.append
     picture = Image.fromarray(
@@ -161,13 +165,13 @@ def test_nothing_left_to_save_is_one_line(kind):
         if kind is ImagePipeline:
             pipeline.stylize(Image.new("RGB", (64, 64)), S, "quickstart", lambda step: None)
         else:
-            pipeline.prepare(S, "quickstart", (64, 64))
-            pipeline.predict(latents(1).transpose(0, 1)[None], [0])
+            conditions = pipeline.prepare(S, "quickstart", (64, 64))
+            pipeline.predict(conditions, latents(1).transpose(0, 1)[None], [0], [range(1)])
     assert str(raised.value) == OUT_OF_MEMORY
     assert len(pipeline.notices) == 2
 
 
-def test_a_resumed_video_goes_on_in_tiles(tmp_path, monkeypatch):
+def test_a_resumed_video_continues_in_tiles(tmp_path, monkeypatch):
     """What the first run took when memory ran out, the second has from the start: the same
     frames."""
     source = make_clip(tmp_path / "in.mp4", 6, (320, 64), sound=False)
@@ -184,10 +188,11 @@ def test_a_resumed_video_goes_on_in_tiles(tmp_path, monkeypatch):
 
     def stylized(name, short, on_event=lambda event: None):
         def prepared(pipeline, *arguments):
-            prepare(pipeline, *arguments)
+            conditions = prepare(pipeline, *arguments)
             pipelines.append(pipeline)
             if short:
                 Small(pipeline.pipe.vae.encoder, lambda x: max(x.shape) > 256)  # at the first frame
+            return conditions
 
         monkeypatch.setattr(VideoPipeline, "prepare", prepared)
         stylize_video(source, style, tmp_path / f"{name}.mkv", on_event=on_event, **request)
@@ -207,13 +212,13 @@ def test_a_resumed_video_goes_on_in_tiles(tmp_path, monkeypatch):
     assert not np.array_equal(whole[-1], roomy[-1])
 
 
-def test_savings_are_taken_again():
-    first, second = video_pipeline(), video_pipeline()
-    first.savings.take_again({"tile": 256, "offload": "model"})
-    assert first.savings.taken == {"tile": 256, "offload": "model"}
-    first.savings.take_again({"tile": None, "offload": "none"})  # what is in force stays so
-    first.savings.take_again({"tile": 512, "offload": "sequential"})
-    assert first.savings.taken == {"tile": 256, "offload": "sequential"}
+def test_savings_are_restored():
+    (first, _), (second, _) = video_pipeline(), video_pipeline()
+    first.savings.restore({"tile": 256, "offload": "model"})
+    assert first.savings.state() == {"tile": 256, "offload": "model"}
+    first.savings.restore({"tile": None, "offload": "none"})  # what is in force stays so
+    first.savings.restore({"tile": 512, "offload": "sequential"})
+    assert first.savings.state() == {"tile": 256, "offload": "sequential"}
     latent = latents(1)[0]
     # a frame that is smaller than a tile
     assert np.array_equal(first.decode(latent), second.decode(latent))

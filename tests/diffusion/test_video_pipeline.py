@@ -1,5 +1,7 @@
 """The video pipeline's pieces against the picture pipeline and against diffusers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from diffusers import MotionAdapter
 from PIL import Image
 
 from std_cli.config import ImageSettings
-from std_cli.diffusion.pipeline import ImagePipeline, VideoPipeline, seeded_noise
+from std_cli.diffusion.pipeline import ImagePipeline
+from std_cli.diffusion.video_pipeline import VideoPipeline, seeded_noise
 from std_cli.diffusion.windows import Wavefront
 from std_cli.errors import InputError
 from std_cli.schedule import timesteps
@@ -50,8 +53,10 @@ def video_pipeline(spec, s, size):
     motion = resolve_motion(spec, model)
     pipeline = VideoPipeline(model, None, CPU, FP32, motion=motion)
     pipeline.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], s.style_scale, s.style_blocks)
-    pipeline.prepare(s, "quickstart", size)
-    return pipeline
+    before = set(vars(pipeline))
+    conditions = pipeline.prepare(s, "quickstart", size)
+    assert set(vars(pipeline)) == before  # nothing of the run is left on it
+    return pipeline, conditions
 
 
 @pytest.mark.parametrize("cfg", [3.0, 1.0])
@@ -63,11 +68,12 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
         model="tiny", prompt="sea", negative_prompt="", steps=3, cfg=cfg, seed=7, style_blocks="all"
     )
     frames, length = pictures(5), 1 if motion == "none" else 4
-    video = video_pipeline(
+    video, conditions = video_pipeline(
         make_adapter(tmp_path) if motion == "zeroed" else "none", s, frames[0].size
     )
-    wave = Wavefront(length, max(1, length // 2), s.steps, video.predict, video.step, batch=2)
-    done = [f for p in frames for f in wave.push(video.add_noise(video.encode(p)))]
+    predict, step = (partial(f, conditions) for f in (video.predict, video.step))
+    wave = Wavefront(length, max(1, length // 2), s.steps, predict, step, batch=2)
+    done = [f for p in frames for f in wave.push(video.add_noise(conditions, video.encode(p)))]
     done += [f for group in wave.end() for f in group]
     ours = [video.decode(f.latent) for f in done]
 
@@ -81,37 +87,38 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
         )
         out = still.pipe(
             image=latent[None],
-            ip_adapter_image_embeds=[still._style if cfg > 1 else still._style.chunk(2)[1]],
+            ip_adapter_image_embeds=[still.style if cfg > 1 else still.style.chunk(2)[1]],
             guidance_scale=cfg,
             timesteps=timesteps(s.steps, s.eta, "quickstart"),
             strength=1.0,
             output_type="np",
-            **still._prompt(s.prompt, s.negative_prompt),
+            **still.encode_prompt(s.prompt, s.negative_prompt),
         ).images[0]
         assert np.abs(out * 255 - ours[i]).max() < 0.51  # ours is rounded to bytes
 
 
 def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):
     s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=2, style_blocks="all")
-    video = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
+    video, conditions = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
     latents = torch.randn(
-        1, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0)
+        1, 4, 4, *conditions.latent_shape[1:], generator=torch.Generator().manual_seed(0)
     )
     other = latents.clone()
     other[:, :, 3] += 1
-    a, b = video.predict(latents, [0]), video.predict(other, [0])
+    a, b = (video.predict(conditions, x, [0], [range(4)]) for x in (latents, other))
     assert (a[:, :, 0] - b[:, :, 0]).abs().max() > 1e-3
 
 
 def test_windows_of_one_batch_may_be_at_different_steps(tmp_path):
     s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=4, style_blocks="all")
-    video = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
+    video, conditions = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
     latents = torch.randn(
-        2, 4, 4, *video._latent_shape[1:], generator=torch.Generator().manual_seed(0)
+        2, 4, 4, *conditions.latent_shape[1:], generator=torch.Generator().manual_seed(0)
     )
-    both = video.predict(latents, [0, 3])
-    torch.testing.assert_close(both[:1], video.predict(latents[:1], [0]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(both[1:], video.predict(latents[1:], [3]), atol=1e-4, rtol=0)
+    both = video.predict(conditions, latents, [0, 3], [range(4)] * 2)
+    for i, step in enumerate((0, 3)):
+        one = video.predict(conditions, latents[i : i + 1], [step], [range(4)])
+        torch.testing.assert_close(both[i : i + 1], one, atol=1e-4, rtol=0)
 
 
 def test_noise_follows_from_the_seed():

@@ -11,7 +11,7 @@ from std_cli.diffusion.windows import Wavefront, blend_weights, window_starts
 STEPS = 4
 
 
-def predict(latents, steps):
+def predict(latents, steps, numbers):
     """A toy network: every frame's prediction depends on its whole window, on its place in it, and
     on the step."""
     frames = latents.shape[2]
@@ -39,7 +39,7 @@ def whole(latents, shots, length, stride):
         for begin, end in shots:
             for s in window_starts(end - begin, length, stride):
                 span = slice(begin + s, min(begin + s + length, end))
-                out = predict(x[span].transpose(0, 1)[None], [k])[0].transpose(0, 1)
+                out = predict(x[span].transpose(0, 1)[None], [k], [])[0].transpose(0, 1)
                 w = torch.tensor(blend_weights(len(out), length - stride)).view(-1, 1, 1, 1)
                 total[span] += out * w
                 weight[span] += w
@@ -113,9 +113,9 @@ def test_holds_a_bounded_number_of_frames_and_fills_its_batches():
     """METHOD's bound: about m K S + L live frames, m = 2, and one window per step in a batch."""
     length, stride, sizes, live = 8, 4, [], []
 
-    def counted(latents, steps):
+    def counted(latents, steps, numbers):
         sizes.append(len(steps))
-        return predict(latents, steps)
+        return predict(latents, steps, numbers)
 
     wave = Wavefront(length, stride, STEPS, counted, step, batch=100)
     for latent in clip(1000):
@@ -134,7 +134,7 @@ def test_many_short_shots_are_bounded_too():
     assert max(live) <= 3 * (STEPS + 1)
 
 
-def test_a_saved_state_goes_on_bit_for_bit():
+def test_a_saved_state_continues_bit_for_bit():
     latents, cuts = clip(60), {17, 40}
     expected = run(wavefront(8, 5), latents, cuts)
     for stop in range(1, 60, 7):
@@ -153,7 +153,7 @@ def test_a_saved_state_goes_on_bit_for_bit():
         )
 
 
-def test_a_state_of_the_drain_goes_on():
+def test_a_state_of_the_drain_continues():
     latents = clip(40)
     expected = run(wavefront(8, 4), latents)
     first = wavefront(8, 4)
@@ -166,28 +166,72 @@ def test_a_state_of_the_drain_goes_on():
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(done, expected, strict=True))
 
 
+def seen_by_predict(first, latents, cuts):
+    """(frames of a window, step) of all that is predicted, and the results."""
+    calls = []
+
+    def noted(x, steps, numbers):
+        assert all(len(frames) == x.shape[2] for frames in numbers)
+        calls.extend(zip(numbers, steps, strict=True))
+        return predict(x, steps, numbers)
+
+    wave = Wavefront(8, 4, STEPS, noted, step, batch=1, first=first)
+    return calls, run(wave, latents, cuts)
+
+
+def test_predict_is_given_the_frames_of_each_window():
+    calls, _ = seen_by_predict(0, clip(23), {13})
+    windows = {range(0, 8), range(4, 12), range(5, 13), range(13, 21), range(15, 23)}
+    assert sorted(calls, key=str) == sorted(itertools.product(windows, range(STEPS)), key=str)
+
+
+def test_shots_can_be_denoised_apart():
+    """The second shot alone, its frames numbered as in the whole: the same windows and bits."""
+    latents = clip(33)
+    calls, whole_run = seen_by_predict(0, latents, {13})
+    first_calls, first = seen_by_predict(0, latents[:13], ())
+    second_calls, second = seen_by_predict(13, latents[13:], ())
+    assert sorted(calls, key=str) == sorted(first_calls + second_calls, key=str)
+    assert all(
+        torch.equal(a.latent, b.latent) and a.joint == b.joint
+        for a, b in zip(whole_run, first + second, strict=True)
+    )
+
+
+def test_the_drawing_of_the_cursors():
+    """The state that the module's docstring draws."""
+    wave = Wavefront(8, 4, 2, predict, step, batch=4)
+    for latent in clip(22):
+        wave.push(latent)
+    cursors = {name: getattr(wave, f"_{name}") for name in ("shot", "emitted", "settled")}
+    assert cursors == {"shot": 0, "emitted": 4, "settled": 13}
+    assert (wave._covered, wave.pushed) == (20, 22)
+    held = [wave._frames[i].step for i in range(4, 22)]
+    assert held == [1] * 9 + [0] * 9
+
+
 def test_joints_are_where_windows_start_and_end():
     done = run(wavefront(8, 5), clip(14))  # windows 0-8, 5-13, 6-14
     assert [i for i, f in enumerate(done) if f.joint] == [0, 5, 6, 8, 13]
 
 
 def test_out_of_memory_halves_the_batch_with_the_same_result():
-    told, latents = [], clip(40)
+    batches, latents = [], clip(40)
 
-    def small(x, steps):
+    def small(x, steps, numbers):
         if len(steps) > 1:
             raise torch.OutOfMemoryError
-        return predict(x, steps)
+        return predict(x, steps, numbers)
 
-    wave = Wavefront(8, 4, STEPS, small, step, batch=4, on_halved=told.append)
+    wave = Wavefront(8, 4, STEPS, small, step, batch=4, on_halved=batches.append)
     done = run(wave, latents)
     expected = run(wavefront(8, 4), latents)
-    assert told[-1] == 1 and wave.batch == 1
+    assert batches[-1] == 1 and wave.batch == 1
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(done, expected, strict=True))
 
 
-def test_out_of_memory_on_one_window_is_told():
-    def never(x, steps):
+def test_out_of_memory_on_one_window_is_raised():
+    def never(x, steps, numbers):
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):

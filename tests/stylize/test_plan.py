@@ -146,9 +146,9 @@ import torch
 from PIL import Image
 from std_cli.config import image_settings
 from std_cli.diffusion.memory import activation_bytes, network_configs
-from std_cli.diffusion.pipeline import VideoPipeline
-from std_cli.weights.resolve import resolve_model
+from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.weights.motion import resolve_motion
+from std_cli.weights.resolve import resolve_model
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -166,14 +166,14 @@ files, size = resolve_model("tiny"), (192, 128)
 motion = resolve_motion("auto", files)
 pipeline = VideoPipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
 pipeline.set_style([Image.new("RGB", (64, 64))], [1.0], 1.0, "all")
-pipeline.prepare(image_settings({"model": "tiny", "cfg": 4.0}), "quickstart", size)
+conditions = pipeline.prepare(image_settings({"model": "tiny", "cfg": 4.0}), "quickstart", size)
 picture = Image.new("RGB", size)
 latent = pipeline.encode(picture)
 window = torch.stack([latent] * 8, 1)[None]
 estimated = activation_bytes(
     *network_configs(files), size, dtype="fp32", frames=8, motion_config=motion.config, tokens=32
 )
-works = {"unet": lambda: pipeline.predict(window, [0]),
+works = {"unet": lambda: pipeline.predict(conditions, window, [0], [range(8)]),
          "vae_encode": lambda: pipeline.encode(picture),
          "vae_decode": lambda: pipeline.decode(latent)}
 print(json.dumps({part: (estimated[part], measured(work)) for part, work in works.items()}))

@@ -250,10 +250,10 @@ LONG = FAST | {"motion": "auto", "steps": 2}
 def work_in_child(source, reference, output, largest=None, killed_after_move=False, **more):
     """One run with short segments, on the model that the server has loaded; `largest`: bytes that a
     file may have."""
-    from std_cli.diffusion import pipeline
+    from std_cli.diffusion import video_pipeline
     from tests.loaded import PIPELINE
 
-    pipeline.VideoPipeline = lambda *a, **k: PIPELINE
+    video_pipeline.VideoPipeline = lambda *a, **k: PIPELINE
     video_run.SEGMENT = 6
     if largest is not None:
         import resource

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from std_cli import stylize_image
-from std_cli.diffusion.pipeline import _not_a_number
+from std_cli.diffusion.pipeline import not_a_number
 from std_cli.errors import InputError
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.parts import check_finite, check_model
@@ -198,6 +198,6 @@ def test_half_precision_is_asked_only_for_itself(folder: Path) -> None:
 
 
 def test_no_remedy_names_the_precision_in_use() -> None:
-    assert "try --dtype bf16 or --dtype fp32" in _not_a_number(torch.float16)
-    assert _not_a_number(torch.bfloat16).endswith("in bf16: try --dtype fp32")
-    assert "--dtype" not in _not_a_number(torch.float32)
+    assert "try --dtype bf16 or --dtype fp32" in not_a_number(torch.float16)
+    assert not_a_number(torch.bfloat16).endswith("in bf16: try --dtype fp32")
+    assert "--dtype" not in not_a_number(torch.float32)

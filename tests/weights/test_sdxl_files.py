@@ -169,8 +169,8 @@ def test_a_folder_of_fp16_files(
 
     # hidden states of 257 patches or one embedding, each for the unconditional side and the styled
     # one
-    assert whole._style is not None
-    assert whole._style.shape == {"plus": (2, 1, 257, 32), "plain": (2, 1, 48)}[kind]
+    assert whole.style is not None
+    assert whole.style.shape == {"plus": (2, 1, 257, 32), "plain": (2, 1, 48)}[kind]
     one, other = (render(whole, small, style, request) for style in (Image.open(reference), photo))
     assert difference(one, out) == 0 and difference(one, other) > 0
 

@@ -12,11 +12,9 @@ from std_cli import stylize_image
 from std_cli.config import ImageSettings, image_settings
 from std_cli.diffusion.pipeline import (
     ImagePipeline,
-    VideoPipeline,
-    _step_generator,
     make_scheduler,
-    seeded_noise,
 )
+from std_cli.diffusion.video_pipeline import VideoPipeline, seeded_noise, step_generator
 from std_cli.errors import InputError
 from std_cli.schedule import quickstart_num_inference_steps, timesteps
 from std_cli.stylize.pictures import choose_schedule, request_notices
@@ -266,12 +264,13 @@ def test_a_video_takes_the_steps_of_the_picture(method, monkeypatch):
     tiny, schedule = resolve_model("tiny"), spacing(method)
     video = VideoPipeline(tiny, None, torch.device("cpu"), torch.float32, method=method)
     video.set_style(style, [1.0], 1.0, "all")
-    video.prepare(s, schedule, picture.size)
-    assert len(video._timesteps) == 3
+    conditions = video.prepare(s, schedule, picture.size)
+    assert len(conditions.timesteps) == 3
     clean = video.encode(picture)
-    latent = video.add_noise(clean)
+    latent = video.add_noise(conditions, clean)
     for k in range(3):
-        latent = video.step(video.predict(latent[None, :, None], [k])[0, :, 0], latent, k)
+        prediction = video.predict(conditions, latent[None, :, None], [k], [range(1)])[0, :, 0]
+        latent = video.step(conditions, prediction, latent, k)
     ours = video.decode(latent)
 
     still = ImagePipeline(tiny, None, torch.device("cpu"), torch.float32, method=method)
@@ -286,19 +285,19 @@ def test_a_video_takes_the_steps_of_the_picture(method, monkeypatch):
         monkeypatch.setattr(
             f"diffusers.schedulers.scheduling_{name}.randn_tensor",
             lambda shape, *a, steps=steps, **k: torch.randn(
-                clean.shape, generator=_step_generator(7, next(steps))
+                clean.shape, generator=step_generator(7, next(steps))
             )[None],
         )
     ran = []
     out = still.pipe(
         image=clean[None],
-        ip_adapter_image_embeds=[still._style],
+        ip_adapter_image_embeds=[still.style],
         guidance_scale=s.cfg,
-        timesteps=still._timesteps_of(s, schedule),
+        timesteps=still.choose_timesteps(still.pipe.scheduler, s, schedule),
         strength=1.0,
         callback_on_step_end=lambda pipe, i, t, kept: ran.append(int(t)) or {},
-        **still._gamma,
-        **still._prompt("", ""),
+        **still.gamma,
+        **still.encode_prompt("", ""),
     ).images[0]
     assert ran == timesteps(3, 0.75, schedule, zoo().methods[method].grid)
     assert np.abs(np.asarray(out, int) - ours).max() <= 1

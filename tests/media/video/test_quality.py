@@ -12,7 +12,7 @@ PHOTO = np.asarray(Image.fromarray(data.astronaut()).resize((400, 300)))
 def measure(sources, results, joints=(), cuts=()):
     quality = Quality()
     for i, (s, r) in enumerate(zip(sources, results, strict=True)):
-        quality.add(s, r, joint=i in joints, cut=i == 0 or i in cuts)
+        quality.add(s, r, joint=i in joints, shot=sum(cut <= i for cut in cuts))
     return quality.figures
 
 
@@ -46,19 +46,49 @@ def test_what_moves_with_the_source_does_not_flicker():
 
 def test_flicker_grows_with_the_jitter():
     source, r = panned(3), np.random.default_rng(0)
-    found = [measure(source, [(f * 0.8 + 20 + r.normal(0, s)).clip(0,
-    255).astype(np.uint8) for f in source])["flicker"]
-             for s in (0, 4, 12)]  # fmt: skip
+    found = []
+    for sigma in (0, 4, 12):
+        results = [
+            (f * 0.8 + 20 + r.normal(0, sigma, f.shape)).clip(0, 255).astype(np.uint8)
+            for f in source
+        ]
+        found.append(measure(source, results)["flicker"])
     assert found[0] < found[1] < found[2]
 
 
-def test_the_state_goes_on_exactly():
-    source, r = panned(3, 9), np.random.default_rng(0)
-    result = [(f + r.normal(0, 8, f.shape)).clip(0, 255).astype(np.uint8) for f in source]
-    whole = measure(source, result, joints={2, 6})
+def noisy(source):
+    r = np.random.default_rng(0)
+    return [(f + r.normal(0, 8, f.shape)).clip(0, 255).astype(np.uint8) for f in source]
+
+
+def test_the_measure_continues_from_its_state():
+    source = panned(3, 9)
+    result = noisy(source)
+    whole = measure(source, result, joints={2, 6}, cuts={5})
     quality = Quality()
     for i in range(9):
-        quality.add(source[i], result[i], joint=i in (2, 6), cut=i == 0)
+        quality.add(source[i], result[i], joint=i in (2, 6), shot=i >= 5)
         quality = Quality.from_state(quality.state())
     assert quality.figures == whole
-    assert Quality.from_state(Quality().state()).figures == {"seam_ratio": None, "flicker": None}
+    for none in (Quality.from_state({}), Quality.from_state(Quality().state())):
+        assert none.figures == {"seam_ratio": None, "flicker": None}
+
+
+def test_ranges_that_were_measured_apart_add_up():
+    """A range begins with a shot, or with the state of the frame before it."""
+    source = panned(3, 9)
+    result = noisy(source)
+    whole = measure(source, result, joints={2, 6}, cuts={5})
+
+    def of(frames, quality):
+        for i in frames:
+            quality.add(source[i], result[i], joint=i in (2, 6), shot=i >= 5)
+        return quality
+
+    first = of(range(5), Quality())
+    second = of(range(5, 7), Quality())
+    state = second.state()
+    third = of(range(7, 9), Quality.from_state(state | {"sums": np.zeros(6)}))
+    for following in (second, third):
+        first.merge(following)
+    assert first.figures == whole

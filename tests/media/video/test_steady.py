@@ -1,11 +1,11 @@
-"""Motion that is known, and what the filter along it takes out and leaves alone."""
+"""What the filter along the motion of the source takes out, and what it leaves alone."""
 
 import numpy as np
-import pytest
 from PIL import Image
 from skimage import data
 
-from std_cli.media.video.steady import Motion, Steady, grey
+from std_cli.media.video.flow import grey
+from std_cli.media.video.steady import Steady
 from tests.measures import flicker, sharpness
 
 PHOTO = np.asarray(Image.fromarray(data.astronaut()).resize((400, 300)))
@@ -35,31 +35,9 @@ def jittered(frames, sigma=8.0):
 def steadied(sources, results, strength=0.75, cuts=()):
     steady = Steady(strength)
     return [
-        steady(grey(Image.fromarray(s)), r, i in cuts)
+        steady(grey(Image.fromarray(s)), r, sum(cut <= i for cut in cuts))
         for i, (s, r) in enumerate(zip(sources, results, strict=True))
     ]
-
-
-# the second is larger than what motion is looked for in
-@pytest.mark.parametrize("size", [(160, 96), (1024, 576)])
-def test_motion_is_found(size):
-    big = np.asarray(Image.fromarray(PHOTO).convert("L").resize((size[0] + 20, size[1] + 20)))
-    before, now = (
-        np.ascontiguousarray(big[y : y + size[1], x : x + size[0]]) for x, y in ((4, 8), (6, 5))
-    )
-    there, off = Motion().back(before, now)
-    places = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1])), -1)
-    moved = (there - places)[20:-20, 20:-20]
-    assert np.abs(np.median(moved, (0, 1)) - (2, -3)).max() < 0.1
-    assert np.median(off) < 0.3
-    # they were outside before
-    assert np.isinf(off[:2]).mean() > 0.9 and np.isinf(off[:, -1]).mean() > 0.9
-
-
-def test_frames_too_small_for_the_method_have_motion_too():
-    still = np.random.default_rng(0).integers(0, 256, (8, 160), np.uint8)
-    there, off = Motion().back(still, still)
-    assert np.abs(there[..., 0] - np.arange(160)).max() < 0.1 and off.max() < 0.1
 
 
 def test_jitter_goes_and_the_picture_stays():
@@ -99,12 +77,22 @@ def test_what_comes_into_view_or_lights_up_is_new_at_once():
         assert np.abs(now[inner] - results[3][inner]).mean() < 4
 
 
-def test_it_goes_on_from_its_state():
+def test_it_continues_from_its_state():
     sources = panned(6)
     noisy = jittered(sources)
     whole, steady, parts = steadied(sources, noisy), Steady(0.75), []
     for s, r in zip(sources, noisy, strict=True):
-        parts.append(steady(grey(Image.fromarray(s)), r, False))
-        before, steady = steady.before, Steady(0.75)
-        steady.before = before
+        parts.append(steady(grey(Image.fromarray(s)), r, 1))
+        steady = Steady.from_state(0.75, steady.state())
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+    # the state knows its shot: the first frame of the next one is not mixed
+    cut = steady(grey(Image.fromarray(sources[0])), noisy[0], 2)
+    assert np.array_equal(cut, noisy[0]) and Steady(0.75).state() == {}
+
+
+def test_shots_can_be_filtered_apart():
+    sources = panned(6)
+    noisy = jittered(sources)
+    whole = steadied(sources, noisy, cuts=(0, 3))
+    apart = steadied(sources[:3], noisy[:3]) + steadied(sources[3:], noisy[3:])
+    assert all(np.array_equal(a, b) for a, b in zip(whole, apart, strict=True))
