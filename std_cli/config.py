@@ -177,8 +177,8 @@ class VideoSettings(ImageSettings):
     max_frames: Annotated[int | None, Flag(panel="Video")] = Field(None, ge=1)
     """Stop after so many frames."""
     fps: Annotated[Fraction | None, Flag(metavar="N", panel="Video")] = Field(None, gt=0, le=1000)
-    """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own
-    time."""
+    """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time.
+    For a folder of pictures, the rate that they have (25 if not given)."""
     overlap: Annotated[int | None, Flag(panel="Video")] = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
     steady: Annotated[float, Flag(panel="Video")] = Field(0.75, ge=0, le=0.95)

@@ -120,7 +120,7 @@ def devices() -> list[dict[str, Any]]:
     """Those that torch can use; the first is what --device auto takes."""
     import torch
 
-    from std_cli.stylize.plan import device_name, free_memory
+    from std_cli.diffusion.devices import device_name, free_memory
 
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     names += ["mps"] * torch.backends.mps.is_available() + ["cpu"]

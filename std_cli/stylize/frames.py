@@ -71,7 +71,7 @@ def source_frames(
         start=settings.start,
         end=settings.end,
         max_frames=settings.max_frames,
-        fps=settings.fps,
+        fps=None if clip.kind == "folder" else settings.fps,  # there it is the clip's rate
         deinterlace=settings.deinterlace,
         keep_alpha=keep_alpha,
         on_notice=on_notice,

@@ -208,7 +208,8 @@ class Run:
             finally:
                 remove(work_folder.draft)
         for message in self._late_notices:
-            self.notice(message)
+            if message not in self.job.clip.notices:  # said at the beginning
+                self.notice(message)
         return self.report(report)
 
     def _frames(self, begin: int) -> Generator[Any, None, None]:

@@ -28,7 +28,7 @@ from std_cli.media.pictures import expand_inputs, fit_to, working_size
 from std_cli.media.video.clip import VIDEO_SUFFIXES, Clip
 from std_cli.media.video.cuts import parse_time, read_cuts
 from std_cli.media.video.extras import choose_extras
-from std_cli.media.video.read import open_clip
+from std_cli.media.video.read import FOLDER_RATE, open_clip
 from std_cli.media.video.write import choose_target
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
 from std_cli.stylize.pictures import (
@@ -409,7 +409,7 @@ def _plan(
         check_path(preview_path(target), "--preview")
     if target.exists() and target.resolve() == source.resolve():
         raise InputError(f"output {str(target)!r} is the input: name another file")
-    clip = open_clip(source)
+    clip = open_clip(source, fps=s.fps or FOLDER_RATE)
     if s.start is not None and clip.duration is not None and s.start >= clip.duration:
         raise InputError(
             f"--start {float(s.start):g}: {source.name} ends after {float(clip.duration):.3f} "

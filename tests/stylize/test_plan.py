@@ -7,9 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import psutil
 import pytest
 import torch
@@ -319,7 +321,7 @@ def test_the_end_of_what_is_planned(tmp_path, reference):
 
 def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     clip = make_clip(tmp_path / "in.mp4", frames=24, cut_at=20)
-    monkeypatch.setattr("std_cli.stylize.plan.COUNTED", 10)
+    monkeypatch.setattr("std_cli.stylize.workload.COUNTED", 10)
     plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST)
     assert (
         plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
@@ -337,6 +339,44 @@ def test_one_bad_video_of_two(tmp_path, reference):
         plan_video(tmp_path / "bad.mp4", str(reference), tmp_path, probe=False, **FAST)
 
 
+def folder_of_pictures(folder, numbers=range(4), mode="RGB"):
+    folder.mkdir()
+    for i in numbers:
+        color = (60 * i % 256, 90, 30, 128 if i else 255)[: len(mode)]
+        Image.new(mode, (64, 48), color).save(folder / f"f{i:02}.png")
+    return folder
+
+
+def gappy_clip(path):
+    """Frames at 25 a second, of which the five after the twelfth are missing."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in [*range(12), *range(17, 30)]:
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (8 * i, 90, 30)))
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("counted", [2000, 2])
+def test_a_plan_says_what_the_input_is_like(tmp_path, reference, monkeypatch, counted):
+    """Gaps in the numbers of pictures and transparency, also of what is too long to be counted;
+    gaps in the time stamps where the frames are counted."""
+    monkeypatch.setattr("std_cli.stylize.workload.COUNTED", counted)
+    options = FAST | {"probe": False, "motion": "none"}
+    folder = folder_of_pictures(tmp_path / "frames", [0, 1, 2, 5], "RGBA")
+    notes = plan_video(folder, str(reference), tmp_path / "o.mp4", **options)["notes"]
+    assert sum("lacks 2 numbers of its sequence" in note for note in notes) == 1
+    assert sum("transparent" in note and "show white" in note for note in notes) == 1
+    prores = plan_video(folder, str(reference), tmp_path / "o.mov", codec="prores", **options)
+    assert not any("transparent" in note for note in prores["notes"])
+    clip = gappy_clip(tmp_path / "gaps.mp4")
+    notes = plan_video(clip, str(reference), tmp_path / "o.mp4", **options)["notes"]
+    assert any("5 frames" in note and "missing" in note for note in notes) == (counted == 2000)
+
+
 ESTIMATED: dict[str, dict[str, int]] = {}
 
 
@@ -351,7 +391,7 @@ def estimated_once(monkeypatch):
         ESTIMATED[key] = ESTIMATED.get(key) or estimate(*about, **how)
         return ESTIMATED[key]
 
-    monkeypatch.setattr("std_cli.stylize.plan.activation_bytes", once)
+    monkeypatch.setattr("std_cli.stylize.memory_needs.activation_bytes", once)
 
 
 def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory):
@@ -401,7 +441,8 @@ def gpu(monkeypatch):
             "std_cli.diffusion.pipeline.choose_device", lambda name: torch.device(kind)
         )
         monkeypatch.setattr(
-            "std_cli.stylize.plan.free_memory", lambda device: (int(gib * GIB), int(gib * GIB))
+            "std_cli.stylize.memory_needs.free_memory",
+            lambda device: (int(gib * GIB), int(gib * GIB)),
         )
 
     monkeypatch.setattr("std_cli.stylize.plan.device_name", lambda device: "a device")

@@ -127,6 +127,7 @@ def _open_video(path: Path, part: Part | None, size: int) -> Clip:
             origin=min([start, *sound]),
             offsets=offsets,
             alpha=has_alpha(frame.format),
+            notices=(f"{path.name} is HDR ({hdr}): it is tone-mapped to SDR",) if hdr else (),
         )
 
 
@@ -234,8 +235,6 @@ def read_frames(
     stop = clip.start + end if end is not None else None
     for message in clip.notices:
         on_notice(message)
-    if clip.hdr:
-        on_notice(f"{clip.path.name} is HDR ({clip.hdr}): it is tone-mapped to SDR")
     damage = Damage(repr(str(clip.path)))
     filtered = Deinterlacer(deinterlace, clip.time_base)
     source = (

@@ -1,0 +1,108 @@
+"""The time that a request takes, measured: its model is loaded and put through a step or two."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from std_cli.events import PlannedTime
+from std_cli.media.pictures import fit_to, seen
+from std_cli.stylize.pictures import ImageRequest, read_source
+from std_cli.stylize.pictures import load_pipeline as load_images
+from std_cli.stylize.videos import VideoRequest
+from std_cli.stylize.videos import load_pipeline as load_video
+
+if TYPE_CHECKING:
+    import torch
+
+    from std_cli.diffusion.pipeline import Pipeline
+
+SLOW = 10.0
+"""Seconds. What took longer is not timed a second time, though the first time has preparations in
+it."""
+
+
+def time_picture(
+    request: ImageRequest,
+    working: tuple[int, int],
+    device: "torch.device",
+    dtype: "torch.dtype",
+    on_notice: Callable[[str], None],
+) -> PlannedTime:
+    """Load the model, and stylize the picture of the size `working` in at most two steps."""
+    begin = time.monotonic()
+    pipeline = load_images(request, device, dtype, on_notice)
+    source = read_source(request.sources[request.sizes.index(working)], side=max(working))
+    picture = seen(source, fit_to(*source.size, working))
+    short = request.s.model_copy(update={"steps": min(2, request.s.steps)})
+    load = _now(pipeline) - begin
+    for _ in range(2):
+        marks = [_now(pipeline)]
+
+        def mark(number: int, marks: list[float] = marks) -> None:
+            marks.append(_now(pipeline))
+
+        pipeline.stylize(picture, short, request.schedule, mark)
+        marks.append(_now(pipeline))
+        if marks[-1] - marks[0] > SLOW:
+            break
+    step = marks[-2] - marks[-3]  # with one step this holds the encoder, too
+    encode = max(0.0, marks[1] - marks[0] - step)
+    return _times(load, encode, step, marks[-1] - marks[-2])
+
+
+def time_windows(
+    request: VideoRequest,
+    working: tuple[int, int],
+    device: "torch.device",
+    dtype: "torch.dtype",
+    on_notice: Callable[[str], None],
+) -> PlannedTime:
+    """Load the model, and put one window of frames of the size `working` through a step."""
+    import torch
+    from PIL import Image
+
+    begin = time.monotonic()
+    pipeline = load_video(request, device, dtype, on_notice)
+    conditions = pipeline.prepare(request.s, request.schedule, working)
+    frame = Image.new("RGB", working, (128, 128, 128))
+    load = _now(pipeline) - begin
+    latent = pipeline.encode(frame)
+    batch = request.s.batch or pipeline.windows_at_once(conditions, request.window)
+    window = torch.stack([latent] * request.window, 1)
+    windows = torch.stack([window] * batch)  # (B, C, F, h, w)
+    numbers = [range(request.window)] * batch
+
+    def seconds(run: Callable[[], object]) -> float:
+        for _ in range(2):
+            start = _now(pipeline)
+            run()
+            took = _now(pipeline) - start
+            if took > SLOW:
+                break
+        return took
+
+    return _times(
+        load,
+        seconds(lambda: pipeline.encode(frame)),
+        seconds(lambda: pipeline.predict(conditions, windows, [0] * batch, numbers)) / batch,
+        seconds(lambda: pipeline.decode(latent)),
+    )
+
+
+def _now(pipeline: "Pipeline") -> float:
+    """The time when all work so far is done."""
+    if pipeline.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(pipeline.device)
+    return time.monotonic()
+
+
+def _times(load: float, encode: float, evaluation: float, decode: float) -> PlannedTime:
+    return {
+        "seconds": None,
+        "load": round(load, 4),
+        "encode": round(encode, 4),
+        "evaluation": round(evaluation, 4),
+        "decode": round(decode, 4),
+    }

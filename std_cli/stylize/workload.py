@@ -1,0 +1,127 @@
+"""How much work the inputs of a request are: frames, shots, windows, evaluations, bytes of the
+results."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from std_cli.config import VideoSettings
+from std_cli.errors import InputError
+from std_cli.events import PlannedInput
+from std_cli.stylize.frames import source_frames
+from std_cli.stylize.pictures import ImageRequest, source_name
+from std_cli.stylize.video_run import Job
+
+COUNTED = 2000
+"""Frames of the longest video whose shots are counted: it is decoded for that."""
+BITS_PER_PIXEL = {
+    "h264": 0.5, "hevc": 0.35, "av1": 0.3, "vp9": 0.35, "prores": 3.5, "ffv1": 14, "png": 14,
+    "gif": 5, "webp": 3,
+}  # fmt: skip
+"""Of a result at the default quality, a rough upper figure: brush strokes cost more bits than
+camera pictures do."""
+PICTURE_BITS = {".png": 16, ".webp": 3}
+"""The same for pictures; 4, that of jpg, for all others."""
+
+
+def area(size: Sequence[int]) -> int:
+    """Pixels of (width, height)."""
+    return size[0] * size[1]
+
+
+def picture_inputs(request: ImageRequest) -> list[PlannedInput]:
+    """The work of each picture."""
+    settings = request.s
+    evaluations = settings.steps * (2 if settings.cfg > 1 else 1)
+    return [
+        {
+            "input": source_name(source),
+            "output": str(target) if target else None,
+            "width": working[0],
+            "height": working[1],
+            "working": list(working),
+            "frames": 1,
+            "shots": 1,
+            "windows": 1,
+            "evaluations": evaluations,
+            "disk": _picture_bytes(target, working) if target else 0,
+        }
+        for source, target, working in zip(
+            request.sources, request.targets, request.sizes, strict=True
+        )
+    ]
+
+
+def video_input(
+    job: Job,
+    settings: VideoSettings,
+    window: int,
+    stride: int,
+    on_notice: Callable[[str], None],
+) -> PlannedInput:
+    """The work of one video. It is decoded for that if it has at most `COUNTED` frames, and what
+    the reader notices is what a run would notice; of a longer one what its header says.
+
+    Raises InputError if no frame is left to stylize.
+    """
+    from std_cli.diffusion.windows import window_starts
+
+    lengths = _shot_lengths(job, settings, on_notice)
+    shots = len(lengths) if lengths is not None else None
+    frames = sum(lengths) if lengths is not None else job.frames
+    if lengths is None and frames is not None:
+        lengths = [frames]
+    windows = evaluations = disk = None
+    target = job.target
+    if frames is not None and lengths is not None:
+        windows = sum(len(window_starts(length, window, stride)) for length in lengths)
+        evaluations = windows * settings.steps * (2 if settings.cfg > 1 else 1)
+        bits = BITS_PER_PIXEL.get(target.codec, 1)
+        disk = int(frames * target.width * target.height * bits / 8)
+    return {
+        "input": job.source.name,
+        "output": str(target.path),
+        "width": target.width,
+        "height": target.height,
+        "working": list(job.working),
+        "frames": frames,
+        "shots": shots,
+        "windows": windows,
+        "evaluations": evaluations,
+        "disk": disk,
+    }
+
+
+def _shot_lengths(
+    job: Job, settings: VideoSettings, on_notice: Callable[[str], None]
+) -> list[int] | None:
+    """Frames of each shot; None of a video that is too long to be decoded for it."""
+    if job.frames is None or job.frames <= COUNTED:
+        notices: list[str] = []
+        frames = source_frames(
+            job.clip,
+            settings,
+            job.cuts,
+            keep_alpha=job.target.alpha,
+            end=COUNTED + 1,
+            on_notice=notices.append,
+        )
+        shots = [frame.place.shot for frame in frames]
+        if not shots:
+            raise InputError(f"{job.source.name}: no frames between --start and --end: widen them")
+        if len(shots) <= COUNTED:
+            for notice in notices:
+                on_notice(notice)
+            return [len(list(group)) for _, group in itertools.groupby(shots)]
+    for notice in job.clip.notices:
+        on_notice(notice)
+    if job.clip.alpha and not job.target.alpha:
+        on_notice(
+            f"{job.clip.path.name} can be transparent: transparent parts would show white (prores, "
+            f"ffv1, png, gif and webp keep them)"
+        )
+    return None
+
+
+def _picture_bytes(target: Path, size: tuple[int, int]) -> int:
+    return int(area(size) * PICTURE_BITS.get(target.suffix.lower(), 4) / 8)
