@@ -1,8 +1,15 @@
-"""`std`: stylize pictures and videos with few-step diffusion (Single Trajectory Distillation, arXiv
-2412.18945)."""
+"""`std`: stylize pictures and videos with few-step diffusion.
+
+Single Trajectory Distillation, arXiv 2412.18945. What is named here is the public API.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from std_cli.errors import Cancelled, InputError, StdError
+    from std_cli.stylize.settings import read_settings
+    from std_cli.stylize.stylizer import Stylizer, stylize_image, stylize_images, stylize_video
 
 try:
     __version__ = version("std-cli")
@@ -10,27 +17,29 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Cancelled",
     "InputError",
     "StdError",
+    "Stylizer",
     "__version__",
+    "read_settings",
     "stylize_image",
     "stylize_images",
     "stylize_video",
 ]
+_MODULES = {
+    "Cancelled": "std_cli.errors",
+    "InputError": "std_cli.errors",
+    "StdError": "std_cli.errors",
+    "read_settings": "std_cli.stylize.settings",
+}
 
 
-def __getattr__(name: str) -> Any:
-    """The functions, imported when they are first asked for: `std --help` loads nothing heavy."""
-    if name in ("stylize_image", "stylize_images"):
-        from std_cli.stylize import pictures
+def __getattr__(name: str) -> object:
+    """Import what is asked for when it is asked for: `std --help` loads nothing heavy."""
+    if name not in __all__:
+        raise AttributeError(f"module 'std_cli' has no attribute {name!r}")
+    import importlib
 
-        return getattr(pictures, name)
-    if name == "stylize_video":
-        from std_cli.stylize import videos
-
-        return videos.stylize_video
-    if name in ("InputError", "StdError"):
-        from std_cli import errors
-
-        return getattr(errors, name)
-    raise AttributeError(f"module 'std_cli' has no attribute {name!r}")
+    module = importlib.import_module(_MODULES.get(name, "std_cli.stylize.stylizer"))
+    return getattr(module, name)

@@ -1,6 +1,7 @@
 """Every error that a user can cause, as one tree.
 
     StdError            exit code 1: the work failed (full disk, out of memory, network)
+    ├── Cancelled       the caller of the Python API ended it
     └── InputError      exit code 2: the request or an input is wrong, no work was begun
         └── NotDownloaded   it names weights that are not on this machine
 
@@ -11,6 +12,7 @@ Names and values in it may come from files of anyone. So every message is made p
 here, and `quote` shows a value out of a file.
 """
 
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterator
@@ -53,6 +55,40 @@ def quote(value: object) -> str:
     return printable(_QUOTE.repr(value), 120)
 
 
+_FLAGS_NAMED = False
+_FLAG = re.compile(r"(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)(?!\w)")
+_COMMAND = re.compile(r"\bstd [a-z]+ [^:;,]*")
+
+
+@contextmanager
+def flags_named() -> Iterator[None]:
+    """Inside, messages name options as the command line spells them: --style-scale, -o."""
+    global _FLAGS_NAMED
+    before, _FLAGS_NAMED = _FLAGS_NAMED, True
+    try:
+        yield
+    finally:
+        _FLAGS_NAMED = before
+
+
+def in_callers_words(message: str) -> str:
+    """A message as a caller reads it: on the command line with flags, as it is written; from Python
+    with parameters, style_scale for --style-scale. Commands to run, `std ...`, stay as they are."""
+    if _FLAGS_NAMED:
+        return message
+    parts, at = [], 0
+    for command in _COMMAND.finditer(message):
+        parts += [_parameters(message[at : command.start()]), command[0]]
+        at = command.end()
+    return "".join([*parts, _parameters(message[at:])])
+
+
+def _parameters(text: str) -> str:
+    text = re.sub(r"(?<![\w-])-o (?=\S)", "output ", text)
+    text = text.replace("pass --overwrite", "pass overwrite=True")
+    return _FLAG.sub(lambda flag: flag[2].replace("-", "_") + ("=False" if flag[1] else ""), text)
+
+
 class StdError(Exception):
     """The work could not be done; the message is the one line that the user reads."""
 
@@ -68,6 +104,10 @@ class InputError(StdError):
     """The request, a file of the user's, or a model that it names cannot be used as it is."""
 
     exit_code = 2
+
+
+class Cancelled(StdError):
+    """The caller ended the work; what is finished stays, and a video resumes."""
 
 
 class NotDownloaded(InputError):

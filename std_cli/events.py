@@ -12,16 +12,48 @@ Settings = Mapping[str, Any]
 """Resolved settings by their names in `config`, as they are stored in a result."""
 
 
-class Start(TypedDict):
-    """A run of pictures, of one video, or of a training begins; all is checked."""
+class RequestFacts(TypedDict):
+    """What a request became, as its start reports it and its results keep it."""
 
-    event: Literal["start"]
     version: str
     model: str
     lora: str | None
     device: str
     dtype: str
     settings: Settings
+
+
+class Place(TypedDict):
+    """Which of the inputs."""
+
+    input: str
+    index: int
+    """From 1."""
+    total: int
+
+
+class Thumbnail(TypedDict, total=False):
+    """With --preview."""
+
+    thumbnail: str
+    """The picture file that shows the first frame of the newest shot."""
+
+
+class ClipFacts(TypedDict):
+    """What the result of a video will be."""
+
+    frames: int | None
+    """Estimated from the container; None if it does not say."""
+    width: int
+    height: int
+    codec: str
+    output: str
+
+
+class Start(RequestFacts):
+    """A run of pictures, of one video, or of a training begins; all is checked."""
+
+    event: Literal["start"]
 
 
 class PicturesStart(Start):
@@ -31,20 +63,8 @@ class PicturesStart(Start):
     """Pictures of this run."""
 
 
-class VideoStart(Start):
+class VideoStart(Start, Place, ClipFacts):
     """The run of one video begins."""
-
-    input: str
-    index: int
-    """Of this video among the inputs, from 1."""
-    total: int
-    """Videos of this run."""
-    frames: int | None
-    """Estimated from the container; None if it does not say."""
-    width: int
-    height: int
-    codec: str
-    output: str
 
 
 class TrainingStart(Start):
@@ -89,28 +109,21 @@ class Loading(TypedDict):
     model: str
 
 
-class PictureProgress(TypedDict):
+class PictureProgress(Place):
     """A step of one picture is done."""
 
     event: Literal["progress"]
     stage: Literal["picture"]
-    input: str
-    index: int
-    """Of this picture among the inputs, from 1."""
-    total: int
     step: int
     """Steps done of this picture, from 0."""
     steps: int
 
 
-class VideoProgress(TypedDict):
+class VideoProgress(Place, Thumbnail):
     """Work on one video has advanced."""
 
     event: Literal["progress"]
     stage: Literal["video"]
-    input: str
-    index: int
-    total: int
     frame: int
     """Finished frames."""
     frames: int | None
@@ -125,8 +138,6 @@ class VideoProgress(TypedDict):
     step: int
     """Of the oldest frame at work."""
     steps: int
-    thumbnail: NotRequired[str]
-    """With --preview: the picture file that shows the newest frame."""
 
 
 class Counting(TypedDict):
@@ -172,7 +183,7 @@ class TrainingProgress(TypedDict):
     bank: int
     """Trajectories held by all processes."""
     bank_histogram: list[int]
-    """How many of them are in each eighth of the trajectory, from its end on."""
+    """How many of them are at each index."""
     memory: int
     """The most bytes that one process has used."""
     samples_per_second: float
@@ -193,40 +204,38 @@ Progress = (
 # --- results -----------------------------------------------------------------------------------
 
 
-class PictureResult(TypedDict):
+class PictureResult(Place):
     """One picture is finished."""
 
     event: Literal["result"]
-    input: str
     output: str | None
     """None if it was not written."""
-    index: int
-    total: int
     width: int
     height: int
     seconds: float
 
 
-class VideoResult(TypedDict):
-    """One video is finished."""
+class VideoFigures(Thumbnail):
+    """Figures of a finished video."""
 
-    event: Literal["result"]
-    input: str
-    output: str
-    index: int
-    total: int
-    width: int
-    height: int
-    seconds: float
     frames: int
     """Frames of the result."""
     resumed: int
     """Frames that an earlier run had finished."""
+    seconds: float
     fps: float
-    codec: str
     seam_ratio: float | None
     flicker: float | None
-    thumbnail: NotRequired[str]
+
+
+class VideoResult(Place, VideoFigures):
+    """One video is finished."""
+
+    event: Literal["result"]
+    output: str
+    width: int
+    height: int
+    codec: str
 
 
 class TrainingResult(TypedDict):
@@ -244,8 +253,8 @@ class TrainingResult(TypedDict):
     """Which weights were exported: student or average."""
     schedule: NotRequired[str]
     """The schedule that validated best."""
-    compared: NotRequired[dict[str, dict[str, float]]]
-    """The validation of every pair of weights and schedule, by weights, then by schedule."""
+    compared: NotRequired[dict[str, float]]
+    """The validation of every pair of weights and schedule."""
 
 
 # --- plans, checks, models ---------------------------------------------------------------------
@@ -517,11 +526,8 @@ class Check(TypedDict):
     """The share of the samples that have a caption."""
     skipped: dict[str, int]
     """Files left out, by reason."""
-    sizes: Sequence[tuple[int, int]] | None
-    """(width, height) of the smallest, the median and the largest file of a sample by area; None if
-    none can be read."""
-    cannot_be_read: dict[str, str]
-    """Files of the sample that cannot be used, with the reason."""
+    sizes: dict[str, int]
+    cannot_be_read: list[str]
     device: str
     trainable_parameters: int
     updates: int

@@ -3,6 +3,7 @@ import os
 import pytest
 from PIL import Image
 
+from std_cli.errors import flags_named
 from tests.hub import hub  # noqa: F401
 
 # What the command line sets before it imports the libraries, which read it once: here many tests
@@ -22,6 +23,16 @@ def pytest_collection_modifyitems(items):
     """The files that take longest are begun first, so that no worker is left alone with one at the
     end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(autouse=True)
+def flags_in_messages(request):
+    """Messages as the command line words them; a test marked `parameters` reads Python's."""
+    if request.node.get_closest_marker("parameters"):
+        yield
+        return
+    with flags_named():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from std_cli.cli import models
 from std_cli.cli.console import Reporter
 from std_cli.cli.options import takes_settings
 from std_cli.config import ImageSettings, Task, VideoSettings
-from std_cli.environment import go_offline, hush
-from std_cli.errors import InputError, StdError
+from std_cli.environment import go_offline, silence_libraries
+from std_cli.errors import InputError, StdError, flags_named
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +105,7 @@ def image(
     those shown.
     """
     styles = _ready(style, verbose, offline)
-    from std_cli.stylize.pictures import stylize_images
+    from std_cli.stylize.stylizer import stylize_images
 
     request = (inputs, styles, output or ".")
     settings |= {"overwrite": overwrite}
@@ -159,7 +159,7 @@ def video(
     given again.
     """
     styles = _ready(style, verbose, offline)
-    from std_cli.stylize.videos import stylize_video
+    from std_cli.stylize.stylizer import stylize_video
 
     request = (inputs, styles, output or ".")
     settings |= {"overwrite": overwrite}
@@ -209,7 +209,7 @@ def doctor(
     The exit code is 1 if something would.
     """
     if not verbose:
-        hush()
+        silence_libraries()
     from std_cli.stylize.doctor import examine
 
     with Reporter(as_json) as report:
@@ -264,7 +264,7 @@ def distill(
     again.
     """
     if not verbose:
-        hush()
+        silence_libraries()
     with Reporter(as_json, quiet) as report:
         if init is not None:
             from std_cli.distill.dry_run import write_template
@@ -308,7 +308,7 @@ def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
     if offline:
         go_offline()
     if not verbose:
-        hush()
+        silence_libraries()
     return style
 
 
@@ -328,6 +328,11 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of one command line; never raises, unless STD_DEBUG=1."""
+    with flags_named():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = app(arguments, standalone_mode=False, prog_name="std")
         if code == 130:  # what Typer makes of Ctrl-C

@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 import typer
 
 from std_cli.cli.console import Reporter
-from std_cli.environment import go_offline, hush
+from std_cli.environment import go_offline, silence_libraries
 from std_cli.errors import InputError
 from std_cli.weights.zoo import LoraLayout, TaskName, zoo
 
@@ -149,4 +149,4 @@ def _ready(offline: bool = False) -> None:
     """What comes before the heavy imports."""
     if offline:
         go_offline()
-    hush()
+    silence_libraries()

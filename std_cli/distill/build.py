@@ -42,9 +42,9 @@ class Parts:
     model: ModelFiles
     motion: MotionFiles | None
     features: Dino | None
-    """The feature network of the discriminator; None without an adversarial loss."""
+    """What the discriminator sees through; None without an adversarial loss."""
     text: TextCondition | None
-    """The discriminator's text tower; None where it gets SDXL's pooled embedding."""
+    """What embeds captions for the discriminator; None where SDXL's pooled embedding does."""
     fingerprints: dict[str, str]
     """{key of the configuration: what identifies the weights that it names}."""
 

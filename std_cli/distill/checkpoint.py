@@ -34,11 +34,11 @@ class CheckpointState(TypedDict):
 
     format: int
     version: str
-    """The version of std that wrote it."""
+    """Of std."""
     config: dict[str, Any]
     """{section: {key: value}}, resolved."""
     lanes: int
-    """The number of lanes of all processes."""
+    """Of all processes."""
     samples: dict[str, str]
     """Fingerprints of the data and of the style references."""
     steps: int

@@ -3,9 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from std_cli.distill.training_run import TrainingRun
 from std_cli.paths import replace_file, writing
@@ -36,7 +35,7 @@ class MetricsLog:
         if run.config.run.track != "none":
             self.tracker = _start_tracker(run)
 
-    def write(self, step: int, figures: Mapping[str, object]) -> None:
+    def write(self, step: int, figures: dict[str, Any]) -> None:
         """Add the figures of an update; 0 is the state before the first one."""
         if self.file is None:
             return

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _SHARE = 0.05
-"""How far the target's head moves towards the student's at each update: a decay of 0.95, as in
-MCM."""
+"""Of the student's head in the target's at each update: a decay of 0.95, as in MCM."""
 
 
 class SpatialHead(nn.Module):

@@ -23,7 +23,8 @@ from typing import Any
 
 from std_cli import __version__
 from std_cli.errors import InputError, NotDownloaded, StdError
-from std_cli.stylize.pictures import Event, OnEvent, stylize_images
+from std_cli.events import OnEvent
+from std_cli.stylize.stylizer import stylize_images
 from std_cli.weights.cache import needed
 from std_cli.weights.downloads import files_here
 from std_cli.weights.hub import ask_hub, hub_cache, source, without_downloads
@@ -40,6 +41,7 @@ PACKAGES = (
     "huggingface_hub",
     "av",
 )
+Event = dict[str, Any]
 SMALL_GPU = 6 * 2**30
 """Less than this is little even for --offload model."""
 

@@ -1,73 +1,59 @@
-"""Stylization as functions: what the commands call, and what a script or a notebook can.
+"""Stylization of pictures: a request checked, then one picture after another."""
 
-What happens is told through `on_event`, one dictionary at a time, JSON-ready, with "event" one of
-
-    start     model, lora (names), device, dtype, total (pictures), settings, version
-    notice    message: something that the user should know
-    progress  stage: "load" or "picture"; for a picture also input, index (1..total), total, step,
-    steps result    input, output (null if not written), width, height, seconds, index, total
-    error     message, code: the run ends here (told by the command line, not by these functions)
-"""
-
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from std_cli import __version__
-from std_cli.config import ImageSettings, Pack, S, image_settings, parse_size, parse_style
+from std_cli.config import ImageSettings, Pack, image_settings, parse_size
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, at_work
-from std_cli.interruption import at_quit
+from std_cli.events import OnEvent, Place, RequestFacts
 from std_cli.media.pictures import (
     OUTPUT_SUFFIXES,
     Picture,
     check_writable,
     expand_inputs,
     fit_to,
-    image_of,
     read_metadata,
-    read_picture,
     save_picture,
     seen,
-    take_picture,
     working_size,
 )
-from std_cli.media.transparency import attach_alpha, over_white
+from std_cli.media.transparency import attach_alpha
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
-from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
-from std_cli.weights.fingerprints import fingerprint
+from std_cli.stylize.request import (
+    Find,
+    Input,
+    Source,
+    Style,
+    Use,
+    check_noise,
+    choose_schedule,
+    follow_lora,
+    new_folder,
+    read_references,
+    read_source,
+    request_facts,
+    request_notices,
+    source_name,
+    take_source,
+    try_folder,
+    weigh_styles,
+)
 from std_cli.weights.lora import LoraFile, resolve_lora
 from std_cli.weights.parts import check_adapter, check_model
-from std_cli.weights.resolve import ModelFiles, blind_at_the_end, resolve_model, scheduler_config
-from std_cli.weights.zoo import cfg_range, zoo
+from std_cli.weights.resolve import ModelFiles, resolve_model
 
 if TYPE_CHECKING:
     import torch
 
     from std_cli.diffusion.pipeline import ImagePipeline
     from std_cli.schedule import Schedule
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
-_REFERENCE_SIDE = 1024
-"""Long side, pixels, that a reference is needed at; the image encoders look at 224."""
-Source = Path | Image.Image
-InMemory = Image.Image | NDArray[np.uint8]
-"""A picture given as such: a PIL image of any mode, or an array (H, W), (H, W, 3) RGB or (H, W, 4)
-RGBA of uint8."""
-Input = str | Path | InMemory
-Style = Input | tuple[Input, float]
-Find = Callable[..., Any]
-"""(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do
-without."""
 
 
 @dataclass(frozen=True)
@@ -91,94 +77,62 @@ class ImageRequest:
     """What the user should know of inputs and references."""
 
 
-def stylize_image(inputs: Input | Sequence[Input], *args: Any, **options: Any) -> list[Image.Image]:
-    """Stylize pictures and return them, RGB or RGBA, in the order of the inputs. Parameters as in
-    `stylize_images`."""
-    return list(stylize_images(inputs, *args, **options))
-
-
-def stylize_images(
-    inputs: Input | Sequence[Input],
-    style: Style | Sequence[Style],
-    output: str | Path | None = None,
-    *,
-    overwrite: bool = False,
-    on_event: OnEvent = lambda event: None,
-    size: str | int | tuple[int, int] | None = None,
-    **settings: Any,
+def run_images(
+    r: ImageRequest, overwrite: bool, on_event: OnEvent, use: "Use[ImagePipeline]"
 ) -> Iterator[Image.Image]:
-    """Stylize pictures one by one with one loaded model; each is written before the next is begun.
+    """Stylize the pictures of a request one by one; each is written before the next is begun.
 
-    inputs: files, folders, glob patterns, PIL images, or arrays of uint8: (H, W), (H, W, 3) RGB or
-    (H, W, 4) RGBA. A PIL image is treated as its file would be (EXIF orientation, ICC profile, 16
-    bits, alpha). style: one or more references of the same kinds, each with an optional weight
-    ("ref.png:0.5" or a pair); the weights are normalised. What is transparent in a reference counts
-    as white; colours under alpha 0 have no effect anywhere.
-    output: a file (one input), a folder, or None to write nothing.
-    size: "768x512", the long side, or the model's own. The other settings are the fields of
-    `config.ImageSettings`.
-
-    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the
-    work fails.
+    use: gives the loaded pipeline for as long as one picture takes.
     """
-    r = prepare_images(inputs, style, output, overwrite=overwrite, size=size, **settings)
     with new_folder(r.folder):
         _check_writable(r.targets, overwrite)
-        yield from _stylize(r, overwrite, on_event)
+        for folder in {target.parent for target in r.targets if target}:
+            remove_stale_drafts(folder)
+        facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles)
+        on_event({"event": "start", "total": len(r.sources), **facts})
+        for message in r.notices:
+            on_event({"event": "notice", "message": message})
+        for i in range(len(r.sources)):
+            with use(on_event) as pipeline, at_work():
+                result = _stylize_one(r, i, pipeline, facts, overwrite, on_event)
+            yield result
 
 
-def _stylize(r: ImageRequest, overwrite: bool, on_event: OnEvent) -> Iterator[Image.Image]:
-    styles, files, lora, s, schedule = r.styles, r.files, r.lora, r.s, r.schedule
-    assert files is not None
-    for folder in {target.parent for target in r.targets if target}:
-        remove_stale_drafts(folder)
-    on_event({"event": "progress", "stage": "load", "model": files.name})
-    with LOADING:
-        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
+def _stylize_one(
+    r: ImageRequest,
+    i: int,
+    pipeline: "ImagePipeline",
+    facts: RequestFacts,
+    overwrite: bool,
+    on_event: OnEvent,
+) -> Image.Image:
+    begin, target, working = time.monotonic(), r.targets[i], r.sizes[i]
+    about: Place = {"input": source_name(r.sources[i]), "index": i + 1, "total": len(r.sources)}
 
-    device = choose_device(s.device)
-    dtype = choose_dtype(s.dtype, device)
-    facts = request_facts(s, schedule, files, lora, str(device), name_dtype(dtype), styles)
-    on_event({"event": "start", "total": len(r.sources), **facts})
-    for message in r.notices:
-        on_event({"event": "notice", "message": message})
-    pipeline = load_pipeline(
-        r, device, dtype, lambda message: on_event({"event": "notice", "message": message})
-    )
-
-    for i, (source, target, working) in enumerate(
-        zip(r.sources, r.targets, r.sizes, strict=True), 1
-    ):
-        begin, about = (
-            time.monotonic(),
-            {"input": source_name(source), "index": i, "total": len(r.sources)},
-        )
-
-        def on_step(step: int, about: Event = about) -> None:
-            on_event(
-                {"event": "progress", "stage": "picture", **about, "step": step, "steps": s.steps}
-            )
-
-        on_step(0)
-        with at_work():
-            picture = _read_again(source, max(working))
-            fit = fit_to(*picture.size, working)
-            result = fit.undo(pipeline.stylize(seen(picture, fit), s, schedule, on_step))
-            if picture.alpha is not None:
-                result = attach_alpha(result, picture.alpha)
-            if target is not None:
-                save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
+    def on_step(step: int) -> None:
         on_event(
-            {
-                "event": "result",
-                **about,
-                "output": str(target) if target else None,
-                "width": result.width,
-                "height": result.height,
-                "seconds": round(time.monotonic() - begin, 3),
-            }
+            {"event": "progress", "stage": "picture", **about, "step": step, "steps": r.s.steps}
         )
-        yield result
+
+    on_step(0)
+    picture = _read_again(r.sources[i], max(working))
+    fit = fit_to(*picture.size, working)
+    result = fit.undo(pipeline.stylize(seen(picture, fit), r.s, r.schedule, on_step))
+    if picture.alpha is not None:
+        result = attach_alpha(result, picture.alpha)
+    if target is not None:
+        save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
+    on_event(
+        {
+            "event": "result",
+            **about,
+            "output": str(target) if target else None,
+            "width": result.width,
+            "height": result.height,
+            "seconds": round(time.monotonic() - begin, 3),
+        }
+    )
+    return result
 
 
 def prepare_images(
@@ -191,9 +145,9 @@ def prepare_images(
     find: Find = lambda resolve, *args, **options: resolve(*args, **options),
     **settings: Any,
 ) -> ImageRequest:
-    """What `stylize_images` does before a weight is loaded: check everything, leave nothing behind.
+    """Check everything before a weight is loaded, and leave nothing behind.
 
-    Parameters and errors as there.
+    Parameters and errors as of `Stylizer.images`.
     """
     given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
     asked = image_settings(given)  # raises what is wrong whatever the model says
@@ -264,7 +218,7 @@ def load_pipeline(
     return pipeline
 
 
-def _sources(inputs: Any) -> tuple[list[Source], list[str]]:
+def _sources(inputs: object) -> tuple[list[Source], list[str]]:
     """The pictures that the inputs name or are, and what the user should know of those that are
     left out."""
     if isinstance(inputs, str | Path | Image.Image | np.ndarray) or not isinstance(
@@ -275,7 +229,9 @@ def _sources(inputs: Any) -> tuple[list[Source], list[str]]:
     notices: list[str] = []
     for item in inputs:
         sources += (
-            _pictures(item, notices) if isinstance(item, str | Path) else [_source(item, "input")]
+            _pictures(item, notices)
+            if isinstance(item, str | Path)
+            else [take_source(item, "input")]
         )
     if not sources:
         raise InputError(
@@ -310,20 +266,6 @@ def _is_result(path: Path) -> bool:
         return False
 
 
-def _source(item: object, what: str) -> Source:
-    """An input or a reference of any kind that is taken; arrays become PIL images. Raises
-    InputError."""
-    if isinstance(item, np.ndarray):
-        return image_of(item)
-    if isinstance(item, str | Path):
-        return user_path(item, what)
-    if isinstance(item, Image.Image):
-        return item
-    raise InputError(
-        f"{what} of type {type(item).__name__}: give a path, a PIL image or an array of uint8"
-    )
-
-
 def _targets(
     sources: list[Source], output: str | Path | None
 ) -> tuple[list[Path | None], Path | None]:
@@ -356,92 +298,6 @@ def _check_writable(targets: list[Path | None], overwrite: bool) -> None:
         check_writable(target, overwrite)
 
 
-def try_folder(folder: Path | None) -> Path | None:
-    """An output folder if it is still to be made, tried and removed again. Raises InputError if it
-    cannot be."""
-    if folder is None or folder.exists():
-        return None
-    with new_folder(folder):
-        return folder
-
-
-@contextmanager
-def new_folder(folder: Path | None) -> Iterator[None]:
-    """Make an output folder if it is not there; at the end it is removed again if nothing was
-    written into it."""
-    if folder is None or folder.is_dir():
-        yield
-        return
-    try:
-        folder.mkdir()
-    except OSError as e:
-        raise InputError(
-            f"-o {folder}: the folder cannot be made ({e.strerror}): choose another"
-        ) from None
-
-    def remove_empty() -> None:
-        with suppress(OSError):
-            folder.rmdir()
-
-    with at_quit(remove_empty):
-        yield
-
-
-def weigh_styles(style: Any) -> list[tuple[Source, float]]:
-    """The references with their weights, which sum to 1."""
-    one = isinstance(style, str | Path | Image.Image | np.ndarray | tuple) or not isinstance(
-        style, Iterable
-    )
-    items = [style] if one else list(style)
-    if not items:
-        raise InputError(
-            "--style is missing: give a reference picture, such as --style painting.png"
-        )
-    pairs = [
-        item
-        if isinstance(item, tuple)
-        else parse_style(item)
-        if isinstance(item, str)
-        else (item, 1.0)
-        for item in items
-    ]
-    total = sum(weight for _, weight in pairs)
-    if not all(0 < weight < math.inf for _, weight in pairs):
-        raise InputError(f"--style weights {[weight for _, weight in pairs]}: each must be above 0")
-    return [(_source(source, "--style"), weight / total) for source, weight in pairs]
-
-
-def read_source(source: Source, flag: str = "", side: int | None = None) -> Picture:
-    """Read a picture from its file or from memory; `side` as in `read_picture`. `flag` stands
-    before the errors."""
-    try:
-        if isinstance(source, Image.Image):
-            return take_picture(source, source_name(source), side)
-        return read_picture(source, side=side)
-    except InputError as e:
-        raise InputError(f"{flag}{e}") from None
-
-
-def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Image], list[str]]:
-    """The references in RGB, over white where they are transparent, and what the user should know
-    of them.
-
-    Raises InputError for a reference that cannot be read, or of which nothing can be seen.
-    """
-    references, notices = [], []
-    for source, _ in styles:
-        picture = read_source(source, "--style ", side=_REFERENCE_SIDE)
-        if picture.alpha is not None:
-            name = source_name(source)
-            if picture.alpha.getextrema() == (0, 0):
-                raise InputError(
-                    f"--style {name} is wholly transparent; give a picture that can be seen"
-                )
-            notices.append(f"--style {name} is transparent in parts: they count as white")
-        references.append(over_white(picture.rgb, picture.alpha))
-    return references, notices
-
-
 def _read_again(source: Source, side: int) -> Picture:
     """What `prepare_images` read already."""
     try:
@@ -450,99 +306,3 @@ def _read_again(source: Source, side: int) -> Picture:
         raise InputError(
             f"{e} (it could be read when the run began, and was changed since)"
         ) from None
-
-
-def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
-    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made
-    for."""
-    if lora is None or s.lora == "auto":
-        return s, lora
-    made_for: dict[str, Any] = {}
-    if given.get("eta") is None and lora.eta is not None:
-        made_for["eta"], lora = lora.eta, replace(lora, notice=None)
-    told = lora.metadata.get("steps", "")
-    if given.get("steps") is None and told.isdecimal() and 1 <= int(told) <= MAX_STEPS:
-        made_for["steps"] = int(told)
-    return s.model_copy(update=made_for), lora
-
-
-def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
-    """`auto` follows the LoRA's metadata, and is the published schedule without; a baseline has its
-    own."""
-    if s.method != "std":
-        spacing = zoo().methods[s.method].spacing
-        return "quickstart" if spacing == "grid" else spacing
-    if s.schedule == "auto":
-        return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
-    return s.schedule
-
-
-def check_noise(s: ImageSettings, schedule: "Schedule", files: ModelFiles) -> None:
-    """Raises InputError where a model cannot be run by these timesteps, or by the method's
-    scheduler."""
-    method = zoo().methods[s.method]
-    if (
-        method.scheduler == "EulerDiscreteScheduler"
-        and scheduler_config(files).get("prediction_type") == "sample"
-    ):
-        raise InputError(
-            f"--method {s.method}: its scheduler (Euler) does not know the prediction_type "
-            f"'sample' of --model "
-            f"{files.name}: use another method"
-        )
-    if (
-        blind_at_the_end(files)
-        and timesteps(s.steps, s.eta, schedule, method.grid)[0] == TRAIN_TIMESTEPS - 1
-    ):
-        raise InputError(
-            f"--eta {s.eta:g}: the run begins at timestep {TRAIN_TIMESTEPS - 1}, where --model "
-            f"{files.name} predicts "
-            "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use a "
-            "smaller --eta, such "
-            "as 0.95"
-        )
-
-
-def request_notices(s: ImageSettings, lora: LoraFile | None) -> list[str]:
-    """What the user should know about the request before it runs."""
-    notices = [lora.notice] if lora and lora.notice else []
-    low, high = cfg_range(s.method, s.steps)
-    if s.method != "std" and not low <= max(s.cfg, 1) <= high:
-        notices.append(f"--cfg {s.cfg:g}: {s.method} is published for {low:g} to {high:g}")
-    return notices
-
-
-def request_facts(
-    s: ImageSettings,
-    schedule: str,
-    files: ModelFiles,
-    lora: LoraFile | None,
-    device: str,
-    dtype: str,
-    styles: list[tuple[Source, float]],
-) -> Event:
-    """The resolved request, as it is told at the start and kept in every output."""
-    settings = s.model_dump(mode="json") | {
-        "schedule": schedule,
-        "device": device,
-        "dtype": dtype,
-        "model": {"name": files.name, "sha256": fingerprint(files.base)},
-        "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)}
-        if lora
-        else None,
-        "style": [
-            {"name": source_name(source), "weight": round(weight, 6)} for source, weight in styles
-        ],
-    }
-    return {
-        "version": __version__,
-        "model": files.name,
-        "lora": lora.name if lora else None,
-        "device": device,
-        "dtype": dtype,
-        "settings": settings,
-    }
-
-
-def source_name(source: Source) -> str:
-    return "picture" if isinstance(source, Image.Image) else source.name

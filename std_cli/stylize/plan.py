@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from std_cli.diffusion.devices import device_name
 from std_cli.diffusion.memory import MARGIN
 from std_cli.errors import InputError, NotDownloaded
-from std_cli.events import Plan, PlannedInput, PlannedTime
+from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime
 from std_cli.stylize.memory_needs import MemoryNeeds
-from std_cli.stylize.pictures import ImageRequest, OnEvent, prepare_images
+from std_cli.stylize.pictures import ImageRequest, prepare_images
 from std_cli.stylize.probe import time_picture, time_windows
 from std_cli.stylize.videos import VideoRequest, prepare_video
 from std_cli.stylize.workload import COUNTED, area, picture_inputs, video_input

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from std_cli.events import PlannedTime
 from std_cli.media.pictures import fit_to, seen
-from std_cli.stylize.pictures import ImageRequest, read_source
+from std_cli.stylize.pictures import ImageRequest
 from std_cli.stylize.pictures import load_pipeline as load_images
+from std_cli.stylize.request import read_source
 from std_cli.stylize.videos import VideoRequest
 from std_cli.stylize.videos import load_pipeline as load_video
 

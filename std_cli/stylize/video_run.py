@@ -5,7 +5,7 @@ After every finished segment the whole state goes to the work folder.
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -16,6 +16,15 @@ from PIL import Image
 
 from std_cli.config import VideoSettings
 from std_cli.errors import StdError
+from std_cli.events import (
+    ClipFacts,
+    OnEvent,
+    Place,
+    RequestFacts,
+    Thumbnail,
+    VideoFigures,
+    VideoResult,
+)
 from std_cli.media.pictures import save_picture
 from std_cli.media.video.clip import Clip, Pixels
 from std_cli.media.video.extras import Extras
@@ -25,7 +34,6 @@ from std_cli.media.video.steady import Steady
 from std_cli.media.video.write import SegmentWriter, Target
 from std_cli.paths import move, remove, writing
 from std_cli.stylize.frames import check_unchanged, input_fingerprint, source_frames, unchanged
-from std_cli.stylize.pictures import Event, OnEvent
 from std_cli.stylize.stages import Checkpoint, Filter, Item, Tick, View, stylized
 from std_cli.stylize.work_folder import WorkFolder
 
@@ -60,7 +68,7 @@ class Job:
     """Estimate of how many there will be."""
 
     @property
-    def facts(self) -> Event:
+    def facts(self) -> ClipFacts:
         """What events say of it."""
         return {
             "frames": self.frames,
@@ -113,7 +121,7 @@ class Run:
     """One video: what it is made of, and what is said of it."""
 
     job: Job
-    facts: Event
+    facts: RequestFacts
     settings: VideoSettings
     window: int
     stride: int
@@ -132,11 +140,11 @@ class Run:
         )
 
     @property
-    def about(self) -> Event:
+    def about(self) -> Place:
         """What every event of this video says."""
         return {"input": self.job.source.name, "index": self.job.index, "total": self.job.total}
 
-    def record(self) -> Event:
+    def record(self) -> dict[str, Any]:
         """All that the result follows from; JSON-ready."""
         target, cuts = self.job.target, self.job.cuts
         settings = dict(self.facts["settings"])
@@ -161,7 +169,7 @@ class Run:
         work_folder: WorkFolder,
         overwrite: bool,
         keep_work: bool,
-    ) -> Event:
+    ) -> VideoResult:
         """Make the result and put it in its place; returns the result event."""
         begin = time.monotonic()
         for message in (*self.job.clip.notices, *self.job.extras.notices):
@@ -194,12 +202,13 @@ class Run:
             try:
                 self._join(work_folder, written, figures)
                 seconds = time.monotonic() - begin
-                report = {
+                report: VideoFigures = {
                     "frames": written.frames,
                     "resumed": resumed,
                     "seconds": round(seconds, 3),
                     "fps": round((written.frames - resumed) / seconds, 3),
-                    **figures,
+                    "seam_ratio": figures["seam_ratio"],
+                    "flicker": figures["flicker"],
                     **output.thumbnail,
                 }
                 work_folder.finish(report)
@@ -250,7 +259,9 @@ class Run:
         self.notice(f"resuming after {written.frames} finished frames")
         return written
 
-    def _join(self, work_folder: WorkFolder, written: _Written, figures: Event) -> None:
+    def _join(
+        self, work_folder: WorkFolder, written: _Written, figures: Mapping[str, float | None]
+    ) -> None:
         """Make the result of the finished parts and all that it has in addition, as a draft."""
         target, clip, settings = self.job.target, self.job.clip, self.settings
         about = {"input": self.job.source.name, "frames": written.frames, **figures}
@@ -281,9 +292,18 @@ class Run:
         """Say something that the user should know of this video."""
         self.on_event({"event": "notice", "message": message, **self.about})
 
-    def report(self, figures: Event) -> Event:
+    def report(self, figures: VideoFigures) -> VideoResult:
         """The result event, which is also passed on; `figures` are those of the finished run."""
-        result = {"event": "result", **self.about, **self.job.facts, **figures}
+        target = self.job.target
+        result: VideoResult = {
+            "event": "result",
+            **self.about,
+            **figures,
+            "output": str(target.path),
+            "width": target.width,
+            "height": target.height,
+            "codec": target.codec,
+        }
         self.on_event(result)
         return result
 
@@ -304,7 +324,7 @@ class _Output:
         """`progress`: of the wavefront when the run begins."""
         self.run, self.pipeline, self.work_folder = run, pipeline, work_folder
         self.written, self.quality = written, quality
-        self.thumbnail: Event = {}
+        self.thumbnail: Thumbnail = {}
         """{"thumbnail": path} once there is one."""
         self._saved = written.frames
         self._writer: SegmentWriter | None = None
@@ -372,7 +392,7 @@ class _Meter:
     def __init__(self, run: Run, progress: float) -> None:
         self.run, self.begin, self.first = run, time.monotonic(), progress
 
-    def report(self, written: _Written, tick: Tick, thumbnail: Event) -> None:
+    def report(self, written: _Written, tick: Tick, thumbnail: Thumbnail) -> None:
         seconds, frames = time.monotonic() - self.begin, self.run.job.frames
         rate = (tick.progress - self.first) / seconds if seconds else 0.0
         left = max(0.0, frames - tick.progress) if frames is not None else None

@@ -1,16 +1,4 @@
-"""Stylization of videos as a function: what `std stylize video` calls, and what a script or a
-notebook can.
-
-What happens is told through `on_event`, as for pictures (see `stylize`), with these differences:
-
-    start     for each video: also input, frames (an estimate, or null), width, height, codec
-    progress  stage "video": input, index, total, frame (finished), frames (of the video, null if
-    not known), progress
-              (frames, those in flight in part), fps, eta (seconds, null if not known), shot, step
-              (of the oldest frame at work), steps; thumbnail with --preview
-    result    also frames, fps, seam_ratio, flicker, resumed (frames that an earlier run had
-    finished) error     for one video of several that fails: message, input, code; the others go on
-"""
+"""Stylization of videos: a request checked, then one video after another."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -22,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, at_work
+from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import expand_inputs, fit_to, working_size
@@ -31,12 +20,11 @@ from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.read import FOLDER_RATE, open_clip
 from std_cli.media.video.write import choose_target
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
-from std_cli.stylize.pictures import (
-    Event,
+from std_cli.stylize.request import (
     Find,
-    OnEvent,
     Source,
     Style,
+    Use,
     check_noise,
     choose_schedule,
     follow_lora,
@@ -68,7 +56,7 @@ class VideoRequest:
     """Videos to stylize, checked before a weight is loaded."""
 
     jobs: list[Job]
-    failed: list[Event]
+    failed: list[Error]
     """Error events of those that cannot be stylized."""
     folder: Path | None
     """Of the targets, where it is still to be made."""
@@ -88,95 +76,87 @@ class VideoRequest:
     """What the user should know of inputs and references."""
 
 
-def stylize_video(
-    inputs: str | Path | Sequence[str | Path],
-    style: Style | Sequence[Style],
-    output: str | Path = ".",
-    *,
-    overwrite: bool = False,
-    resume: bool = True,
-    keep_work: bool = False,
-    on_event: OnEvent = lambda event: None,
-    size: str | int | tuple[int, int] | None = None,
-    output_size: str | tuple[int, int] | None = None,
-    **settings: Any,
-) -> list[Event]:
-    """Stylize videos one by one with one loaded model; returns the result events.
+def run_videos(
+    r: VideoRequest,
+    overwrite: bool,
+    resume: bool,
+    keep_work: bool,
+    on_event: OnEvent,
+    use: "Use[VideoPipeline]",
+) -> list[VideoResult]:
+    """Stylize the videos of a request one by one; one that fails does not stop the others.
 
-    inputs: video files, animated gif or webp, folders of videos, glob patterns; a folder of
-    pictures is one video.
-    style: as in `stylize_images`. output: a file (one input), or a folder.
-    resume: go on from where the same request was interrupted (its work folder `.OUT.std/` is beside
-    the output), else start over. keep_work: leave that folder. start, end and preview may be
-    written as "1:30" or "1.5s". The other settings are the fields of `config.VideoSettings`.
-
-    Raises InputError, before a weight is loaded, for every problem of the request; StdError if the
-    work fails. Of several inputs one that fails does not stop the others; a StdError then tells how
-    many did.
+    use: gives the loaded pipeline for as long as one video takes.
     """
-    options: dict[str, Any] = dict(overwrite=overwrite, size=size, output_size=output_size)
-    r = prepare_video(inputs, style, output, **options, **settings)
     with new_folder(r.folder):
-        return _stylize(r, overwrite, resume, keep_work, on_event)
+        for folder in {job.target.path.parent for job in r.jobs}:
+            remove_stale_drafts(folder)
+        for message in r.notices:
+            on_event({"event": "notice", "message": message})
+        for error in r.failed:
+            on_event(error)
+        failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
+        facts = _facts(r)
+        results = []
+        for job in r.jobs:
+            try:
+                results.append(
+                    _stylize_one(r, job, facts, overwrite, resume, keep_work, on_event, use)
+                )
+            except (InputError, StdError) as e:
+                if total == 1:
+                    raise
+                failed.append(job.source.name)
+                on_event(_error(job.source, e))
+        if failed:
+            raise StdError(f"{len(failed)} of {total} videos failed: {', '.join(failed)}")
+        return results
 
 
-def _stylize(
-    r: VideoRequest, overwrite: bool, resume: bool, keep_work: bool, on_event: OnEvent
-) -> list[Event]:
-    files, motion, lora, s, window, overlap = r.files, r.motion, r.lora, r.s, r.window, r.overlap
-    assert files is not None
-    for folder in {job.target.path.parent for job in r.jobs}:
-        remove_stale_drafts(folder)
-    for message in r.notices:
-        on_event({"event": "notice", "message": message})
-    for error in r.failed:
-        on_event(error)
-    failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
-
-    on_event({"event": "progress", "stage": "load", "model": files.name})
-    with LOADING:
-        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
-
-    device = choose_device(s.device)
-    dtype = choose_dtype(s.dtype, device)
-    facts = request_facts(s, r.schedule, files, lora, str(device), name_dtype(dtype), r.styles)
-    facts["settings"] |= {
+def _facts(r: VideoRequest) -> RequestFacts:
+    """The resolved request, with fingerprints of all that the result follows from."""
+    facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles)
+    motion = r.motion
+    settings = dict(facts["settings"]) | {
         "motion": {"name": motion.name, "sha256": fingerprint(motion.weights)} if motion else None,
-        "window": window,
-        "overlap": overlap,
+        "window": r.window,
+        "overlap": r.overlap,
     }
-    for kept, reference in zip(facts["settings"]["style"], r.references, strict=True):
+    for kept, reference in zip(settings["style"], r.references, strict=True):
         kept["sha256"] = hashlib.sha256(reference.tobytes()).hexdigest()[:16]
-    pipeline: VideoPipeline | None = None
-    results = []
-    for job in r.jobs:
-        run = Run(job, facts, s, window, window - overlap, on_event)
-        try:
-            with WorkFolder(job.target.path, run.record(), resume) as work:
-                # killed after the result was moved into its place
-                if figures := finished(job.target.path):
-                    results.append(run.report(figures))
-                    work.remove(keep_work)
-                    continue
-                if job.target.path.exists() and not overwrite:
-                    raise _exists(job.target.path)
-                on_event({"event": "start", **facts, **run.about, **job.facts})
-                if pipeline is None:
-                    pipeline = load_pipeline(r, device, dtype, run.notice)
-                pipeline.on_notice = run.notice
-                conditions = pipeline.prepare(s, r.schedule, job.working)
-                with at_work(), stoppable():
-                    results.append(run.go(pipeline, conditions, work, overwrite, keep_work))
-        except (InputError, StdError) as e:
-            if total == 1:
-                raise
-            failed.append(job.source.name)
-            on_event(
-                {"event": "error", "message": str(e), "input": job.source.name, "code": e.exit_code}
-            )
-    if failed:
-        raise StdError(f"{len(failed)} of {total} videos failed: {', '.join(failed)}")
-    return results
+    facts["settings"] = settings
+    return facts
+
+
+def _stylize_one(
+    r: VideoRequest,
+    job: Job,
+    facts: RequestFacts,
+    overwrite: bool,
+    resume: bool,
+    keep_work: bool,
+    on_event: OnEvent,
+    use: "Use[VideoPipeline]",
+) -> VideoResult:
+    run = Run(job, facts, r.s, r.window, r.window - r.overlap, on_event)
+    with WorkFolder(job.target.path, run.record(), resume) as work:
+        # killed after the result was moved into its place
+        if kept := finished(job.target.path):
+            result = run.report(kept)
+            work.remove(keep_work)
+            return result
+        if job.target.path.exists() and not overwrite:
+            raise _exists(job.target.path)
+        on_event({"event": "start", **facts, **run.about, **job.facts})
+        with use(on_event) as pipeline:
+            pipeline.on_notice = run.notice
+            conditions = pipeline.prepare(r.s, r.schedule, job.working)
+            with at_work(), stoppable():
+                return run.go(pipeline, conditions, work, overwrite, keep_work)
+
+
+def _error(source: Path, error: StdError) -> Error:
+    return {"event": "error", "message": str(error), "input": source.name, "code": error.exit_code}
 
 
 def prepare_video(
@@ -190,9 +170,9 @@ def prepare_video(
     find: Find = lambda resolve, *args, **options: resolve(*args, **options),
     **settings: Any,
 ) -> VideoRequest:
-    """What `stylize_video` does before a weight is loaded: check everything, leave nothing behind.
+    """Check everything before a weight is loaded, and leave nothing behind.
 
-    Parameters and errors as there.
+    Parameters and errors as of `Stylizer.video`.
     """
     given = settings | {
         "size": parse_size(size) if isinstance(size, str) else size,
@@ -244,9 +224,7 @@ def prepare_video(
         except (InputError, StdError) as e:
             if len(sources) == 1:
                 raise
-            failed.append(
-                {"event": "error", "message": str(e), "input": source.name, "code": e.exit_code}
-            )
+            failed.append(_error(source, e))
     return VideoRequest(
         jobs,
         failed,

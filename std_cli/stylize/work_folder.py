@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from std_cli.errors import InputError, StdError
+from std_cli.events import VideoFigures
 from std_cli.interruption import at_quit
 from std_cli.paths import check_path, remove, replace_file
 
@@ -189,7 +190,7 @@ class WorkFolder:
         """Where the result is made."""
         return self.path / "result.tmp"
 
-    def finish(self, report: dict[str, Any]) -> None:
+    def finish(self, report: VideoFigures) -> None:
         """Note that the draft is the whole result, before it is moved; `report` is what a repeated
         command says of it."""
         self._write_run({"result": {"is": _identity(self.draft), "report": report}})
@@ -250,16 +251,15 @@ def check_folder(path: Path) -> None:
         )
 
 
-def finished(output: Path) -> dict[str, Any] | None:
+def finished(output: Path) -> VideoFigures | None:
     """What is reported of an output that is the finished result of the run whose work folder is
     still next to it; None of any other."""
     kept = _read_run(folder_of(output))
     try:
-        return (
-            dict(kept["result"]["report"])
-            if kept and kept["result"]["is"] == _identity(output)
-            else None
-        )
+        if kept is None or kept["result"]["is"] != _identity(output):
+            return None
+        report: VideoFigures = kept["result"]["report"]
+        return report
     except (OSError, KeyError, TypeError, ValueError):
         return None
 

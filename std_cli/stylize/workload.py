@@ -9,7 +9,8 @@ from std_cli.config import VideoSettings
 from std_cli.errors import InputError
 from std_cli.events import PlannedInput
 from std_cli.stylize.frames import source_frames
-from std_cli.stylize.pictures import ImageRequest, source_name
+from std_cli.stylize.pictures import ImageRequest
+from std_cli.stylize.request import source_name
 from std_cli.stylize.video_run import Job
 
 COUNTED = 2000

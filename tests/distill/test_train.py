@@ -244,7 +244,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(pictures, tmp_path):
 
 
 def test_the_command(pictures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("std_cli.cli.commands.hush", lambda: None)  # it changes the whole process
+    # it changes the whole process
+    monkeypatch.setattr("std_cli.cli.commands.silence_libraries", lambda: None)
     config = tmp_path / "run.toml"
     config.write_text(
         to_toml(

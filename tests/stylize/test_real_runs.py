@@ -150,8 +150,9 @@ def model(request: pytest.FixtureRequest, home: Home, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.root / cache / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home.root / "xdg"))
-    monkeypatch.setattr("std_cli.cli.commands.hush", lambda: None)  # it changes the whole process
-    monkeypatch.setattr("std_cli.cli.models.hush", lambda: None)
+    # it changes the whole process
+    monkeypatch.setattr("std_cli.cli.commands.silence_libraries", lambda: None)
+    monkeypatch.setattr("std_cli.cli.models.silence_libraries", lambda: None)
     return name
 
 

@@ -1,0 +1,254 @@
+"""What requests for pictures and for videos have in common, checked before a weight is loaded."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from std_cli import __version__
+from std_cli.config import ImageSettings, S, parse_style
+from std_cli.environment import LOADING
+from std_cli.errors import InputError
+from std_cli.events import OnEvent, RequestFacts
+from std_cli.interruption import at_quit
+from std_cli.media.pictures import (
+    Picture,
+    image_of,
+    read_picture,
+    take_picture,
+)
+from std_cli.media.transparency import over_white
+from std_cli.paths import user_path
+from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
+from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.lora import LoraFile
+from std_cli.weights.resolve import ModelFiles, blind_at_the_end, scheduler_config
+from std_cli.weights.zoo import cfg_range, zoo
+
+if TYPE_CHECKING:
+    from std_cli.schedule import Schedule
+
+Source = Path | Image.Image
+InMemory = Image.Image | NDArray[np.uint8]
+"""A picture given as such: a PIL image of any mode, or an array (H, W), (H, W, 3) RGB or (H, W, 4)
+RGBA of uint8."""
+Input = str | Path | InMemory
+Style = Input | tuple[Input, float]
+P_co = TypeVar("P_co", covariant=True)
+
+
+class Use(Protocol[P_co]):
+    """Gives a loaded pipeline, with the request's style, for as long as it is needed."""
+
+    def __call__(self, on_event: OnEvent) -> AbstractContextManager[P_co]: ...
+
+
+Find = Callable[..., Any]
+"""(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do
+without."""
+_REFERENCE_SIDE = 1024
+"""Long side, pixels, that a reference is needed at; the image encoders look at 224."""
+
+
+def take_source(item: object, what: str) -> Source:
+    """An input or a reference of any kind that is taken; arrays become PIL images. Raises
+    InputError."""
+    if isinstance(item, np.ndarray):
+        return image_of(item)
+    if isinstance(item, str | Path):
+        return user_path(item, what)
+    if isinstance(item, Image.Image):
+        return item
+    raise InputError(
+        f"{what} of type {type(item).__name__}: give a path, a PIL image or an array of uint8"
+    )
+
+
+def weigh_styles(style: object) -> list[tuple[Source, float]]:
+    """The references with their weights, which sum to 1."""
+    one = isinstance(style, str | Path | Image.Image | np.ndarray | tuple)
+    items = list(style) if isinstance(style, Iterable) and not one else [style]
+    if not items:
+        raise InputError(
+            "--style is missing: give a reference picture, such as --style painting.png"
+        )
+    pairs = [
+        item
+        if isinstance(item, tuple)
+        else parse_style(item)
+        if isinstance(item, str)
+        else (item, 1.0)
+        for item in items
+    ]
+    total = sum(weight for _, weight in pairs)
+    if not all(0 < weight < math.inf for _, weight in pairs):
+        raise InputError(f"--style weights {[weight for _, weight in pairs]}: each must be above 0")
+    return [(take_source(source, "--style"), weight / total) for source, weight in pairs]
+
+
+def read_source(source: Source, flag: str = "", side: int | None = None) -> Picture:
+    """Read a picture from its file or from memory; `side` as in `read_picture`. `flag` stands
+    before the errors."""
+    try:
+        if isinstance(source, Image.Image):
+            return take_picture(source, source_name(source), side)
+        return read_picture(source, side=side)
+    except InputError as e:
+        raise InputError(f"{flag}{e}") from None
+
+
+def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Image], list[str]]:
+    """The references in RGB, over white where they are transparent, and what the user should know
+    of them.
+
+    Raises InputError for a reference that cannot be read, or of which nothing can be seen.
+    """
+    references, notices = [], []
+    for source, _ in styles:
+        picture = read_source(source, "--style ", side=_REFERENCE_SIDE)
+        if picture.alpha is not None:
+            name = source_name(source)
+            if picture.alpha.getextrema() == (0, 0):
+                raise InputError(
+                    f"--style {name} is wholly transparent; give a picture that can be seen"
+                )
+            notices.append(f"--style {name} is transparent in parts: they count as white")
+        references.append(over_white(picture.rgb, picture.alpha))
+    return references, notices
+
+
+def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
+    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made
+    for."""
+    if lora is None or s.lora == "auto":
+        return s, lora
+    made_for: dict[str, Any] = {}
+    if given.get("eta") is None and lora.eta is not None:
+        made_for["eta"], lora = lora.eta, replace(lora, notice=None)
+    told = lora.metadata.get("steps", "")
+    if given.get("steps") is None and told.isdecimal() and 1 <= int(told) <= MAX_STEPS:
+        made_for["steps"] = int(told)
+    return s.model_copy(update=made_for), lora
+
+
+def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
+    """`auto` follows the LoRA's metadata, and is the published schedule without; a baseline has its
+    own."""
+    if s.method != "std":
+        spacing = zoo().methods[s.method].spacing
+        return "quickstart" if spacing == "grid" else spacing
+    if s.schedule == "auto":
+        return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
+    return s.schedule
+
+
+def check_noise(s: ImageSettings, schedule: "Schedule", files: ModelFiles) -> None:
+    """Raises InputError where a model cannot be run by these timesteps, or by the method's
+    scheduler."""
+    method = zoo().methods[s.method]
+    if (
+        method.scheduler == "EulerDiscreteScheduler"
+        and scheduler_config(files).get("prediction_type") == "sample"
+    ):
+        raise InputError(
+            f"--method {s.method}: its scheduler (Euler) does not know the prediction_type "
+            f"'sample' of --model "
+            f"{files.name}: use another method"
+        )
+    if (
+        blind_at_the_end(files)
+        and timesteps(s.steps, s.eta, schedule, method.grid)[0] == TRAIN_TIMESTEPS - 1
+    ):
+        raise InputError(
+            f"--eta {s.eta:g}: the run begins at timestep {TRAIN_TIMESTEPS - 1}, where --model "
+            f"{files.name} predicts "
+            "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use a "
+            "smaller --eta, such "
+            "as 0.95"
+        )
+
+
+def request_notices(s: ImageSettings, lora: LoraFile | None) -> list[str]:
+    """What the user should know about the request before it runs."""
+    notices = [lora.notice] if lora and lora.notice else []
+    low, high = cfg_range(s.method, s.steps)
+    if s.method != "std" and not low <= max(s.cfg, 1) <= high:
+        notices.append(f"--cfg {s.cfg:g}: {s.method} is published for {low:g} to {high:g}")
+    return notices
+
+
+def request_facts(
+    s: ImageSettings,
+    schedule: str,
+    files: ModelFiles | None,
+    lora: LoraFile | None,
+    styles: list[tuple[Source, float]],
+) -> RequestFacts:
+    """The resolved request, as it is reported at the start and kept in every output."""
+    with LOADING:
+        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
+
+    assert files is not None
+    device = choose_device(s.device)
+    dtype = choose_dtype(s.dtype, device)
+    settings = s.model_dump(mode="json") | {
+        "schedule": schedule,
+        "device": str(device),
+        "dtype": name_dtype(dtype),
+        "model": {"name": files.name, "sha256": fingerprint(files.base)},
+        "lora": {"name": lora.name, "scale": lora.scale, "sha256": fingerprint(lora.path)}
+        if lora
+        else None,
+        "style": [
+            {"name": source_name(source), "weight": round(weight, 6)} for source, weight in styles
+        ],
+    }
+    return {
+        "version": __version__,
+        "model": files.name,
+        "lora": lora.name if lora else None,
+        "device": str(device),
+        "dtype": name_dtype(dtype),
+        "settings": settings,
+    }
+
+
+def source_name(source: Source) -> str:
+    return "picture" if isinstance(source, Image.Image) else source.name
+
+
+def try_folder(folder: Path | None) -> Path | None:
+    """An output folder if it is still to be made, tried and removed again. Raises InputError if it
+    cannot be."""
+    if folder is None or folder.exists():
+        return None
+    with new_folder(folder):
+        return folder
+
+
+@contextmanager
+def new_folder(folder: Path | None) -> Iterator[None]:
+    """Make an output folder if it is not there; at the end it is removed again if nothing was
+    written into it."""
+    if folder is None or folder.is_dir():
+        yield
+        return
+    try:
+        folder.mkdir()
+    except OSError as e:
+        raise InputError(
+            f"-o {folder}: the folder cannot be made ({e.strerror}): choose another"
+        ) from None
+
+    def remove_empty() -> None:
+        with suppress(OSError):
+            folder.rmdir()
+
+    with at_quit(remove_empty):
+        yield

@@ -1,0 +1,48 @@
+"""The settings that a result keeps: read back from a picture, a video, or a folder of frames."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from std_cli.errors import InputError
+from std_cli.media.pictures import OUTPUT_SUFFIXES, read_metadata
+from std_cli.media.video.join import read_comment
+from std_cli.paths import user_path
+
+
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """What `std` stored in one of its results; None in a file of other origin.
+
+    A dictionary with "version", "model", "lora", "device", "dtype", "input", and "settings" (all of
+    them, resolved, by name); of a video also "frames", "seam_ratio" and "flicker". A video has it
+    in the comment of its container, a folder of frames in std.json.
+    Raises InputError for what is neither a picture nor a video.
+    """
+    file = user_path(path, "path")
+    if file.is_dir():
+        return _of_folder(file)
+    if file.suffix.lower() in OUTPUT_SUFFIXES and (found := _of_picture(file)) is not None:
+        return found
+    if not file.is_file():
+        raise InputError(f"no such file: {str(path)!r}; check the path")
+    try:
+        return read_comment(file)
+    except InputError:
+        return read_metadata(file)  # says what is wrong with a picture
+
+
+def _of_picture(file: Path) -> dict[str, Any] | None:
+    try:
+        return read_metadata(file)
+    except InputError:  # an animation that only the video reader knows
+        return None
+
+
+def _of_folder(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "std.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise InputError(f"{str(folder / 'std.json')!r} cannot be read ({e}); check it") from None
+    return found if isinstance(found, dict) else None

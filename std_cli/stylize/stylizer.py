@@ -1,0 +1,352 @@
+"""The loaded model as an object: pictures and videos, one after another, without loading again."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from PIL import Image
+
+from std_cli.config import ImageSettings, video_settings
+from std_cli.environment import LOADING, silent_libraries
+from std_cli.errors import Cancelled, StdError, in_callers_words
+from std_cli.events import Event, OnEvent, VideoResult
+from std_cli.stylize.options import (
+    ClipOptions,
+    ImageOptions,
+    LoadOptions,
+    LookOptions,
+    VideoOptions,
+    with_options,
+)
+from std_cli.stylize.pictures import ImageRequest, prepare_images, run_images
+from std_cli.stylize.request import Input, Style, request_notices
+from std_cli.stylize.videos import VideoRequest, prepare_video, run_videos
+
+if TYPE_CHECKING:
+    from std_cli.diffusion.pipeline import ImagePipeline, Pipeline
+    from std_cli.diffusion.video_pipeline import VideoPipeline
+
+
+def _ignore(event: Event) -> None:
+    pass
+
+
+@dataclass
+class _Loaded:
+    """A pipeline, and what it was loaded and styled for."""
+
+    weights: tuple[object, ...]
+    style: tuple[object, ...]
+    pipeline: "Pipeline"
+
+
+class Stylizer:
+    """A model that is loaded once, at the first call, and stylizes whatever it is given.
+
+    Another style, prompt, seed, eta, size or number of steps from call to call does not load it
+    again. Loaded again is what a call needs other weights for: another LoRA (with lora="auto" STD's
+    follow eta), or videos after pictures, whose UNet has a motion adapter. Only one model is held
+    at a time. Calls from several threads wait for each other, one picture or video at a time.
+
+        with Stylizer(model="sdxl") as stylizer:
+            for photo in photos:
+                stylizer.image(photo, "painting.png", eta=0.65).save(...)
+    """
+
+    @with_options(LoadOptions)
+    def __init__(self, **options: Unpack[LoadOptions]) -> None:
+        """Options that are not given are the defaults of the command line.
+
+        Raises InputError for a wrong value; a model that is not there is found at the first call.
+        """
+        self._options = options
+        self._lock = threading.RLock()
+        self._loaded: _Loaded | None = None
+        with _callers_words():
+            video_settings(dict(options))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory. The next call loads again."""
+        with self._lock:
+            self._free()
+
+    @with_options(LookOptions)
+    def image(
+        self, input: Input, style: Style | Sequence[Style], **options: Unpack[LookOptions]
+    ) -> Image.Image:
+        """Stylize one picture: RGB, or RGBA if it has transparency. As `images` without output."""
+        [result] = self.images(input, style, **options)
+        return result
+
+    @with_options(LookOptions)
+    def images(
+        self,
+        inputs: Input | Sequence[Input],
+        style: Style | Sequence[Style],
+        output: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        on_event: OnEvent = _ignore,
+        cancel: threading.Event | None = None,
+        **options: Unpack[LookOptions],
+    ) -> Iterator[Image.Image]:
+        """Stylize pictures one by one; each is written before the next is begun.
+
+        inputs: files, folders, glob patterns, PIL images, or arrays of uint8: (H, W), (H, W, 3) RGB
+        or (H, W, 4) RGBA. A PIL image is treated as its file would be (EXIF orientation, ICC
+        profile, 16 bits, alpha), and is not changed.
+        style: one or more references of the same kinds, each with an optional weight ("ref.png:0.5"
+        or a pair); the weights are normalised. What is transparent in a reference counts as white;
+        colours under alpha 0 have no effect anywhere.
+        output: a file (one input), a folder, or None to write nothing.
+        on_event: receives `std_cli.events`; what it raises ends the run.
+        cancel: when it is set, the run ends with Cancelled after the step at work.
+
+        Raises InputError, before a weight is loaded, for every problem of the request; StdError if
+        the work fails. No file is left half written.
+        """
+        report = _reporter(on_event, cancel)
+        with _quietly():
+            every: dict[str, Any] = {**_for_pictures(self._options), **options}
+            r = prepare_images(inputs, style, output, overwrite=overwrite, **every)
+            self._announce(r, report)
+            pictures = run_images(r, overwrite, report, partial(self._use_images, r))
+        try:
+            while True:
+                with _quietly():
+                    picture = next(pictures, None)
+                if picture is None:
+                    return
+                yield picture
+        finally:
+            pictures.close()  # type: ignore[attr-defined]
+
+    @with_options(ClipOptions)
+    def video(
+        self,
+        inputs: str | Path | Sequence[str | Path],
+        style: Style | Sequence[Style],
+        output: str | Path = ".",
+        *,
+        overwrite: bool = False,
+        resume: bool = True,
+        keep_work: bool = False,
+        on_event: OnEvent = _ignore,
+        cancel: threading.Event | None = None,
+        **options: Unpack[ClipOptions],
+    ) -> list[VideoResult]:
+        """Stylize videos one by one; returns the result of each.
+
+        inputs: video files, animated gif, webp or png, folders of videos, glob patterns; a folder
+        of pictures is one video. style, on_event and cancel: as of `images`. output: a file (one
+        input), or a folder.
+        resume: continue where the same request was interrupted (its work folder `.OUT.std/` is next
+        to the output), else start over. keep_work: leave that folder.
+
+        Raises InputError, before a weight is loaded, for every problem of the request; StdError if
+        the work fails. Of several inputs one that fails does not stop the others; a StdError at the
+        end says how many did. A cancelled request resumes when it is made again.
+        """
+        report = _reporter(on_event, cancel)
+        with _quietly():
+            r = prepare_video(
+                inputs, style, output, overwrite=overwrite, **self._options, **options
+            )
+            self._announce(r, report)
+            return run_videos(r, overwrite, resume, keep_work, report, partial(self._use_video, r))
+
+    # --- what is loaded ---
+
+    def _announce(self, r: ImageRequest | VideoRequest, on_event: OnEvent) -> None:
+        """Report the first load before the libraries are imported, which takes seconds."""
+        if self._loaded is None:
+            on_event({"event": "progress", "stage": "load", "model": r.s.model})
+
+    @contextmanager
+    def _use_images(self, r: ImageRequest, on_event: OnEvent) -> Iterator["ImagePipeline"]:
+        from std_cli.stylize.pictures import load_pipeline
+
+        with self._lock:
+            yield self._pipeline(r, None, load_pipeline, on_event)
+
+    @contextmanager
+    def _use_video(self, r: VideoRequest, on_event: OnEvent) -> Iterator["VideoPipeline"]:
+        from std_cli.stylize.videos import load_pipeline
+
+        with self._lock:
+            yield self._pipeline(r, r.motion, load_pipeline, on_event)
+
+    def _pipeline(
+        self,
+        r: ImageRequest | VideoRequest,
+        motion: object,
+        load: Callable[..., Any],
+        on_event: OnEvent,
+    ) -> Any:
+        """The pipeline for a request with its style: the one that is loaded if its weights are."""
+        assert r.files is not None
+        with LOADING:
+            from std_cli.diffusion.pipeline import choose_device, choose_dtype
+
+        s = r.s
+        lora = (r.lora.path, r.lora.scale) if r.lora else None
+        place = (s.device, s.dtype, s.offload, s.compile)
+        weights = (type(r), r.files.base, r.files.ip_adapter, lora, motion, s.method, *place)
+        style = _style_key(r)
+
+        def on_notice(message: str) -> None:
+            on_event({"event": "notice", "message": message})
+
+        if self._loaded is None or self._loaded.weights != weights:
+            if self._loaded is not None:
+                self._free()
+                on_event({"event": "progress", "stage": "load", "model": r.files.name})
+            device = choose_device(s.device)
+            pipeline = load(r, device, choose_dtype(s.dtype, device), on_notice)
+            self._loaded = _Loaded(weights, style, pipeline)
+            return pipeline
+        pipeline = self._loaded.pipeline
+        pipeline.on_notice = on_notice
+        for message in request_notices(s, r.lora):
+            on_notice(message)
+        if self._loaded.style != style:
+            shares = [weight for _, weight in r.styles]
+            pipeline.set_style(r.references, shares, s.style_scale, s.style_blocks)
+            self._loaded.style = style
+        return pipeline
+
+    def _free(self) -> None:
+        if self._loaded is None:
+            return
+        self._loaded = None
+        import gc
+
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@with_options(ImageOptions)
+def stylize_image(
+    inputs: Input | Sequence[Input],
+    style: Style | Sequence[Style],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    on_event: OnEvent = _ignore,
+    cancel: threading.Event | None = None,
+    **options: Unpack[ImageOptions],
+) -> list[Image.Image]:
+    """As `stylize_images`, but returns all results at once."""
+    return list(
+        stylize_images(
+            inputs, style, output, overwrite=overwrite, on_event=on_event, cancel=cancel, **options
+        )
+    )
+
+
+@with_options(ImageOptions)
+def stylize_images(
+    inputs: Input | Sequence[Input],
+    style: Style | Sequence[Style],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    on_event: OnEvent = _ignore,
+    cancel: threading.Event | None = None,
+    **options: Unpack[ImageOptions],
+) -> Iterator[Image.Image]:
+    """Stylize pictures one by one with a model that is loaded for them. See `Stylizer.images`."""
+    load, look = _split(options)
+    with Stylizer(**load) as stylizer:
+        yield from stylizer.images(
+            inputs, style, output, overwrite=overwrite, on_event=on_event, cancel=cancel, **look
+        )
+
+
+@with_options(VideoOptions)
+def stylize_video(
+    inputs: str | Path | Sequence[str | Path],
+    style: Style | Sequence[Style],
+    output: str | Path = ".",
+    *,
+    overwrite: bool = False,
+    resume: bool = True,
+    keep_work: bool = False,
+    on_event: OnEvent = _ignore,
+    cancel: threading.Event | None = None,
+    **options: Unpack[VideoOptions],
+) -> list[VideoResult]:
+    """Stylize videos one by one with a model that is loaded for them. See `Stylizer.video`."""
+    load, look = _split(options)
+    with Stylizer(**load) as stylizer:
+        return stylizer.video(
+            inputs,
+            style,
+            output,
+            overwrite=overwrite,
+            resume=resume,
+            keep_work=keep_work,
+            on_event=on_event,
+            cancel=cancel,
+            **look,
+        )
+
+
+def _split(options: Any) -> tuple[Any, Any]:
+    """(the options of the constructor, those of a call)."""
+    known = LoadOptions.__annotations__
+    load = {name: value for name, value in options.items() if name in known}
+    return load, {name: value for name, value in options.items() if name not in known}
+
+
+def _for_pictures(options: LoadOptions) -> dict[str, object]:
+    """Without the motion adapter, which pictures do not have."""
+    return {k: v for k, v in options.items() if k in ImageSettings.model_fields}
+
+
+def _style_key(r: ImageRequest | VideoRequest) -> tuple[object, ...]:
+    """What the embeddings of the references follow from."""
+    pictures = tuple(hashlib.sha256(picture.tobytes()).digest() for picture in r.references)
+    shares = tuple(weight for _, weight in r.styles)
+    return pictures, shares, r.s.style_scale, r.s.style_blocks
+
+
+def _reporter(on_event: OnEvent, cancel: threading.Event | None) -> OnEvent:
+    def report(event: Event) -> None:
+        if cancel is not None and cancel.is_set():
+            raise Cancelled("cancelled by the caller")
+        if event["event"] in ("notice", "error"):
+            event = event | {"message": in_callers_words(event["message"])}
+        on_event(event)
+
+    return report
+
+
+@contextmanager
+def _callers_words() -> Iterator[None]:
+    try:
+        yield
+    except StdError as e:
+        e.args = (in_callers_words(str(e)),)
+        raise
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """With the libraries silent, and errors in the caller's words."""
+    with silent_libraries(), _callers_words():
+        yield
