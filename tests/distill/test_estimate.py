@@ -136,7 +136,7 @@ CONFIGURATIONS = {
     },
     "a clip": {
         "run": {"task": "v2v"},
-        "data": {"frames": 8},
+        "data": {"frames": 4},
         "distill": {"head": "learn"},
         "adversarial": {"features": "none"},
     },
