@@ -197,6 +197,22 @@ def test_a_folder_of_pictures_in_and_out(tmp_path, reference):
         assert first.size == (64, 48)
 
 
+def test_fps_is_the_rate_of_a_folder_of_pictures(tmp_path, reference, capsys):
+    """Each picture once, a twelfth of a second long; without it 25 in a second."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 48), (80 * i, 90, 30)).save(folder / f"f{i}.png")
+    common = ["stylize", "video", str(folder), "--style", str(reference), "--model", "tiny"]
+    common += ["--steps", "1", "--size", "64", "--motion", "none"]
+    for options, rate in ((["--fps", "12"], 12), ([], 25)):
+        out = tmp_path / f"at{rate}.mp4"
+        assert run([*common, "-o", str(out), *options]) == 0
+        frames = list(read_frames(open_clip(out)))
+        assert [f.pts for f in frames] == [Fraction(i, rate) for i in range(3)]
+        assert {f.duration for f in frames} == {Fraction(1, rate)}
+
+
 def test_many_inputs_one_model_one_failure(tmp_path, source, reference, capsys):
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     events = []
