@@ -183,7 +183,7 @@ class TrainingProgress(TypedDict):
     bank: int
     """Trajectories held by all processes."""
     bank_histogram: list[int]
-    """How many of them are at each index."""
+    """How many of them are in each eighth of the trajectory, from its end on."""
     memory: int
     """The most bytes that one process has used."""
     samples_per_second: float
@@ -253,8 +253,8 @@ class TrainingResult(TypedDict):
     """Which weights were exported: student or average."""
     schedule: NotRequired[str]
     """The schedule that validated best."""
-    compared: NotRequired[dict[str, float]]
-    """The validation of every pair of weights and schedule."""
+    compared: NotRequired[dict[str, dict[str, float]]]
+    """The validation of every pair of weights and schedule, by weights, then by schedule."""
 
 
 # --- plans, checks, models ---------------------------------------------------------------------
@@ -526,8 +526,11 @@ class Check(TypedDict):
     """The share of the samples that have a caption."""
     skipped: dict[str, int]
     """Files left out, by reason."""
-    sizes: dict[str, int]
-    cannot_be_read: list[str]
+    sizes: Sequence[tuple[int, int]] | None
+    """(width, height) of the smallest, the median and the largest file of a sample by area; None if
+    none can be read."""
+    cannot_be_read: dict[str, str]
+    """Files of the sample that cannot be used, with the reason."""
     device: str
     trainable_parameters: int
     updates: int

@@ -1,4 +1,4 @@
-"""What the discriminator's feature network sees of a picture: augmented, cropped, of one size,
+"""Pictures as the discriminator's feature network sees them: augmented, cropped, of one size,
 normalised.
 
 Differentiable augmentation (Zhao et al. 2020, arXiv 2006.10738) as StyleGAN-T (Sauer et al. 2023,

@@ -7,7 +7,7 @@ Each entry holds (x_0, x_t, c, n) of one sample together, as the paper has it (S
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ class BankEntry:
     """Its conditions."""
     n: int
     """The index on the solver's grid."""
+
+
+class BankState(TypedDict):
+    """A bank as plain data and tensors, for a checkpoint."""
+
+    slots: list[dict[str, Any] | None]
+    """The fields of each BankEntry."""
+    used: int
+    begun: int
 
 
 class Bank:
@@ -105,13 +114,15 @@ class Bank:
         bank.used, bank.begun = self.used, self.begun
         return bank
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> BankState:
         slots = [dict(vars(held)) if held is not None else None for held in self.slots]
         return {"slots": slots, "used": self.used, "begun": self.begun}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: BankState) -> None:
+        """Take what `state_dict` returned."""
         self.slots = [BankEntry(**held) if held is not None else None for held in state["slots"]]
-        self.used, self.begun = state["used"], state["begun"]
+        self.used = state["used"]
+        self.begun = state["begun"]
 
     def _free(self) -> int | None:
         return next((i for i, held in enumerate(self.slots) if held is None), None)

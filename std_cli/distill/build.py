@@ -42,9 +42,9 @@ class Parts:
     model: ModelFiles
     motion: MotionFiles | None
     features: Dino | None
-    """What the discriminator sees through; None without an adversarial loss."""
+    """The feature network of the discriminator; None without an adversarial loss."""
     text: TextCondition | None
-    """What embeds captions for the discriminator; None where SDXL's pooled embedding does."""
+    """The discriminator's text tower; None where it gets SDXL's pooled embedding."""
     fingerprints: dict[str, str]
     """{key of the configuration: what identifies the weights that it names}."""
 

@@ -34,11 +34,11 @@ class CheckpointState(TypedDict):
 
     format: int
     version: str
-    """Of std."""
+    """The version of std that wrote it."""
     config: dict[str, Any]
     """{section: {key: value}}, resolved."""
     lanes: int
-    """Of all processes."""
+    """The number of lanes of all processes."""
     samples: dict[str, str]
     """Fingerprints of the data and of the style references."""
     steps: int

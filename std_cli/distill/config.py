@@ -72,7 +72,7 @@ class ModelSection(Frozen):
 
 
 class DataSection(Frozen):
-    """What is trained on."""
+    """The data that are trained on."""
 
     sources: tuple[str, ...] = ("data",)
     """Folders, caption files or tar shards."""
@@ -231,7 +231,7 @@ class OptimizerSection(Frozen):
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Of the learning rate after the warm-up: half a cosine to 0 at the last step, or constant."""
+    """Learning rate after the warm-up: half a cosine to 0 at the last step, or constant."""
     warmup_steps: int = Field(500, ge=0)
     """Updates of linear warm-up."""
     clip: float = Field(10.0, gt=0)

@@ -40,7 +40,7 @@ class Sample:
     key: str
     """The file's name."""
     index: int
-    """Of its entry."""
+    """The index of its entry."""
 
 
 class Dataset:
@@ -72,7 +72,7 @@ class Dataset:
         self.entries = [e for e in found.entries if frames == 1 or e.kind == "clip"]
         self.references = list(references)
         self.bad_references: dict[Path, str] = {}
-        """Those that could not be read so far, with the reason."""
+        """{reference that could not be read so far: the reason}."""
         if not self.entries:
             raise InputError(
                 f"no clips for samples of {frames} frames: all {len(found.entries)} captioned "

@@ -14,7 +14,7 @@ weights agree without exchanging them. The student's step should also freeze it
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +161,13 @@ def gradient_penalty(
     return penalty
 
 
+class PenaltyState(TypedDict):
+    """A `PenaltyWeight` as plain data, for a checkpoint."""
+
+    weight: float
+    raised: int
+
+
 class PenaltyWeight:
     """The weight of the gradient penalty: times 5 when that is >= 100, at most once in 500 steps
     (STD's reference).
@@ -179,8 +186,10 @@ class PenaltyWeight:
             self.weight, self.raised = self.weight * 5, step
         return self.weight
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> PenaltyState:
         return {"weight": self.weight, "raised": self.raised}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weight, self.raised = float(state["weight"]), int(state["raised"])
+    def load_state_dict(self, state: PenaltyState) -> None:
+        """Take what `state_dict` returned."""
+        self.weight = float(state["weight"])
+        self.raised = int(state["raised"])

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from std_cli.config import Task
 from std_cli.distill.config import DistillConfig, template
 from std_cli.errors import InputError, StdError
+from std_cli.events import Check, Event, TrainingProgress, TrainingStart
 from std_cli.paths import replace_file, user_path
 from std_cli.weights.files import read_object
 from std_cli.weights.resolve import TINY
@@ -39,7 +40,7 @@ def write_template(path: str | Path, task: Task, model: str) -> str:
     return f"{path}: set data.sources, then run std distill --config {path}"
 
 
-def dry_run(config: DistillConfig) -> dict[str, Any]:
+def dry_run(config: DistillConfig) -> Check:
     """Check configuration, data and weights, and run real updates in a folder that is removed
     again; the event "check".
 
@@ -71,7 +72,7 @@ def dry_run(config: DistillConfig) -> dict[str, Any]:
             if not isinstance(e.__cause__, torch.OutOfMemoryError) or not probe.parts:
                 raise
             probe.fits = False
-    return _describe(report) | probe.describe()
+    return cast(Check, _describe(report) | probe.describe())
 
 
 def _describe(report: "DataReport") -> dict[str, Any]:
@@ -104,10 +105,9 @@ class _Probe:
         """The estimate, bytes by part."""
         self.extra = 0.0
         """Seconds of the whole run that are no updates."""
-        self.start: dict[str, Any] = {}
-        """The event "start"."""
-        self.updates: list[tuple[float, dict[str, Any]]] = []
-        """(seconds of the clock, event "progress") of every update."""
+        self.start: TrainingStart | None = None
+        self.updates: list[tuple[float, TrainingProgress]] = []
+        """(seconds of the clock, event) of every update."""
         self.peak: int | None = None
         self.live: Live | None = None
 
@@ -135,13 +135,13 @@ class _Probe:
         if self.kind == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.device)  # loading may take more
 
-    def follow(self, event: dict[str, Any]) -> None:
+    def follow(self, event: Event) -> None:
         """Take the run's events."""
         from std_cli.diffusion.memory import counting, living
 
         if event["event"] == "start":
-            self.start = event
-        if event.get("stage") != "distill":
+            self.start = cast(TrainingStart, event)
+        if event["event"] != "progress" or event["stage"] != "distill":
             return
         self.updates.append((time.monotonic(), event))
         if self.kind == "cuda":
@@ -155,6 +155,7 @@ class _Probe:
         """What was estimated and measured."""
         from std_cli.distill.training_run import count_held_out, count_updates
 
+        assert self.start is not None
         samples = self.start["samples"]
         training = samples - count_held_out(samples, self.config.data.held_out)
         steps = count_updates(self.config, training, self.config.optimizer.accumulation)

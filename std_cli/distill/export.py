@@ -1,7 +1,6 @@
 """The trained adapter as files that other tools read."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,8 @@ from std_cli.paths import replace_file
 from std_cli.weights.lora.read import of_pairs, read_lora
 from std_cli.weights.lora.write import lora_bytes
 
-DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+KOHYA = "lora_kohya.safetensors"
 
 
 def diffusers_bytes(adapter: dict[str, Tensor], alpha: float, metadata: dict[str, str]) -> bytes:
@@ -34,16 +34,19 @@ def kohya_bytes(adapter: dict[str, Tensor], alpha: float, metadata: dict[str, st
 
 
 def export(
-    folder: Path, adapter: dict[str, Tensor], alpha: float, metadata: dict[str, Any]
+    folder: Path, adapter: dict[str, Tensor], alpha: float, metadata: dict[str, str]
 ) -> Path:
-    """Write both files in fp16 and read them back: every layer and value is there. Returns the
-    first one's path."""
-    text = {k: str(v) for k, v in metadata.items()}
+    """Write both files in fp16 and read them back; the path of the one for diffusers. Raises
+    StdError unless every layer and value is in both.
+
+    adapter: as for `diffusers_bytes`. alpha: the scale of the adapter is alpha / rank. metadata:
+    of the files' headers.
+    """
     half = {k: v.half() for k, v in adapter.items()}
     wanted = of_pairs("the adapter", half, alpha).layers
     for name, make in ((DIFFUSERS, diffusers_bytes), (KOHYA, kohya_bytes)):
         path = folder / name
-        replace_file(path, make(half, alpha, text))
+        replace_file(path, make(half, alpha, metadata))
         found = read_lora(path, str(path)).layers
         if found.keys() != wanted.keys() or not all(
             torch.equal(tensor, found[layer].tensors[part])
@@ -51,7 +54,7 @@ def export(
             for part, tensor in given.tensors.items()
         ):
             raise StdError(
-                f"{path} was not written as it should be: check the disk and run the same "
-                f"command again"
+                f"{path} does not hold what was written: check the disk and run the same command "
+                "again"
             )
     return folder / DIFFUSERS

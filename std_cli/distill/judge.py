@@ -22,7 +22,7 @@ from std_cli.weights.dino import Dino
 
 @dataclass(frozen=True)
 class Seen:
-    """What the discriminator is given of B' pictures: of clips several frames of each sample."""
+    """The discriminator's inputs for B' pictures; of a clip several frames are pictures."""
 
     fake: list[Tensor]
     """Features of the student's pictures, one (B', T, C) per head; gradients reach the student."""

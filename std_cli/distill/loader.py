@@ -110,7 +110,7 @@ class Loader:
         self.seen: set[str] = set()
         """Keys of the files opened for what was yielded so far."""
         self.failed: dict[str, str] = {}
-        """Of these the bad ones, with the reason."""
+        """{key of a file that cannot be used: the reason}, among those."""
         self._bad: dict[str, str] = {}  # as the threads find them, ahead of `failed`
         self._bad_references = 0
         """How many unreadable style references were reported."""
@@ -263,12 +263,12 @@ class DataReport:
     skipped: dict[str, list[str]]
     """Names of what is not used, by reason."""
     sampled: int
-    """How many of the above were read."""
+    """The number of files that were read."""
     sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None
     """(width, height) of the smallest, the median and the largest of these by area; None if none
     could be read."""
     failed: dict[str, str]
-    """Those that could not be used, with the reason."""
+    """{file that cannot be used: the reason}, among those."""
 
 
 def check_data(data: Dataset, sample_count: int, seed: int = 0) -> DataReport:

@@ -3,8 +3,9 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from std_cli.distill.training_run import TrainingRun
 from std_cli.paths import replace_file, writing
@@ -35,7 +36,7 @@ class MetricsLog:
         if run.config.run.track != "none":
             self.tracker = _start_tracker(run)
 
-    def write(self, step: int, figures: dict[str, Any]) -> None:
+    def write(self, step: int, figures: Mapping[str, object]) -> None:
         """Add the figures of an update; 0 is the state before the first one."""
         if self.file is None:
             return

@@ -96,13 +96,13 @@ class Roles:
 
     @torch.no_grad()
     def teacher(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
-        """The same without an adapter and without gradients."""
+        """The UNet's output as of `student`, without an adapter and without gradients."""
         with self._role(None):
             return self._forward(x, t, c)
 
     @torch.no_grad()
     def target(self, x: Tensor, t: Tensor, c: Conditions) -> Tensor:
-        """The same with the average of the student's adapter, without gradients."""
+        """The UNet's output as of `student`, with the averaged adapter and without gradients."""
         with self._role(TARGET if self.ema else STUDENT):
             return self._forward(x, t, c)
 

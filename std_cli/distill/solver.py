@@ -1,9 +1,9 @@
 """The teacher's trajectory: a DDIM grid over a noise schedule, and the moves along it. Pure tensor
 arithmetic.
 
-Notation as in METHOD: N grid points t_n = k (n + 1) - 1 with k = T / N. A move to index s arrives
-at the noise of t_(s-1), and of timestep 0 for s = 0 (DDIM, Song et al. 2021, arXiv 2010.02502, eq.
-12 with sigma = 0).
+The notation is that of examples/method.md (Notation and solver): N grid points t_n = k (n + 1) - 1
+with k = T / N. A move to index s arrives at the noise of t_(s-1), and of timestep 0 for s = 0
+(DDIM, Song et al. 2021, arXiv 2010.02502, eq. 12 with sigma = 0).
 """
 
 import math

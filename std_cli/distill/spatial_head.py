@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 _SHARE = 0.05
-"""Of the student's head in the target's at each update: a decay of 0.95, as in MCM."""
+"""How far the target's head moves towards the student's at each update: a decay of 0.95, as in
+MCM."""
 
 
 class SpatialHead(nn.Module):

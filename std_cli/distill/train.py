@@ -5,10 +5,8 @@ numbers and trajectory bank; L = processes x accumulation of them make an update
 follows from (seed, step, lane), so a resumed run is the uninterrupted one, and two processes
 compute what one does with twice the accumulation.
 
-Events: "notice" (message), "start" (settings), "progress" (stage "distill": step, steps, losses,
-bank, samples_per_second, eta, memory), "result" (output, steps, seconds, validation, weights,
-schedule, compared). Losses are means over the lanes of all processes, bank and bank_histogram sums
-over them, memory the most that one process has used; the first process validates.
+Events: Notice, TrainingStart, Loading, TrainingProgress and TrainingResult of `std_cli.events`, in
+the first process, which also validates.
 """
 
 import json
@@ -18,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -35,9 +33,10 @@ from std_cli.distill.processes import together
 from std_cli.distill.roles import STUDENT, TARGET
 from std_cli.distill.trainer import Trainer
 from std_cli.distill.trainer_state import load, metadata, save
-from std_cli.distill.training_run import OnEvent, TrainingRun, plan_run
+from std_cli.distill.training_run import TrainingRun, plan_run
 from std_cli.distill.validation import SCHEDULES, Validation
 from std_cli.errors import InputError, StdError, at_work
+from std_cli.events import OnEvent, TrainingProgress, TrainingResult
 from std_cli.interruption import at_quit, deferred
 from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file
 from std_cli.schedule import Schedule
@@ -77,17 +76,16 @@ def distill(
                 from std_cli.weights.hub import push_lora
 
                 push_lora(path, config.run.push)
-    on_event(
-        {
-            "event": "result",
-            "input": str(saved),
-            "output": str(path),
-            "steps": run.steps,
-            "seconds": round(time.monotonic() - begin, 3),
-            **validated,
-            **measured,
-        }
-    )
+    result = {
+        "event": "result",
+        "input": str(saved),
+        "output": str(path),
+        "steps": run.steps,
+        "seconds": round(time.monotonic() - begin, 3),
+        **validated,
+        **measured,
+    }
+    on_event(cast(TrainingResult, result))
     return path
 
 
@@ -132,7 +130,8 @@ def _train(
                 facts["samples_per_second"] = round(pace.measure(done), 3)
                 log.write(done, facts)
             progress = {"event": "progress", "stage": "distill", "step": done, "steps": steps}
-            run.on_event({**progress, "eta": pace.seconds_left(done), **facts})
+            progress |= {"eta": pace.seconds_left(done), **facts}
+            run.on_event(cast(TrainingProgress, progress))
 
             # --- save ---
             stop = trainer.agree(stopped())

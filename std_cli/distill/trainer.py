@@ -52,14 +52,14 @@ class Trainer:
     roles: Roles
     solver: Solver
     head: HeadPair | None
-    """What student and target are compared through; None: as they are."""
+    """The network that student and target are compared through; None: latents as they are."""
     judge: Judge | None
     """The discriminator's side; None: no adversarial loss."""
     optimizer: torch.optim.Optimizer
-    """Of the student's adapter and head."""
+    """The optimizer of the student's adapter and head."""
     scaler: torch.amp.GradScaler
     lanes: list[Lane]
-    """Those of this process."""
+    """The lanes of this process."""
     weights: dict[str, str]
     """{key of the configuration: what identifies the weights that it names}."""
     model_name: str
@@ -85,7 +85,7 @@ class Trainer:
 
     @property
     def learning(self) -> list[nn.Parameter]:
-        """What the student's optimizer moves."""
+        """The parameters that the student's optimizer moves."""
         head = self.head.student.parameters() if self.head is not None else ()
         return [*self.roles.parameters.values(), *head]
 

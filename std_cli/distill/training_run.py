@@ -1,11 +1,9 @@
 """What is known of a training run before a weight is loaded: its data, its length, and the
 checkpoint that it resumes from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -16,10 +14,8 @@ from std_cli.distill.config import DataSection, DistillConfig, differing_keys, m
 from std_cli.distill.dataset import find_pictures, fingerprint_references, fingerprint_samples
 from std_cli.distill.find_samples import FoundSamples, SampleFile, find_samples
 from std_cli.errors import InputError
+from std_cli.events import OnEvent
 from std_cli.paths import user_path
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -28,20 +24,20 @@ class TrainingRun:
 
     config: DistillConfig
     folder: Path
-    """Of the run's output, absolute or relative as the user wrote it."""
+    """The folder of the run's output, as the user wrote it."""
     world: PartialState
     """The processes of the run, and which of them this is."""
     on_event: OnEvent
     found: FoundSamples
     """All captioned files."""
     samples: list[SampleFile]
-    """Those that are trained on."""
+    """The files that are trained on."""
     held_out: list[SampleFile]
-    """Those that only validations use."""
+    """The files that only validations use."""
     references: list[Path]
     """The style's pictures; [] without a style."""
     fingerprints: dict[str, str]
-    """Of the samples ("data") and the references ("style"), 16 hex digits each."""
+    """16 hex digits that identify the samples ("data") and the references ("style")."""
     start: Path | None
     """The checkpoint to resume from."""
 

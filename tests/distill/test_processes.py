@@ -14,47 +14,26 @@ from tests.distill.runs import IN_HALF_PRECISION, a_config, copy_of, lines
 
 pytestmark = pytest.mark.long
 
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# --multi_gpu is accelerate's word for one process each, gloo where the device is a CPU; --cpu
+# starts but one
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--main_process_port", "0"]
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        # --multi_gpu is accelerate's word for one process each, gloo where the device is a CPU;
-        # --cpu starts but one
-        [
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            "2",
-            "--main_process_port",
-            "0",
-        ],
-    ],
-    ids=["torchrun", "accelerate"],
-)
-def test_two_processes_are_one_with_twice_the_accumulation(whole, pictures, tmp_path, launcher):
+
+def launch(launcher, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_two_processes_finish_what_one_with_twice_the_accumulation_began(whole, pictures, tmp_path):
     config = tmp_path / "run.toml"
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", optimizer={"accumulation": 1})))
-    if launcher[0].startswith(
-        "accelerate"
-    ):  # the first half was made by one process with two lanes
-        copy_of(whole[0], tmp_path / "run")
-        shutil.rmtree(tmp_path / "run" / "checkpoint-000004")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *launcher,
-            "-m",
-            "std_cli",
-            "distill",
-            "--config",
-            str(config),
-            "-q",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    # the first half was made by one process with two lanes
+    copy_of(whole[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-000004")
+    done = launch(TORCHRUN, "-m", "std_cli", "distill", "--config", config, "-q")
     assert done.returncode == 0, done.stderr[-2000:]
     a, b = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole[0], tmp_path / "run"))
     # Sums in another order, which Adam makes more of where a gradient is next to nothing.
@@ -93,20 +72,7 @@ main()
 def test_an_error_of_two_processes_is_reported_once(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(FAILS_IN_ONE)
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *launcher,
-            str(script),
-            "distill",
-            "--config",
-            str(tmp_path / "no.toml"),
-        ],
-        capture_output=True,
-        text=True,
-    )
+    done = launch(ACCELERATE, script, "distill", "--config", tmp_path / "no.toml")
     assert sorted(line for line in done.stdout.splitlines() if "problem" in line) == [
         "0 InputError: only the second has this problem, reported elsewhere: False",
         "1 InputError: only the second has this problem, reported elsewhere: True",
@@ -136,12 +102,7 @@ def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
     script.write_text(OVERFLOWS_IN_ONE)
     how = IN_HALF_PRECISION | {"run": {"max_steps": 2}}
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, str(script), "distill", "--config", str(config), "-q"],
-        capture_output=True,
-        text=True,
-    )
+    done = launch(TORCHRUN, script, "distill", "--config", config, "-q")
     assert done.returncode == 0, done.stderr[-2000:]
     norms = [row["norm"] for row in lines(tmp_path / "run")]
     assert norms[0] is None and 0 < norms[1] < 10
