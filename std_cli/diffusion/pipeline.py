@@ -55,7 +55,7 @@ STYLE_BLOCK = {
     "down": 0,
     "mid": 0,
     "up": {"block_0": [0, 1, 0], "block_1": 0},
-}  # where SDXL paints style (METHOD section 2)
+}  # where SDXL paints style (examples/method.md, The published setting)
 
 
 def choose_device(name: str) -> torch.device:

@@ -33,6 +33,9 @@ _SCALED = {"L;2": 85, "L;4": 17}
 # sample.
 _LOW_HALF = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
 
+CODE_POINTS = "cicp"
+"""Key of a decoded picture's `info`: (primaries, transfer) by ITU-T H.273, of a PNG with cICP."""
+
 # Pillow logs some damage as well as raising it; without a handler Python would print that as a
 # second line.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -129,9 +132,9 @@ def decode(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The pixels of an opened file, or of any image, and (width, height) of the whole.
 
-    own: the result may be `image` itself, without a copy of the pixels; else `image` is not
-    changed. PNGs of 16-bit samples are rounded to 8 bits instead of cut, and a transparent colour
-    that Pillow's pixels cannot tell apart from others becomes an alpha channel. side: see
+    own: the result may be `image` itself, without a copy of the pixels; else the pixels of `image`
+    are not changed. PNGs of 16-bit samples are rounded to 8 bits instead of cut, and a transparent
+    colour that Pillow's pixels cannot tell apart from others becomes an alpha channel. side: see
     `std_cli.media.pictures.read_picture`.
     """
     whole = image.size
@@ -142,10 +145,12 @@ def decode(
         and image.format in ("JPEG", "MPO")
     ):
         drafted = _draft(image, side)
-    raw_mode, low = "", None
+    raw_mode = ""
+    low = code_points = None
     # it has none once it is decoded
     if isinstance(image, PngImagePlugin.PngImageFile) and len(image.tile) == 1:
         raw_mode = str(image.tile[0].args)
+        code_points = _code_points(image)
         low = _low_half(image, _LOW_HALF[raw_mode]) if raw_mode in _LOW_HALF else None
     if own:
         image.load()
@@ -163,6 +168,8 @@ def decode(
     # of 8 bits: the others are to be ignored, the standard says
     elif raw_mode == "RGB" and isinstance(key, tuple):
         pixels.info["transparency"] = tuple(sample & 255 for sample in key)
+    if code_points is not None:
+        pixels.info[CODE_POINTS] = code_points
     return pixels, whole if drafted else pixels.size  # a TIFF turns itself when it is decoded
 
 
@@ -191,6 +198,24 @@ def _draft(image: ImageFile.ImageFile, side: int) -> bool:
         return False
     scale = min(1.0, 2 * side / max(width, height))
     return image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale)))) is not None
+
+
+def _code_points(image: PngImagePlugin.PngImageFile) -> tuple[int, int] | None:
+    """(primaries, transfer) of the chunk cICP, which Pillow passes over (PNG specification, third
+    edition, 11.3.2.6); None without it. The file is left at the place where it was."""
+    assert image.fp is not None
+    place = image.fp.tell()
+    try:
+        image.fp.seek(8)
+        while len(head := image.fp.read(8)) == 8 and head[4:] != b"IDAT":
+            size = int.from_bytes(head[:4], "big")
+            if head[4:] == b"cICP" and size == 4:
+                primaries, transfer, matrix, full_range = image.fp.read(4)
+                return (primaries, transfer) if (matrix, full_range) == (0, 1) else None
+            image.fp.seek(size + 4, io.SEEK_CUR)  # and its checksum
+    finally:
+        image.fp.seek(place)
+    return None
 
 
 def _low_half(image: PngImagePlugin.PngImageFile, raw_mode: str) -> Image.Image:

@@ -24,7 +24,14 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from std_cli.errors import InputError
 from std_cli.media.color_profile import to_srgb
-from std_cli.media.open_picture import LARGE, check_pixels, decode, open_picture, readable
+from std_cli.media.open_picture import (
+    CODE_POINTS,
+    LARGE,
+    check_pixels,
+    decode,
+    open_picture,
+    readable,
+)
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES, left_out
 from std_cli.media.transparency import fill_hidden, find_alpha
 from std_cli.paths import check_path, draft, replace_file, user_path, writing
@@ -219,10 +226,9 @@ def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int |
         image = image.transpose(turn)
         whole = whole[::-1] if turn in _SIDEWAYS else whole
     alpha = find_alpha(image)
-    profile, gamma = (
-        image.info.get("icc_profile"),
-        None if "srgb" in image.info else image.info.get("gamma"),
-    )
+    profile = image.info.get("icc_profile")
+    gamma = None if "srgb" in image.info else image.info.get("gamma")
+    code_points = image.info.get(CODE_POINTS)
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
     elif image.mode in ("1", "LA"):
@@ -230,7 +236,7 @@ def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int |
     # those keep their mode for the sake of their profile
     elif image.mode not in ("L", "CMYK", "LAB"):
         image = image.convert("RGB")
-    rgb = to_srgb(image, profile, gamma)
+    rgb = to_srgb(image, profile, gamma, code_points)
     for part in (rgb, alpha):
         if part is not None:
             part.info.clear()  # Pillow would write the old profile and transparency with the result

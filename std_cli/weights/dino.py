@@ -24,7 +24,7 @@ from std_cli.weights.pickles import check_size, read_pickle
 
 # side of the pictures that the pre-trained nets see here (StyleGAN-T, and the reference of STD)
 SIZE = 224
-_HEAD_WIDTH = 64  # of every DINOv2 net; the original files do not tell
+_HEAD_WIDTH = 64  # of every DINOv2 net; the original files do not contain it
 
 # The original's names -> those of the files on the Hub. "attn.qkv" is three layers there.
 _NAMES = (

@@ -1,10 +1,10 @@
 """Fetching from the Hub with what a person wants to see: sizes beforehand, progress, retries, and
 hashes checked.
 
-huggingface_hub asks the Hub (it knows HF_TOKEN, HF_ENDPOINT and proxies); its cache is where models
-are kept. What it does not do is here: room on the disk is checked first, a file must be what the
-Hub says, and a large file goes on where an earlier process was stopped (version 2 begins anew), so
-it comes by HTTP, not by Xet.
+huggingface_hub asks the Hub (it knows HF_TOKEN, HF_ENDPOINT and proxies), and models are kept in
+its cache. This module adds what it does not do: room on the disk is checked first, a file must be
+what the Hub says, and the download of a large file resumes where an earlier process was stopped
+(version 2 of huggingface_hub starts again), for which it is fetched by HTTP, not by Xet.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from std_cli.errors import InputError, StdError
 from std_cli.weights.files import file_names, read_header
+from std_cli.weights.fingerprints import sha256
 from std_cli.weights.hub import (
     HubRepo,
     cached_folder,
@@ -80,7 +81,9 @@ def download(files: list[HubFile], on_bytes: Callable[[int, int], None]) -> None
     Raises StdError if there is no room, if the Hub fails again and again, or if a file is not what
     the Hub says.
     """
-    total, done, lock = sum(f.size for f in files), 0, threading.Lock()
+    total = sum(f.size for f in files)
+    done = 0
+    lock = threading.Lock()
     check_room(total - sum(_part_of(f).stat().st_size for f in files if _part_of(f).is_file()))
     stopped = threading.Event()
 
@@ -133,13 +136,15 @@ def _download(file: HubFile, count: Callable[[int], None]) -> None:
             count(int(n or 0))
             return None
 
-    s = file.source
-    with hub_errors(s, [s]):
+    source = file.source
+    with hub_errors(source, [source]):
         if len(file.digest) == 64:
             _bring(file, count, Count)
         path = Path(
             _patiently(
-                lambda: hf_hub_download(s.repo, file.name, revision=s.revision, tqdm_class=Count)
+                lambda: hf_hub_download(
+                    source.repo, file.name, revision=source.revision, tqdm_class=Count
+                )
             )
         )
     if len(file.digest) == 40 and not _is(path, file.digest):
@@ -158,10 +163,8 @@ def _bring(file: HubFile, count: Callable[[int], None], bar: Any) -> None:
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
     part = _part_of(file)
-    blob, lock = (
-        part.with_name(file.digest),
-        Path(constants.HF_HUB_CACHE) / ".locks" / part.parts[-3],
-    )
+    blob = part.with_name(file.digest)
+    lock = Path(constants.HF_HUB_CACHE) / ".locks" / part.parts[-3]
     for folder in (part.parent, lock):
         folder.mkdir(parents=True, exist_ok=True)
     url = hf_hub_url(file.source.repo, file.name, revision=file.source.revision)
@@ -201,11 +204,10 @@ def _part_of(file: HubFile) -> Path:
 
 
 def _damaged(file: HubFile) -> StdError:
-    told = (
-        f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run "
-        f"the command again"
+    return StdError(
+        f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run the "
+        f"command again"
     )
-    return StdError(told)
 
 
 def _patiently(ask: Callable[[], T]) -> T:
@@ -278,9 +280,9 @@ def tidy(folder: Path) -> None:
 
 def _is(path: Path, digest: str) -> bool:
     """Whether a file has this SHA-256 (64 digits), or this SHA-1 as git takes it of a blob (40)."""
+    if len(digest) == 64:
+        return sha256(path) == digest
     with path.open("rb") as file:
-        if len(digest) == 64:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
         hashed = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
         while block := file.read(2**20):
             hashed.update(block)

@@ -30,8 +30,8 @@ def family(shapes: Shapes) -> tuple[str, int] | None:
 
 
 def checkpoint_family(shapes: Shapes) -> str | None:
-    """What a whole model in one file is, where its names tell: for the message that it is no SDXL
-    base model."""
+    """What a whole model in one file is, by its names, for the message that it is no SDXL base
+    model; None if they do not show it."""
     if any(key.startswith("conditioner.embedders.0.model.") for key in shapes):
         return "the SDXL refiner"
     if any(".double_blocks." in f".{key}" for key in shapes):
@@ -88,7 +88,7 @@ def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
     ]
     if lacks or beyond or wrong:
         parts = [("lacks", lacks), ("has beyond them", beyond), ("differ in shape", wrong)]
-        told = "; ".join(
+        differences = "; ".join(
             f"{len(keys)} {what} ({first_names(keys)})" for what, keys in parts if keys
         )
         right = len(wanted) - len(lacks) - len(wrong)
@@ -97,7 +97,7 @@ def _check_exact(name: str, found: Shapes, wanted: Shapes) -> None:
             if beyond or wrong
             else "fetch it again, or choose another"
         )
-        raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {told}: {remedy}")
+        raise InputError(f"{name}: {right} of {len(wanted)} tensors fit: {differences}: {remedy}")
 
 
 def first_names(names: Sequence[str], count: int = 3) -> str:

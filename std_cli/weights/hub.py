@@ -120,9 +120,9 @@ def _download(source: HubRepo, missing: list[HubRepo]) -> Path:
     names = _hub_names(source, missing)
     absent = ", ".join(file for file in source.files if file not in names)
     if lacks := f"it lacks {absent}" if absent else "" if source.files else missing_files(names):
-        told = f"{lacks}{if_moved(source)}"
         raise InputError(
-            f"{source.repo} on the Hub (revision {source.revision}) cannot be used: {told}"
+            f"{source.repo} on the Hub (revision {source.revision}) cannot be used: "
+            f"{lacks}{if_moved(source)}"
         )
     files = list(source.files) or wanted_files(names)
     with hub_errors(source, missing):

@@ -138,7 +138,7 @@ def _is_lora(shapes: Shapes, kind: str) -> bool:
     """Whether the tensors are those of any adapter's, and the file is of no other kind that is
     known for sure."""
     methods = sum(bool(parse(key).tensor) for key in shapes)
-    return 2 * methods > len(shapes) or (methods > 0 and kind in ("unknown", "clip"))
+    return 2 * methods > len(shapes) or (methods > 0 and kind in ("unknown", "clip", "embedding"))
 
 
 def _short(metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:

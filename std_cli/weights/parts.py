@@ -92,8 +92,10 @@ def check_adapter(
 
 
 def check_one_file(name: str, path: Path, config: Path) -> None:
-    """The same of a checkpoint in one file alone; `config`: the folder with the configs that it
-    lacks."""
+    """Raises InputError unless a checkpoint in one file has every tensor of every part.
+
+    name: what the message calls it. config: the folder with the configs that it lacks.
+    """
     stored = read_tensor_facts(path)[0]
     wanted = {part: _in_one_file(part, _network(part, config / part), stored) for part in WEIGHTS}
     _refuse(name, [problem for part in WEIGHTS for problem in _compare(part, stored, wanted[part])])
@@ -175,8 +177,8 @@ def _made(config: str, make: "Callable[[], nn.Module]") -> "nn.Module":
         return make()
     # a config that asks for what cannot be: the libraries raise whatever comes of it
     except Exception as error:
-        told = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise InputError(f"{config} cannot be used: {told}: fetch it again") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise InputError(f"{config} cannot be used: {reason}: fetch it again") from error
 
 
 def _in_a_folder(part: str, network: "nn.Module", stored: Stored, whole: bool = True) -> Shapes:
@@ -202,7 +204,8 @@ def _in_a_folder(part: str, network: "nn.Module", stored: Stored, whole: bool = 
 
 
 def _in_one_file(part: str, network: "nn.Module", stored: Stored) -> Shapes:
-    """The same of a checkpoint in one file, with the names and shapes of the original code."""
+    """{key: shape} of what a network needs in a checkpoint in one file, which has the names and
+    shapes of the original code."""
     wanted = {}
     for key, tensor in network.state_dict().items():
         name, shape = single_file_key(part, key), list(tensor.shape)
@@ -225,7 +228,8 @@ def _projection(stored: Stored, encoder: Any) -> Shapes:
     """What an IP-Adapter, plain or plus, needs between the image encoder and the UNet, in the
     file's own widths.
 
-    Of another kind nothing is known here. Source: h94's files, as diffusers' loader reads them.
+    {} for another kind of adapter, of which nothing is known. Source: h94's files, as diffusers'
+    loader reads them.
     """
     if "image_proj.proj.weight" in stored:
         width = (stored.get("image_proj.norm.weight") or ([0], ""))[0][0]

@@ -1,4 +1,4 @@
-"""`stylize_image` beside the plain diffusers snippet, on the same pictures:
+"""`stylize_image` against the plain diffusers snippet, on the same pictures:
 `python -m tests.bench.image`.
 
 A process each, a second of one and a second of the other in turn. Prints seconds per picture (the

@@ -25,7 +25,7 @@ from std_cli.media.video.steady import Steady
 from tests.measures import colour_distance, flicker, texture_distance
 
 
-def figures(sources, results, reference, window, overlap):
+def measured(sources, results, reference, window, overlap):
     """(flicker, colour distance, texture distance, seam ratio)."""
     starts = window_starts(len(results), window, window - overlap)
     joints, quality = {*starts, *(start + window for start in starts)}, Quality()
@@ -87,7 +87,7 @@ def main():
                     steady(grey(Image.fromarray(s)), r, 1)
                     for s, r in zip(sources, results, strict=True)
                 ]
-            row = figures(sources, results, reference, *windows)
+            row = measured(sources, results, reference, *windows)
             first = first or row
             shares = "".join(f"{y / x - 1:+9.1%}" for x, y in zip(first[:3], row, strict=False))
             print(

@@ -1,4 +1,4 @@
-"""The step of `std distill` beside a plain port of the reference's, a process each:
+"""The step of `std distill` against a plain port of the reference's, a process each:
 `python -m tests.bench.train`.
 
 The port does what METHOD's sections 3 to 6 say of the reference: a second UNet in fp32 as teacher,

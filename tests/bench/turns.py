@@ -12,7 +12,7 @@ import time
 
 
 class _Process:
-    """A command with a clock that goes only while it runs."""
+    """A command with a clock that runs only while the command runs."""
 
     def __init__(self, command):
         self.active, self.since, self.lines = 0.0, None, []

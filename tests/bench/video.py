@@ -1,4 +1,4 @@
-"""`stylize_video` beside a loop as one would write it on diffusers: `python -m tests.bench.video`.
+"""`stylize_video` against a loop as one would write it on diffusers: `python -m tests.bench.video`.
 
 A process each: on a CPU a second of one and a second of the other in turn, on a GPU one after the
 other. The plain loop reads the whole clip, denoises window after window with the same motion UNet

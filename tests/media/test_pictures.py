@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from std_cli.errors import InputError, StdError
 from std_cli.media.open_picture import MAX_PIXELS
@@ -33,6 +33,7 @@ from std_cli.media.pictures import (
     read_metadata,
     read_picture,
     save_picture,
+    take_picture,
     working_size,
 )
 from std_cli.media.transparency import attach_alpha
@@ -755,3 +756,47 @@ def test_no_permission_to_write() -> None:
 def test_import_needs_no_torch() -> None:
     code = "import sys, std_cli.media.pictures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def with_code_points(path, pixels, primaries, transfer, **how):
+    """A PNG with the chunk cICP behind its header."""
+    Image.fromarray(pixels).save(path, **how)
+    data = path.read_bytes()
+    chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+    chunk = (4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(data[:33] + chunk + data[33:])
+    return path
+
+
+def test_the_code_points_of_a_png_count_before_its_profile(tmp_path):
+    """Display P3's red and a mix, worked out with the primaries' matrix; grey stays grey."""
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[:] = [[200, 100, 50], [90, 90, 90], [255, 255, 255]]
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for how in ({}, {"icc_profile": profile}):
+        path = with_code_points(tmp_path / "a.png", pixels, 12, 13, **how)
+        found = np.asarray(read_picture(path).rgb)
+        assert np.abs(found[0].astype(int) - [[215, 93, 31], [90] * 3, [255] * 3]).max() <= 1
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(take_picture(image).rgb), found)
+    same = with_code_points(tmp_path / "b.png", pixels, 1, 13)
+    assert np.array_equal(np.asarray(read_picture(same).rgb), pixels)
+    unknown = with_code_points(tmp_path / "c.png", pixels, 22, 200)
+    assert np.array_equal(np.asarray(read_picture(unknown).rgb), pixels)
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_an_hdr_png_is_tone_mapped_as_a_video_is(tmp_path, transfer):
+    """Light for light: only the last curve differs, sRGB's here, BT.1886 of gamma 2.4 there."""
+    import av
+
+    from std_cli.media.video.clip import Color
+    from std_cli.media.video.color import to_rgb
+
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 3), dtype=np.uint8)
+    path = with_code_points(tmp_path / "a.png", pixels, 9, transfer)
+    found = np.asarray(read_picture(path).rgb).astype(float) / 255
+    frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint16) * 257, "rgb48le")
+    video = to_rgb(frame.reformat(format="gbrp16le"), Color(9, 2, 9, transfer)) / 255
+    light = np.where(found <= 0.04045, found / 12.92, ((found + 0.055) / 1.055) ** 2.4)
+    assert np.abs(light ** (1 / 2.4) - video)[light > 0.01].max() < 0.01

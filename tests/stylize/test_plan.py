@@ -65,8 +65,8 @@ def main_memory(monkeypatch):
     """Lets the system report so much free main memory."""
 
     def report(gib):
-        memory = SimpleNamespace(available=int(gib * GIB), total=int(gib * GIB))
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        reported = SimpleNamespace(available=int(gib * GIB), total=int(gib * GIB))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: reported)
 
     return report
 
@@ -172,28 +172,28 @@ conditions = pipeline.prepare(image_settings({"model": "tiny", "cfg": 4.0}), "qu
 picture = Image.new("RGB", size)
 latent = pipeline.encode(picture)
 window = torch.stack([latent] * 8, 1)[None]
-estimate = activation_bytes(
+estimated = activation_bytes(
     *network_configs(files), size, dtype="fp32", frames=8, motion_config=motion.config, tokens=32
 )
 works = {"unet": lambda: pipeline.predict(conditions, window, [0], [range(8)]),
          "vae_encode": lambda: pipeline.encode(picture),
          "vae_decode": lambda: pipeline.decode(latent)}
-print(json.dumps({part: (estimate[part], measured(work)) for part, work in works.items()}))
+print(json.dumps({part: (estimated[part], measured(work)) for part, work in works.items()}))
 """
 
 
 @pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux reports the resident memory"
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs the resident memory of Linux"
 )
 def test_activations_are_what_real_runs_take():
-    # so that freed memory goes back to the system and is counted again
+    # so that freed memory returns to the system and is counted again
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURED], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for part, (estimate, measured) in json.loads(done.stdout.splitlines()[-1]).items():
-        assert estimate == pytest.approx(measured, rel=0.05 if part == "unet" else 0.2), part
+    for part, (estimated, measured) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert estimated == pytest.approx(measured, rel=0.05 if part == "unet" else 0.2), part
 
 
 def test_activations_grow_with_size_frames_guidance_and_precision():
@@ -370,28 +370,26 @@ def test_a_plan_says_what_the_input_is_like(tmp_path, reference, monkeypatch, co
     notes = plan_video(folder, str(reference), tmp_path / "o.mp4", **options)["notes"]
     assert sum("lacks 2 numbers of its sequence" in note for note in notes) == 1
     assert sum("transparent" in note and "show white" in note for note in notes) == 1
-    notes = plan_video(folder, str(reference), tmp_path / "o.mov", codec="prores", **options)[
-        "notes"
-    ]
-    assert not any("transparent" in note for note in notes)
+    prores = plan_video(folder, str(reference), tmp_path / "o.mov", codec="prores", **options)
+    assert not any("transparent" in note for note in prores["notes"])
     clip = gappy_clip(tmp_path / "gaps.mp4")
     notes = plan_video(clip, str(reference), tmp_path / "o.mp4", **options)["notes"]
     assert any("5 frames" in note and "missing" in note for note in notes) == (counted == 2000)
 
 
-ESTIMATES: dict[str, dict[str, int]] = {}
+ESTIMATED: dict[str, dict[str, int]] = {}
 
 
 @pytest.fixture(autouse=True)
 def estimated_once(monkeypatch):
-    """What a network takes at work is estimated once for all tests here: it follows from the
-    arguments alone."""
+    """What a network takes at work is estimated once for all tests here: it depends only on the
+    arguments."""
     estimate = memory.activation_bytes
 
     def once(*about, **how):
         key = repr((about, sorted(how.items())))
-        ESTIMATES[key] = ESTIMATES.get(key) or estimate(*about, **how)
-        return ESTIMATES[key]
+        ESTIMATED[key] = ESTIMATED.get(key) or estimate(*about, **how)
+        return ESTIMATED[key]
 
     monkeypatch.setattr("std_cli.stylize.memory_needs.activation_bytes", once)
 
@@ -468,7 +466,7 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
         planner = plan_images if file == "p.png" else plan_video
         return planner(tmp_path / file, str(reference), tmp_path / "out", probe=False, **options)
 
-    def gigabytes(plan, mode):
+    def margin_included(plan, mode):
         return f"{plan['memory']['modes'][mode] * memory.MARGIN / GIB:.1f} GiB"
 
     for kind, name, free, pictures, videos in (
@@ -482,7 +480,7 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
         for file, flags in (("p.png", pictures), ("v.mp4", videos)):
             plan, cell = planned(file), rows[name][file]
             assert (plan["picks"]["flags"], plan["fits"]) == (flags, not flags), name
-            assert (f"`{flags}`" if flags else "nothing") in cell and gigabytes(
+            assert (f"`{flags}`" if flags else "nothing") in cell and margin_included(
                 plan, plan["picks"]["offload"]
             ) in cell, name
             parts = plan["memory"]["parts"]
@@ -490,13 +488,13 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
     gpu(4.4)
     for file, size in (("p.png", None), ("v.mp4", 1024)):
         plan = planned(file, size=size, offload="sequential")
-        assert plan["fits"] and gigabytes(plan, "sequential") in rows["GPU, 4 to 6 GB"][file]
+        assert plan["fits"] and margin_included(plan, "sequential") in rows["GPU, 4 to 6 GB"][file]
     gpu(11.4)
     for file, size in (("p.png", 768), ("v.mp4", 1024)):
         plan = planned(file, size=size)
         assert (
             plan["fits"]
-            and f"`--size {size}` ({gigabytes(plan, 'none')})" in rows["GPU, 12 GB"][file]
+            and f"`--size {size}` ({margin_included(plan, 'none')})" in rows["GPU, 12 GB"][file]
         )
     for name, free, batches in (
         ("16", 15.4, "1, 3"),
@@ -511,7 +509,7 @@ def test_the_table_of_hardware(tmp_path, reference, gpu):
             at_once == batches and f"windows at once: {batches}" in rows[f"GPU, {name} GB"]["v.mp4"]
         )
     gpu(64, "cpu")
-    assert gigabytes(planned("p.png", dtype="bf16"), "none") in rows["CPU"]["p.png"]
+    assert margin_included(planned("p.png", dtype="bf16"), "none") in rows["CPU"]["p.png"]
 
 
 # --- the command -------------------------------------------------------------------------------

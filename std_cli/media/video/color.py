@@ -1,5 +1,4 @@
-"""Between the colours of a video and 8-bit full-range RGB, by swscale; HDR to SDR by tables of our
-own.
+"""Between the colours of a video and 8-bit full-range RGB, by swscale; HDR by `tone_map`.
 
 Numbers of matrices, primaries and transfers are those of ITU-T H.273, which are FFmpeg's.
 """
@@ -12,11 +11,12 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from std_cli.media.tone_map import HDR, tone_mapped
 from std_cli.media.video.clip import Alpha, Color, Pixels
 
 BT709, BT601, BT2020 = 1, 6, 9
 LIMITED, FULL = 1, 2
-HDR = {16: "PQ", 18: "HLG"}  # by transfer
+UNSPECIFIED = 2
 _SWS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # matrix -> swscale's coefficients
 # bicubic, chroma at full resolution, exact rounding, the same on every machine
 _FLAGS = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
@@ -114,29 +114,6 @@ def _expanded() -> Pixels:
 
 # --- HDR ---------------------------------------------------------------------------------------
 
-REFERENCE_WHITE = 203.0
-"""cd/m2 of diffuse white in HDR (ITU-R BT.2408): SDR's white."""
-PEAK = 1000.0
-"""cd/m2 that the tone curve maps to SDR's maximum."""
-_TO_709 = np.array(  # linear BT.2020 -> linear BT.709 (ITU-R BT.2087)
-    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
-)
-
-
-@cache
-def _to_linear(transfer: int) -> NDArray[np.float32]:
-    """16-bit code -> light: of PQ 1 at the reference white, of HLG the scene's, 1 at its
-    maximum."""
-    v = np.arange(65536) / 65535
-    if HDR[transfer] == "PQ":  # SMPTE ST 2084
-        p = v ** (1 / 78.84375)
-        nits = 10000 * (np.maximum(p - 0.8359375, 0) / (18.8515625 - 18.6875 * p)) ** (
-            1 / 0.1593017578125
-        )
-        return (nits / REFERENCE_WHITE).astype(np.float32)
-    a, b, c = 0.17883277, 0.28466892, 0.55991073  # ARIB STD-B67
-    return np.where(v <= 0.5, v**2 / 3, (np.exp((v - c) / a) + b) / 12).astype(np.float32)
-
 
 @cache
 def _to_code() -> NDArray[np.uint8]:
@@ -147,33 +124,11 @@ def _to_code() -> NDArray[np.uint8]:
 
 
 def _tone_map(frame: av.VideoFrame, color: Color) -> Pixels:
-    """PQ or HLG as gbrp16le -> 8-bit SDR BT.709: linear below half of white, then a shoulder that
-    reaches it at PEAK.
-
-    Works plane by plane, which numpy does several times faster than on the last axis of (H, W, 3).
-    """
-    table = _to_linear(color.transfer)
+    """PQ or HLG as gbrp16le -> 8-bit SDR BT.709."""
     all_planes: Any = frame.planes
-    planes = [np.frombuffer(p, "<u2").reshape(p.height, -1)[:, : p.width] for p in all_planes]
-    g, b, r = (table[plane] for plane in planes)
-    # its picture on a display of 1000 cd/m2: system gamma 1.2 on luminance
-    if HDR[color.transfer] == "HLG":
-        shown = np.float32(1000 / REFERENCE_WHITE) * (
-            0.2627 * r + 0.6780 * g + 0.0593 * b
-        ) ** np.float32(0.2)
-        r, g, b = r * shown, g * shown, b * shown
-    if color.primaries in (2, 9):
-        r, g, b = (m[0] * r + m[1] * g + m[2] * b for m in _TO_709)
-    brightest = np.maximum(np.maximum(np.maximum(r, g), b), 1e-6)
-    knee, top = np.float32(0.5), np.float32(PEAK / REFERENCE_WHITE)
-    # a curve of slope 1 at the knee that is 1 at the top, on the brightest channel, so that hues
-    # stay
-    s = (1 - knee) * (top - knee) / (top - 1)
-    over = np.maximum(np.minimum(brightest, top) - knee, 0)
-    gain = (np.minimum(brightest, knee) + over * s / (over + s)) / brightest
+    g, b, r = (np.frombuffer(p, "<u2").reshape(p.height, -1)[:, : p.width] for p in all_planes)
+    primaries = BT2020 if color.primaries == UNSPECIFIED else color.primaries
     out = np.empty((frame.height, frame.width, 3), np.uint8)
-    for i, plane in enumerate((r, g, b)):
-        out[..., i] = _to_code()[
-            (np.sqrt((plane * gain).clip(0, 1)) * 4095 + 0.5).astype(np.uint16)
-        ]
+    for i, plane in enumerate(tone_mapped(r, g, b, color.transfer, primaries)):
+        out[..., i] = _to_code()[(np.sqrt(plane) * 4095 + 0.5).astype(np.uint16)]
     return out

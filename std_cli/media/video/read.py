@@ -15,9 +15,10 @@ from av.video.stream import VideoStream
 
 from std_cli.config import Deinterlace
 from std_cli.errors import InputError, StdError
+from std_cli.media.tone_map import HDR
 from std_cli.media.video import animations, sequences
 from std_cli.media.video.clip import MAX_FRAME_PIXELS, Alpha, Clip, Color, Frame, Part, Pixels
-from std_cli.media.video.color import HDR, LIMITED, alpha_of, has_alpha, over_white, to_rgb
+from std_cli.media.video.color import LIMITED, alpha_of, has_alpha, over_white, to_rgb
 from std_cli.media.video.decode import (
     Damage,
     count_of_frames,

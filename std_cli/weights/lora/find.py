@@ -1,5 +1,5 @@
-"""The LoRA file that a request names: on disk, of the pack, on the Hub; read once, so that what is
-wrong is known."""
+"""The LoRA file that a request names: on disk, of the pack, on the Hub. It is read at once, so that
+what is wrong with it is known before a model is loaded."""
 
 import math
 import os
@@ -27,7 +27,7 @@ class LoraFile:
     scale: float
     """Strength that the user asked for, 1 if not."""
     eta: float | None
-    """The eta that it was trained for, if anything tells."""
+    """The eta that it was trained for, by its metadata or name; None if neither has it."""
     metadata: dict[str, str]
     """Of the safetensors header."""
     notice: str | None
@@ -93,8 +93,10 @@ def _check_family(weights: LoraWeights, model: ModelFiles) -> None:
     )
     if made.cross != width:
         what, one = ("SDXL", "SDXL") if made.name != "SDXL" else (f"{width} wide", "this model")
-        told = f"it is for {made.name} ({made.why}), and {model.name} is {what}"
-        raise InputError(f"{weights.label}: {told}: choose one made for {one}")
+        raise InputError(
+            f"{weights.label}: it is for {made.name} ({made.why}), and {model.name} is {what}: "
+            f"choose one made for {one}"
+        )
 
 
 def _split_scale(spec: str) -> tuple[str, float]:

@@ -4,11 +4,11 @@ Adapters are fused before a run, so any method whose change can be computed from
 here. The formulas are those of the methods' papers, with the factors as LyCORIS and ComfyUI store
 them (names, order, alpha):
 
-    LoRA     Hu et al. 2021, arXiv 2106.09685        W + s B A
-    s = alpha / rank LoHa     Hyeon-Woo et al. 2021, arXiv 2108.06098    W + s (A1 B1) * (A2 B2),
-    element by element LoKr     Yeh et al. 2023, arXiv 2309.14859       W + s W1 (x) W2, Kronecker's
-    product GLoRA    Chavan et al. 2023, arXiv 2306.07967    W + s (W A1 A2 + B1 B2)
-    DoRA     Liu et al. 2024, arXiv 2402.09353       m (W + D) / |W + D|, D any of these changes
+    LoRA   Hu et al. 2021, arXiv 2106.09685         W + s B A, s = alpha / rank
+    LoHa   Hyeon-Woo et al. 2021, arXiv 2108.06098  W + s (A1 B1) * (A2 B2), element by element
+    LoKr   Yeh et al. 2023, arXiv 2309.14859        W + s W1 (x) W2, Kronecker's product
+    GLoRA  Chavan et al. 2023, arXiv 2306.07967     W + s (W A1 A2 + B1 B2)
+    DoRA   Liu et al. 2024, arXiv 2402.09353        m (W + D) / |W + D|, D any of these changes
 """
 
 from dataclasses import dataclass

@@ -1,17 +1,20 @@
 """The names of a LoRA's tensors: which part of the model, which layer, which tensor of the method.
-Strings only.
+This module handles strings only.
 
-A key is PREFIX LAYER TENSOR, and each tool has its own three:
+A key is PREFIX LAYER TENSOR, and each tool has its own three. One layer, as they name it:
 
-    lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight               kohya,
-    of SDXL lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
-    kohya, diffusers' blocks
-    unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
+    kohya, with SDXL's own blocks
+        lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight
+    kohya, with diffusers' blocks
+        lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
     diffusers
-    unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight
-    diffusers, of old base_model.model.down_blocks.1...attn1.to_q.lora_A.default.weight
-    peft diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_down.weight
+        unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
+    diffusers, before it used peft
+        unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight
+    peft
+        base_model.model.down_blocks.1...attn1.to_q.lora_A.default.weight
     ComfyUI, OneTrainer
+        diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.lora_down.weight
 """
 
 import re
@@ -54,56 +57,17 @@ _TEXT = re.compile(
 _PREFIX = re.compile(r"((unet|base_model|model|diffusion_model|_orig_mod|module)\.)+")
 _FLAT = re.compile(r"(lora_(prior_)?unet_|lycoris_(unet_)?|lora_transformer_|unet_)+(?=\w+\Z)")
 
-# The words of a UNet's names that have an underscore in them, with diffusers' blocks and the
-# original ones.
 _WORDS = (
-    *(
-        "down_blocks",
-        "mid_block",
-        "up_blocks",
-        "transformer_blocks",
-        "motion_modules",
-        "temporal_attentions",
-    ),
-    *(
-        "proj_in",
-        "proj_out",
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out",
-        "conv_in",
-        "conv_out",
-        "conv_norm_out",
-        "norm_out",
-    ),
-    *(
-        "conv_shortcut",
-        "time_emb_proj",
-        "time_embedding",
-        "add_embedding",
-        "class_embedding",
-        "linear_1",
-        "linear_2",
-    ),
-    *(
-        "input_blocks",
-        "middle_block",
-        "output_blocks",
-        "in_layers",
-        "out_layers",
-        "emb_layers",
-        "skip_connection",
-    ),
-    *(
-        "time_embed",
-        "label_emb",
-        "double_blocks",
-        "single_blocks",
-        "joint_blocks",
-        "single_transformer_blocks",
-    ),
-)
+    "down_blocks", "mid_block", "up_blocks", "transformer_blocks", "motion_modules",
+    "temporal_attentions", "proj_in", "proj_out", "to_q", "to_k", "to_v", "to_out",
+    "conv_in", "conv_out", "conv_norm_out", "norm_out", "conv_shortcut", "time_emb_proj",
+    "time_embedding", "add_embedding", "class_embedding", "linear_1", "linear_2",
+    "input_blocks", "middle_block", "output_blocks", "in_layers", "out_layers", "emb_layers",
+    "skip_connection", "time_embed", "label_emb",
+    "double_blocks", "single_blocks", "joint_blocks", "single_transformer_blocks",
+)  # fmt: skip
+"""The words of a UNet's names that have an underscore in them, with diffusers' blocks and the
+original ones. In kohya's files every dot is an underscore too: these must stay whole."""
 _TOKEN = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))}|[A-Za-z0-9]+)(?:_|\Z)")
 
 _RESNET = {

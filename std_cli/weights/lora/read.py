@@ -122,9 +122,9 @@ def cut(name: str, most: int = 120) -> str:
 
 
 def _set_aside(label: str, names: dict[str, Name]) -> list[str]:
-    """Say what is not for the UNet; InputError if all is so."""
+    """A notice of the tensors that are not for the UNet. Raises InputError if all are such."""
     counts = Counter(name.part for name in names.values())
-    told = " and ".join(
+    others = " and ".join(
         f"{count} tensor{'s'[: count != 1]} {what}"
         for count, what in (
             (counts["text"], "for the text encoders"),
@@ -134,9 +134,10 @@ def _set_aside(label: str, names: dict[str, Name]) -> list[str]:
     )
     if not counts["unet"]:
         raise InputError(
-            f"{label}: it has nothing for the UNet, only {told}: choose a LoRA that adapts the UNet"
+            f"{label}: it has nothing for the UNet, only {others}: choose a LoRA that adapts "
+            f"the UNet"
         )
-    return [f"left out, as only the UNet is adapted: {told}"] if told else []
+    return [f"left out, as only the UNet is adapted: {others}"] if others else []
 
 
 def _group(
@@ -164,11 +165,11 @@ def _group(
             if method and method not in PARTS:
                 methods.setdefault(method, []).append(layer)
     if methods:
-        told = "; ".join(
+        found = "; ".join(
             f"{len(set(layers))} are {m} (first {cut(layers[0])})" for m, layers in methods.items()
         )
         raise InputError(
-            f"{label}: of its {len(out)} layers {told}, which cannot be computed here: choose a "
+            f"{label}: of its {len(out)} layers {found}, which cannot be computed here: choose a "
             f"LoRA, DoRA, LoHa, "
             "LoKr, GLoRA or full difference"
         )
@@ -214,54 +215,52 @@ def _layers(
             # float8 has no arithmetic
             tensors[name] = tensor.half() if tensor.itemsize == 1 else tensor
     found = {name: Layer(tensors, alphas.get(name)) for name, tensors in raw.items()}
-    if lone := next((name for name, layer in found.items() if not layer.tensors), None):
-        raise InputError(
-            f"{label}: {cut(lone)} has an alpha and nothing else: the file is not whole; fetch "
-            f"it again"
-        )
-    for name, layer in found.items():
-        empty = [
-            f"{t} {tuple(tensor.shape)}"
-            for t, tensor in layer.tensors.items()
-            if not tensor.numel()
-        ]
-        if empty:
-            raise InputError(
-                f"{label}: {cut(name)}: {empty[0]} holds no number (rank 0): choose another file"
-            )
-        if scalar := [t for t, tensor in layer.tensors.items() if not tensor.ndim]:
-            raise InputError(
-                f"{label}: {cut(name)}: {scalar[0]} is a single number, no matrix: choose "
-                f"another file"
-            )
-    magnitude = {
-        name for name, layer in found.items() if {"magnitude", "dora_scale"} & layer.tensors.keys()
-    }
-    for name in magnitude:
-        _tidy_magnitude(found[name].tensors)
+    _check_sizes(label, found)
+    for layer in found.values():
+        if {"magnitude", "dora_scale"} & layer.tensors.keys():
+            _tidy_magnitude(layer.tensors)
     if short := [name for name, layer in found.items() if layer.lacks]:
-        layer = found[short[0]]
+        first = found[short[0]]
         raise InputError(
             f"{label}: {len(short)} of its {len(found)} layers are not whole (first "
-            f"{cut(short[0])}: "
-            f"{' '.join(layer.methods)} without {', '.join(layer.lacks)}): fetch it again"
+            f"{cut(short[0])}: {' '.join(first.methods)} without {', '.join(first.lacks)}): fetch "
+            f"it again"
         )
     ranks = {name: layer.rank or 0 for name, layer in found.items() if DOWN in layer.tensors}
     configured = configured_alphas(label, path, metadata, ranks)
     out = {}
     for name, layer in found.items():
-        tensors = dict(layer.tensors)
-        layer = Layer(tensors, alphas.get(name, configured.get(name)))
         try:
-            layer = _folded(layer)
-            _shape(layer)
+            out[name] = _folded(Layer(layer.tensors, alphas.get(name, configured.get(name))))
+            _shape(out[name])
         except (RuntimeError, IndexError, ValueError) as error:
-            told = ", ".join(f"{t} {tuple(tensor.shape)}" for t, tensor in tensors.items())
+            shapes = ", ".join(f"{t} {tuple(tensor.shape)}" for t, tensor in layer.tensors.items())
             raise InputError(
-                f"{label}: {cut(name)}: {told} do not fit each other: choose another file"
+                f"{label}: {cut(name)}: {shapes} do not fit each other: choose another file"
             ) from error
-        out[name] = layer
     return out
+
+
+def _check_sizes(label: str, layers: dict[str, Layer]) -> None:
+    """Raises InputError for a layer without a matrix: an alpha alone, no numbers, a single
+    number."""
+    for name, layer in layers.items():
+        if not layer.tensors:
+            raise InputError(
+                f"{label}: {cut(name)} has an alpha and nothing else: the file is not whole; fetch "
+                f"it again"
+            )
+        for part, tensor in layer.tensors.items():
+            if not tensor.numel():
+                raise InputError(
+                    f"{label}: {cut(name)}: {part} {tuple(tensor.shape)} holds no number (rank 0): "
+                    f"choose another file"
+                )
+            if not tensor.ndim:
+                raise InputError(
+                    f"{label}: {cut(name)}: {part} is a single number, no matrix: choose another "
+                    f"file"
+                )
 
 
 def _tidy_magnitude(tensors: "dict[str, Tensor]") -> None:

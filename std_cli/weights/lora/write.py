@@ -20,9 +20,10 @@ def lora_bytes(weights: LoraWeights, to: LoraLayout, metadata: dict[str, str]) -
     `peft_config` next to it.
 
     diffusers  "unet.<layer>.lora_A|B.weight", peft's configuration in the header, as
-    `save_lora_weights` writes it kohya      "lora_unet_<layer with _>.lora_down|up.weight" and
-    ".alpha"; SDXL's layers in the original's names, as
-               sd-scripts, ComfyUI and diffusers read them; every other method's tensors, too
+               `save_lora_weights` writes it
+    kohya      "lora_unet_<layer with _>.lora_down|up.weight" and ".alpha"; SDXL's layers in the
+               original's names, as sd-scripts, ComfyUI and diffusers read them; the tensors of
+               every other method, too
     peft       "base_model.model.<layer>.lora_A|B.weight"
 
     Raises InputError for layers that are no plain LoRA in a spelling that has no place for them.

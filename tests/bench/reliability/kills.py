@@ -159,7 +159,7 @@ def _run(
     work: Work, place: Path, way: str | None, moment: tuple[int, float], counts: Counts
 ) -> int | None:
     """The exit code of one run, None if it hangs. It gets the signals of `way` at a moment: (events
-    told, seconds).
+    reported, seconds).
 
     Counted in events, so that the moments are spread over the work however busy the machine is.
     """
