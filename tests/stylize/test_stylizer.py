@@ -1,0 +1,185 @@
+"""The Python API: one loaded model, typed options, messages in a caller's words, cancelling."""
+
+import inspect
+import logging
+import sys
+import threading
+import typing
+import warnings
+
+import numpy as np
+import pytest
+
+import std_cli
+from std_cli import Cancelled, InputError, Stylizer, read_settings, stylize_image
+from std_cli.config import ImageSettings, VideoSettings
+from std_cli.errors import in_callers_words
+from std_cli.stylize import options
+from tests.stylize.test_videos import make_clip
+
+LOOK = dict(steps=1, size=64, cfg=1)
+
+
+@pytest.fixture(scope="module")
+def stylizer():
+    with Stylizer(model="tiny") as made:
+        yield made
+
+
+def loads(events):
+    return sum(e["event"] == "progress" and e["stage"] == "load" for e in events)
+
+
+def test_a_model_is_loaded_once_and_results_are_as_of_single_calls(stylizer, photo, reference):
+    events = []
+    other = np.full((48, 64, 3), (200, 30, 30), np.uint8)
+    calls = [(reference, {}), (other, {"seed": 3}), (reference, {"style_scale": 0.5, "eta": 0.5})]
+    results = [
+        list(stylizer.images(photo, style, on_event=events.append, **LOOK, **more))
+        for style, more in calls
+    ]
+    assert loads(events) == 1
+
+    for [result], (style, more) in zip(results, calls, strict=True):
+        [alone] = stylize_image(photo, style, model="tiny", **LOOK, **more)
+        assert result.tobytes() == alone.tobytes()
+
+
+def test_threads_wait_for_each_other(stylizer, photo, reference):
+    styles = [reference, np.zeros((32, 32, 3), np.uint8)]
+    expected = [stylizer.image(photo, style, **LOOK).tobytes() for style in styles]
+    found, errors = {}, []
+
+    def work(i):
+        try:
+            found[i] = stylizer.image(photo, styles[i % 2], **LOOK).tobytes()
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and all(found[i] == expected[i % 2] for i in range(4))
+
+
+def test_pictures_and_videos_by_one_object(tmp_path, photo, reference):
+    clip = make_clip(tmp_path / "in.mp4", frames=3)
+    events = []
+    with Stylizer(model="tiny") as stylizer:
+        [result] = stylizer.video(
+            clip, reference, tmp_path / "out.mp4", on_event=events.append, **LOOK
+        )
+        picture = next(stylizer.images(photo, reference, tmp_path / "out.png", **LOOK))
+    assert result["frames"] == 3 and result["output"] == str(tmp_path / "out.mp4")
+    kept = read_settings(tmp_path / "out.png")
+    assert kept["settings"]["steps"] == 1 and picture.size == (64, 64)
+    assert read_settings(str(tmp_path / "out.mp4"))["frames"] == 3
+    assert read_settings(clip) is None
+    with pytest.raises(InputError, match="no such file"):
+        read_settings(tmp_path / "none.mp4")
+
+
+def test_a_cancelled_run_leaves_nothing_half_written(stylizer, tmp_path, photo, reference):
+    cancel, out = threading.Event(), tmp_path / "out.png"
+
+    def on_event(event):
+        if event["event"] == "progress" and event.get("step") == 1:
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        list(
+            stylizer.images(
+                photo, reference, out, on_event=on_event, cancel=cancel, steps=3, size=64
+            )
+        )
+    assert list(tmp_path.glob("*out*")) == []
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        raise Stop
+
+    with pytest.raises(Stop):
+        list(stylizer.images(photo, reference, out, on_event=stop, **LOOK))
+    assert stylizer.image(photo, reference, **LOOK).size == (64, 64)
+
+
+def test_a_cancelled_video_resumes(tmp_path, reference, monkeypatch):
+    monkeypatch.setattr("std_cli.stylize.video_run.SEGMENT", 2)
+    clip, out, cancel = make_clip(tmp_path / "in.mp4", frames=8), tmp_path / "out.mp4", None
+    cancel = threading.Event()
+
+    def on_event(event):
+        if event["event"] == "progress" and event["stage"] == "video" and event["frame"] >= 4:
+            cancel.set()
+
+    with Stylizer(model="tiny", motion="none") as stylizer:
+        with pytest.raises(Cancelled):
+            stylizer.video(clip, reference, out, on_event=on_event, cancel=cancel, **LOOK)
+        assert not out.exists()
+        [result] = stylizer.video(clip, reference, out, **LOOK)
+    assert result["frames"] == 8 and result["resumed"] >= 2
+
+
+@pytest.mark.parameters
+def test_errors_speak_of_parameters(photo, reference, tmp_path):
+    with pytest.raises(InputError, match=r"^style_scale 7: "):
+        stylize_image(photo, reference, model="tiny", style_scale=7)
+    with pytest.raises(InputError, match=r"^dtype 'half'|^dtype half"):
+        Stylizer(model="tiny", dtype="half")
+    with pytest.raises(InputError, match=r"^lora "):
+        stylize_image(photo, reference, model="tiny", lora=str(tmp_path / "none.safetensors"))
+    (tmp_path / "there.png").write_bytes(b"")
+    with pytest.raises(InputError, match="overwrite=True"):
+        stylize_image(photo, reference, tmp_path / "there.png", model="tiny")
+
+
+@pytest.mark.parameters
+def test_the_words_of_messages():
+    assert in_callers_words("--ip-adapter plain: no") == "ip_adapter plain: no"
+    assert in_callers_words("-o x.png: give --no-resume") == "output x.png: give resume=False"
+    for text in ("run std models verify --repair sdxl", "a--b", "--- x", "in my--file.png"):
+        assert in_callers_words(text) == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings"),
+    [(options.ImageOptions, ImageSettings), (options.VideoOptions, VideoSettings)],
+)
+def test_typed_options_are_the_settings(typed, settings):
+    hints = typing.get_type_hints(typed)
+    assert set(hints) == set(settings.model_fields)
+    for name, field in settings.model_fields.items():
+        wanted = set(typing.get_args(field.annotation)) or {field.annotation}
+        if typing.get_origin(field.annotation) is typing.Literal:
+            wanted = {field.annotation}
+        assert wanted <= {*typing.get_args(hints[name])}, name
+
+
+def test_signatures_list_every_option():
+    for function, kind in (
+        (std_cli.stylize_image, ImageSettings),
+        (std_cli.stylize_images, ImageSettings),
+        (std_cli.stylize_video, VideoSettings),
+    ):
+        parameters = inspect.signature(function).parameters
+        assert set(kind.model_fields) <= set(parameters)
+        assert parameters["eta"].default == 0.75 and parameters["eta"].annotation == float | None
+        assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def test_what_the_caller_set_is_as_before(stylizer, photo, reference):
+    logger = logging.getLogger("diffusers")
+    before = logger.level, logging.root.manager.disable, warnings.filters[:]
+    stylizer.image(photo, reference, **LOOK)
+    assert (logger.level, logging.root.manager.disable, warnings.filters[:]) == before
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    names = set(std_cli.__all__)
+    assert names <= set(dir(std_cli)) | names and "torch" in sys.modules  # here it is loaded
+    with pytest.raises(AttributeError):
+        std_cli.nothing  # noqa: B018
