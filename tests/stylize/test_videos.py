@@ -455,6 +455,32 @@ def interrupted(source, reference, output, **settings):
         stylize_video(source, reference, output, on_event=stop, **FAST | settings)
 
 
+@pytest.mark.parametrize("stop_at", [8, 13], ids=["before the reset", "after it"])
+def test_a_clip_whose_clock_is_reset_resumes_bit_for_bit(tmp_path, monkeypatch, reference, stop_at):
+    """Two recordings of MPEG-TS in one file, the second with times that begin again."""
+    parts = [make_clip(tmp_path / f"{i}.ts", 10) for i in range(2)]
+    source = tmp_path / "in.ts"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(open_clip(source).offsets) == 2
+    monkeypatch.setattr(video_run, "SEGMENT", 4)
+    settings = LONG | {"codec": "ffv1"}
+
+    def stop(event):
+        if event.get("stage") == "video" and event["frame"] >= stop_at:
+            raise KeyboardInterrupt
+
+    whole, resumed = tmp_path / "whole.mkv", tmp_path / "resumed.mkv"
+    stylize_video(source, reference, whole, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        stylize_video(source, reference, resumed, on_event=stop, **settings)
+    [result] = stylize_video(source, reference, resumed, **settings)
+    assert (result["frames"], 4 <= result["resumed"] < 20) == (20, True)
+    assert same_frames(whole, resumed)
+    assert packets_of(whole) == packets_of(resumed)
+    times = [t for t, _ in frames_of(whole)]
+    assert len(times) == 20 and times == sorted(set(times))
+
+
 def test_another_request_is_refused_by_name(tmp_path, source, reference):
     out = tmp_path / "o.mp4"
     interrupted(source, reference, out)
