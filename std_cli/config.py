@@ -27,6 +27,12 @@ Task = Literal["i2i", "v2v"]
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 IpAdapter = Literal["plus", "plain"]
 
+LARGEST = 10**9
+"""Bound of numbers without a closer one: beyond it sums overflow in libraries, or never end."""
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Number = Annotated[float, Field(le=LARGEST, allow_inf_nan=False)]
+Seconds = Annotated[Fraction, Field(ge=0, le=LARGEST)]
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -170,16 +176,16 @@ class VideoSettings(ImageSettings):
     motion: Annotated[str, Flag(metavar="NAME|FOLDER", panel="Model")] = "auto"
     """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a
     Hub id."""
-    start: Annotated[Fraction | None, Flag(metavar="T", panel="Video")] = Field(None, ge=0)
+    start: Annotated[Seconds | None, Flag(metavar="T", panel="Video")] = None
     """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
-    end: Annotated[Fraction | None, Flag(metavar="T", panel="Video")] = None
+    end: Annotated[Seconds | None, Flag(metavar="T", panel="Video")] = None
     """Stop before here, as --start counts."""
-    max_frames: Annotated[int | None, Flag(panel="Video")] = Field(None, ge=1)
+    max_frames: Annotated[Count | None, Flag(panel="Video")] = Field(None, ge=1)
     """Stop after so many frames."""
     fps: Annotated[Fraction | None, Flag(metavar="N", panel="Video")] = Field(None, gt=0, le=1000)
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time.
     For a folder of pictures, the rate that they have (25 if not given)."""
-    overlap: Annotated[int | None, Flag(panel="Video")] = Field(None, ge=0)
+    overlap: Annotated[Count | None, Flag(panel="Video")] = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
     steady: Annotated[float, Flag(panel="Video")] = Field(0.75, ge=0, le=0.95)
     """How much of each frame is taken from the one before, moved as the source moved, against
@@ -208,7 +214,7 @@ class VideoSettings(ImageSettings):
     """Deinterlace the frames that are marked as interlaced (auto), none (off), or all (on)."""
     side_by_side: Annotated[bool, Flag(panel="Output")] = False
     """Write source and result next to each other."""
-    preview: Annotated[Fraction | None, Flag(metavar="SECONDS", panel="Video")] = Field(None, gt=0)
+    preview: Annotated[Seconds | None, Flag(metavar="SECONDS", panel="Video")] = Field(None, gt=0)
     """Stylize only the first so many seconds of each shot."""
 
     @field_validator("start", "end", "fps", "preview", mode="before")

@@ -37,6 +37,14 @@ def test_eta_outside(eta):
         image_settings({"eta": eta})
 
 
+@pytest.mark.parametrize("name", ["start", "end", "preview", "max_frames", "overlap"])
+@pytest.mark.parametrize("value", ["1e400", "-1e400", "9" * 5000, 10**400, -(10**400), "inf"])
+def test_numbers_without_measure(name, value):
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}") as error:
+        video_settings({name: value})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
 def test_a_wrong_pack_is_named():
     with pytest.raises(InputError, match=r"here/std\.json: cfg -1"):
         image_settings({}, {"i2i": {"cfg": -1}}, "here/std.json")

@@ -11,18 +11,19 @@ import json
 import math
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from std_cli.config import Dtype, Frozen, StyleBlocks, Task, check_pack
+from std_cli.config import Count, Dtype, Frozen, Number, StyleBlocks, Task, check_pack
 from std_cli.distill.discriminator import AdversarialLoss
 from std_cli.distill.solver import TargetMode
 from std_cli.distill.step import ConsistencyLoss, NoiseMode
-from std_cli.errors import InputError
+from std_cli.errors import InputError, printable
 from std_cli.paths import user_path
 
 ExportedWeights = Literal["student", "average"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RunSection(Frozen):
@@ -34,17 +35,17 @@ class RunSection(Frozen):
     """Folder of the run: checkpoints, metrics.jsonl, pictures, the exported LoRA."""
     seed: int = Field(453645634, ge=0, lt=2**63)
     """Seed of everything random."""
-    epochs: float = Field(10, gt=0)
+    epochs: Number = Field(10, gt=0)
     """How often the number of samples is trained on, those from the bank included."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: Count | None = Field(None, ge=1)
     """Stop after so many updates, whatever epochs says."""
-    save_every: int = Field(500, ge=1)
+    save_every: Count = Field(500, ge=1)
     """Updates from one checkpoint to the next."""
-    keep_last: int = Field(3, ge=1)
+    keep_last: Count = Field(3, ge=1)
     """Newest checkpoints to keep."""
-    keep_every: int = Field(0, ge=0)
+    keep_every: Count = Field(0, ge=0)
     """Keep each checkpoint whose step is a multiple of this, too; 0: none."""
-    validate_every: int = Field(500, ge=1)
+    validate_every: Count = Field(500, ge=1)
     """Updates from one validation loss and sheet of monitor pictures to the next."""
     track: Literal["none", "tensorboard", "wandb"] = "none"
     """Report metrics there, too; metrics.jsonl is always written."""
@@ -78,19 +79,19 @@ class DataSection(Frozen):
     """Folders, caption files or tar shards."""
     root: str | None = None
     """Folder that the paths in lists start from, and must stay in; each list's own if not given."""
-    size: tuple[int, int] = (512, 512)
+    size: tuple[Count, Count] = (512, 512)
     """Width and height of the crops, multiples of 8."""
     frames: int = Field(1, ge=1, le=64)
     """Frames of a clip; 1 for pictures."""
-    stride: int = Field(4, ge=1)
+    stride: Count = Field(4, ge=1)
     """Source frames from one frame of a clip to the next."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring left and right."""
     workers: int = Field(4, ge=1, le=64)
     """Threads that load ahead."""
-    held_out: int = Field(8, ge=0)
+    held_out: Count = Field(8, ge=0)
     """Samples kept for validation, never trained on."""
-    text_cache: float = Field(16, ge=0)
+    text_cache: Number = Field(16, ge=0)
     """GiB on disk that the captions' embeddings may take; beyond that the text encoders stay
     loaded."""
 
@@ -120,7 +121,7 @@ class LoraSection(Frozen):
 
     rank: int = Field(64, ge=1, le=1024)
     """Rank of the two factors."""
-    alpha: int = Field(64, ge=1)
+    alpha: Count = Field(64, ge=1)
     """Scale: the adapter's output counts alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the first factor."""
@@ -147,18 +148,18 @@ class DistillSection(Frozen):
     """N, points of the teacher's DDIM grid; a divisor of 1000."""
     range_rate: float = Field(0.5, gt=0, le=1)
     """std: how far below its index, as a share of N eta, the meeting point may be."""
-    phases: int = Field(8, ge=1)
+    phases: Count = Field(8, ge=1)
     """pcm: equal segments of the trajectory."""
-    w_min: float = Field(5.0, ge=0)
+    w_min: Number = Field(5.0, ge=0)
     """Least guidance weight of the teacher; its CFG scale is w + 1."""
-    w_max: float = Field(15.0, ge=0)
+    w_max: Number = Field(15.0, ge=0)
     """Greatest one; each sample draws its own between the two."""
     unconditional_pooled: Literal["caption", "empty"] = "caption"
     """Pooled text embedding of the teacher's unconditional pass: the caption's, as the published
     runs have it, or the empty prompt's, as `std stylize` guides."""
     loss: ConsistencyLoss = "huber"
     """Distance of student and target: huber or l2."""
-    huber_c: float = Field(0.001, gt=0)
+    huber_c: Number = Field(0.001, gt=0)
     """c of the pseudo-Huber distance."""
     ema: float = Field(0.95, ge=0, lt=1)
     """Decay of the target network's average of the student; 0: the student itself, as in the
@@ -183,11 +184,11 @@ class DistillSection(Frozen):
 class BankSection(Frozen):
     """Trajectories that wait in memory to be continued."""
 
-    length: int = Field(4, ge=0)
+    length: Count = Field(4, ge=0)
     """Slots for each sample of a micro-batch; 0: no bank."""
     rate: float = Field(0.8, ge=0, le=1)
     """Probability of continuing one of them rather than taking a fresh sample."""
-    retire_at: int = Field(1, ge=1)
+    retire_at: Count = Field(1, ge=1)
     """A trajectory leaves when its index falls to this."""
 
 
@@ -197,7 +198,7 @@ class AdversarialSection(Frozen):
     features: str = "dinov2"
     """dinov2 (ViT-S/14 from the Hub), a folder or .pth file of it, random (a fixed random network:
     no download, weak), or none: no adversarial loss."""
-    weight: float = Field(0.7, ge=0)
+    weight: Number = Field(0.7, ge=0)
     """Weight of the adversarial loss."""
     mode: NoiseMode = "xs-xr"
     """Which latents the discriminator compares: the student's noisy x_s against x_0 noised less
@@ -207,11 +208,11 @@ class AdversarialSection(Frozen):
     text: str = "pooled"
     """Caption embedding that it sees: SDXL's pooled one (pooled), or a folder of a CLIP text model
     with projection, as OpenCLIP's ViT-g/14."""
-    gradient_penalty: float = Field(1e-5, ge=0)
+    gradient_penalty: Number = Field(1e-5, ge=0)
     """Weight of the gradient penalty on features."""
-    frames: int = Field(2, ge=1)
+    frames: Count = Field(2, ge=1)
     """v2v: frames of a clip that are decoded for it."""
-    lr: float = Field(1e-4, gt=0)
+    lr: Number = Field(1e-4, gt=0)
     """Learning rate of the discriminator."""
 
 
@@ -220,25 +221,25 @@ class OptimizerSection(Frozen):
 
     name: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or its 8-bit form (bitsandbytes, CUDA)."""
-    lr: float = Field(5e-6, gt=0)
+    lr: Number = Field(5e-6, gt=0)
     """Learning rate of LoRA and head."""
     scale_lr: bool = True
     """Scale both learning rates by the total batch / 128."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's."""
-    eps: float = Field(1e-8, gt=0)
+    eps: Number = Field(1e-8, gt=0)
     """AdamW's."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: Number = Field(0.0, ge=0)
     """AdamW's."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: half a cosine to 0 at the last step, or constant."""
-    warmup_steps: int = Field(500, ge=0)
+    warmup_steps: Count = Field(500, ge=0)
     """Updates of linear warm-up."""
-    clip: float = Field(10.0, gt=0)
+    clip: Number = Field(10.0, gt=0)
     """Largest norm of the gradient."""
-    batch: int = Field(1, ge=1)
+    batch: Count = Field(1, ge=1)
     """Samples of a micro-batch."""
-    accumulation: int = Field(16, ge=1)
+    accumulation: Count = Field(16, ge=1)
     """Micro-batches of an update, in each process."""
 
 
@@ -322,8 +323,10 @@ def load_config(path: str | Path, changes: list[str] | None = None) -> DistillCo
             f"--config {path}: cannot be read ({e.strerror}): check the path, or make it with "
             f"--init"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"--config {path}: is not TOML ({e}): correct the file") from None
+    except ValueError as e:  # not UTF-8, not TOML, or a number of thousands of digits
+        raise InputError(
+            f"--config {path}: is not TOML that can be read ({e}): correct the file"
+        ) from None
     for change in changes or []:
         _apply(given, change)
     return make_config(given, str(path))
@@ -352,7 +355,7 @@ def _problems(error: ValidationError) -> str:
             "Extra inputs are not permitted", "no such key"
         )
         shown = (
-            f" {json.dumps(e['input'], default=str)}"
+            f" {printable(json.dumps(e['input'], default=str), 80)}"
             if not isinstance(e["input"], dict | Frozen)
             else ""
         )
@@ -367,8 +370,8 @@ def _apply(given: dict[str, Any], change: str) -> None:
         raise InputError(f"--set {change}: write it as section.key=value, such as distill.eta=0.65")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a plain word
+    except ValueError:  # a plain word, or a number of thousands of digits, which no key takes
+        value = text.strip()
     given.setdefault(section, {})[field] = value
 
 

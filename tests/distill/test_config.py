@@ -168,3 +168,29 @@ def test_what_tells_runs_apart():
 
 def test_the_schema_for_editors_is_this_configurations():
     assert json.loads(SCHEMA.read_text(encoding="utf-8")) == DistillConfig.model_json_schema()
+
+
+NUMBERS = [
+    (section, key)
+    for section, fields in DistillConfig()
+    for key, value in fields
+    if isinstance(value, int | float) and not isinstance(value, bool)
+]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e400", "9" * 400, "9" * 5000])
+def test_numbers_without_measure(tmp_path, value):
+    """In the file and in --set: one line that names the key, and is not as long as the value."""
+    file = tmp_path / "run.toml"
+    file.write_text("")
+    assert len(NUMBERS) > 30
+    for section, key in [*NUMBERS, ("run", "max_steps")]:
+        with pytest.raises(InputError, match=rf"{section}\.{key}") as error:
+            load_config(file, [f"{section}.{key}={value}"])
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    for pair in ("optimizer.betas", "data.size"):
+        with pytest.raises(InputError, match=pair):
+            load_config(file, [f"{pair}=[{value}, {value}]"])
+    file.write_text(f"[lora]\nalpha = {value}\n")
+    with pytest.raises(InputError, match=r"lora\.alpha|digits"):
+        load_config(file)
