@@ -1,4 +1,4 @@
-"""What a run can be told, and the only place where a default is written.
+"""The settings of a run, and the only place where a default is written.
 
 A setting's value is what the user gave, else a baseline's (`zoo.toml`), else the model's own
 default (`std.json` in its folder), else the default here.

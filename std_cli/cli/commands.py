@@ -260,7 +260,7 @@ def distill(
     """Distil a model into a few-step LoRA.
 
     Start with `std distill --init run.toml`, fill in data.sources, then
-    `std distill --config run.toml`. An interrupted command goes on, bit for bit, when it is given
+    `std distill --config run.toml`. An interrupted command resumes, bit for bit, when it is given
     again.
     """
     if not verbose:

@@ -80,7 +80,7 @@ class Reporter:
             return
         event: Shown = _printable(given)
         if event["event"] == "error":
-            if "input" in event:  # one of several videos: the others go on
+            if "input" in event:  # one of several videos: the others continue
                 self.videos.append((event["input"], "failed", event["message"]))
             else:
                 self.bar.stop()
@@ -99,7 +99,7 @@ class Reporter:
             return
         lora = f" + {e['lora']}" if e["lora"] else ""
         started = f"{e['model']}{lora} on {e['device']} in {e['dtype']}"
-        if started != self.started:  # it is told for every video
+        if started != self.started:  # every video reports it
             self._line(Text(started, "dim"))
         self.started = started
 
@@ -175,12 +175,12 @@ class Reporter:
     def _check(self, e: Shown) -> None:
         for name, value in e.items():
             if name != "event":
-                told = (
+                shown = (
                     ", ".join(f"{k} {v}" for k, v in value.items())
                     if isinstance(value, dict)
                     else str(value)
                 )
-                self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), told))
+                self.out.print(Text.assemble((f"{name.replace('_', ' ')}: ", "bold"), shown))
 
     def _result(self, e: Shown) -> None:
         if "steps" in e and "width" not in e:
@@ -252,8 +252,8 @@ class Reporter:
             parts = ", ".join(
                 f"{part.replace('_', ' ')} {_bytes(n)}" for part, n in m["parts"][mode].items()
             )
-            told = f"{_bytes(size)} {free}{f': {parts}' if several else ''}"
-            rows.append((f"--offload {mode}" if several else "memory", told))
+            what = f"{_bytes(size)} {free}{f': {parts}' if several else ''}"
+            rows.append((f"--offload {mode}" if several else "memory", what))
         rows.append(
             ("loading", f"{_bytes(m['loading'])} of {_bytes(m['main_free'])} of main memory free")
         )
@@ -315,10 +315,10 @@ class Reporter:
             )
         if e["driver"]:
             rows.append(("driver", f"NVIDIA {e['driver']}"))
-        for told, works in (("encoders", True), ("not usable", False)):
+        for title, works in (("encoders", True), ("not usable", False)):
             rows.append(
                 (
-                    told,
+                    title,
                     ", ".join(name for name, why in e["encoders"].items() if (not why) is works)
                     or "none",
                 )
@@ -382,14 +382,14 @@ class Reporter:
             if name in ("event", "metadata_cut"):
                 continue
             shown = _short_metadata(value, e["metadata_cut"]) if name == "metadata" else value
-            told = (
+            text = (
                 ", ".join(f"{k}: {v}" for k, v in shown.items())
                 if isinstance(shown, dict)
                 else shown
             )
-            told = ", ".join(told) if isinstance(told, list) else told
-            told = told or ("as the ranks" if name == "alphas" and e["ranks"] else told)
-            self._say(f"{name:<12}  {'-' if told in (None, '') else told}")
+            text = ", ".join(text) if isinstance(text, list) else text
+            text = text or ("as the ranks" if name == "alphas" and e["ranks"] else text)
+            self._say(f"{name:<12}  {'-' if text in (None, '') else text}")
 
     def _say(self, line: str) -> None:
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(

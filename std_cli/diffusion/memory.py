@@ -3,7 +3,7 @@
 Weights are counted from the headers of their files. What a network needs while it works is not a
 closed formula but its own code, run on torch's meta device, which has shapes and no numbers: the
 bytes of all tensors that live at once are added up, and the most there ever were is the answer, for
-any config, size, count of frames and precision. Attention is reckoned as the fused kernels do it,
+any config, size, count of frames and precision. Attention is counted as the fused kernels do it,
 which never hold the matrix of weights. Not in it: what a kernel takes for itself while it works
 (cuDNN's workspaces), and what the allocator cannot use again; MARGIN stands for both.
 
@@ -27,7 +27,7 @@ from std_cli.weights.motion import MotionFiles
 from std_cli.weights.resolve import ModelFiles, weight_files
 
 MARGIN = 1.1
-"""Free memory that a run should have, as a multiple of what is reckoned."""
+"""Free memory that a run should have, as a multiple of the estimate."""
 
 SDXL = {
     "unet": 2_567_463_684,
@@ -80,7 +80,7 @@ def model_parameters(model: ModelFiles | None, motion: MotionFiles | None = None
     """Parameters by part: unet, vae, text_encoder, text_encoder_2, image_encoder, ip_adapter,
     motion if there is one.
 
-    A model that is not downloaded (None) is reckoned as SDXL base, and has no motion in it.
+    A model that is not downloaded (None) counts as SDXL base, and has no motion in it.
     """
     if model is None:
         counts = {part: count for part, count in SDXL.items() if part != "motion"}
@@ -287,9 +287,9 @@ def offload_parts(
     """{--offload mode: {part: bytes}}: what is on the device when a run takes the most of it, in
     the modes none, model and sequential. The parts are those of the weights, and at_work.
 
-    encoders_leave: in a video on a GPU the text and image encoders go to main memory when they have
-    told what they had to. together: in a video on a CPU the UNet and the VAE work at the same time.
-    What the encoders need at work is small beside all else and left out, as are the layers that are
+    encoders_leave: in a video on a GPU the text and image encoders go to main memory once
+    prompts and references are encoded. together: in a video on a CPU the UNet and the VAE work at
+    the same time. What the encoders need at work is small and left out, as are the layers that are
     on the GPU in sequential.
     """
     encoders = {part: weights[part] for part in ("text_encoder", "text_encoder_2", "image_encoder")}

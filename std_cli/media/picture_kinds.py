@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-# Formats that are told by their first bytes and decoded in-process; EPS, for one, would start
+# Formats that are known by their first bytes and decoded in-process; EPS, for one, would start
 # Ghostscript.
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})

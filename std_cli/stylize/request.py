@@ -131,9 +131,9 @@ def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, 
     made_for: dict[str, Any] = {}
     if given.get("eta") is None and lora.eta is not None:
         made_for["eta"], lora = lora.eta, replace(lora, notice=None)
-    told = lora.metadata.get("steps", "")
-    if given.get("steps") is None and told.isdecimal() and 1 <= int(told) <= MAX_STEPS:
-        made_for["steps"] = int(told)
+    trained = lora.metadata.get("steps", "")
+    if given.get("steps") is None and trained.isdecimal() and 1 <= int(trained) <= MAX_STEPS:
+        made_for["steps"] = int(trained)
     return s.model_copy(update=made_for), lora
 
 

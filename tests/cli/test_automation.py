@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `(\w+)` \|(.*)\|$", re.MULTILINE)
 
 
-def told() -> dict[str, set[str]]:
+def events_of_the_document() -> dict[str, set[str]]:
     """{event: its keys, and the stages of progress} by the dictionaries in the code that have an
     "event"."""
     found: dict[str, set[str]] = {}
@@ -35,7 +35,7 @@ def test_every_event_is_documented_with_its_keys():
     documented: dict[str, set[str]] = {}
     for event, keys in ROW.findall(text.replace("| `event` | keys |", "")):
         documented.setdefault(event, set()).update(re.findall(r"`(\w+)`", keys))
-    events = told()
+    events = events_of_the_document()
     assert len(events) > 12 and {"load", "picture", "pull", "distill"} <= events["progress"]
     lacking = {
         event: keys - {"event"} - documented.get(event, set()) for event, keys in events.items()

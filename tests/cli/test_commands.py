@@ -91,7 +91,7 @@ def test_wrong_requests(here, picture, reference, capsys):
     (here / "cut.png").write_bytes(picture.read_bytes()[:900])
     (here / "half").mkdir()
     (here / "half" / "model_index.json").write_text("{}")
-    for arguments, told in [
+    for arguments, message in [
         ([*image], "--style is missing"),
         ([*image, "--style", "gone.png"], "gone.png"),
         ([*image, "--style", "text.png"], "text.png"),
@@ -110,7 +110,7 @@ def test_wrong_requests(here, picture, reference, capsys):
         ([*image, *style, "--colour", "red"], "--colour"),
         (["paint"], "paint"),
     ]:
-        assert told in one_error(capsys, *arguments), arguments
+        assert message in one_error(capsys, *arguments), arguments
 
 
 def test_a_lora_that_matches_nothing(here, picture, reference, capsys):

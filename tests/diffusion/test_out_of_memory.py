@@ -1,5 +1,7 @@
-"""When memory runs out: each saving in its order, told, and the same result. The errors are torch's
-own, from modules that are told to run out of memory as a small GPU's would."""
+"""When memory runs out: each saving in its order, reported, with the same result.
+
+The errors are torch's own, from modules that are made to run out of memory as a small GPU's would.
+"""
 
 from functools import partial
 

@@ -95,8 +95,12 @@ def test_what_a_run_needs_beside_the_model(home, monkeypatch):
     named."""
     found = examine(offline=True)
     assert found["cache"]["missing"] == [*needed("image"), *needed("video")[2:]]
-    [told] = [p for p in found["problems"] if "not downloaded" in p["what"]]
-    assert "sdxl" in told["what"] and "std-i2i-0.75" in told["what"] and not told["breaks"]
+    [found_problem] = [p for p in found["problems"] if "not downloaded" in p["what"]]
+    assert (
+        "sdxl" in found_problem["what"]
+        and "std-i2i-0.75" in found_problem["what"]
+        and not found_problem["breaks"]
+    )
     monkeypatch.setattr(
         doctor, "files_here", lambda source: {} if "hotshot" in source.repo else {"x": home}
     )
@@ -107,8 +111,12 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(20 * 10**9, 17 * 10**9, 3 * 10**9))
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    told = breaking(examine(offline=True))
-    assert len(told) == 2 and "cannot be written" in told[0] and "3.0 GB are free" in told[1]
+    found_problem = breaking(examine(offline=True))
+    assert (
+        len(found_problem) == 2
+        and "cannot be written" in found_problem[0]
+        and "3.0 GB are free" in found_problem[1]
+    )
 
 
 def test_a_pack_that_is_damaged(tmp_path, monkeypatch):
@@ -124,8 +132,11 @@ def test_packages_that_are_missing_or_old(monkeypatch):
     assert unmet_requirements() == []
     texts = ["torch>=99", "numpy>=1", "no-such-package", "absent-too; extra == 'test'"]
     monkeypatch.setattr(doctor, "requires", lambda name: texts)
-    told = breaking(examine(offline=True))
-    assert [t.split()[0] for t in told] == ["torch", "no-such-package"] and ">=99" in told[0]
+    found_problem = breaking(examine(offline=True))
+    assert [t.split()[0] for t in found_problem] == [
+        "torch",
+        "no-such-package",
+    ] and ">=99" in found_problem[0]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script stands for NVIDIA's tool")
@@ -138,5 +149,5 @@ def test_a_gpu_that_torch_cannot_use(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     found = examine(offline=True)
     assert found["driver"] == "535.104.05"
-    [told] = [p for p in found["problems"] if "NVIDIA" in p["what"]]
-    assert "535.104.05" in told["what"] and not told["breaks"]
+    [found_problem] = [p for p in found["problems"] if "NVIDIA" in p["what"]]
+    assert "535.104.05" in found_problem["what"] and not found_problem["breaks"]

@@ -341,7 +341,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
 
 @pytest.mark.parametrize("more", [{}, {"codec": "png"}], ids=["a file", "a folder"])
 def test_killed_between_the_results_move_and_the_tidying_up(tmp_path, reference, more):
-    """The same command finds its own result, says so, and tidies up; another one is told that there
+    """The same command finds its own result, says so, and tidies up; another one reports that there
     is an output."""
     source, out = make_clip(tmp_path / "in.mp4", 10), tmp_path / ("out" if more else "out.mp4")
     how = {"args": (source, reference, out), "kwargs": {"killed_after_move": True} | more}

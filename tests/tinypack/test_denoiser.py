@@ -125,7 +125,7 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
         image_encoder_folder=None,
     )
     pipe.set_ip_adapter_scale(1.0)
-    # so that training can go on from a pack
+    # so that training can continue from a pack
     for name, state in export.load_parts(tmp_path / "pack").items():
         own = getattr(net, name).state_dict()
         assert own.keys() == state.keys() and all(

@@ -52,7 +52,7 @@ def mutate(data: bytes, dice: random.Random) -> bytes:
 
 
 ALLOWANCE = 8 * 2**20
-"""Bytes for Python itself and its allocators, beside twice a file's size."""
+"""Bytes for Python itself and its allocators, in addition to twice a file's size."""
 
 
 def memory(of: str) -> int:

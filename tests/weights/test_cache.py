@@ -140,7 +140,7 @@ def test_models_that_share_files(tmp_path, hub):
 
 
 def test_a_hub_that_fails_and_then_does_not(tmp_path, hub):
-    """A transfer that breaks off goes on where it was; 503 is asked again."""
+    """A transfer that breaks off resumes where it was; 503 is asked again."""
     url, handler = hub
     serve(handler, tmp_path, "lcm", "tcd", "hotshot")
     # 48 MB: several blocks of what the client reads at once
@@ -188,9 +188,9 @@ def test_another_process_goes_on_where_one_was_stopped(tmp_path, hub, how):
             time.sleep(0.05)
         time.sleep(0.3)
         child.send_signal(how)
-        _, told = child.communicate(timeout=30)
+        _, message = child.communicate(timeout=30)
     if how == signal.SIGINT:
-        assert (child.returncode, told) == (130, "error: interrupted\n")
+        assert (child.returncode, message) == (130, "error: interrupted\n")
     here = sum(f.stat().st_size for f in (tmp_path / "home").rglob("*.incomplete"))
     assert 0 < here < size
     done = std("models", "pull", "hotshot", home=tmp_path / "home", url=url)
@@ -212,8 +212,10 @@ def test_a_hub_that_stays_unavailable_is_one_line(tmp_path, hub, where):
         "time.sleep = lambda s: None"
     )
     done = std("models", "pull", "lcm", home=tmp_path / "home", url=url, code=quick)
-    told = "error: the Hub answered 503 about latent-consistency/lcm-lora-sdxl: try again later\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
+    message = (
+        "error: the Hub answered 503 about latent-consistency/lcm-lora-sdxl: try again later\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert (
         std("models", "path", "lcm", home=tmp_path / "home").returncode == 2 and handler.sent == []
     )
@@ -259,7 +261,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told"),
+    ("status", "code", "message"),
     [
         (401, "RepoNotFound", "no such model on the Hub.*if it is private, set HF_TOKEN"),
         (403, "GatedRepo", "is gated: accept its licence"),
@@ -272,13 +274,13 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
         (401, "", "the Hub answered 401 about latent-consistency/lcm-lora-sdxl: check HF_TOKEN"),
     ],
 )
-def test_what_the_hub_refuses(tmp_path, hub, status, code, told):
+def test_what_the_hub_refuses(tmp_path, hub, status, code, message):
     url, handler = hub
     handler.refused["latent-consistency/lcm-lora-sdxl"] = (status, code)
     done = std("models", "pull", "lcm", home=tmp_path / "home", url=url)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and re.search(told, done.stderr), (
-        done.stderr
-    )
+    assert (
+        done.returncode == 2 and done.stderr.count("\n") == 1 and re.search(message, done.stderr)
+    ), done.stderr
 
 
 NO_SOCKETS = """
@@ -334,7 +336,7 @@ def test_names_and_tasks(capsys):
         "sdxl",
         "dinov2-small",
     ]
-    for arguments, told in [
+    for arguments, message in [
         (["pull"], "nothing to pull"),
         (["pull", "lcn"], "did you mean lcm"),
         (["pull", "dinov2-original"], "is not on the Hub: download https://"),
@@ -344,7 +346,7 @@ def test_names_and_tasks(capsys):
     ]:
         assert run(["models", *arguments]) == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1 and told in err, arguments
+        assert out == "" and err.count("\n") == 1 and message in err, arguments
 
 
 def test_what_is_not_checked_is_marked_with_the_place_to_correct(capsys):

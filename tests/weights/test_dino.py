@@ -112,7 +112,10 @@ def test_converted_folder_gives_the_same_features(pth, tmp_path, weights):
     folder = tmp_path / "dino"
     convert(pth, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dino", "dino.pth"]  # nothing left beside
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "dino",
+        "dino.pth",
+    ]  # nothing else is left
     images = normal(1, 3, 32, 20)
     for ours, other in zip(load_dino(folder)(images), load_dino(pth)(images), strict=True):
         assert torch.equal(ours, other)

@@ -71,11 +71,11 @@ def test_weights_of_other_families_are_named(real, tmp_path):
     lacking = {k: s for k, s in whole.items() if k != "ip_adapter.7.to_k_ip.weight"} | {
         "ip_adapter.141.x": [1]
     }
-    told = (
+    message = (
         "139 of 140 tensors fit: 1 lacks .ip_adapter.7.to_k_ip.weight.; 1 has beyond them "
         ".ip_adapter.141.x."
     )
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         check_ip_adapter("mine.safetensors", lacking, real)
 
     folder = sdxl_folder(tmp_path / "model")

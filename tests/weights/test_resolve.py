@@ -52,7 +52,7 @@ def test_tiny_is_the_folder_in_the_package(folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("files", "variant"),
     [
-        (["unet/diffusion_pytorch_model.fp16.safetensors"], None),  # beside the plain one
+        (["unet/diffusion_pytorch_model.fp16.safetensors"], None),  # next to the plain one
         (
             [
                 "-unet/diffusion_pytorch_model.safetensors",

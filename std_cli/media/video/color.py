@@ -37,7 +37,9 @@ def to_rgb(frame: av.VideoFrame, color: Color) -> Pixels:
         return _tone_map(_scaled(frame, "gbrp16le", color, into=False), color)
     rgb: Any = _scaled(frame, "rgb24", color, into=False).to_ndarray()
     if color.range == LIMITED and frame.format.name.startswith(("gray", "ya")):
-        return np.asarray(_expanded()[rgb])  # swscale takes grey as full range, whatever it is told
+        return np.asarray(
+            _expanded()[rgb]
+        )  # swscale takes grey as full range, whatever its options say
     return np.asarray(rgb)
 
 

@@ -64,7 +64,7 @@ _P420, _P444 = "yuv420p", "yuv444p"
 _APPLE = {"flags": "+qscale", "global_quality": str(65 * 118)}  # 65 of 100, in FFmpeg's units
 ENCODERS = {
     # x264's macroblock tree now and then differs from run to run (measured at 320 x 180), and a run
-    # that goes on must give the same bits as one that was not interrupted
+    # that resumes must give the same bits as one that was not interrupted
     "libx264": Encoder("h264", _P420, _P444, {"crf": "18", "x264-params": "mbtree=0"}, "crf", (0,
     51), "preset", _X26),
     "libx265": Encoder(
@@ -111,7 +111,7 @@ CONTAINERS = {  # suffix -> FFmpeg's name, codecs that it holds, the default fir
     "": ("folder", ("png",)),
 }
 MAX_TICKS = 2**31 - 1  # a second's, in mp4
-# not as many as there are cores: x264's bits depend on it, and a run may go on on another machine
+# not as many as there are cores: x264's bits depend on it, and a run may resume on another machine
 _THREADS = 4
 
 
@@ -132,7 +132,7 @@ class Target:
     sample_aspect_ratio: Fraction
     time_base: Fraction
     frame_rate: Fraction
-    """Nominal: what encoders reckon with."""
+    """Nominal: what encoders calculate with."""
     color: Color
     options: dict[str, str]
 

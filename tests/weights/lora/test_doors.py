@@ -132,11 +132,11 @@ def test_the_three_doors_agree(tmp_path, tiny_unet, seed):
             resolve_lora(str(file), **asked)
         with pytest.raises(InputError) as unconverted:
             convert(file, tmp_path / "out", to="kohya")
-        told = str(refused.value).removeprefix("--lora ")
+        message = str(refused.value).removeprefix("--lora ")
         assert (
-            told == str(unconverted.value) == facts["problem"]
-            and "\n" not in told
-            and "repair" not in told
+            message == str(unconverted.value) == facts["problem"]
+            and "\n" not in message
+            and "repair" not in message
         )
         assert facts["fits"] == [] and not (tmp_path / "out").exists()
         return

@@ -76,7 +76,7 @@ def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
     from std_cli.stylize.pictures import prepare_images
 
     moving = "down_blocks.0.motion_modules.0.proj_in"
-    for layer, pair, told in (
+    for layer, pair, message in (
         (
             "mid_block.attentions.0.proj_in",
             low(96, 128),
@@ -95,7 +95,7 @@ def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
             tmp_path / "x.safetensors",
         )
         file = LoraFile("x", tmp_path / "x.safetensors", 1.0, None, {}, None)
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             check_adapter(resolve_model("tiny"), None, file, False)
     picture = Image.new("RGB", (64, 64))
     with pytest.raises(InputError, match="--lora .*x.safetensors: 1 layers differ in shape"):

@@ -125,9 +125,9 @@ def test_alpha_from_what_diffusers_and_peft_save(tmp_path: Path, rslora: bool) -
     )
     unet.save_lora_adapter(tmp_path / "unet", "trained")
     state = {f"base_model.model.{key}": tensor for key, tensor in state.items()}
-    beside = tensors(tmp_path / "peft" / "adapter_model.safetensors", state)
-    config.save_pretrained(beside.parent)
-    for path in (*tmp_path.rglob("pytorch_lora_weights.safetensors"), beside):
+    other = tensors(tmp_path / "peft" / "adapter_model.safetensors", state)
+    config.save_pretrained(other.parent)
+    for path in (*tmp_path.rglob("pytorch_lora_weights.safetensors"), other):
         file = resolve_lora(str(path), model=model(tmp_path), task="i2i", eta=0.75)
         assert file
         assert scales(read_lora(file.path, file.name)) == pytest.approx(wanted, rel=1e-12)

@@ -56,7 +56,7 @@ def test_equal_contents_give_equal_bytes():
 
 
 def test_names_without_a_place_in_a_spelling_are_said():
-    """The words of Flux's layers cannot be told apart where "_" stands for "."."""
+    """The words of Flux's layers cannot be separated where "_" stands for "."."""
     layer = "double_blocks.0.img_attn.qkv"
     weights = of_pairs("x", {f"{layer}.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}, 2)
     with pytest.raises(InputError, match="^x: kohya spelling has no place .*use another --to"):
