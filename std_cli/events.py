@@ -379,8 +379,8 @@ class Cache(TypedDict):
     writable: bool
     models: dict[str, bool]
     """Whether each model of the tasks is here."""
-    missing: dict[str, float]
-    """GB to download, by task."""
+    missing: list[str]
+    """Models that pictures and videos need and that are not here."""
 
 
 class Hub(TypedDict):
@@ -388,8 +388,8 @@ class Hub(TypedDict):
 
     endpoint: str
     offline: bool
-    error: str
-    """Empty if it answers."""
+    error: str | None
+    """Empty if it answers; None if it was not asked."""
 
 
 class SelfTest(TypedDict):

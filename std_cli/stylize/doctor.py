@@ -19,11 +19,11 @@ import shutil
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any
+from typing import Protocol
 
 from std_cli import __version__
 from std_cli.errors import InputError, NotDownloaded, StdError
-from std_cli.events import OnEvent
+from std_cli.events import Cache, Device, Doctor, Hub, OnEvent, Problem, SelfTest
 from std_cli.stylize.stylizer import stylize_images
 from std_cli.weights.cache import needed
 from std_cli.weights.downloads import files_here
@@ -41,15 +41,22 @@ PACKAGES = (
     "huggingface_hub",
     "av",
 )
-Event = dict[str, Any]
+
+
+class Judge(Protocol):
+    """Notes a problem of this machine."""
+
+    def __call__(self, what: str, remedy: str, breaks: bool = True) -> None: ...
+
+
 SMALL_GPU = 6 * 2**30
 """Less than this is little even for --offload model."""
 
 
-def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) -> Event:
+def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) -> Doctor:
     """Look at everything, the Hub too unless `offline` or HF_HUB_OFFLINE say not to; writes
     nothing."""
-    problems: list[dict[str, Any]] = []
+    problems: list[Problem] = []
 
     def problem(what: str, remedy: str, breaks: bool = True) -> None:
         problems.append({"what": what, "remedy": remedy, "breaks": breaks})
@@ -61,27 +68,37 @@ def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) ->
     versions = package_versions()
     for what in unmet_requirements():
         problem(what, "run pip install -U std-cli, or install std in a new environment")
-    found: Event = {"event": "doctor", "versions": versions}
-    if versions["torch"] is None:  # nothing else can be looked at
-        return found | {"devices": [], "driver": None, "encoders": {}, "cache": None, "hub": None,
+    found: Doctor = {
+        "event": "doctor",
+        "versions": versions,
+        "devices": [],
+        "driver": None,
+        "encoders": {},
+        "cache": None,
+        "hub": None,
         "self_test": None,
-                        "problems": problems}  # fmt: skip
+        "problems": problems,
+    }
+    if versions["torch"] is None:  # nothing else can be looked at
+        return found
     check("devices")
-    found |= {"devices": devices(), "driver": _nvidia_driver()}
+    found["devices"], found["driver"] = devices(), _nvidia_driver()
     _judge_devices(found, problem)
     check("encoders")
     found["encoders"] = _encoders(problem)
     check("the cache and the Hub")
-    found["cache"], found["hub"] = _cache(problem), ask_hub(offline)
-    _judge_downloads(found, problem)
+    cache, hub = _cache(problem), ask_hub(offline)
+    found["cache"], found["hub"] = cache, hub
+    _judge_downloads(cache, hub, problem)
     check("a small stylization")
-    found["self_test"] = self_test()
-    if found["self_test"]["error"]:
+    test = self_test()
+    found["self_test"] = test
+    if test["error"]:
         problem(
-            f"the self-test failed: {found['self_test']['error']}",
+            f"the self-test failed: {test['error']}",
             "try std doctor -v, and --device cpu for runs",
         )
-    return found | {"problems": problems}
+    return found
 
 
 def package_versions() -> dict[str, str | None]:
@@ -118,7 +135,7 @@ def unmet_requirements() -> list[str]:
     return unmet
 
 
-def devices() -> list[dict[str, Any]]:
+def devices() -> list[Device]:
     """Those that torch can use; the first is what --device auto takes."""
     import torch
 
@@ -126,7 +143,7 @@ def devices() -> list[dict[str, Any]]:
 
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     names += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    found = []
+    found: list[Device] = []
     for name in names:
         device = torch.device(name)
         free, total = free_memory(device)
@@ -146,7 +163,7 @@ def _nvidia_driver() -> str | None:
     return next(iter(done.stdout.split()), None)
 
 
-def _judge_devices(found: Event, problem: Any) -> None:
+def _judge_devices(found: Doctor, problem: Judge) -> None:
     first = found["devices"][0]
     if first["device"] == "cpu":
         if found["driver"]:
@@ -171,7 +188,7 @@ def _judge_devices(found: Event, problem: Any) -> None:
         )
 
 
-def _encoders(problem: Any) -> dict[str, str]:
+def _encoders(problem: Judge) -> dict[str, str]:
     try:
         from std_cli.media.video.encoders import try_encoders
     except ImportError as e:
@@ -183,7 +200,7 @@ def _encoders(problem: Any) -> dict[str, str]:
     return found
 
 
-def _cache(problem: Any) -> dict[str, Any]:
+def _cache(problem: Judge) -> Cache:
     folder = hub_cache()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     models = {}
@@ -207,8 +224,7 @@ def _cache(problem: Any) -> dict[str, Any]:
     }
 
 
-def _judge_downloads(found: Event, problem: Any) -> None:
-    cache, hub = found["cache"], found["hub"]
+def _judge_downloads(cache: Cache, hub: Hub, problem: Judge) -> None:
     if not cache["missing"]:
         return
     what = f"not downloaded: {', '.join(cache['missing'])}"
@@ -236,7 +252,7 @@ def _judge_downloads(found: Event, problem: Any) -> None:
         problem(f"{what}; {hub['endpoint']} cannot be reached ({hub['error']})", remedy)
 
 
-def self_test() -> dict[str, Any]:
+def self_test() -> SelfTest:
     """Stylize a small picture with the model in the package, on the device that a run would
     take."""
     from PIL import Image, ImageChops

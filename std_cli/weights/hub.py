@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from std_cli.errors import InputError, NotDownloaded, StdError
+from std_cli.events import Hub
 from std_cli.weights.files import PICKLES, file_names
 from std_cli.weights.sdxl_files import missing_files, wanted_files
 from std_cli.weights.zoo import TABLE, find_entry, zoo
@@ -243,20 +243,17 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def ask_hub(offline: bool = False, timeout: float = 3.0) -> dict[str, Any]:
-    """endpoint, offline (by `offline` or HF_HUB_OFFLINE), error: "" if the Hub answers, None if it
-    was not asked."""
+def ask_hub(offline: bool = False, timeout: float = 3.0) -> Hub:
+    """Whether the Hub answers within `timeout` seconds, unless `offline` or HF_HUB_OFFLINE say not
+    to ask."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-    state: dict[str, Any] = {
-        "endpoint": constants.ENDPOINT,
-        "offline": offline or bool(why_offline()),
-    }
-    if state["offline"]:
-        return state | {"error": None}
+    if offline or why_offline():
+        return {"endpoint": constants.ENDPOINT, "offline": True, "error": None}
+    message = ""
     try:
         get_session().head(constants.ENDPOINT, timeout=timeout)  # any answer will do
     except (HTTPError, OSError, ValueError) as error:
-        return state | {"error": " ".join(str(error).split()) or type(error).__name__}
-    return state | {"error": ""}
+        message = " ".join(str(error).split()) or type(error).__name__
+    return {"endpoint": constants.ENDPOINT, "offline": False, "error": message}
