@@ -8,11 +8,11 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -24,8 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from std_cli.cli.tables import count, doctor_lines, model_lines, plan_lines
 from std_cli.errors import printable
-from std_cli.weights.zoo import TABLE
 
 Shown = dict[str, Any]
 """An event of any kind, printable."""
@@ -71,7 +71,8 @@ class Reporter:
         if len(self.videos) > 1 and not self.as_json and not self.quiet:
             self._summary()
         if self.models and not self.as_json:
-            self._table()
+            for line in model_lines(self.models):  # type: ignore[arg-type]
+                self.out.print(line)
 
     def __call__(self, given: Mapping[str, object]) -> None:
         """Show one of `std_cli.events`."""
@@ -210,148 +211,16 @@ class Reporter:
         )
 
     def _plan(self, e: Shown) -> None:
-        rows = [
-            (
-                "model",
-                e["model"]
-                + (f" + {e['lora']}" if e["lora"] else "")
-                + (f" + {e['motion']}" if e["motion"] else ""),
-            ),
-            ("device", f"{e['device']}, {e['device_name']}, {e['dtype']}"),
-        ]
-        for i in e["inputs"]:
-            size = f"{i['working'][0]} x {i['working'][1]}"
-            clip = (
-                f"{_count(i['frames'], 'frame')}, {_count(i['shots'], 'shot')}, "
-                f"{_count(i['windows'], 'window')}, "
-            )
-            rows.append(
-                (
-                    i["input"],
-                    f"{clip if e['task'] == 'video' else ''}at {size}, "
-                    f"{_count(i['evaluations'], 'evaluation')}",
-                )
-            )
-        if len(e["inputs"]) > 1:
-            rows.append(
-                ("all", f"{_count(e['frames'], 'frame')}, {_count(e['evaluations'], 'evaluation')}")
-            )
-        m = e["memory"]
-        rows.append(
-            ("weights", ", ".join(f"{part} {_bytes(size)}" for part, size in m["weights"].items()))
-        )
-        rows.append(
-            (
-                "at work",
-                ", ".join(f"{part} {_bytes(size)}" for part, size in m["activations"].items()),
-            )
-        )
-        free = f"of {_bytes(m['free'])} free ({_bytes(m['total'])} in all)"
-        for mode, size in m["modes"].items():
-            several = len(m["modes"]) > 1
-            parts = ", ".join(
-                f"{part.replace('_', ' ')} {_bytes(n)}" for part, n in m["parts"][mode].items()
-            )
-            what = f"{_bytes(size)} {free}{f': {parts}' if several else ''}"
-            rows.append((f"--offload {mode}" if several else "memory", what))
-        rows.append(
-            ("loading", f"{_bytes(m['loading'])} of {_bytes(m['main_free'])} of main memory free")
-        )
-        needed = (
-            "unknown" if e["disk"]["needed"] is None else f"about {_bytes(e['disk']['needed'])}"
-        )
-        rows.append(
-            ("disk", f"{needed} of {_bytes(e['disk']['free'])} free in {e['disk']['where']}")
-        )
-        if e["time"]:
-            t = e["time"]
-            window, frame = (
-                ("a window's", "a frame's") if e["task"] == "video" else ("a", "a picture's")
-            )
-            parts = f"loading {t['load']:.1f} s; {window} step {t['evaluation']:.3f} s; "
-            parts += f"{frame} encoding {t['encode']:.3f} s, decoding {t['decode']:.3f} s"
-            rows.append(("time", f"{_duration(t['seconds'])} ({parts})"))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        table.add_column(overflow="fold")
-        table.add_column(overflow="fold")
-        for name, what in rows:
-            table.add_row(Text(name, "bold"), Text(what))
-        self.bar.stop()
-        self.out.print(table, soft_wrap=False)
-        picks = e["picks"]
-        if picks is None:
-            verdict = Text(
-                "does not fit, in no mode and at no size: use --model tiny, or another device",
-                "bold red",
-            )
-        elif picks["flags"]:
-            verdict = Text(f"does not fit as it is; this does: add {picks['flags']}", "yellow")
-        else:
-            shape = f"{picks['size'][0]} x {picks['size'][1]}"
-            verdict = Text(
-                f"fits: {picks['device']}, {picks['dtype']}, --offload {picks['offload']}, {shape}"
-                + (f", {_count(picks['batch'], 'window')} at once" if e["task"] == "video" else ""),
-                "green",
-            )
-        self.out.print(verdict)
-        for note in e["notes"]:
-            self.out.print(Text(f"note: {note}", "dim"))
+        self._print(plan_lines(e))  # type: ignore[arg-type]
 
     def _doctor(self, e: Shown) -> None:
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        table.add_column(overflow="fold")
-        table.add_column(overflow="fold")
-        rows = [
-            (
-                "versions",
-                ", ".join(
-                    f"{name} {number or 'missing'}" for name, number in e["versions"].items()
-                ),
-            )
-        ]
-        for d in e["devices"]:
-            rows.append(
-                (d["device"], f"{d['name']}, {_bytes(d['free'])} of {_bytes(d['total'])} free")
-            )
-        if e["driver"]:
-            rows.append(("driver", f"NVIDIA {e['driver']}"))
-        for title, works in (("encoders", True), ("not usable", False)):
-            rows.append(
-                (
-                    title,
-                    ", ".join(name for name, why in e["encoders"].items() if (not why) is works)
-                    or "none",
-                )
-            )
-        if e["cache"]:
-            c, hub = e["cache"], e["hub"]
-            here = ", ".join(name for name, there in c["models"].items() if there)
-            rows.append(("cache", f"{c['path']}, {_bytes(c['free'])} free; models here: {here}"))
-            answer = "off-line" if hub["offline"] else hub["error"] or "answers"
-            rows.append(("hub", f"{hub['endpoint']}: {answer}"))
-            test = e["self_test"]
-            rows.append(
-                ("self-test", test["error"] or f"a picture stylized in {test['seconds']:.1f} s")
-            )
-        for name, what in rows:
-            table.add_row(Text(name, "bold"), Text(what))
+        self._print(doctor_lines(e))  # type: ignore[arg-type]
+
+    def _print(self, lines: Iterable[RenderableType]) -> None:
+        """Tables fit the terminal; lines are left to it."""
         self.bar.stop()
-        self.out.print(table, soft_wrap=False)
-        for p in e["problems"]:
-            style = "bold red" if p["breaks"] else "yellow"
-            self.out.print(
-                Text.assemble(
-                    ("problem: " if p["breaks"] else "note: ", style), f"{p['what']}: {p['remedy']}"
-                )
-            )
-        if not any(p["breaks"] for p in e["problems"]):
-            verdict = "all that a run needs is here"
-            if e["cache"] and e["cache"]["missing"]:
-                offline = e["hub"]["offline"]
-                verdict = (
-                    "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
-                )
-            self.out.print(Text(verdict, "green"))
+        for line in lines:
+            self.out.print(line, soft_wrap=not isinstance(line, Table))
 
     def _model(self, e: Shown) -> None:
         self.models.append(e)
@@ -363,7 +232,7 @@ class Reporter:
 
     def _verified(self, e: Shown) -> None:
         self._say(
-            f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({_count(e['files'], 'file')})"
+            f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({count(e['files'], 'file')})"
         )
 
     def _removed(self, e: Shown) -> None:
@@ -394,21 +263,6 @@ class Reporter:
     def _say(self, line: str) -> None:
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
             Text(line)
-        )
-
-    def _table(self) -> None:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for column in ("name", "here", "GB", "for", "what it is"):
-            table.add_column(column, justify="right" if column == "GB" else "left")
-        for e in self.models:
-            unsure = "" if e["checked"] else " (not checked)"
-            tasks = ", ".join(e["needed_by"])
-            size = f"{e['gb']:.2f}" if e["gb"] >= 0.01 else "<0.01"
-            table.add_row(e["name"], "yes" if e["here"] else "", size, tasks, e["title"] + unsure)
-        self.out.print(table)
-        self.out.print(
-            f"not checked: repository, file or commit could not be verified; correct them in "
-            f"{TABLE}"
         )
 
     def _summary(self) -> None:
@@ -471,30 +325,9 @@ def _bars(counts: list[int]) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[round(8 * count / most)] for count in counts)
 
 
-def _count(number: int | None, of: str) -> str:
-    return f"unknown {of}s" if number is None else f"{number} {of}{'s'[: number != 1]}"
-
-
-def _bytes(size: int) -> str:
-    if size < 2**20:
-        return f"{size / 2**10:.0f} KiB"
-    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"
-
-
 def _gb(size: int) -> str:
     """As the Hub tells sizes."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"about {seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return (
-        f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
-    )
 
 
 def _short_metadata(metadata: dict[str, str], lengths: dict[str, int]) -> dict[str, str]:

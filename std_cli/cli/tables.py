@@ -1,0 +1,172 @@
+"""What `std plan`, `std doctor` and `std models list` print, as tables and lines for a terminal."""
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from std_cli.events import Doctor, Model, Picks, Plan, PlannedInput, PlannedMemory, PlannedTime
+from std_cli.weights.zoo import TABLE
+
+Rows = list[tuple[str, str]]
+
+
+def plan_lines(plan: Plan) -> Iterator[RenderableType]:
+    """What a request would take, whether it fits, and notes."""
+    yield _two_columns(_plan_rows(plan))
+    yield _verdict(plan["picks"], plan["task"] == "video")
+    for note in plan["notes"]:
+        yield Text(f"note: {note}", "dim")
+
+
+def _plan_rows(plan: Plan) -> Rows:
+    video, memory = plan["task"] == "video", plan["memory"]
+    parts = [plan["model"], plan["lora"], plan["motion"]]
+    rows = [
+        ("model", " + ".join(part for part in parts if part)),
+        ("device", f"{plan['device']}, {plan['device_name']}, {plan['dtype']}"),
+        *((each["input"], _input_line(each, video)) for each in plan["inputs"]),
+    ]
+    if len(plan["inputs"]) > 1:
+        frames, evaluations = plan["frames"], plan["evaluations"]
+        rows.append(("all", f"{count(frames, 'frame')}, {count(evaluations, 'evaluation')}"))
+    rows += _memory_rows(memory)
+    disk = plan["disk"]
+    needed = "unknown" if disk["needed"] is None else f"about {as_bytes(disk['needed'])}"
+    rows.append(("disk", f"{needed} of {as_bytes(disk['free'])} free in {disk['where']}"))
+    if plan["time"]:
+        rows.append(("time", _time_line(plan["time"], video)))
+    return rows
+
+
+def _input_line(each: PlannedInput, video: bool) -> str:
+    shape = f"at {each['working'][0]} x {each['working'][1]}"
+    counts = f"{shape}, {count(each['evaluations'], 'evaluation')}"
+    if not video:
+        return counts
+    clip = [count(each["frames"], "frame"), count(each["shots"], "shot")]
+    return f"{', '.join(clip)}, {count(each['windows'], 'window')}, {counts}"
+
+
+def _memory_rows(memory: PlannedMemory) -> Rows:
+    rows = [
+        (title, ", ".join(f"{part} {as_bytes(size)}" for part, size in sizes.items()))
+        for title, sizes in (("weights", memory["weights"]), ("at work", memory["activations"]))
+    ]
+    free = f"of {as_bytes(memory['free'])} free ({as_bytes(memory['total'])} in all)"
+    several = len(memory["modes"]) > 1
+    for mode, size in memory["modes"].items():
+        held = memory["parts"][mode].items()
+        parts = ", ".join(f"{part.replace('_', ' ')} {as_bytes(each)}" for part, each in held)
+        line = f"{as_bytes(size)} {free}{f': {parts}' if several else ''}"
+        rows.append((f"--offload {mode}" if several else "memory", line))
+    loading, main_free = as_bytes(memory["loading"]), as_bytes(memory["main_free"])
+    return [*rows, ("loading", f"{loading} of {main_free} of main memory free")]
+
+
+def _time_line(time: PlannedTime, video: bool) -> str:
+    window, frame = ("a window's", "a frame's") if video else ("a", "a picture's")
+    parts = f"loading {time['load']:.1f} s; {window} step {time['evaluation']:.3f} s; "
+    parts += f"{frame} encoding {time['encode']:.3f} s, decoding {time['decode']:.3f} s"
+    return f"{_duration(time['seconds'])} ({parts})"
+
+
+def _verdict(picks: Picks | None, video: bool) -> Text:
+    if picks is None:
+        remedy = "use --model tiny, or another device"
+        return Text(f"does not fit, in no mode and at no size: {remedy}", "bold red")
+    if picks["flags"]:
+        return Text(f"does not fit as it is; this does: add {picks['flags']}", "yellow")
+    shape = f"{picks['size'][0]} x {picks['size'][1]}"
+    line = f"fits: {picks['device']}, {picks['dtype']}, --offload {picks['offload']}, {shape}"
+    if video:
+        line += f", {count(picks['batch'], 'window')} at once"
+    return Text(line, "green")
+
+
+def doctor_lines(found: Doctor) -> Iterator[RenderableType]:
+    """What is here, and what is wrong with it."""
+    yield _two_columns(_doctor_rows(found))
+    for problem in found["problems"]:
+        kind = ("problem: ", "bold red") if problem["breaks"] else ("note: ", "yellow")
+        yield Text.assemble(kind, f"{problem['what']}: {problem['remedy']}")
+    if any(problem["breaks"] for problem in found["problems"]):
+        return
+    verdict = "all that a run needs is here"
+    cache, hub = found["cache"], found["hub"]
+    if cache and cache["missing"]:
+        offline = hub is not None and hub["offline"]
+        verdict = "what is downloaded can run" if offline else f"{verdict}, or comes from the Hub"
+    yield Text(verdict, "green")
+
+
+def _doctor_rows(found: Doctor) -> Rows:
+    versions = (f"{name} {number or 'missing'}" for name, number in found["versions"].items())
+    rows = [("versions", ", ".join(versions))]
+    for device in found["devices"]:
+        free = f"{as_bytes(device['free'])} of {as_bytes(device['total'])} free"
+        rows.append((device["device"], f"{device['name']}, {free}"))
+    if found["driver"]:
+        rows.append(("driver", f"NVIDIA {found['driver']}"))
+    for title, works in (("encoders", True), ("not usable", False)):
+        names = [name for name, why in found["encoders"].items() if (not why) is works]
+        rows.append((title, ", ".join(names) or "none"))
+    cache, hub, test = found["cache"], found["hub"], found["self_test"]
+    if cache:
+        here = ", ".join(name for name, there in cache["models"].items() if there)
+        rows.append(
+            ("cache", f"{cache['path']}, {as_bytes(cache['free'])} free; models here: {here}")
+        )
+    if hub:
+        answer = "off-line" if hub["offline"] else hub["error"] or "answers"
+        rows.append(("hub", f"{hub['endpoint']}: {answer}"))
+    if test:
+        rows.append(
+            ("self-test", test["error"] or f"a picture stylized in {test['seconds']:.1f} s")
+        )
+    return rows
+
+
+def model_lines(models: list[Model]) -> Iterator[RenderableType]:
+    """The models of the table."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("name", "here", "GB", "for", "what it is"):
+        table.add_column(column, justify="right" if column == "GB" else "left")
+    for model in models:
+        unsure = "" if model["checked"] else " (not checked)"
+        size = f"{model['gb']:.2f}" if model["gb"] >= 0.01 else "<0.01"
+        here, tasks = "yes" if model["here"] else "", ", ".join(model["needed_by"])
+        table.add_row(model["name"], here, size, tasks, model["title"] + unsure)
+    yield table
+    yield f"not checked: repository, file or commit could not be verified; correct them in {TABLE}"
+
+
+def _two_columns(rows: Rows) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, what in rows:
+        table.add_row(Text(name, "bold"), Text(what))
+    return table
+
+
+def count(number: int | None, of: str) -> str:
+    return f"unknown {of}s" if number is None else f"{number} {of}{'s'[: number != 1]}"
+
+
+def as_bytes(size: int) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"about {seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return (
+        f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
+    )
