@@ -184,9 +184,9 @@ def plan(
     context: typer.Context,
     what: Annotated[str, typer.Argument(metavar="image|video", help="What to stylize.")],
 ) -> None:
-    """Tell what a command would take, before it runs: std plan video in.mp4 --style ref.png ...
+    """Estimate what a command takes before it runs: std plan video in.mp4 --style ref.png ...
 
-    Takes the arguments of std stylize image or video; tells shots, evaluations,
+    Takes the arguments of std stylize image or video; reports shots, evaluations,
     memory, disk, time, and the settings that fit. Downloads and writes nothing.
     --no-probe leaves the time out, for which the model is loaded.
     """
@@ -242,7 +242,7 @@ def distill(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check everything, run some updates, tell time and memory, keep nothing.",
+            help="Check everything, run some updates, report time and memory, keep nothing.",
         ),
     ] = False,
     init: Annotated[
