@@ -13,7 +13,7 @@ from PIL import Image
 
 from std_cli.config import ImageSettings, video_settings
 from std_cli.environment import LOADING, silent_libraries
-from std_cli.errors import Cancelled, StdError, in_callers_words
+from std_cli.errors import Cancelled, InputError, StdError, in_callers_words
 from std_cli.events import Event, OnEvent, VideoResult
 from std_cli.stylize.options import (
     ClipOptions,
@@ -26,6 +26,8 @@ from std_cli.stylize.options import (
 from std_cli.stylize.pictures import ImageRequest, prepare_images, run_images
 from std_cli.stylize.request import Input, Style, request_notices
 from std_cli.stylize.videos import VideoRequest, prepare_video, run_videos
+from std_cli.weights.fingerprints import fingerprint
+from std_cli.weights.motion import MotionFiles
 
 if TYPE_CHECKING:
     from std_cli.diffusion.pipeline import ImagePipeline, Pipeline
@@ -86,7 +88,7 @@ class Stylizer:
         self, input: Input, style: Style | Sequence[Style], **options: Unpack[LookOptions]
     ) -> Image.Image:
         """Stylize one picture: RGB, or RGBA if it has transparency. As `images` without output."""
-        [result] = self.images(input, style, **options)
+        [result] = self._images(input, style, None, False, _ignore, options, only_one=True)
         return result
 
     @with_options(LookOptions)
@@ -116,10 +118,27 @@ class Stylizer:
         Raises InputError, before a weight is loaded, for every problem of the request; StdError if
         the work fails. No file is left half written.
         """
-        report = _reporter(on_event, cancel)
+        yield from self._images(
+            inputs, style, output, overwrite, _reporter(on_event, cancel), options
+        )
+
+    def _images(
+        self,
+        inputs: Input | Sequence[Input],
+        style: Style | Sequence[Style],
+        output: str | Path | None,
+        overwrite: bool,
+        report: OnEvent,
+        options: LookOptions,
+        only_one: bool = False,
+    ) -> Iterator[Image.Image]:
         with _quietly():
             every: dict[str, Any] = {**_for_pictures(self._options), **options}
             r = prepare_images(inputs, style, output, overwrite=overwrite, **every)
+            if only_one and len(r.sources) > 1:
+                raise InputError(
+                    f"image takes one picture, and {len(r.sources)} were named: use images"
+                )
             self._announce(r, report)
             pictures = run_images(r, overwrite, report, partial(self._use_images, r))
         try:
@@ -190,7 +209,7 @@ class Stylizer:
     def _pipeline(
         self,
         r: ImageRequest | VideoRequest,
-        motion: object,
+        motion: MotionFiles | None,
         load: Callable[..., Any],
         on_event: OnEvent,
     ) -> Any:
@@ -200,9 +219,11 @@ class Stylizer:
             from std_cli.diffusion.pipeline import choose_device, choose_dtype
 
         s = r.s
-        lora = (r.lora.path, r.lora.scale) if r.lora else None
-        place = (s.device, s.dtype, s.offload, s.compile)
-        weights = (type(r), r.files.base, r.files.ip_adapter, lora, motion, s.method, *place)
+        lora = (*_identity(r.lora.path), r.lora.scale) if r.lora else None
+        files = (*_identity(r.files.base), *_identity(r.files.ip_adapter))
+        place = (s.device, s.dtype, s.offload, s.compile, s.allow_partial)
+        adapter = _identity(motion.weights) if motion else None
+        weights = (type(r), files, lora, adapter, s.method, *place)
         style = _style_key(r)
 
         def on_notice(message: str) -> None:
@@ -221,6 +242,7 @@ class Stylizer:
         for message in request_notices(s, r.lora):
             on_notice(message)
         if self._loaded.style != style:
+            self._loaded.style = ()  # should it be interrupted
             shares = [weight for _, weight in r.styles]
             pipeline.set_style(r.references, shares, s.style_scale, s.style_blocks)
             self._loaded.style = style
@@ -318,9 +340,16 @@ def _for_pictures(options: LoadOptions) -> dict[str, object]:
     return {k: v for k, v in options.items() if k in ImageSettings.model_fields}
 
 
+def _identity(path: Path) -> tuple[object, ...]:
+    """A file that is replaced is another one; a folder is known by its weights."""
+    return path, fingerprint(path)
+
+
 def _style_key(r: ImageRequest | VideoRequest) -> tuple[object, ...]:
     """What the embeddings of the references follow from."""
-    pictures = tuple(hashlib.sha256(picture.tobytes()).digest() for picture in r.references)
+    pictures = tuple(
+        (picture.size, hashlib.sha256(picture.tobytes()).digest()) for picture in r.references
+    )
     shares = tuple(weight for _, weight in r.styles)
     return pictures, shares, r.s.style_scale, r.s.style_blocks
 

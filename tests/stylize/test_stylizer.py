@@ -45,6 +45,33 @@ def test_a_model_is_loaded_once_and_results_are_as_of_single_calls(stylizer, pho
         assert result.tobytes() == alone.tobytes()
 
 
+def test_what_changes_between_calls_counts(stylizer, photo, reference, monkeypatch):
+    """Another shape of equal bytes is another style; an interrupted change of style is not kept."""
+    bars = np.zeros((32, 64, 3), np.uint8)
+    bars[:, :32] = (250, 200, 20)
+    wide, tall = bars, bars.reshape(64, 32, 3)
+    found = [stylizer.image(photo, style, **LOOK).tobytes() for style in (wide, tall)]
+    [alone] = stylize_image(photo, tall, model="tiny", **LOOK)
+    assert found[1] == alone.tobytes() != found[0]
+
+    pipeline = stylizer._loaded.pipeline
+    encode = pipeline.pipe.prepare_ip_adapter_image_embeds
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.pipe, "prepare_ip_adapter_image_embeds", None)
+        with pytest.raises(InputError):  # as a model whose weights do not run
+            stylizer.image(photo, reference, style_scale=4, **LOOK)
+    assert pipeline.pipe.prepare_ip_adapter_image_embeds == encode
+    assert stylizer.image(photo, tall, **LOOK).tobytes() == found[1]
+
+
+def test_one_picture_is_one(stylizer, tmp_path, photo, reference):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        photo.resize((32, 32)).save(tmp_path / "in" / name)
+    with pytest.raises(InputError, match="one picture, and 2"):
+        stylizer.image(tmp_path / "in", reference, **LOOK)
+
+
 def test_threads_wait_for_each_other(stylizer, photo, reference):
     styles = [reference, np.zeros((32, 32, 3), np.uint8)]
     expected = [stylizer.image(photo, style, **LOOK).tobytes() for style in styles]
@@ -156,6 +183,10 @@ def test_typed_options_are_the_settings(typed, settings):
         wanted = set(typing.get_args(field.annotation)) or {field.annotation}
         if typing.get_origin(field.annotation) is typing.Literal:
             wanted = {field.annotation}
+        wanted = {  # without the bounds of numbers
+            typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+            for kind in wanted
+        }
         assert wanted <= {*typing.get_args(hints[name])}, name
 
 
