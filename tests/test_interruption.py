@@ -151,7 +151,7 @@ def test_wherever_its_removal_stops_a_finished_result_is_known(output, monkeypat
         monkeypatch.setattr(std_cli.stylize.work_folder, "remove", real)
         with pytest.raises(Killed), WorkFolder(output, RUN, True) as work:
             work.segment(0).write_bytes(b"a part")
-            work.save({"segments": 1}, {})
+            work.save({"segments": 1}, {}, {})
             work.draft.write_bytes(b"the result")
             work.finish({"frames": 7})
             work.draft.rename(output)
