@@ -1,24 +1,28 @@
 """What the libraries do to the process: what they print, whether they connect, when they load."""
 
-import importlib
 import logging
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 LOADING = threading.RLock()
 """Held while a model is loaded: diffusers, transformers and accelerate patch torch for the whole
 process meanwhile."""
 
-
-_LIBRARIES = ("accelerate", "diffusers", "huggingface_hub", "peft", "torch", "transformers")
-_BARS = ("diffusers.utils.logging", "transformers.utils.logging")
-_silent = 0
-_restore = ExitStack()
-_COUNT = threading.Lock()
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+"""What the libraries read when they are imported."""
+_LOGGING = {
+    "DIFFUSERS": "diffusers.utils.logging",
+    "TRANSFORMERS": "transformers.utils.logging",
+}
 
 
 def silence_libraries() -> None:
@@ -26,10 +30,8 @@ def silence_libraries() -> None:
 
     To be called before they are imported, as they read some of it once.
     """
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
@@ -39,36 +41,63 @@ def go_offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-@contextmanager
-def silent_libraries() -> Iterator[None]:
-    """Keep the libraries' warnings and progress bars from the caller's terminal and logs, inside.
+class _Silence:
+    """Silences the libraries inside `with`, and restores what the caller had set.
 
-    What the caller had set is as before afterwards. Threads may overlap: the last one restores.
+    Nothing is imported for that: a library that is imported inside reads the environment, and
+    `renew` silences it after that. Threads may overlap: the last one restores.
     """
-    global _silent
-    with _COUNT:
-        if _silent == 0:
-            _silence(_restore)
-        _silent += 1
-    try:
-        yield
-    finally:
-        with _COUNT:
-            _silent -= 1
-            if _silent == 0:
-                _restore.close()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._before = ExitStack()
+        self._silenced: set[str] = set()
+        self._set: set[str] = set()
+        """Of the environment; what the caller had set there stays."""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                self._silence(fresh=False)
+                self._set = _QUIET.keys() - os.environ.keys()
+                for name in self._set:
+                    os.environ[name] = _QUIET[name]
+                    self._before.callback(os.environ.pop, name, None)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._silence(fresh=True)  # so that what was imported inside gets its default back
+                self._before.close()
+                self._silenced.clear()
+
+    def renew(self) -> None:
+        """Silence what was imported since."""
+        with self._lock:
+            if self._depth:
+                self._silence(fresh=True)
+
+    def _silence(self, fresh: bool) -> None:
+        """fresh: the library was imported inside, and its own default is what the caller expects."""
+        for library, name in _LOGGING.items():
+            module = sys.modules.get(name)
+            if module is None or name in self._silenced:
+                continue
+            self._silenced.add(name)
+            ours = fresh and f"{library}_VERBOSITY" in self._set
+            level = logging.WARNING if ours else module.get_verbosity()
+            self._before.callback(module.set_verbosity, level)
+            module.set_verbosity_error()
+            ours = fresh and "HF_HUB_DISABLE_PROGRESS_BARS" in self._set
+            if ours or module.is_progress_bar_enabled():
+                self._before.callback(module.enable_progress_bar)
+                module.disable_progress_bar()
 
 
-def _silence(stack: ExitStack) -> None:
-    stack.enter_context(warnings.catch_warnings())
-    warnings.simplefilter("ignore")
-    for name in _LIBRARIES:
-        logger = logging.getLogger(name)
-        stack.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)
-    for name in _BARS:
-        # imported here: a library that is imported inside would draw its bars
-        module = sys.modules.get(name) or importlib.import_module(name)
-        if module.is_progress_bar_enabled():
-            stack.callback(module.enable_progress_bar)
-            module.disable_progress_bar()
+silent_libraries = _Silence()
+"""`with silent_libraries:` keeps the libraries' warnings and bars from the caller's terminal."""

@@ -17,10 +17,10 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "count"), [("weights", 4), ("configs", 6), ("clips", 3)])
 def test_damaged_files_are_taken_or_refused_in_one_line(files, monkeypatch, kind, count):
-    from std_cli.stylize import pictures, videos
+    from std_cli.stylize import stylizer
 
-    for module in (videos, pictures):  # what a clip is read with is loaded once
-        monkeypatch.setattr(module, "load_pipeline", module.load_pipeline)
+    # what a clip is read with is loaded once
+    monkeypatch.setattr(stylizer, "load_pipeline", stylizer.load_pipeline)
     if kind == "clips":
         fuzz.share_pipelines()
     with warnings.catch_warnings():

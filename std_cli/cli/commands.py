@@ -115,7 +115,7 @@ def image(
 
             report(plan_images(*request, probe=not no_probe, on_event=report, **settings))
             return
-        for _ in stylize_images(*request, on_event=report, **settings):
+        for _ in stylize_images(*request, on_event=report, verbose=verbose, **settings):
             pass
 
 
@@ -169,7 +169,14 @@ def video(
 
             report(plan_video(*request, probe=not no_probe, on_event=report, **settings))
             return
-        stylize_video(*request, resume=resume, keep_work=keep_work, on_event=report, **settings)
+        stylize_video(
+            *request,
+            resume=resume,
+            keep_work=keep_work,
+            on_event=report,
+            verbose=verbose,
+            **settings,
+        )
 
 
 @app.command(

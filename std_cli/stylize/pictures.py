@@ -1,10 +1,10 @@
 """Stylization of pictures: a request checked, then one picture after another."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ from std_cli.media.pictures import (
 )
 from std_cli.media.transparency import attach_alpha
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
+from std_cli.stylize.options import ImageOptions
 from std_cli.stylize.request import (
     Find,
     Input,
@@ -39,7 +40,6 @@ from std_cli.stylize.request import (
     read_references,
     read_source,
     request_facts,
-    request_notices,
     source_name,
     take_source,
     try_folder,
@@ -50,8 +50,6 @@ from std_cli.weights.parts import check_adapter, check_model
 from std_cli.weights.resolve import ModelFiles, resolve_model
 
 if TYPE_CHECKING:
-    import torch
-
     from std_cli.diffusion.pipeline import ImagePipeline
     from std_cli.schedule import Schedule
 
@@ -141,15 +139,16 @@ def prepare_images(
     output: str | Path | None = None,
     *,
     overwrite: bool = False,
-    size: str | int | tuple[int, int] | None = None,
     find: Find = lambda resolve, *args, **options: resolve(*args, **options),
-    **settings: Any,
+    **options: Unpack[ImageOptions],
 ) -> ImageRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
 
     Parameters and errors as of `Stylizer.images`.
     """
-    given = settings | {"size": parse_size(size) if isinstance(size, str) else size}
+    given: dict[str, Any] = dict(options)
+    if isinstance(given.get("size"), str):
+        given["size"] = parse_size(given["size"])
     asked = image_settings(given)  # raises what is wrong whatever the model says
     sources, notices = _sources(inputs)
     pictures = []
@@ -189,33 +188,6 @@ def prepare_images(
     return ImageRequest(
         sources, targets, folder, styles, references, files, lora, s, schedule, sizes, notices
     )
-
-
-def load_pipeline(
-    r: ImageRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
-) -> "ImagePipeline":
-    """Load what a request asks for, with its style."""
-    assert r.files is not None
-    with LOADING:
-        from std_cli.diffusion.pipeline import ImagePipeline
-
-        pipeline = ImagePipeline(
-            r.files,
-            r.lora,
-            device,
-            dtype,
-            r.s.offload,
-            r.s.compile,
-            method=r.s.method,
-            allow_partial=r.s.allow_partial,
-        )
-    for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
-        on_notice(message)
-    pipeline.on_notice = on_notice
-    pipeline.set_style(
-        r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks
-    )
-    return pipeline
 
 
 def _sources(inputs: object) -> tuple[list[Source], list[str]]:

@@ -6,27 +6,29 @@ the memory, and `probe` measures the time.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from std_cli.diffusion.devices import device_name
 from std_cli.diffusion.memory import MARGIN
 from std_cli.errors import InputError, NotDownloaded
 from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime
 from std_cli.stylize.memory_needs import MemoryNeeds
+from std_cli.stylize.options import ImageOptions, VideoOptions
 from std_cli.stylize.pictures import ImageRequest, prepare_images
 from std_cli.stylize.probe import time_picture, time_windows
+from std_cli.stylize.request import Input, Style
 from std_cli.stylize.videos import VideoRequest, prepare_video
 from std_cli.stylize.workload import COUNTED, area, picture_inputs, video_input
 from std_cli.weights.hub import without_downloads
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Count = Literal["frames", "shots", "windows", "evaluations", "disk"]
-Measure = Callable[["torch.device", "torch.dtype"], PlannedTime]
+Measure = Callable[[], PlannedTime]
 
 
 @dataclass
@@ -54,7 +56,14 @@ class Found:
 
 
 def plan_images(
-    *args: Any, probe: bool = True, on_event: OnEvent = lambda event: None, **options: Any
+    inputs: Input | Sequence[Input],
+    style: Style | Sequence[Style],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    probe: bool = True,
+    on_event: OnEvent = lambda event: None,
+    **options: Unpack[ImageOptions],
 ) -> Plan:
     """The plan of `stylize_images` with the same arguments; `probe`: load the model and time two
     steps.
@@ -62,7 +71,7 @@ def plan_images(
     Raises the errors that it would raise before it loads a weight.
     """
     found = Found()
-    request = prepare_images(*args, find=found, **options)
+    request = prepare_images(inputs, style, output, overwrite=overwrite, find=found, **options)
     working = max(request.sizes, key=area)
     notes = [*request.notices, *found.notes()]
     planner = _Planner(request, found.missing, working, picture_inputs(request), 1, 0, notes)
@@ -70,46 +79,53 @@ def plan_images(
         request.targets[0],
         probe,
         on_event,
-        lambda device, dtype: time_picture(request, working, device, dtype, notes.append),
+        lambda: time_picture(request, working, notes.append),
     )
 
 
 def plan_video(
-    *args: Any, probe: bool = True, on_event: OnEvent = lambda event: None, **options: Any
+    inputs: str | Path | Sequence[str | Path],
+    style: Style | Sequence[Style],
+    output: str | Path = ".",
+    *,
+    overwrite: bool = False,
+    probe: bool = True,
+    on_event: OnEvent = lambda event: None,
+    **options: Unpack[VideoOptions],
 ) -> Plan:
     """The plan of `stylize_video` with the same arguments, but for those of its work folder."""
     found = Found()
-    request = prepare_video(*args, find=found, **options)
+    request = prepare_video(inputs, style, output, overwrite=overwrite, find=found, **options)
     if not request.jobs:
         raise InputError(
             f"none of the {len(request.failed)} videos can be stylized: "
             f"{request.failed[0]['message']}"
         )
-    inputs = []
+    planned = []
     notices = []
     for job in request.jobs:
         name = job.source.name
         on_event({"event": "progress", "stage": "count", "input": name})
         heard = list(job.extras.notices)
         stride = request.window - request.overlap
-        inputs.append(video_input(job, request.s, request.window, stride, heard.append))
+        planned.append(video_input(job, request.s, request.window, stride, heard.append))
         notices += [notice if name in notice else f"{name}: {notice}" for notice in heard]
     working = max((job.working for job in request.jobs), key=area)
     notes = [*request.notices, *found.notes()]
-    if any(each["shots"] is None for each in inputs):
+    if any(each["shots"] is None for each in planned):
         notes.append(
             f"shots of videos of more than {COUNTED} frames are not counted: each has one or more"
         )
     notes += [f"{error['input']} is left out: {error['message']}" for error in request.failed]
     notes += notices
     planner = _Planner(
-        request, found.missing, working, inputs, request.window, request.overlap, notes
+        request, found.missing, working, planned, request.window, request.overlap, notes
     )
     return planner.plan(
         request.jobs[0].target.path,
         probe,
         on_event,
-        lambda device, dtype: time_windows(request, working, device, dtype, notes.append),
+        lambda: time_windows(request, working, notes.append),
     )
 
 
@@ -148,7 +164,7 @@ class _Planner:
                 "swapping"
             )
         picks = needs.pick(name_dtype(dtype))
-        seconds = self._time(device, dtype, probe, fits, measure)
+        seconds = self._time(probe, fits, measure)
         size = self._sum("disk")
         where = next(p for p in Path(output or ".").absolute().parents if p.is_dir())
         return {
@@ -195,8 +211,6 @@ class _Planner:
 
     def _time(
         self,
-        device: "torch.device",
-        dtype: "torch.dtype",
         probe: bool,
         fits: bool,
         measure: Measure,
@@ -212,7 +226,7 @@ class _Planner:
         if reason:
             self.notes.append(f"no time measured, {reason}")
             return None
-        took = measure(device, dtype)
+        took = measure()
         total: float | None = took["load"]
         for each in self.inputs:
             frames, windows = each["frames"], each["windows"]

@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING
 
 from std_cli.events import PlannedTime
 from std_cli.media.pictures import fit_to, seen
+from std_cli.stylize.load import load_pipeline
 from std_cli.stylize.pictures import ImageRequest
-from std_cli.stylize.pictures import load_pipeline as load_images
 from std_cli.stylize.request import read_source
 from std_cli.stylize.videos import VideoRequest
-from std_cli.stylize.videos import load_pipeline as load_video
 
 if TYPE_CHECKING:
-    import torch
-
     from std_cli.diffusion.pipeline import Pipeline
 
 SLOW = 10.0
@@ -25,13 +22,11 @@ it."""
 def time_picture(
     request: ImageRequest,
     working: tuple[int, int],
-    device: "torch.device",
-    dtype: "torch.dtype",
     on_notice: Callable[[str], None],
 ) -> PlannedTime:
     """Load the model, and stylize the picture of the size `working` in at most two steps."""
     begin = time.monotonic()
-    pipeline = load_images(request, device, dtype, on_notice)
+    pipeline = load_pipeline(request, on_notice)
     source = read_source(request.sources[request.sizes.index(working)], side=max(working))
     picture = seen(source, fit_to(*source.size, working))
     short = request.s.model_copy(update={"steps": min(2, request.s.steps)})
@@ -54,8 +49,6 @@ def time_picture(
 def time_windows(
     request: VideoRequest,
     working: tuple[int, int],
-    device: "torch.device",
-    dtype: "torch.dtype",
     on_notice: Callable[[str], None],
 ) -> PlannedTime:
     """Load the model, and put one window of frames of the size `working` through a step."""
@@ -63,7 +56,7 @@ def time_windows(
     from PIL import Image
 
     begin = time.monotonic()
-    pipeline = load_video(request, device, dtype, on_notice)
+    pipeline = load_pipeline(request, on_notice)
     conditions = pipeline.prepare(request.s, request.schedule, working)
     frame = Image.new("RGB", working, (128, 128, 128))
     load = _now(pipeline) - begin

@@ -2,8 +2,8 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from PIL import Image
 
 from std_cli.config import ImageSettings, video_settings
-from std_cli.environment import LOADING, silent_libraries
+from std_cli.environment import silent_libraries
 from std_cli.errors import Cancelled, InputError, StdError, in_callers_words
 from std_cli.events import Event, OnEvent, VideoResult
+from std_cli.stylize.load import load_pipeline, set_style
 from std_cli.stylize.options import (
     ClipOptions,
     ImageOptions,
@@ -27,11 +28,9 @@ from std_cli.stylize.pictures import ImageRequest, prepare_images, run_images
 from std_cli.stylize.request import Input, Style, request_notices
 from std_cli.stylize.videos import VideoRequest, prepare_video, run_videos
 from std_cli.weights.fingerprints import fingerprint
-from std_cli.weights.motion import MotionFiles
 
 if TYPE_CHECKING:
-    from std_cli.diffusion.pipeline import ImagePipeline, Pipeline
-    from std_cli.diffusion.video_pipeline import VideoPipeline
+    from std_cli.diffusion.pipeline import Pipeline
 
 
 def _ignore(event: Event) -> None:
@@ -61,12 +60,15 @@ class Stylizer:
     """
 
     @with_options(LoadOptions)
-    def __init__(self, **options: Unpack[LoadOptions]) -> None:
+    def __init__(self, *, verbose: bool = False, **options: Unpack[LoadOptions]) -> None:
         """Options that are not given are the defaults of the command line.
+
+        verbose: let the libraries' own warnings and progress bars through.
 
         Raises InputError for a wrong value; a model that is not there is found at the first call.
         """
         self._options = options
+        self._verbose = verbose
         self._lock = threading.RLock()
         self._loaded: _Loaded | None = None
         with _callers_words():
@@ -132,18 +134,18 @@ class Stylizer:
         options: LookOptions,
         only_one: bool = False,
     ) -> Iterator[Image.Image]:
-        with _quietly():
-            every: dict[str, Any] = {**_for_pictures(self._options), **options}
+        with self._quietly():
+            every = _joined(_for_pictures(self._options), options)
             r = prepare_images(inputs, style, output, overwrite=overwrite, **every)
             if only_one and len(r.sources) > 1:
                 raise InputError(
                     f"image takes one picture, and {len(r.sources)} were named: use images"
                 )
             self._announce(r, report)
-            pictures = run_images(r, overwrite, report, partial(self._use_images, r))
+            pictures = run_images(r, overwrite, report, partial(self._use, r))
         try:
             while True:
-                with _quietly():
+                with self._quietly():
                     picture = next(pictures, None)
                 if picture is None:
                     return
@@ -178,12 +180,17 @@ class Stylizer:
         end says how many did. A cancelled request resumes when it is made again.
         """
         report = _reporter(on_event, cancel)
-        with _quietly():
-            r = prepare_video(
-                inputs, style, output, overwrite=overwrite, **self._options, **options
-            )
+        with self._quietly():
+            every = _joined(self._options, options)
+            r = prepare_video(inputs, style, output, overwrite=overwrite, **every)
             self._announce(r, report)
-            return run_videos(r, overwrite, resume, keep_work, report, partial(self._use_video, r))
+            return run_videos(r, overwrite, resume, keep_work, report, partial(self._use, r))
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """With the libraries silent, and errors in the caller's words."""
+        with nullcontext() if self._verbose else silent_libraries, _callers_words():
+            yield
 
     # --- what is loaded ---
 
@@ -193,60 +200,40 @@ class Stylizer:
             on_event({"event": "progress", "stage": "load", "model": r.s.model})
 
     @contextmanager
-    def _use_images(self, r: ImageRequest, on_event: OnEvent) -> Iterator["ImagePipeline"]:
-        from std_cli.stylize.pictures import load_pipeline
-
-        with self._lock:
-            yield self._pipeline(r, None, load_pipeline, on_event)
-
-    @contextmanager
-    def _use_video(self, r: VideoRequest, on_event: OnEvent) -> Iterator["VideoPipeline"]:
-        from std_cli.stylize.videos import load_pipeline
-
-        with self._lock:
-            yield self._pipeline(r, r.motion, load_pipeline, on_event)
-
-    def _pipeline(
-        self,
-        r: ImageRequest | VideoRequest,
-        motion: MotionFiles | None,
-        load: Callable[..., Any],
-        on_event: OnEvent,
-    ) -> Any:
+    def _use(self, r: ImageRequest | VideoRequest, on_event: OnEvent) -> Iterator[Any]:
         """The pipeline for a request with its style: the one that is loaded if its weights are."""
         assert r.files is not None
-        with LOADING:
-            from std_cli.diffusion.pipeline import choose_device, choose_dtype
-
-        s = r.s
-        lora = (*_identity(r.lora.path), r.lora.scale) if r.lora else None
-        files = (*_identity(r.files.base), *_identity(r.files.ip_adapter))
-        place = (s.device, s.dtype, s.offload, s.compile, s.allow_partial)
-        adapter = _identity(motion.weights) if motion else None
-        weights = (type(r), files, lora, adapter, s.method, *place)
+        motion = r.motion if isinstance(r, VideoRequest) else None
+        settings = r.s
+        weights = (
+            type(r),
+            _identity(r.files.base),
+            _identity(r.files.ip_adapter),
+            (_identity(r.lora.path), r.lora.scale) if r.lora else None,
+            _identity(motion.weights) if motion else None,
+            (settings.method, settings.allow_partial),
+            (settings.device, settings.dtype, settings.offload, settings.compile),
+        )
         style = _style_key(r)
 
         def on_notice(message: str) -> None:
             on_event({"event": "notice", "message": message})
 
-        if self._loaded is None or self._loaded.weights != weights:
-            if self._loaded is not None:
-                self._free()
-                on_event({"event": "progress", "stage": "load", "model": r.files.name})
-            device = choose_device(s.device)
-            pipeline = load(r, device, choose_dtype(s.dtype, device), on_notice)
-            self._loaded = _Loaded(weights, style, pipeline)
-            return pipeline
-        pipeline = self._loaded.pipeline
-        pipeline.on_notice = on_notice
-        for message in request_notices(s, r.lora):
-            on_notice(message)
-        if self._loaded.style != style:
-            self._loaded.style = ()  # should it be interrupted
-            shares = [weight for _, weight in r.styles]
-            pipeline.set_style(r.references, shares, s.style_scale, s.style_blocks)
-            self._loaded.style = style
-        return pipeline
+        with self._lock:
+            if self._loaded is None or self._loaded.weights != weights:
+                if self._loaded is not None:
+                    self._free()
+                    on_event({"event": "progress", "stage": "load", "model": r.files.name})
+                self._loaded = _Loaded(weights, style, load_pipeline(r, on_notice))
+            else:
+                self._loaded.pipeline.on_notice = on_notice
+                for message in request_notices(settings, r.lora):
+                    on_notice(message)
+            if self._loaded.style != style:
+                self._loaded.style = ()  # should it be interrupted
+                set_style(self._loaded.pipeline, r)
+                self._loaded.style = style
+            yield self._loaded.pipeline
 
     def _free(self) -> None:
         if self._loaded is None:
@@ -270,12 +257,20 @@ def stylize_image(
     overwrite: bool = False,
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
+    verbose: bool = False,
     **options: Unpack[ImageOptions],
 ) -> list[Image.Image]:
     """As `stylize_images`, but returns all results at once."""
     return list(
         stylize_images(
-            inputs, style, output, overwrite=overwrite, on_event=on_event, cancel=cancel, **options
+            inputs,
+            style,
+            output,
+            overwrite=overwrite,
+            on_event=on_event,
+            cancel=cancel,
+            verbose=verbose,
+            **options,
         )
     )
 
@@ -289,11 +284,12 @@ def stylize_images(
     overwrite: bool = False,
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
+    verbose: bool = False,
     **options: Unpack[ImageOptions],
 ) -> Iterator[Image.Image]:
     """Stylize pictures one by one with a model that is loaded for them. See `Stylizer.images`."""
     load, look = _split(options)
-    with Stylizer(**load) as stylizer:
+    with Stylizer(verbose=verbose, **load) as stylizer:
         yield from stylizer.images(
             inputs, style, output, overwrite=overwrite, on_event=on_event, cancel=cancel, **look
         )
@@ -310,11 +306,12 @@ def stylize_video(
     keep_work: bool = False,
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
+    verbose: bool = False,
     **options: Unpack[VideoOptions],
 ) -> list[VideoResult]:
     """Stylize videos one by one with a model that is loaded for them. See `Stylizer.video`."""
     load, look = _split(options)
-    with Stylizer(**load) as stylizer:
+    with Stylizer(verbose=verbose, **load) as stylizer:
         return stylizer.video(
             inputs,
             style,
@@ -335,12 +332,20 @@ def _split(options: Any) -> tuple[Any, Any]:
     return load, {name: value for name, value in options.items() if name not in known}
 
 
+def _joined(load: Mapping[str, object], look: Mapping[str, object]) -> dict[str, Any]:
+    """The options of the constructor and of a call; InputError for one at the wrong place."""
+    for name in look.keys() & LoadOptions.__annotations__.keys():
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(f"{flag}: is said when a Stylizer is made: make another one for it")
+    return {**load, **look}
+
+
 def _for_pictures(options: LoadOptions) -> dict[str, object]:
     """Without the motion adapter, which pictures do not have."""
     return {k: v for k, v in options.items() if k in ImageSettings.model_fields}
 
 
-def _identity(path: Path) -> tuple[object, ...]:
+def _identity(path: Path) -> tuple[Path, str]:
     """A file that is replaced is another one; a folder is known by its weights."""
     return path, fingerprint(path)
 
@@ -372,10 +377,3 @@ def _callers_words() -> Iterator[None]:
     except StdError as e:
         e.args = (in_callers_words(str(e)),)
         raise
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """With the libraries silent, and errors in the caller's words."""
-    with silent_libraries(), _callers_words():
-        yield

@@ -1,11 +1,11 @@
 """Stylization of videos: a request checked, then one video after another."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
 from std_cli.environment import LOADING
@@ -20,6 +20,7 @@ from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.read import FOLDER_RATE, open_clip
 from std_cli.media.video.write import choose_target
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
+from std_cli.stylize.options import VideoOptions
 from std_cli.stylize.request import (
     Find,
     Source,
@@ -31,7 +32,6 @@ from std_cli.stylize.request import (
     new_folder,
     read_references,
     request_facts,
-    request_notices,
     try_folder,
     weigh_styles,
 )
@@ -44,7 +44,6 @@ from std_cli.weights.parts import check_adapter, check_model
 from std_cli.weights.resolve import ModelFiles, resolve_model
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from std_cli.diffusion.video_pipeline import VideoPipeline
@@ -165,24 +164,14 @@ def prepare_video(
     output: str | Path = ".",
     *,
     overwrite: bool = False,
-    size: str | int | tuple[int, int] | None = None,
-    output_size: str | tuple[int, int] | None = None,
     find: Find = lambda resolve, *args, **options: resolve(*args, **options),
-    **settings: Any,
+    **options: Unpack[VideoOptions],
 ) -> VideoRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
 
     Parameters and errors as of `Stylizer.video`.
     """
-    given = settings | {
-        "size": parse_size(size) if isinstance(size, str) else size,
-        "output_size": parse_output_size(output_size)
-        if isinstance(output_size, str)
-        else output_size,
-    }
-    for flag in ("start", "end", "preview"):
-        if isinstance(given.get(flag), str):
-            given[flag] = parse_time(given[flag], f"--{flag}")
+    given = _parsed(options)
     asked = video_settings(given)  # raises what is wrong whatever the model says
     notices: list[str] = []
     sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs, notices)
@@ -242,35 +231,17 @@ def prepare_video(
     )
 
 
-# --- the request -------------------------------------------------------------------------------
-
-
-def load_pipeline(
-    r: VideoRequest, device: "torch.device", dtype: "torch.dtype", on_notice: Callable[[str], None]
-) -> "VideoPipeline":
-    """Load what a request asks for, with its style."""
-    assert r.files is not None
-    with LOADING:
-        from std_cli.diffusion.video_pipeline import VideoPipeline
-
-        pipeline = VideoPipeline(
-            r.files,
-            r.lora,
-            device,
-            dtype,
-            r.s.offload,
-            r.s.compile,
-            r.motion,
-            r.s.method,
-            r.s.allow_partial,
-        )
-    for message in [*request_notices(r.s, r.lora), *pipeline.notices]:
-        on_notice(message)
-    pipeline.on_notice = on_notice
-    pipeline.set_style(
-        r.references, [weight for _, weight in r.styles], r.s.style_scale, r.s.style_blocks
-    )
-    return pipeline
+def _parsed(options: Mapping[str, object]) -> dict[str, Any]:
+    """The options, with sizes and times that are written as text read."""
+    given: dict[str, Any] = dict(options)
+    if isinstance(given.get("size"), str):
+        given["size"] = parse_size(given["size"])
+    if isinstance(given.get("output_size"), str):
+        given["output_size"] = parse_output_size(given["output_size"])
+    for name in ("start", "end", "preview"):
+        if isinstance(given.get(name), str):
+            given[name] = parse_time(given[name], f"--{name}")
+    return given
 
 
 def _exists(target: Path) -> InputError:

@@ -95,18 +95,17 @@ def snippet(pictures, reference, clock):
 
 
 def ours(pictures, reference, clock):
-    from std_cli import stylize_images
-    from std_cli.stylize import pictures
+    from std_cli.stylize import stylizer
 
-    load = pictures.load_pipeline
+    load = stylizer.load_pipeline
 
     def hooked(*a):
         pipeline = load(*a)
         clock.loaded(pipeline.pipe)
         return pipeline
 
-    pictures.load_pipeline = hooked
-    for _ in stylize_images(pictures, reference, model="tiny", size=pictures[0].size):
+    stylizer.load_pipeline = hooked
+    for _ in stylizer.stylize_images(pictures, reference, model="tiny", size=pictures[0].size):
         clock.tick()
 
 

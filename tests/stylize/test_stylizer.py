@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import os
+import subprocess
 import sys
 import threading
 import typing
@@ -209,8 +211,54 @@ def test_what_the_caller_set_is_as_before(stylizer, photo, reference):
     assert (logger.level, logging.root.manager.disable, warnings.filters[:]) == before
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    names = set(std_cli.__all__)
-    assert names <= set(dir(std_cli)) | names and "torch" in sys.modules  # here it is loaded
-    with pytest.raises(AttributeError):
-        std_cli.nothing  # noqa: B018
+REFUSED = """
+import sys
+from std_cli import InputError, Stylizer
+try:
+    Stylizer(model="tiny").image("no.png", "no.png")
+except InputError as e:
+    print(e)
+assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
+"""
+LOADED = """
+import os, sys
+import numpy as np
+from std_cli import stylize_image
+before = dict(os.environ)
+picture = np.zeros((32, 32, 3), np.uint8)
+stylize_image(picture, picture, model="tiny", size=32, steps=1, verbose=sys.argv[1] == "verbose")
+assert not {name for name in os.environ.keys() - before if "VERBOSITY" in name or "TQDM" in name}
+import diffusers.utils.logging, transformers.utils.logging, logging
+for library in (diffusers, transformers):
+    assert library.utils.logging.get_verbosity() == logging.WARNING
+    assert library.utils.logging.is_progress_bar_enabled()
+"""
+
+
+def python(code, *arguments):
+    quiet = ("VERBOSITY", "PROGRESS", "TQDM")
+    environment = {k: v for k, v in os.environ.items() if not any(word in k for word in quiet)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True
+    )
+
+
+def test_what_is_wrong_is_found_before_anything_heavy_is_imported():
+    done = python(REFUSED)
+    assert done.returncode == 0 and done.stdout.startswith("no such file"), done.stderr
+
+
+def test_the_libraries_are_silent_unless_asked():
+    done = python(LOADED, "quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert python(LOADED, "verbose").stderr  # of the processors without torchvision, for one
+
+
+@pytest.mark.parameters
+def test_options_at_the_wrong_place(stylizer, photo, reference, tmp_path):
+    with pytest.raises(InputError, match="^lora: is said when a Stylizer is made"):
+        stylizer.image(photo, reference, lora="none")
+    with pytest.raises(InputError, match="^device: is said"):
+        stylizer.video(tmp_path / "in.mp4", reference, device="cpu")
+    with pytest.raises(InputError, match="^etta 0.5: there is no such setting"):
+        stylize_image(photo, reference, etta=0.5)

@@ -492,17 +492,17 @@ def run_case(kind: str, seed: int, number: int, files: Path) -> tuple[str, str]:
 
 def share_pipelines() -> None:
     """Load the tiny pack once for all clips: it is not what they test."""
-    from std_cli.stylize import pictures, videos
+    from std_cli.stylize import stylizer
 
-    for module in (videos, pictures):
-        load, kept = module.load_pipeline, []  # type: ignore[attr-defined, var-annotated]
+    load, kept = stylizer.load_pipeline, {}  # type: ignore[var-annotated]
 
-        def once(*args, load=load, kept=kept):  # type: ignore[no-untyped-def]
-            if not kept:
-                kept.append(load(*args))
-            return kept[0]
+    def once(request, on_notice):  # type: ignore[no-untyped-def]
+        kind = type(request)
+        if kind not in kept:
+            kept[kind] = load(request, on_notice)
+        return kept[kind]
 
-        module.load_pipeline = once  # type: ignore[attr-defined]
+    stylizer.load_pipeline = once  # type: ignore[assignment]
 
 
 # --- the watch ---------------------------------------------------------------------------------
