@@ -303,7 +303,6 @@ def _problems(error: ValidationError, prefix: str = "") -> str:
             else ".".join(map(str, e["loc"]))
         )
         message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        message = message.replace("Extra inputs are not permitted", "there is no such setting")
         shown = (
             quote(e["input"])
             if not prefix or not isinstance(e["input"], str)

@@ -83,7 +83,7 @@ class _Silence:
                 self._silence(fresh=True)
 
     def _silence(self, fresh: bool) -> None:
-        """fresh: the library was imported inside, and its own default is what the caller expects."""
+        """fresh: the library was imported inside, and the caller expects its own default."""
         for library, name in _LOGGING.items():
             module = sys.modules.get(name)
             if module is None or name in self._silenced:

@@ -15,7 +15,7 @@ here, and `quote` shows a value out of a file.
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 LONGEST = 2000
@@ -55,38 +55,38 @@ def quote(value: object) -> str:
     return printable(_QUOTE.repr(value), 120)
 
 
-_FLAGS_NAMED = False
-_FLAG = re.compile(r"(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)(?!\w)")
-_COMMAND = re.compile(r"\bstd [a-z]+ [^:;,]*")
+_flags_named = False
 
 
 @contextmanager
 def flags_named() -> Iterator[None]:
     """Inside, messages name options as the command line spells them: --style-scale, -o."""
-    global _FLAGS_NAMED
-    before, _FLAGS_NAMED = _FLAGS_NAMED, True
+    global _flags_named
+    before, _flags_named = _flags_named, True
     try:
         yield
     finally:
-        _FLAGS_NAMED = before
+        _flags_named = before
 
 
-def in_callers_words(message: str) -> str:
-    """A message as a caller reads it: on the command line with flags, as it is written; from Python
-    with parameters, style_scale for --style-scale. Commands to run, `std ...`, stay as they are."""
-    if _FLAGS_NAMED:
+def in_callers_words(message: str, parameters: Collection[str]) -> str:
+    """A message as its caller reads it: on the command line with flags, as it is written; from
+    Python with `parameters` in their place, style_scale for --style-scale.
+
+    Flags of other commands, as of `std models verify --repair`, stay.
+    """
+    if _flags_named:
         return message
-    parts, at = [], 0
-    for command in _COMMAND.finditer(message):
-        parts += [_parameters(message[at : command.start()]), command[0]]
-        at = command.end()
-    return "".join([*parts, _parameters(message[at:])])
+    message = message.replace("pass --overwrite", "pass overwrite=True")
+    message = re.sub(r"(?<![\w-])-o (?=\S)", "output ", message)
 
+    def parameter(flag: re.Match[str]) -> str:
+        name = flag[2].replace("-", "_")
+        if name not in parameters:
+            return flag[0]
+        return f"{name}=False" if flag[1] else name
 
-def _parameters(text: str) -> str:
-    text = re.sub(r"(?<![\w-])-o (?=\S)", "output ", text)
-    text = text.replace("pass --overwrite", "pass overwrite=True")
-    return _FLAG.sub(lambda flag: flag[2].replace("-", "_") + ("=False" if flag[1] else ""), text)
+    return re.sub(r"(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)(?!\w)", parameter, message)
 
 
 class StdError(Exception):

@@ -485,8 +485,35 @@ class Converted(TypedDict):
     notices: list[str]
 
 
+class CheckpointFacts(TypedDict):
+    """What a whole model is for."""
+
+    family: str | None
+    fits: list[str]
+    """What takes the file."""
+    problem: str | None
+    """Why --model, or --lora, refuses the file."""
+
+
+class LoraFacts(CheckpointFacts):
+    """What a LoRA holds."""
+
+    layout: str
+    methods: dict[str, int]
+    """How many layers there are of each, as of the next but one and two."""
+    modules: int
+    """Layers of the UNet."""
+    ranks: dict[str, int]
+    alphas: dict[str, int]
+    """Empty if each is its layer's rank."""
+    text_encoder: int
+    """Layers of the text encoders, which are left out."""
+    notices: list[str]
+    """What --lora leaves out."""
+
+
 class Inspected(TypedDict):
-    """What a weights file is, by its header."""
+    """What a weights file is, by its header; the last ones are those of `LoraFacts`."""
 
     event: Literal["inspected"]
     file: str
@@ -499,21 +526,14 @@ class Inspected(TypedDict):
     """The true length of each value that is cut; "..." counts the keys that are left out."""
     family: str | None
     fits: list[str]
+    problem: NotRequired[str | None]
     layout: NotRequired[str]
-    """This and the next ones: of a LoRA."""
     methods: NotRequired[dict[str, int]]
-    """How many layers there are of each, as of the next but one and two."""
     modules: NotRequired[int]
-    """Layers of the UNet."""
     ranks: NotRequired[dict[str, int]]
     alphas: NotRequired[dict[str, int]]
-    """Empty if each is its layer's rank."""
     text_encoder: NotRequired[int]
-    """Layers of the text encoders, which are left out."""
     notices: NotRequired[list[str]]
-    """What --lora leaves out."""
-    problem: NotRequired[str | None]
-    """Why --lora or --model refuses the file; of LoRAs and checkpoints."""
 
 
 class Check(TypedDict):

@@ -17,7 +17,8 @@ from std_cli.errors import InputError, StdError
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import Picture, expand_inputs, read_picture
 from std_cli.media.transparency import over_white
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 
 _MAX_PICTURE = 1 << 28
 """Bytes of a picture in a shard, which is read whole."""

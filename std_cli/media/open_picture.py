@@ -104,8 +104,7 @@ def readable(name: str, path: Path | None = None) -> Iterator[None]:
         raise InputError(
             f"{name} has {pixels} pixels, more than the limit of {MAX_PIXELS}; scale it down"
         ) from err
-    # on hostile bytes Pillow's decoders raise nearly every built-in exception
-    except Exception as err:
+    except Exception as err:  # on hostile bytes decoders raise nearly every built-in exception
         reason = (
             " ".join("".join(c if c.isprintable() else " " for c in str(err)).split())
             or type(err).__name__

@@ -18,7 +18,8 @@ from std_cli.errors import StdError
 from std_cli.media.transparency import fill_hidden
 from std_cli.media.video.clip import Alpha, Clip, Frame, Pixels
 from std_cli.media.video.cuts import CutDetector, GivenCuts
-from std_cli.media.video.read import FOLDER_RATE, read_frames
+from std_cli.media.video.opening import FOLDER_RATE
+from std_cli.media.video.read import read_frames
 from std_cli.weights.fingerprints import fingerprint
 
 

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from std_cli.diffusion.pipeline import Pipeline
 
 
+_PARAMETERS = {*VideoOptions.__annotations__, "style", "overwrite", "resume", "keep_work"}
+"""What messages name by flags."""
+
+
 def _ignore(event: Event) -> None:
     pass
 
@@ -72,7 +76,7 @@ class Stylizer:
         self._lock = threading.RLock()
         self._loaded: _Loaded | None = None
         with _callers_words():
-            video_settings(dict(options))
+            video_settings(_joined(options, {}))
 
     def __enter__(self) -> Self:
         return self
@@ -334,9 +338,10 @@ def _split(options: Any) -> tuple[Any, Any]:
 
 def _joined(load: Mapping[str, object], look: Mapping[str, object]) -> dict[str, Any]:
     """The options of the constructor and of a call; InputError for one at the wrong place."""
+    for name in (look.keys() | load.keys()) - VideoOptions.__annotations__.keys():
+        raise InputError(f"{name}: there is no such option: help(std_cli.stylize_video) lists all")
     for name in look.keys() & LoadOptions.__annotations__.keys():
-        flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag}: is said when a Stylizer is made: make another one for it")
+        raise InputError(f"{name}: is said when a Stylizer is made: make another one for it")
     return {**load, **look}
 
 
@@ -364,7 +369,7 @@ def _reporter(on_event: OnEvent, cancel: threading.Event | None) -> OnEvent:
         if cancel is not None and cancel.is_set():
             raise Cancelled("cancelled by the caller")
         if event["event"] in ("notice", "error"):
-            event = event | {"message": in_callers_words(event["message"])}
+            event = event | {"message": in_callers_words(event["message"], _PARAMETERS)}
         on_event(event)
 
     return report
@@ -375,5 +380,5 @@ def _callers_words() -> Iterator[None]:
     try:
         yield
     except StdError as e:
-        e.args = (in_callers_words(str(e)),)
+        e.args = (in_callers_words(str(e), _PARAMETERS),)
         raise

@@ -31,7 +31,8 @@ from std_cli.media.video.extras import Extras
 from std_cli.media.video.join import join
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.steady import Steady
-from std_cli.media.video.write import SegmentWriter, Target
+from std_cli.media.video.target import Target
+from std_cli.media.video.write import SegmentWriter
 from std_cli.paths import move, remove, writing
 from std_cli.stylize.frames import check_unchanged, input_fingerprint, source_frames, unchanged
 from std_cli.stylize.stages import Checkpoint, Filter, Item, Tick, View, stylized

@@ -17,8 +17,8 @@ from std_cli.media.pictures import expand_inputs, fit_to, working_size
 from std_cli.media.video.clip import VIDEO_SUFFIXES, Clip
 from std_cli.media.video.cuts import parse_time, read_cuts
 from std_cli.media.video.extras import choose_extras
-from std_cli.media.video.read import FOLDER_RATE, open_clip
-from std_cli.media.video.write import choose_target
+from std_cli.media.video.opening import FOLDER_RATE, open_clip
+from std_cli.media.video.target import choose_target
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
 from std_cli.stylize.options import VideoOptions
 from std_cli.stylize.request import (

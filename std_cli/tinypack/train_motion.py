@@ -18,35 +18,30 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, MotionAdapter, UNetMotionModel
+from diffusers import MotionAdapter, UNetMotionModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from std_cli.tinypack.export import load_parts
 from std_cli.tinypack.model import (
-    LATENT_SCALE,
     TEXT_LENGTH,
     VISION_SIZE,
     WIDTHS,
     Denoiser,
     make_unet,
 )
-from std_cli.tinypack.moving_scenes import moving_scene
+from std_cli.tinypack.motion_clips import FRAMES, Clips, load_clips, make_clips
+from std_cli.tinypack.motion_losses import along, fine, mix_noise, steadied, strength
 from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.train_denoiser import ALPHAS_CUMPROD, CLIP_MEAN, CLIP_STD
-from std_cli.tinypack.vae import to_tensor
 
 log = logging.getLogger(__name__)
-FRAMES = 8  # of a window
 LONGEST = 24  # frames that the position embedding reaches
-CLIP_SIZE = 128  # px
-SHARD = 20  # clips
 HELD_OUT = 12  # clips that only validation sees
 SAVE_EVERY = 50  # steps
 LOWEST = 40  # timestep: below, nothing is left to steady
@@ -135,131 +130,6 @@ def load_denoiser(pack: Path) -> tuple[Denoiser, CLIPTokenizer]:
     for name, state in load_parts(pack).items():
         getattr(net, name).load_state_dict(state)
     return net, tokenizer
-
-
-# --- moving scenes as latents ------------------------------------------------------------------
-
-
-@dataclass
-class Clips:
-    """C clips of FRAMES frames; h = w = CLIP_SIZE / 4."""
-
-    plain: Tensor  # (C, 4, FRAMES, h, w) float16, scaled
-    styled: Tensor
-    clean: Tensor
-    flow: Tensor  # (C, FRAMES - 1, h, w, 2) float16, in latent pixels
-    seen: Tensor  # (C, FRAMES - 1, h, w) bool
-    reference: Array  # (C, 128, 128, 3) uint8
-    caption: Array  # (C,) str
-
-
-def make_clips(folder: Path, vae_folder: Path, seed: int, count: int) -> None:
-    """Draw and encode clips, shard by shard. Shard N follows from (seed, N) alone; a shard that
-    exists is kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32).eval()
-    for number in range(-(-count // SHARD)):
-        path = folder / f"clips-{number:04d}.npz"
-        if path.exists():
-            continue
-        rng = np.random.default_rng((seed, number))
-        rows = [_encoded(vae, rng) for _ in range(SHARD)]
-        part = path.with_suffix(".part.npz")
-        stacked: dict[str, Any] = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
-        np.savez(part, **stacked)
-        part.rename(path)
-        log.info("drew %s", path.stem)
-
-
-@torch.no_grad()
-def _encoded(vae: AutoencoderKL, rng: np.random.Generator) -> dict[str, Array]:
-    scene = moving_scene(rng, FRAMES, CLIP_SIZE)
-    pixels = to_tensor(
-        (np.concatenate([scene.plain, scene.styled, scene.clean]) * 255).round().astype(np.uint8)
-    )
-    z = vae.encode(pixels).latent_dist.mode() * LATENT_SCALE
-    plain, styled, clean = z.half().permute(1, 0, 2, 3).split(FRAMES, 1)
-    flow = F.avg_pool2d(torch.from_numpy(scene.flow).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1) / 4
-    seen = F.avg_pool2d(torch.from_numpy(scene.seen).float()[:, None], 4)[:, 0] == 1
-    return {
-        "plain": plain.numpy(),
-        "styled": styled.numpy(),
-        "clean": clean.numpy(),
-        "flow": flow.half().numpy(),
-        "seen": seen.numpy(),
-        "reference": (scene.reference * 255).round().astype(np.uint8),
-        "caption": np.array(scene.caption),
-    }
-
-
-def load_clips(folder: Path) -> Clips:
-    parts: dict[str, list[Array]] = {}
-    for path in sorted(folder.glob("clips-????.npz")):
-        with np.load(path) as z:
-            for k in z.files:
-                parts.setdefault(k, []).append(z[k])
-    p = {k: np.concatenate(v) for k, v in parts.items()}
-    tensors = {k: torch.from_numpy(p[k]) for k in ("plain", "styled", "clean", "flow", "seen")}
-    return Clips(**tensors, reference=p["reference"], caption=p["caption"])
-
-
-# --- losses ------------------------------------------------------------------------------------
-
-
-def mix_noise(shared: Tensor, own: Tensor, m: Tensor | float) -> Tensor:
-    """Noise of unit variance, of which the share m is common to the frames."""
-    m = torch.as_tensor(m)
-    return m.sqrt() * shared + (1 - m).sqrt() * own
-
-
-def along(x: Tensor, flow: Tensor) -> Tensor:
-    """Move each frame except the first onto the one before it, along the motion.
-
-    (B, C, N, h, w) -> (B, C, N - 1, h, w); `flow` is (B, N - 1, h, w, 2), in pixels of x.
-    """
-    b, c, n, h, w = x.shape
-    here = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")[::-1], -1)
-    places = (2 * (here + flow) + 1) / torch.tensor([w, h]) - 1
-    nexts = x[:, :, 1:].transpose(1, 2).reshape(-1, c, h, w)
-    out = F.grid_sample(
-        nexts, places.reshape(-1, h, w, 2), padding_mode="border", align_corners=False
-    )
-    return out.view(b, n - 1, c, h, w).transpose(1, 2)
-
-
-def steadied(x: Tensor, flow: Tensor, seen: Tensor) -> Tensor:
-    """Average each frame with its neighbours, moved onto it; a neighbour that does not show a place
-    is left out there.
-
-    x (B, C, N, h, w), flow (B, N - 1, h, w, 2), seen (B, N - 1, h, w).
-    """
-    total = x.clone()
-    weight = torch.ones_like(x[:, :1])
-    visible = seen[:, None]
-    total[:, :, :-1] += along(x, flow) * visible
-    weight[:, :, :-1] += visible
-    # onto the later frame by the same motion backwards, close enough for a latent pixel
-    back = x.flip(2)
-    its = seen.flip(1)[:, None]
-    total[:, :, 1:] += (along(back, -flow.flip(1)) * its).flip(2)
-    weight[:, :, 1:] += its.flip(2)
-    return total / weight
-
-
-def fine(x: Tensor) -> Tensor:
-    """Return what a 5 x 5 binomial filter removes from each frame; x (B, C, N, h, w)."""
-    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    each = F.pad(x.transpose(1, 2).reshape(-1, 1, *x.shape[-2:]), (2, 2, 2, 2), mode="reflect")
-    low: Tensor = F.conv2d(F.conv2d(each, row.view(1, 1, 1, 5)), row.view(1, 1, 5, 1))
-    return x - low.view(x.shape[0], x.shape[2], x.shape[1], *x.shape[-2:]).transpose(1, 2)
-
-
-def strength(x: Tensor) -> Tensor:
-    """Return the root mean square over the 8 x 8 places around each place; x and the result are (B,
-    C, N, h, w)."""
-    each = F.pad(x.transpose(1, 2).flatten(0, 1) ** 2, (4, 3, 4, 3), mode="reflect")
-    means: Tensor = F.avg_pool2d(each, 8, 1).unflatten(0, (x.shape[0], x.shape[2]))
-    return (means.transpose(1, 2) + 1e-6).sqrt()
 
 
 class Trainer:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError
+from std_cli.events import Converted
 from std_cli.paths import draft, move, remove_stale_drafts, user_path, writing
 from std_cli.weights.configs.folder import check_folder
 from std_cli.weights.files import check_numbers, file_names, read_header, stored_tensors
@@ -43,8 +44,8 @@ OWN_FILES = ("model_index.json", "config.json", "adapter_config.json")
 
 def convert(
     file: str | Path, output: str | Path, *, to: LoraLayout | None = None, overwrite: bool = False
-) -> dict[str, Any]:
-    """Convert a file, by what it is; returns {event: converted, file, output, kind, notices}.
+) -> Converted:
+    """Convert a file, by what it is.
 
     A LoRA becomes the file `output` in the spelling `to` (peft: a folder with
     adapter_model.safetensors and adapter_config.json), its alphas kept; HotShot-XL's layers a

@@ -8,9 +8,9 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from std_cli.errors import InputError
+from std_cli.events import CheckpointFacts, Inspected, LoraFacts
 from std_cli.paths import user_path
 from std_cli.weights.files import read_header
 from std_cli.weights.fit import Shapes, checkpoint_family, family
@@ -52,7 +52,7 @@ METADATA_KEYS = 200
 """The most that is shown of a file's metadata: trainers write megabytes of it."""
 
 
-def inspect_file(file: str | Path) -> dict[str, Any]:
+def inspect_file(file: str | Path) -> Inspected:
     """{event: inspected, file, kind, tensors, parameters, metadata, metadata_cut, family, fits}; of
     a LoRA also layout, methods, modules, ranks, alphas, text_encoder and notices; of a LoRA and a
     checkpoint problem (why `--lora` or `--model` refuses it, or None).
@@ -71,7 +71,7 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
     if _is_lora(shapes, kind):
         kind = "lora"
     shown, shortened = _short(metadata)
-    facts: dict[str, Any] = {
+    facts: Inspected = {
         "event": "inspected",
         "file": str(path),
         "kind": kind,
@@ -79,14 +79,16 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "metadata": shown,
         "metadata_cut": shortened,
+        "family": None,
+        "fits": [],
     }
     if kind == "lora":
-        return facts | _lora(path, shapes)
+        return {**facts, **_lora(path, shapes)}
     made = (
         _motion_family(shapes) if kind in ("motion", "hotshot") else (family(shapes) or (None,))[0]
     )
     if kind == "checkpoint":
-        return facts | _checkpoint(path, shapes)
+        return {**facts, **_checkpoint(path, shapes)}
     fits = {
         "ip-adapter": "ip_adapter/ in a model's folder",
         "unet": "unet/ in a model's folder",
@@ -96,13 +98,12 @@ def inspect_file(file: str | Path) -> dict[str, Any]:
         "dinov2-original": "adversarial.features of std distill, as it is or converted",
         "dinov2": "adversarial.features of std distill, in a folder with its config.json",
     }
-    return facts | {
-        "family": made,
-        "fits": [fits[kind]] if kind in fits and made in (None, "SDXL") else [],
-    }
+    facts["family"] = made
+    facts["fits"] = [fits[kind]] if kind in fits and made in (None, "SDXL") else []
+    return facts
 
 
-def _checkpoint(path: Path, shapes: Shapes) -> dict[str, Any]:
+def _checkpoint(path: Path, shapes: Shapes) -> CheckpointFacts:
     """What a whole model is for, and why `--model` refuses it, as it says it there."""
     whole = all(any(key.startswith(start) for key in shapes) for start in SINGLE_FILE_KEYS)
     made = "SDXL" if whole else checkpoint_family(shapes)
@@ -151,9 +152,9 @@ def _short(metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
     return {key: value[:METADATA_CHARACTERS] for key, value in kept.items()}, shortened
 
 
-def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
+def _lora(path: Path, shapes: Shapes) -> LoraFacts:
     adapted = [key for key in shapes if parse(key).tensor]
-    facts: dict[str, Any] = {
+    facts: LoraFacts = {
         "layout": next(
             (name for pattern, name in LAYOUTS if any(re.search(pattern, key) for key in adapted)),
             "bare",
@@ -173,13 +174,14 @@ def _lora(path: Path, shapes: Shapes) -> dict[str, Any]:
     try:
         weights = read_lora(path, str(path))
     except InputError as error:
-        return facts | {"problem": str(error)}
+        return {**facts, "problem": str(error)}
     layers = weights.layers.values()
     ranks = Counter(layer.rank for layer in layers if layer.rank)
     alphas = Counter(layer.alpha for layer in layers if layer.rank and layer.alpha is not None)
     as_ranks = all(layer.alpha in (layer.rank, None) for layer in layers)
     fits, problem = _fits(weights)
-    return facts | {
+    return {
+        **facts,
         "methods": dict(Counter(" + ".join(layer.methods) for layer in layers)),
         "ranks": {str(rank): n for rank, n in sorted(ranks.items())},
         "alphas": {} if as_ranks else {f"{alpha:g}": n for alpha, n in sorted(alphas.items())},

@@ -23,7 +23,7 @@ def loading(what: str, path: Path, fails: str = "cannot be loaded from") -> Iter
         raise StdError(
             f"no memory to load {what}: close other programs, or use a smaller model"
         ) from error
-    except Exception as error:
+    except Exception as error:  # configs of anyone make libraries raise exceptions of any kind
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -175,8 +175,7 @@ def _network(part: str, folder: Path) -> "nn.Module":
 def _made(config: str, make: "Callable[[], nn.Module]") -> "nn.Module":
     try:
         return make()
-    # a config that asks for what cannot be: the libraries raise whatever comes of it
-    except Exception as error:
+    except Exception as error:  # a config that asks for what cannot be: libraries raise anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise InputError(f"{config} cannot be used: {reason}: fetch it again") from error
 

@@ -19,8 +19,9 @@ from std_cli import stylize_video
 from std_cli.config import VideoSettings
 from std_cli.diffusion.windows import window_starts
 from std_cli.media.video.flow import grey
+from std_cli.media.video.opening import open_clip
 from std_cli.media.video.quality import Quality
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.read import read_frames
 from std_cli.media.video.steady import Steady
 from tests.measures import colour_distance, flicker, texture_distance
 

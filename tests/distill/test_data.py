@@ -23,7 +23,8 @@ from std_cli.distill.find_samples import LINK, MISSING, UNCAPTIONED, UNKNOWN, fi
 from std_cli.distill.loader import Loader, Order, check_data
 from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Part
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 
 
 def picture(path, colour=(200, 30, 60), size=(48, 32)):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from std_cli import stylize_image, stylize_video
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 from std_cli.weights.resolve import TINY
 from tests.bench.pack import square
 from tests.measures import colour_distance, edge_correlation, flicker

@@ -20,7 +20,8 @@ from PIL import Image
 from std_cli import InputError, StdError, stylize_video
 from std_cli.cli.commands import run
 from std_cli.media.video.join import read_comment
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 from std_cli.stylize import video_run
 
 pytestmark = pytest.mark.long

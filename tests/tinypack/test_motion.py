@@ -9,7 +9,7 @@ import torch
 from diffusers import MotionAdapter, UNetMotionModel
 from scipy import ndimage
 
-from std_cli.tinypack import export
+from std_cli.tinypack import export, motion_clips, motion_losses
 from std_cli.tinypack import moving_scenes as moving
 from std_cli.tinypack import train_motion as motion
 from std_cli.tinypack.model import Denoiser, make_unet, make_vae
@@ -57,7 +57,7 @@ def clips(monkeypatch):
         torch.ones(n, 2, side, side, dtype=torch.bool),
     )
     reference = np.random.default_rng(0).integers(0, 255, (n, 128, 128, 3), np.uint8)
-    return motion.Clips(
+    return motion_clips.Clips(
         stirred, styled, plain, flow, seen, reference, np.array(["halftone print, red"] * n)
     )
 
@@ -105,11 +105,11 @@ def test_the_flow_tells_where_things_go(seed):
 
 
 def test_shards_follow_from_their_number(tmp_path, vae_folder, monkeypatch):
-    monkeypatch.setattr(motion, "SHARD", 1)
-    monkeypatch.setattr(motion, "CLIP_SIZE", 32)
-    motion.make_clips(tmp_path / "a", vae_folder, 3, 2)
-    motion.make_clips(tmp_path / "b", vae_folder, 3, 1)
-    a, b = motion.load_clips(tmp_path / "a"), motion.load_clips(tmp_path / "b")
+    monkeypatch.setattr(motion_clips, "SHARD", 1)
+    monkeypatch.setattr(motion_clips, "CLIP_SIZE", 32)
+    motion_clips.make_clips(tmp_path / "a", vae_folder, 3, 2)
+    motion_clips.make_clips(tmp_path / "b", vae_folder, 3, 1)
+    a, b = motion_clips.load_clips(tmp_path / "a"), motion_clips.load_clips(tmp_path / "b")
     assert a.plain.shape == a.styled.shape == (2, 4, 8, 8, 8) and a.plain.dtype == torch.float16
     assert a.flow.shape == (2, 7, 8, 8, 2) and a.seen.shape == (2, 7, 8, 8)
     assert (
@@ -125,7 +125,7 @@ def test_shards_follow_from_their_number(tmp_path, vae_folder, monkeypatch):
 @pytest.mark.parametrize("m", [0.0, 0.4, 1.0])
 def test_mixed_noise_is_noise(m):
     g = torch.Generator().manual_seed(0)
-    x = motion.mix_noise(
+    x = motion_losses.mix_noise(
         torch.randn(1, 50_000, generator=g), torch.randn(2, 50_000, generator=g), m
     )
     assert x.var(1).sub(1).abs().max() < 0.03
@@ -138,7 +138,7 @@ def test_along_follows_the_motion():
     flow = torch.zeros(1, 2, 4, 6, 2)
     flow[:, 0, ..., 0] = -0.25
     flow[:, 1, ..., 1] = 1.0  # rows are all alike, so this changes nothing
-    out = motion.along(x, flow)
+    out = motion_losses.along(x, flow)
     assert torch.allclose(out[0, 0, 0, :, 1:], x[0, 0, 0, :, 1:], atol=1e-5)
     assert torch.allclose(out[0, 0, 1], x[0, 0, 2], atol=1e-5)
 
@@ -146,9 +146,9 @@ def test_along_follows_the_motion():
 def test_steadied_is_the_mean_of_neighbours_that_show_the_place():
     x = torch.tensor([0.0, 3.0, 9.0]).view(1, 1, 3, 1, 1).repeat(1, 1, 1, 4, 4)
     still, seen = torch.zeros(1, 2, 4, 4, 2), torch.ones(1, 2, 4, 4)
-    assert motion.steadied(x, still, seen)[0, 0, :, 2, 2].tolist() == [1.5, 4.0, 6.0]
+    assert motion_losses.steadied(x, still, seen)[0, 0, :, 2, 2].tolist() == [1.5, 4.0, 6.0]
     seen[:, 1] = 0  # the last frame shows something else
-    assert motion.steadied(x, still, seen)[0, 0, :, 2, 2].tolist() == [1.5, 1.5, 9.0]
+    assert motion_losses.steadied(x, still, seen)[0, 0, :, 2, 2].tolist() == [1.5, 1.5, 9.0]
 
 
 def test_new_temporal_layers_change_nothing(net):
@@ -187,14 +187,14 @@ def test_new_temporal_layers_see_what_deviates_along_time():
 def test_fine_bands_and_their_strength():
     x = torch.randn(1, 2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
     ramp = torch.arange(40.0).expand_as(x)
-    assert motion.fine(ramp)[..., 2:-2, 2:-2].abs().max() < 1e-5  # the filter keeps planes
-    assert motion.fine(x + ramp)[..., 2:-2, 2:-2].allclose(
-        motion.fine(x)[..., 2:-2, 2:-2], atol=1e-4
+    assert motion_losses.fine(ramp)[..., 2:-2, 2:-2].abs().max() < 1e-5  # the filter keeps planes
+    assert motion_losses.fine(x + ramp)[..., 2:-2, 2:-2].allclose(
+        motion_losses.fine(x)[..., 2:-2, 2:-2], atol=1e-4
     )
-    assert motion.strength(3 * x).shape == x.shape and motion.strength(
+    assert motion_losses.strength(3 * x).shape == x.shape and motion_losses.strength(
         3 * x
     ).mean() == pytest.approx(3, rel=0.05)
-    assert motion.strength(2 * x).allclose(2 * motion.strength(x), rtol=1e-3)
+    assert motion_losses.strength(2 * x).allclose(2 * motion_losses.strength(x), rtol=1e-3)
 
 
 # --- training ----------------------------------------------------------------------------------

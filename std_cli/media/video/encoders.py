@@ -5,7 +5,7 @@ from pathlib import Path
 
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Clip, Color
-from std_cli.media.video.write import CONTAINERS, ENCODERS, choose_target
+from std_cli.media.video.target import CONTAINERS, ENCODERS, choose_target
 
 
 def try_encoders() -> dict[str, str]:

@@ -37,7 +37,8 @@ from std_cli.media.video.tags import (
     stream_tags,
     timecode_of,
 )
-from std_cli.media.video.write import REFUSALS, Refused, Target
+from std_cli.media.video.target import Target
+from std_cli.media.video.write import REFUSALS, Refused
 
 _TRIED = 3
 """Packets of each stream that are tried."""

@@ -25,14 +25,11 @@ from std_cli.media.video.extras import (
 from std_cli.media.video.projection import remove_empty_layout, with_projection
 from std_cli.media.video.streams import Added, Carried, Flow, add_stream, other_packets
 from std_cli.media.video.tags import file_tags, request_in
+from std_cli.media.video.target import Target, decoding_delay, early_times, exact_clock
 from std_cli.media.video.write import (
     REFUSALS,
     Refused,
-    Target,
     create_container,
-    decoding_delay,
-    early_times,
-    exact_clock,
     refusing,
     sync_file,
     write_errors,

@@ -1,12 +1,9 @@
 """Videos in: one decoder, frame by frame, each upright, in RGB, with its exact time. Nothing holds
 the clip."""
 
-import re
-import stat
 from collections.abc import Callable, Generator
 from contextlib import closing
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -15,10 +12,9 @@ from av.video.stream import VideoStream
 
 from std_cli.config import Deinterlace
 from std_cli.errors import InputError, StdError
-from std_cli.media.tone_map import HDR
 from std_cli.media.video import animations, sequences
-from std_cli.media.video.clip import MAX_FRAME_PIXELS, Alpha, Clip, Color, Frame, Part, Pixels
-from std_cli.media.video.color import LIMITED, alpha_of, has_alpha, over_white, to_rgb
+from std_cli.media.video.clip import Alpha, Clip, Frame, Pixels
+from std_cli.media.video.color import alpha_of, over_white, to_rgb
 from std_cli.media.video.decode import (
     Damage,
     count_of_frames,
@@ -27,186 +23,8 @@ from std_cli.media.video.decode import (
     video_stream,
 )
 from std_cli.media.video.deinterlace import Deinterlacer
-from std_cli.media.video.timestamps import may_be_set_again, scan
-
-FOLDER_RATE = Fraction(25)
-_MS = Fraction(1, 1000)
-
-
-# --- open --------------------------------------------------------------------------------------
-
-
-def open_clip(path: str | Path, *, fps: Fraction = FOLDER_RATE, part: Part | None = None) -> Clip:
-    """What a video file, an animated gif, webp or png, or a folder of pictures holds, the first
-    frame decoded.
-
-    `fps` is the frame rate of a folder, which has none of its own.
-    part: where the bytes of a video are, if `path` is only its name; not for animations.
-    Raises InputError for what is not there, is no video, or has no frame that can be decoded; of a
-    folder for a picture that cannot be read, or has another size than the first.
-    """
-    path = Path(path)
-    name = repr(str(path))
-    try:
-        status = (part.file if part else path).stat()
-    except OSError as e:
-        raise InputError(f"no such video: {name} ({e.strerror}); check the path") from None
-    if stat.S_ISDIR(status.st_mode):
-        return _open_folder(path, fps)
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name} is not a regular file; give a video")
-    size = part.size if part else status.st_size
-    if size == 0:
-        raise InputError(f"{name} is empty (0 bytes); get the video again")
-    if path.suffix.lower() in animations.ANIMATIONS:
-        return _open_animation(path)
-    return _open_video(path, part, size)
-
-
-def _open_video(path: Path, part: Part | None, size: int) -> Clip:
-    name = repr(str(path))
-    with open_container(path, part) as container:
-        stream = video_stream(container, name)
-        codec = stream.codec_context
-        pixels = codec.width * codec.height
-        if pixels > MAX_FRAME_PIXELS:
-            raise InputError(
-                f"{name} has {pixels} pixels, more than the limit of {MAX_FRAME_PIXELS}; scale "
-                f"it down"
-            )
-        try:
-            frame, ticks = next(decoded(container, stream, Damage(name)), (None, None))
-        except StdError:
-            frame = None
-        if frame is None:
-            raise InputError(f"{name} has no frame that can be decoded; get the video again")
-        color = Color(
-            int(frame.colorspace),
-            int(frame.color_range),
-            int(codec.color_primaries),
-            int(codec.color_trc),
-        )
-        hdr: Any = HDR.get(color.transfer)
-        width, height, sar = frame.width, frame.height, stream.sample_aspect_ratio or Fraction(1)
-        if _turn(frame)[0]:
-            width, height, sar = height, width, 1 / sar
-        base = stream.time_base
-        start = (ticks or 0) * base
-        duration = _duration_of(container, stream, start)
-        frames = stream.frames or (
-            round(duration * stream.average_rate) if duration and stream.average_rate else None
-        )
-        cut = _cut_at(stream, size)
-        if cut is not None:
-            entries = stream.index_entries
-            frames, duration = cut, (entries[cut].timestamp - entries[0].timestamp) * base
-        sound = [
-            s.start_time * s.time_base for s in container.streams.audio if s.start_time is not None
-        ]
-        offsets: tuple[Fraction, ...] = ()
-        if may_be_set_again(container):
-            with open_container(path, part) as again:
-                found = scan(again, video_stream(again, name))
-            if found.end is not None and found.end > start:
-                offsets, duration, frames = found.offsets, found.end - start, found.frames
-        return Clip(
-            path=path,
-            kind="video",
-            width=width,
-            height=height,
-            sample_aspect_ratio=Fraction(sar) if sar > 0 else Fraction(1),
-            time_base=base,
-            frame_rate=stream.average_rate or stream.guessed_rate,
-            frames=frames or None,
-            start=start,
-            duration=duration,
-            color=Color(1, LIMITED, 1, 1) if hdr else color,
-            hdr=hdr,
-            audio=len(container.streams.audio),
-            part=part,
-            origin=min([start, *sound]),
-            offsets=offsets,
-            alpha=has_alpha(frame.format),
-            notices=(f"{path.name} is HDR ({hdr}): it is tone-mapped to SDR",) if hdr else (),
-        )
-
-
-def _duration_of(container: Any, stream: Any, start: Fraction) -> Fraction | None:
-    if container.format.name == "avi" and stream.frames and stream.average_rate:
-        return Fraction(stream.frames / stream.average_rate)  # the rest is an estimate if it is cut
-    if stream.duration:
-        return Fraction(stream.duration * stream.time_base)
-    if not container.duration:
-        return None
-    whole = Fraction(container.duration, av.time_base) - start
-    tagged = _tagged_end(stream)
-    return min(whole, tagged - start) if tagged is not None else whole  # the sound may be longer
-
-
-def _tagged_end(stream: Any) -> Fraction | None:
-    """What Matroska files say of each stream: when it ends, in seconds."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3]) if match else None
-
-
-def _cut_at(stream: Any, size: int) -> int | None:
-    """How many frames of an mp4 are whole where the file is shorter than its index says; else
-    None."""
-    entries = stream.index_entries
-    if (
-        "mp4" not in stream.container.format.name
-        or not len(entries)
-        or entries[-1].pos + entries[-1].size <= size
-    ):
-        return None
-    return int(sum(entry.pos + entry.size <= size for entry in entries))
-
-
-def _open_folder(path: Path, rate: Fraction) -> Clip:
-    size, count, transparent, notices = sequences.measure(path)
-    return _still(path, "folder", size, rate, count, count / rate, transparent, tuple(notices))
-
-
-def _open_animation(path: Path) -> Clip:
-    size, durations, transparent = animations.measure(path)
-    total = sum(durations, Fraction(0))
-    return _still(
-        path, "animation", size, len(durations) / total, len(durations), total, transparent
-    )
-
-
-def _still(
-    path: Path,
-    kind: Any,
-    size: tuple[int, int],
-    rate: Fraction,
-    frames: int,
-    duration: Fraction,
-    alpha: bool,
-    notices: tuple[str, ...] = (),
-) -> Clip:
-    # sRGB pixels have the primaries of BT.709; the matrix is ours to choose, the same for all sizes
-    color, one = Color(1, LIMITED, 1, 1), Fraction(1)
-    base = _MS if kind == "animation" else 1 / rate
-    return Clip(
-        path,
-        kind,
-        *size,
-        one,
-        base,
-        rate,
-        frames,
-        Fraction(0),
-        duration,
-        color,
-        None,
-        0,
-        alpha=alpha,
-        notices=notices,
-    )
-
-
-# --- frames ------------------------------------------------------------------------------------
+from std_cli.media.video.opening import FOLDER_RATE, MS, NO_TURN, hdr_color, tagged_end, turn_of
+from std_cli.media.video.truncation import is_truncated, whole_frames
 
 
 def read_frames(
@@ -360,11 +178,11 @@ def _timed(
     turn, end, last, held, count = None, clip.start, None, None, 0
 
     def convert(frame: Any, pts: Fraction) -> _Shown:
-        color = clip.color if not clip.hdr else _hdr_color(frame)
+        color = clip.color if not clip.hdr else hdr_color(frame)
         alpha = alpha_of(frame)
         if alpha is not None:
-            alpha = None if alpha.min() == 255 else _upright(alpha, turn or _NO_TURN)
-        return _upright(to_rgb(frame, color), turn or _NO_TURN), alpha, pts
+            alpha = None if alpha.min() == 255 else _upright(alpha, turn or NO_TURN)
+        return _upright(to_rgb(frame, color), turn or NO_TURN), alpha, pts
 
     for frame, ticks in frames:
         pts = ticks * base if ticks is not None else end
@@ -373,7 +191,7 @@ def _timed(
             continue
         if last is not None:
             damage.step(round((pts - last) / base), last - clip.start)
-        turn = turn or _turn(frame)
+        turn = turn or turn_of(frame)
         damage.captions = damage.captions or _has_captions(frame)
         size = (clip.height, clip.width) if turn[0] else (clip.width, clip.height)
         if (frame.width, frame.height) != size:
@@ -409,7 +227,11 @@ def _end_of(
     last, end = times
     kind = container.format.name
     size = clip.part.size if clip.part else clip.path.stat().st_size
-    cut = damage.ended_early or _cut_at(stream, size) is not None or _is_cut(clip, kind, size)
+    cut = (
+        damage.ended_early
+        or whole_frames(stream, size) is not None
+        or is_truncated(clip, kind, size)
+    )
     declared: Fraction | None = None
     if kind == "avi" and whole:
         damage.steps.clear()  # an AVI has no times: only an empty chunk, no loss, makes a gap
@@ -426,9 +248,9 @@ def _end_of(
         # with frames out of order what FFmpeg takes for a frame's duration is that of another one
         declared = ((stream.start_time or 0) + stream.duration) * stream.time_base
         end = declared if declared > last else end
-    elif not cut and (tagged := _tagged_end(stream)) is not None:
+    elif not cut and (tagged := tagged_end(stream)) is not None:
         end = tagged if tagged > last else end
-    shorter = clip.duration is not None and clip.duration > end - clip.start + _MS
+    shorter = clip.duration is not None and clip.duration > end - clip.start + MS
     if "matroska" in kind and clip.duration is not None:
         cut = cut and shorter  # else the bytes that the file lacks held no frame at its end
     if cut:
@@ -449,74 +271,10 @@ def _held_frames(stream: VideoStream) -> int:
     return stream.frames - len(entries)
 
 
-def _is_cut(clip: Clip, kind: str, size: int) -> bool:
-    """Whether a file is shorter than it says itself, or ends within a piece of it.
-
-    clip, kind, size: the video, FFmpeg's name of its container, its bytes.
-    """
-    with (clip.part.file if clip.part else clip.path).open("rb") as file:
-        begin = clip.part.offset if clip.part else 0
-        file.seek(begin)
-        head = file.read(4096)
-        if kind == "avi":  # a RIFF chunk (Multimedia Programming Interface 1.0, 1991)
-            return 8 + int.from_bytes(head[4:8], "little") > size
-        if kind == "asf":  # the size in the File Properties Object (ASF specification, 3.2)
-            at = head.find(_ASF_PROPERTIES)
-            return at >= 0 and int.from_bytes(head[at + 40 : at + 48], "little") > size
-        if kind == "flv":  # the last 4 bytes are the size of the tag before them (E.4.1)
-            file.seek(begin + max(0, size - 4))
-            tag = int.from_bytes(file.read(4), "big")
-            if not 11 <= tag <= size - 4:
-                return True
-            file.seek(begin + size - 4 - tag)
-            header = file.read(4)
-            return header[0] & 31 not in (8, 9, 18) or int.from_bytes(header[1:], "big") != tag - 11
-    return "matroska" in kind and _segment_end(head) > size
-
-
-_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-
-
-def _segment_end(head: bytes) -> int:
-    """Where Matroska's outermost element ends, in bytes; 0 if it does not say so (RFC 8794,
-    sections 4 to 6)."""
-    at = head.find(b"\x18\x53\x80\x67") + 4  # the Segment's id
-    if at < 4 or at >= len(head) or not head[at]:
-        return 0
-    width = 9 - head[at].bit_length()
-    length = int.from_bytes(head[at : at + width], "big") - (1 << 7 * width)
-    unknown = (1 << 7 * width) - 1
-    return 0 if length == unknown else at + width + length
-
-
-def _hdr_color(frame: Any) -> Color:
-    return Color(
-        int(frame.colorspace),
-        int(frame.color_range),
-        int(frame.color_primaries),
-        int(frame.color_trc),
-    )
-
-
 def _has_captions(frame: av.VideoFrame) -> bool:
     """Whether closed captions (ATSC A/53 Part 4) came with a frame."""
     all_data: Any = frame.side_data  # PyAV types it as a mapping
     return any("A53_CC" in str(data.type) for data in all_data)
-
-
-_NO_TURN = (False, False, False)
-
-
-def _turn(frame: Any) -> tuple[bool, bool, bool]:
-    """What makes a frame upright, by its display matrix: (swap rows and columns, then mirror
-    left-right, up-down)."""
-    for data in frame.side_data:
-        if "DISPLAYMATRIX" in str(data.type):
-            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32)
-            if abs(int(b)) > abs(int(a)):
-                return True, bool(c < 0), bool(b < 0)
-            return False, bool(a < 0), bool(d < 0)
-    return _NO_TURN
 
 
 def _upright(pixels: Pixels, turn: tuple[bool, bool, bool]) -> Pixels:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from std_cli.errors import InputError
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 
 COUNT = 60
 FILES = {

@@ -11,7 +11,8 @@ from av.subtitles.subtitle import SubtitleSet
 from std_cli.errors import StdError
 from std_cli.media.video.extras import Extras, choose_extras
 from std_cli.media.video.join import join
-from std_cli.media.video.read import open_clip, read_frames
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 from std_cli.media.video.streams import Carried, what_is
 from std_cli.media.video.tags import moved_timecode
 from std_cli.media.video.write import write_errors

@@ -16,7 +16,8 @@ from std_cli.media.open_picture import MAX_PIXELS
 from std_cli.media.video.clip import MAX_FRAME_PIXELS, Color
 from std_cli.media.video.color import from_rgb, to_rgb
 from std_cli.media.video.decode import video_stream
-from std_cli.media.video.read import _turn, _upright, open_clip, read_frames
+from std_cli.media.video.opening import open_clip, turn_of
+from std_cli.media.video.read import _upright, read_frames
 
 COEFFICIENTS = {
     1: (0.2126, 0.0722),
@@ -286,7 +287,7 @@ def test_every_display_matrix(turns, mirrored):
     right, down = right - right.min(), down - down.min()
     want = np.zeros((down.max() + 1, right.max() + 1, 3), np.uint8)
     want[down, right] = picture
-    assert np.array_equal(_upright(picture, _turn(SimpleNamespace(side_data=[Data()]))), want)
+    assert np.array_equal(_upright(picture, turn_of(SimpleNamespace(side_data=[Data()]))), want)
 
 
 def test_a_size_that_changes_within_a_clip_is_scaled_and_told(tmp_path):

@@ -13,8 +13,10 @@ from std_cli.errors import InputError, StdError
 from std_cli.media.video.clip import Clip, Color
 from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.join import join, read_comment
-from std_cli.media.video.read import open_clip, read_frames
-from std_cli.media.video.write import CONTAINERS, SegmentWriter, choose_target, common_time_base
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
+from std_cli.media.video.target import CONTAINERS, choose_target, common_time_base
+from std_cli.media.video.write import SegmentWriter
 from tests.media.video.test_read import bars, write
 
 BASE = Fraction(1, 600)
