@@ -23,6 +23,7 @@ Offload = Literal["none", "model", "sequential"]
 Audio = Literal["copy", "none"]
 Subtitles = Literal["copy", "none"]
 Deinterlace = Literal["auto", "off", "on"]
+Compare = Literal["none", "side", "wipe"]
 Task = Literal["i2i", "v2v"]
 Dtype = Literal["auto", "fp16", "bf16", "fp32"]
 IpAdapter = Literal["plus", "plain"]
@@ -110,6 +111,12 @@ class ImageSettings(ImageDefaults):
     compile: Annotated[bool, Flag(panel="Machine")] = False
     """Compile the UNet: minutes once, then faster steps."""
 
+    compare: Annotated[Compare, Flag(metavar="none|side|wipe", panel="Output")] = "none"
+    """Write the source into the result: to the left of it (side), or up to a line (wipe), which
+    moves over a video."""
+    labels: Annotated[bool, Flag(panel="Output")] = False
+    """With --compare: write "source" and "result" into the pictures."""
+
     @field_validator("size")
     @classmethod
     def _positive(cls, value: tuple[int, int] | int | None) -> tuple[int, int] | int | None:
@@ -124,6 +131,12 @@ class ImageSettings(ImageDefaults):
             raise ValueError(
                 f"--schedule {self.schedule} is STD's: leave it out with --method {self.method}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_need_a_comparison(self) -> Self:
+        if self.labels and self.compare == "none":
+            raise ValueError("--labels: add --compare side or --compare wipe, or leave it out")
         return self
 
     @model_validator(mode="after")
@@ -212,8 +225,6 @@ class VideoSettings(ImageSettings):
     out."""
     deinterlace: Annotated[Deinterlace, Flag(panel="Video")] = "auto"
     """Deinterlace the frames that are marked as interlaced (auto), none (off), or all (on)."""
-    side_by_side: Annotated[bool, Flag(panel="Output")] = False
-    """Write source and result next to each other."""
     preview: Annotated[Seconds | None, Flag(metavar="SECONDS", panel="Video")] = Field(None, gt=0)
     """Stylize only the first so many seconds of each shot."""
 

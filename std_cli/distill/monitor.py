@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,7 +11,21 @@ from torch import Tensor
 from std_cli.distill.bank import Conditions
 from std_cli.distill.solver import Solver
 from std_cli.distill.step import Network
+from std_cli.media.sheets import draw_sheet
 from std_cli.paths import replace_file
+
+COLUMNS = (
+    "input",
+    "x_eta",
+    "student x_0",
+    "student x_s",
+    "target x_s",
+    "real x_r",
+    "student",
+    "teacher",
+)
+"""What each row of a sheet has: for the fourth and fifth see the method; the last two are results,
+each from x_eta."""
 
 
 @torch.no_grad()
@@ -27,18 +40,13 @@ def sample(network: Network, solver: Solver, x: Tensor, steps: list[int], c: Con
 
 
 def sheet(rows: list[list[Tensor]], decode: Callable[[Tensor], Tensor], path: Path) -> None:
-    """A PNG with a row for each sample, of latents (1, 4, h, w), or (1, 4, F, h, w) of which the
-    first frame is shown.
-
-    Columns: input, x_eta, the student's x0 and x_s, the target's x_s, the real one for the
-    discriminator, the student's result, the teacher's.
-    """
+    """Write a PNG with a row for each sample, of latents (1, 4, h, w), or (1, 4, F, h, w) of which
+    the first frame is shown, under the names of `COLUMNS`."""
     lines = []
     for row in rows:
         z = torch.cat([r[:, :, 0] if r.ndim == 5 else r for r in row])
-        pixels = ((decode(z) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        lines.append(torch.cat(list(pixels), 2))  # (8, 3, H, W) -> (3, H, 8 W)
-    picture = Image.fromarray(torch.cat(lines, 1).permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+        pixels = ((decode(z) / 2 + 0.5).clamp(0, 1) * 255).round().byte()  # (8, 3, H, W)
+        lines.append([Image.fromarray(p.permute(1, 2, 0).cpu().numpy()) for p in pixels])
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    draw_sheet(lines, COLUMNS).save(content, "PNG")
     replace_file(path, content.getvalue())

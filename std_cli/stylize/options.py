@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from std_cli.config import (
     Audio,
+    Compare,
     Deinterlace,
     Dtype,
     IpAdapter,
@@ -59,6 +60,8 @@ class LookOptions(TypedDict, total=False):
     size: str | int | tuple[int, int] | None
     seed: int | None
     schedule: ScheduleChoice | None
+    compare: Compare | None
+    labels: bool | None
 
 
 class ClipOptions(LookOptions, total=False):
@@ -79,7 +82,6 @@ class ClipOptions(LookOptions, total=False):
     audio: Audio | None
     subtitles: Subtitles | None
     deinterlace: Deinterlace | None
-    side_by_side: bool | None
     preview: Seconds
 
 

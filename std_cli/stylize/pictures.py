@@ -13,6 +13,7 @@ from std_cli.config import ImageSettings, Pack, image_settings, parse_size
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, at_work
 from std_cli.events import OnEvent, Place, RequestFacts
+from std_cli.media.compare import Comparison
 from std_cli.media.pictures import (
     OUTPUT_SUFFIXES,
     Picture,
@@ -118,6 +119,7 @@ def _stylize_one(
     result = fit.undo(pipeline.stylize(seen(picture, fit), r.s, r.schedule, on_step))
     if picture.alpha is not None:
         result = attach_alpha(result, picture.alpha)
+    result = _compared(picture, result, r.s)
     if target is not None:
         save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
     on_event(
@@ -131,6 +133,18 @@ def _stylize_one(
         }
     )
     return result
+
+
+def _compared(picture: Picture, result: Image.Image, settings: ImageSettings) -> Image.Image:
+    """The result as it is written, with its source where they are compared."""
+    comparison = Comparison(settings.compare, settings.labels)
+    if comparison.mode == "none":
+        return result
+    source = picture.rgb.resize(result.size, Image.Resampling.LANCZOS)
+    if picture.alpha is not None:
+        source = attach_alpha(source, picture.alpha)
+    composed = comparison.compose(np.asarray(source), np.asarray(result))
+    return Image.fromarray(composed)
 
 
 def prepare_images(

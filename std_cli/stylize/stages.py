@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from std_cli.media.compare import Comparison
 from std_cli.media.pictures import Fit, fit_to
 from std_cli.media.video.clip import Alpha, Pixels
 from std_cli.media.video.flow import Grey, grey
@@ -57,7 +58,7 @@ class View:
     """That the network sees."""
     written: tuple[int, int]
     """Of one stylized frame in the result."""
-    side_by_side: bool
+    comparison: Comparison
 
     @property
     def _fit(self) -> Fit:
@@ -76,16 +77,11 @@ class View:
 
     def kept(self, source: Pixels) -> Pixels:
         """What is kept of a frame of the source while it is denoised: memory for many of them."""
-        if self.side_by_side:
+        if self.comparison.mode != "none":
             return resized(source, self.written)
         width, height = self.written
         scale = min(1.0, KEPT_SIDE / max(width, height))
         return resized(source, (max(8, round(width * scale)), max(8, round(height * scale))))
-
-    def composed(self, source: Pixels, result: Pixels) -> Pixels:
-        """The frame of the result: what is kept of the source to the left of it with
-        side_by_side."""
-        return np.concatenate([source, result], 1) if self.side_by_side else result
 
 
 def resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:

@@ -25,6 +25,7 @@ from std_cli.events import (
     VideoFigures,
     VideoResult,
 )
+from std_cli.media.compare import Comparison, line_at
 from std_cli.media.pictures import save_picture
 from std_cli.media.video.clip import Clip, Pixels
 from std_cli.media.video.extras import Extras
@@ -61,7 +62,7 @@ class Job:
     working: tuple[int, int]
     """Size that the network sees."""
     size: tuple[int, int]
-    """Of one stylized frame as it is written; with side_by_side the result is twice as wide."""
+    """Of one stylized frame as it is written; --compare side makes the result twice as wide."""
     cuts: list[Fraction] | None
     """Times of the cuts, seconds from the first frame; None: they are detected, or there are none.
     """
@@ -133,11 +134,12 @@ class Run:
 
     def __post_init__(self) -> None:
         self.input_sha256 = input_fingerprint(self.job.source)
+        self._comparison = Comparison(self.settings.compare, self.settings.labels)
         self._view = View(
             self.job.clip.display_size,
             self.job.working,
             self.job.size,
-            self.settings.side_by_side,
+            self._comparison,
         )
 
     @property
@@ -289,6 +291,12 @@ class Run:
             comment=json.dumps({"std": self.facts | about}),
         )
 
+    def composed(self, item: Item) -> Pixels:
+        """A finished frame as it is written, with its source where they are compared."""
+        assert item.picture is not None
+        line = line_at(item.place.pts - self.job.clip.start)
+        return self._comparison.compose(item.source, item.picture, line)
+
     def notice(self, message: str) -> None:
         """Say something that the user should know of this video."""
         self.on_event({"event": "notice", "message": message, **self.about})
@@ -361,7 +369,7 @@ class _Output:
         if self._writer is None:
             path = self.work_folder.segment(self.written.segments)
             self._writer = SegmentWriter(path, self.run.job.target)
-        composed = self.run._view.composed(item.source, item.picture)
+        composed = self.run.composed(item)
         self._writer.write(composed, item.place.pts, item.alpha)
         self.quality.add(item.source, item.picture, joint=item.joint, shot=item.place.shot)
         self.written.add(item)

@@ -12,6 +12,7 @@ from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, at_work
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
+from std_cli.media.compare import Comparison
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import expand_inputs, fit_to, working_size
 from std_cli.media.video.clip import VIDEO_SUFFIXES, Clip
@@ -373,7 +374,7 @@ def _plan(
         size, sar = (right - left, bottom - top), Fraction(1)
     else:
         size, sar = s.output_size, Fraction(1)
-    full = (size[0] * 2, size[1]) if s.side_by_side else size
+    comparison = Comparison(s.compare, s.labels)
     # where the frames do not keep their times
     rate = s.fps or (clip.frame_rate or Fraction(25) if s.preview is not None else None)
     written = choose_target(
@@ -382,11 +383,11 @@ def _plan(
         codec=s.codec,
         crf=s.crf,
         preset=s.preset,
-        size=full,
+        size=comparison.size(*size),
         sar=sar,
         rate=rate,
         made=made,
-        alpha=clip.alpha and not s.side_by_side,
+        alpha=clip.alpha and s.compare == "none",
     )
     extras = choose_extras(
         clip,
@@ -394,7 +395,7 @@ def _plan(
         audio=s.audio == "copy",
         subtitles=s.subtitles == "copy",
         preview=s.preview is not None,
-        side_by_side=s.side_by_side,
+        twice_as_wide=s.compare == "side",
     )
     return Job(source, clip, written, extras, index, total, working, size, cuts, _estimate(clip, s))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from std_cli.config import VideoSettings
 from std_cli.errors import InputError
 from std_cli.events import PlannedInput
+from std_cli.media.compare import Comparison
 from std_cli.stylize.frames import source_frames
 from std_cli.stylize.pictures import ImageRequest
 from std_cli.stylize.request import source_name
@@ -34,18 +35,19 @@ def picture_inputs(request: ImageRequest) -> list[PlannedInput]:
     """The work of each picture."""
     settings = request.s
     evaluations = settings.steps * (2 if settings.cfg > 1 else 1)
+    comparison = Comparison(settings.compare, settings.labels)
     return [
         {
             "input": source_name(source),
             "output": str(target) if target else None,
-            "width": working[0],
+            "width": comparison.size(*working)[0],
             "height": working[1],
             "working": list(working),
             "frames": 1,
             "shots": 1,
             "windows": 1,
             "evaluations": evaluations,
-            "disk": _picture_bytes(target, working) if target else 0,
+            "disk": _picture_bytes(target, comparison.size(*working)) if target else 0,
         }
         for source, target, working in zip(
             request.sources, request.targets, request.sizes, strict=True

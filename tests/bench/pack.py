@@ -1,5 +1,4 @@
-"""Does the embedded pack stylize? Figures and a contact sheet:
-`python -m tests.bench.pack --out sheet.png`.
+"""Does the embedded pack stylize? Figures: `python -m tests.bench.pack`.
 
 Photographs: scikit-image's astronaut, chelsea, coffee, and any --photo. References: the styles in
 examples/ and any
@@ -38,7 +37,6 @@ def main():
     p.add_argument("--style", type=Path, nargs="*", default=[])
     p.add_argument("--side", type=int, default=256)
     p.add_argument("--model", default="tiny")
-    p.add_argument("--out", type=Path)
     p.add_argument("--cfg", type=float)
     p.add_argument("--eta", type=float)
     p.add_argument("--seed", type=int)
@@ -87,20 +85,6 @@ def main():
             f"{good.mean():.0%}"
         )
     print(f"nearest to its own reference: {hits} of {len(rows)}")
-    if a.out:
-        side = 128
-        rows = [
-            [None, *styles.values()],
-            *[[photo, *(outputs[s][n] for s in styles)] for n, photo in photos.items()],
-        ]
-        sheet = Image.new("RGB", (side * len(rows[0]), side * len(rows)), "white")
-        for y, row in enumerate(rows):
-            for x, picture in enumerate(row):
-                if picture is not None:
-                    sheet.paste(
-                        picture.resize((side, side), Image.Resampling.LANCZOS), (x * side, y * side)
-                    )
-        sheet.save(a.out)
 
 
 if __name__ == "__main__":

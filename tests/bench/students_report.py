@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.stats import t as student_t
 
+from std_cli.media.sheets import draw_sheet
 from std_cli.paths import replace_file
 
 STEPS = (1, 2, 4, 8)
@@ -162,21 +163,6 @@ def tables(found: Found, facts: str, ends: list[Line]) -> str:
     return "\n".join(parts)
 
 
-def grid(columns: dict[str, list[Image.Image]]) -> Image.Image:
-    """Pictures of one size side by side under the columns' names."""
-    names, lists = list(columns), list(columns.values())
-    side, top, gap = lists[0][0].width, 14, 2
-    whole = Image.new(
-        "RGB", ((side + gap) * len(names) - gap, top + (side + gap) * len(lists[0]) - gap), "white"
-    )
-    draw = ImageDraw.Draw(whole)
-    for i, (name, pictures) in enumerate(columns.items()):
-        draw.text((i * (side + gap), 1), name, "black")
-        for j, picture in enumerate(pictures):
-            whole.paste(picture.resize((side, side)), (i * (side + gap), top + j * (side + gap)))
-    return whole
-
-
 def report(
     output: Path,
     facts: str,
@@ -207,6 +193,6 @@ def report(
                     label, [Image.fromarray(p) for p in shown[f"{grid_steps} {cfg:g}"]]
                 )
     part = output / "grid.part.png"
-    grid(columns).save(part)
+    draw_sheet(list(zip(*columns.values(), strict=True)), list(columns)).save(part)
     part.replace(output / "grid.png")
     print(f"{output}/results.jsonl, results.md, grid.png", flush=True)

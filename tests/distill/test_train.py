@@ -15,8 +15,10 @@ from std_cli import stylize_image
 from std_cli.cli.commands import run
 from std_cli.distill import checkpoint
 from std_cli.distill.config import to_toml
+from std_cli.distill.monitor import COLUMNS
 from std_cli.distill.train import distill
 from std_cli.errors import InputError, StdError
+from std_cli.media.sheets import GAP
 from std_cli.weights.lora import read_lora
 from std_cli.weights.resolve import TINY
 from tests.distill.runs import SIZE, a_config, copy_of, lines, same
@@ -37,7 +39,8 @@ def test_a_run_leaves_what_it_should(whole):
     assert rows[-1]["bank"] > 0 and sum(rows[-1]["bank_histogram"]) == rows[-1]["bank"]
     assert 0 < rows[-1]["validation"] < 2
     with Image.open(folder / "monitor" / "step-000004.png") as seen:
-        assert seen.size == (8 * SIZE, SIZE)
+        assert len(COLUMNS) == 8 and seen.width == 8 * (SIZE + GAP) - GAP
+        assert np.asarray(seen.convert("L"))[:-SIZE].min() < 128  # labels
     assert "eta = 0.75" in (folder / "config.toml").read_text()
     assert events[-1]["event"] == "result" and Path(events[-1]["output"]).is_file()
 

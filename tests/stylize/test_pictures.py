@@ -77,6 +77,30 @@ def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n
     assert difference(got, want) <= 1
 
 
+def test_pictures_are_compared_with_their_sources(tmp_path, photo, reference):
+    """In RGB and with alpha; the half of the result is the result as it is alone."""
+    opaque = photo.resize((64, 48))
+    clear = opaque.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(opaque.size))
+    for source in (opaque, clear):
+        before = np.asarray(source)
+        [alone] = stylize_image(source, reference, **FAST)
+        [side] = stylize_image(
+            source, reference, tmp_path / "s.png", compare="side", overwrite=True, **FAST
+        )
+        with Image.open(tmp_path / "s.png") as written:
+            assert written.size == side.size == (128, 48)
+        assert np.array_equal(np.asarray(side)[:, :64], before)
+        assert np.array_equal(np.asarray(side)[:, 64:], np.asarray(alone))
+        [wipe] = stylize_image(source, reference, compare="wipe", labels=True, **FAST)
+        assert wipe.size == (64, 48) and (np.asarray(wipe)[:, 32] == 255).all()
+        assert np.array_equal(np.asarray(wipe)[20:, :31], before[20:, :31])
+        assert np.array_equal(np.asarray(wipe)[20:, 33:], np.asarray(alone)[20:, 33:])
+        assert (np.asarray(wipe)[:3, :3, :3] == 0).all()  # the label's box
+    with pytest.raises(InputError, match="--labels: add --compare"):
+        stylize_image(opaque, reference, labels=True, **FAST)
+
+
 def test_stock_diffusers_loads_the_pack_in_half_precision(photo, reference):
     """No variant argument, and every weight is used: nothing in the pack is of our own making."""
     from diffusers import StableDiffusionXLImg2ImgPipeline

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -163,13 +164,34 @@ def test_start_end_fps_and_size(tmp_path, source, reference):
     assert (result["width"], result["height"]) == (64, 48)
 
 
-def test_side_by_side_has_the_source_on_the_left(tmp_path, source, reference):
+def test_a_comparison_has_the_source_on_the_left(tmp_path, source, reference):
     stylize_video(
-        source, reference, tmp_path / "o.mkv", side_by_side=True, codec="ffv1", max_frames=5, **FAST
+        source, reference, tmp_path / "o.mkv", compare="side", codec="ffv1", max_frames=5, **FAST
     )
     out, before = frames_of(tmp_path / "o.mkv"), [f.rgb for f in read_frames(open_clip(source))]
     assert out[0][1].shape == (48, 128, 3)
     assert np.array_equal(out[3][1][:, :64], before[3])
+
+
+def test_a_wipe_has_a_line_that_moves_and_labels(tmp_path, source, reference):
+    """The first frame and one at about 0.4 s: the source up to the line, then the result."""
+    for name, more in (
+        ("o", {}),
+        ("w", {"compare": "wipe"}),
+        ("l", {"compare": "wipe", "labels": True}),
+    ):
+        stylize_video(source, reference, tmp_path / f"{name}.mkv", codec="ffv1", **FAST, **more)
+    alone, wiped, labelled = (frames_of(tmp_path / f"{name}.mkv") for name in "owl")
+    before = list(read_frames(open_clip(source)))
+    assert np.array_equal(wiped[0][1], before[0].rgb)
+    column = round(64 * (0.5 + 0.5 * math.cos(2 * math.pi * float(before[10].pts) / 4)))
+    frame = wiped[10][1]
+    assert 0 < column < 63
+    assert np.array_equal(frame[:, : column - 1], before[10].rgb[:, : column - 1])
+    assert (frame[:, column] == 255).all()
+    assert np.array_equal(frame[:, column + 1 :], alone[10][1][:, column + 1 :])
+    changed = (labelled[10][1] != frame).any(-1)
+    assert changed[:12, :20].any() and not changed[20:].any()
 
 
 def test_preview_has_the_start_of_each_shot(tmp_path, reference):

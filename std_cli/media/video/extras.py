@@ -83,14 +83,14 @@ def choose_extras(
     audio: bool = True,
     subtitles: bool = True,
     preview: bool = False,
-    side_by_side: bool = False,
+    twice_as_wide: bool = False,
 ) -> Extras:
     """What of a source's other streams, tags, chapters, timecode and projection its result will
     have.
 
     audio, subtitles: whether they are wanted. preview: the result's times are not the source's.
-    side_by_side: the source's picture is in the result, too. Raises InputError if the source cannot
-    be read.
+    twice_as_wide: the source's picture is next to that of the result. Raises InputError if the
+    source cannot be read.
     """
     if source.kind != "video":
         return NOTHING
@@ -113,7 +113,7 @@ def choose_extras(
         chosen = _choose_streams(before, target, wanted, packets, source)
         chosen = _check_kept(before, target, chosen, packets, source)
         with suppress(Refused, *REFUSALS):
-            return _projected(source, main, target, chosen, side_by_side)
+            return _projected(source, main, target, chosen, twice_as_wide)
         return chosen
 
 
@@ -404,15 +404,15 @@ def _lost_tags(wanted: dict[str, str], kept: dict[str, str]) -> list[str]:
 
 
 def _projected(
-    source: Clip, main: Any, target: Target, extras: Extras, side_by_side: bool
+    source: Clip, main: Any, target: Target, extras: Extras, twice_as_wide: bool
 ) -> Extras:
     """With the projection of the source's first frame."""
     main.container.seek(0)
     frame = next(iter(main.container.decode(main)), None)
     boxes, lost = projection_of(frame) if frame is not None else (b"", [])
     why = ""
-    if side_by_side:
-        why = "of a result side by side"
+    if twice_as_wide:
+        why = "with --compare side"
     elif target.codec not in ("h264", "hevc", "vp9", "av1"):
         why = f"with {target.codec}"
     elif target.container == "mov":  # FFmpeg writes its boxes into mp4 alone

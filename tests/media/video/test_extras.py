@@ -337,9 +337,9 @@ def test_the_layout_of_a_3d_video(tmp_path, mode, want):
             [layout] = [d for d in frame.side_data if "STEREO3D" in str(d.type)]
             assert struct.unpack_from("=i", bytes(layout)) == (want,)
     clip = open_clip(tmp_path / "i.mp4")
-    for name, side_by_side in (("o.mp4", True), ("o.mov", False)):
+    for name, twice_as_wide in (("o.mp4", True), ("o.mov", False)):
         target = target_for(tmp_path / name, clip)
-        [notice] = choose_extras(clip, target, side_by_side=side_by_side).notices
+        [notice] = choose_extras(clip, target, twice_as_wide=twice_as_wide).notices
         assert "layout of 3D views" in notice and "not kept" in notice
 
 
