@@ -5,14 +5,23 @@ default (`std.json` in its folder), else the default here.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from std_cli.errors import InputError, printable, quote
+from std_cli.errors import InputError, printable, quote, wrong_values
 from std_cli.paths import user_path
 from std_cli.schedule import MAX_STEPS
 from std_cli.weights.zoo import MethodName, method_defaults
@@ -35,14 +44,41 @@ Number = Annotated[float, Field(le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[Fraction, Field(ge=0, le=LARGEST)]
 
 
+_DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+
+
+def _known_device(text: str) -> str:
+    if not re.match(_DEVICE, text):
+        raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+    return text
+
+
+Device = Annotated[
+    str, AfterValidator(_known_device), Field(json_schema_extra={"pattern": _DEVICE})
+]
+
+
+Panel = Literal[
+    "Input and output",
+    "Style",
+    "Sampling",
+    "Motion and time",
+    "Encoding",
+    "Model",
+    "Machine",
+    "Messages",
+]
+"""The groups of options in the help, in their order there."""
+
+
 @dataclass(frozen=True)
 class Flag:
     """How the command line shows a setting; the flag itself is the field's name."""
 
     short: str | None = None
     metavar: str | None = None
-    panel: str = "Look"
-    """The group of options in the help."""
+    """What stands for the value: by default FLOAT, INT, TEXT, or the values that there are."""
+    panel: Panel = "Sampling"
 
 
 class Frozen(BaseModel):
@@ -52,9 +88,13 @@ class Frozen(BaseModel):
 class ImageDefaults(Frozen):
     """Settings of picture stylization that a model may have its own defaults for."""
 
-    prompt: Annotated[str, Flag("-p")] = "a picture in the style of the reference, high quality"
+    prompt: Annotated[str, Flag("-p", panel="Style")] = (
+        "a picture in the style of the reference, high quality"
+    )
     """What to paint, in addition to the style that the reference gives."""
-    negative_prompt: Annotated[str, Flag("-n")] = "low quality, blurry, deformed, watermark"
+    negative_prompt: Annotated[str, Flag("-n", panel="Style")] = (
+        "low quality, blurry, deformed, watermark"
+    )
     """What to keep away from."""
     eta: float = Field(0.75, gt=0, le=1)
     """Partial noise level in (0, 1]: how far from the input the run starts (diffusers'
@@ -63,9 +103,9 @@ class ImageDefaults(Frozen):
     """Denoising steps that really run (NFE)."""
     cfg: float = Field(6.0, ge=0, le=50)
     """Classifier-free guidance scale; 1 and less run without guidance."""
-    style_scale: float = Field(1.0, ge=0, le=5)
+    style_scale: Annotated[float, Flag(panel="Style")] = Field(1.0, ge=0, le=5)
     """Strength of the style reference; 0 leaves it out."""
-    style_blocks: StyleBlocks = "style"
+    style_blocks: Annotated[StyleBlocks, Flag(panel="Style")] = "style"
     """Where the reference acts: in SDXL's style block alone, or in all blocks."""
 
     @field_validator("eta", "cfg", "style_scale")
@@ -83,15 +123,15 @@ class ImageSettings(ImageDefaults):
     """Working size: (width, height), or the long side, or the model's own."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of all noise; every picture of a run starts from the same."""
-    schedule: Annotated[ScheduleChoice, Flag(metavar="SCHEDULE")] = "auto"
+    schedule: ScheduleChoice = "auto"
     """Timesteps: as published (quickstart), from where STD trains (aligned), or what the LoRA says
     (auto)."""
-    model: Annotated[str, Flag(panel="Model")] = "sdxl"
+    model: Annotated[str, Flag("-m", "NAME", "Model")] = "sdxl"
     """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
     ip_adapter: Annotated[IpAdapter, Flag(panel="Model")] = "plus"
     """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a
     whole (plain)."""
-    method: Annotated[MethodName, Flag(metavar="METHOD", panel="Model")] = "std"
+    method: Annotated[MethodName, Flag(panel="Model")] = "std"
     """std, or a baseline to compare with: lcm, tcd, pcm, tdd, hyper-sd or lightning, each with its
     LoRA, scheduler, --steps and --cfg; or none, SDXL without a LoRA."""
     lora: Annotated[str, Flag(metavar="NAME[:SCALE]", panel="Model")] = "auto"
@@ -99,23 +139,26 @@ class ImageSettings(ImageDefaults):
     optional :SCALE."""
     allow_partial: Annotated[bool, Flag(panel="Model")] = False
     """Accept a LoRA that has layers which the model lacks, without those."""
-    device: Annotated[str, Flag(panel="Machine")] = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"
-    )
+    device: Annotated[Device, Flag(metavar="DEVICE", panel="Machine")] = "auto"
     """auto, cuda, cuda:N, mps or cpu."""
-    dtype: Annotated[Dtype, Flag(metavar="DTYPE", panel="Machine")] = "auto"
+    dtype: Annotated[Dtype, Flag(panel="Machine")] = "auto"
     """Precision of the network: fp16, bf16, fp32, or auto: fp16 on a GPU and fp32 on a CPU."""
-    offload: Annotated[Offload, Flag(metavar="MODE", panel="Machine")] = "none"
+    offload: Annotated[Offload, Flag(panel="Machine")] = "none"
     """Keep the weights in main memory and move to the GPU whole models (model) or layers
     (sequential)."""
     compile: Annotated[bool, Flag(panel="Machine")] = False
     """Compile the UNet: minutes once, then faster steps."""
 
-    compare: Annotated[Compare, Flag(metavar="none|side|wipe", panel="Output")] = "none"
+    compare: Annotated[Compare, Flag(panel="Input and output")] = "none"
     """Write the source into the result: to the left of it (side), or up to a line (wipe), which
     moves over a video."""
-    labels: Annotated[bool, Flag(panel="Output")] = False
+    labels: Annotated[bool, Flag(panel="Input and output")] = False
     """With --compare: write "source" and "result" into the pictures."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size_as_written(cls, value: object) -> object:
+        return parse_size(value) if isinstance(value, str) else value
 
     @field_validator("size")
     @classmethod
@@ -186,53 +229,67 @@ class Pack(Frozen):
 class VideoSettings(ImageSettings):
     """Every setting of a video stylization, resolved."""
 
-    motion: Annotated[str, Flag(metavar="NAME|FOLDER", panel="Model")] = "auto"
+    motion: Annotated[str, Flag(metavar="NAME", panel="Motion and time")] = "auto"
     """Motion adapter: auto, none (frame by frame), hotshot, animatediff, a diffusers folder or a
     Hub id."""
-    start: Annotated[Seconds | None, Flag(metavar="T", panel="Video")] = None
+    start: Annotated[Seconds | None, Flag(metavar="T", panel="Motion and time")] = None
     """Begin here: seconds, or MM:SS, or HH:MM:SS.mmm from the first frame."""
-    end: Annotated[Seconds | None, Flag(metavar="T", panel="Video")] = None
+    end: Annotated[Seconds | None, Flag(metavar="T", panel="Motion and time")] = None
     """Stop before here, as --start counts."""
-    max_frames: Annotated[Count | None, Flag(panel="Video")] = Field(None, ge=1)
+    max_frames: Annotated[Count | None, Flag(panel="Motion and time")] = Field(None, ge=1)
     """Stop after so many frames."""
-    fps: Annotated[Fraction | None, Flag(metavar="N", panel="Video")] = Field(None, gt=0, le=1000)
+    fps: Annotated[Fraction | None, Flag(metavar="N", panel="Motion and time")] = Field(
+        None, gt=0, le=1000
+    )
     """Resample to this rate, such as 12 or 30000/1001; without it every frame keeps its own time.
     For a folder of pictures, the rate that they have (25 if not given)."""
-    overlap: Annotated[Count | None, Flag(panel="Video")] = Field(None, ge=0)
+    overlap: Annotated[Count | None, Flag(panel="Motion and time")] = Field(None, ge=0)
     """Frames that neighbouring motion windows share; half a window if not given."""
-    steady: Annotated[float, Flag(panel="Video")] = Field(0.75, ge=0, le=0.95)
+    steady: Annotated[float, Flag(panel="Motion and time")] = Field(0.75, ge=0, le=0.95)
     """How much of each frame is taken from the one before, moved as the source moved, against
     flicker; 0 is none."""
     batch: Annotated[int | None, Flag(panel="Machine")] = Field(None, ge=1, le=256)
     """Windows denoised at once; chosen by the GPU's memory if not given."""
-    cuts: Annotated[str, Flag(metavar="auto|off|FILE", panel="Video")] = "auto"
+    cuts: Annotated[str, Flag(metavar="auto|off|FILE", panel="Motion and time")] = "auto"
     """Where shots change: auto, off, or a file of times."""
-    codec: Annotated[str | None, Flag(panel="Output")] = None
+    codec: Annotated[str | None, Flag(metavar="NAME", panel="Encoding")] = None
     """h264, hevc, av1, vp9, prores, ffv1, png (a folder), gif, webp, or FFmpeg's name of a hardware
     encoder; by the output's suffix if not given."""
-    crf: Annotated[int | None, Flag(panel="Output")] = Field(None, ge=0, le=255)
+    crf: Annotated[int | None, Flag(panel="Encoding")] = Field(None, ge=0, le=255)
     """Quality of the encoder, lower is better; its own good default if not given."""
-    preset: Annotated[str | None, Flag(panel="Output")] = None
+    preset: Annotated[str | None, Flag(metavar="NAME", panel="Encoding")] = None
     """Speed of the encoder, in its own words, such as slow or veryfast."""
     output_size: Annotated[
-        tuple[int, int] | Literal["source", "model"], Flag(metavar="SIZE", panel="Output")
+        tuple[int, int] | Literal["source", "model"], Flag(metavar="SIZE", panel="Input and output")
     ] = "source"
     """Size of the result: the source's, the working size, or WxH."""
-    audio: Annotated[Audio, Flag(panel="Output")] = "copy"
+    audio: Annotated[Audio, Flag(panel="Encoding")] = "copy"
     """Copy the sound, or leave it out."""
-    subtitles: Annotated[Subtitles, Flag(panel="Output")] = "copy"
+    subtitles: Annotated[Subtitles, Flag(panel="Encoding")] = "copy"
     """Copy the subtitles, converted where the container holds another kind of text, or leave them
     out."""
-    deinterlace: Annotated[Deinterlace, Flag(panel="Video")] = "auto"
+    deinterlace: Annotated[Deinterlace, Flag(panel="Motion and time")] = "auto"
     """Deinterlace the frames that are marked as interlaced (auto), none (off), or all (on)."""
-    preview: Annotated[Seconds | None, Flag(metavar="SECONDS", panel="Video")] = Field(None, gt=0)
+    preview: Annotated[Seconds | None, Flag(metavar="SECONDS", panel="Motion and time")] = Field(
+        None, gt=0
+    )
     """Stylize only the first so many seconds of each shot."""
+
+    @field_validator("start", "end", "preview", mode="before")
+    @classmethod
+    def _time_as_written(cls, value: object) -> object:
+        return parse_time(value) if isinstance(value, str) else value
 
     @field_validator("start", "end", "fps", "preview", mode="before")
     @classmethod
-    def _as_written(cls, value: object) -> object:
+    def _decimal_as_written(cls, value: object) -> object:
         """1.8 is 9/5, as "1.8" is, and not the binary fraction next to it."""
         return Fraction(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
+
+    @field_validator("output_size", mode="before")
+    @classmethod
+    def _output_size_as_written(cls, value: object) -> object:
+        return parse_output_size(value) if isinstance(value, str) else value
 
     @field_validator("output_size")
     @classmethod
@@ -306,42 +363,43 @@ def _settings(
 
 
 def _problems(error: ValidationError, prefix: str = "") -> str:
-    out = []
-    for e in error.errors():
-        name = (
-            prefix + str(e["loc"][0]).replace("_", "-")
-            if prefix and e["loc"]
-            else ".".join(map(str, e["loc"]))
-        )
-        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        shown = (
-            quote(e["input"])
-            if not prefix or not isinstance(e["input"], str)
-            else printable(e["input"], 80)
-        )
-        out.append(f"{name} {shown}: {message}" if name else message)
-    return "; ".join(dict.fromkeys(out))
+    found = []
+    for name, value, message in wrong_values(error):
+        if prefix:
+            name = prefix + name.replace("_", "-") if name else ""
+        shown = printable(value, 80) if prefix and isinstance(value, str) else quote(value)
+        found.append(f"{name} {shown}: {message}" if name else message)
+    return "; ".join(found)
 
 
 def parse_output_size(text: str) -> tuple[int, int] | str:
-    """ "source" and "model" as they are; "768x512" -> (768, 512). Raises InputError."""
+    """ "source" and "model" as they are; "768x512" -> (768, 512). Raises ValueError."""
     if text in ("source", "model"):
         return text
     parts = text.lower().split("x")
     if len(parts) == 2 and all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
         return int(parts[0]), int(parts[1])
-    raise InputError(f"--output-size {text}: give source, model, or WIDTHxHEIGHT, such as 1280x720")
+    raise ValueError("give source, model, or WIDTHxHEIGHT, such as 1280x720")
 
 
 def parse_size(text: str) -> tuple[int, int] | int:
-    """ "768x512" -> (768, 512); "640" -> 640, the long side. Raises InputError."""
+    """ "768x512" -> (768, 512); "640" -> 640, the long side. Raises ValueError."""
     parts = text.lower().split("x")
     if len(parts) <= 2 and all(p.isascii() and p.isdigit() and len(p) < 6 for p in parts):
         sides = [int(p) for p in parts]
         return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
-    raise InputError(
-        f"--size {text}: give WIDTHxHEIGHT, such as 768x512, or the long side, such as 768"
-    )
+    raise ValueError("give WIDTHxHEIGHT, such as 768x512, or the long side, such as 768")
+
+
+def parse_time(text: str) -> Fraction:
+    """ "90", "1.5s", "250ms", "1:30", "00:01:30.5" -> seconds. Raises ValueError."""
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)(s|ms)?", text.strip())
+    if not match or (match[4] == "ms" and match[2]):
+        raise ValueError("not a time; write 90, 1.5s, 1:30 or 00:01:30.5")
+    seconds = Fraction(match[3]) / (1000 if match[4] == "ms" else 1)
+    if match[2] and seconds >= 60:
+        raise ValueError("seconds after minutes go up to 59; write 90, 1.5s, 1:30 or 00:01:30.5")
+    return seconds + 60 * int(match[2] or 0) + 3600 * int(match[1] or 0)
 
 
 def parse_style(text: str) -> tuple[Path, float]:

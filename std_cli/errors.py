@@ -17,6 +17,11 @@ import reprlib
 import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 LONGEST = 2000
 """Characters of a message; the middle of a longer one is left out, as the remedy is at its end."""
@@ -54,6 +59,73 @@ def quote(value: object) -> str:
     message."""
     return printable(_QUOTE.repr(value), 120)
 
+
+def count(number: int | None, of: str) -> str:
+    """ "1 frame", "2 frames", "unknown frames" for None."""
+    return f"unknown {of}s" if number is None else f"{number} {of}{'s'[: number != 1]}"
+
+
+# --- values that a model of pydantic refuses ---------------------------------------------------
+
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "no such key",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a text",
+    "string_unicode": "must be a text",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} characters at most",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table of keys",
+    "model_type": "must be a table of keys",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have {max_length} entries at most",
+    "string_pattern_mismatch": "has not the form that is expected",
+    "invalid_key": "must have texts as keys",
+}
+"""What is said of a value, by pydantic's type of error."""
+
+
+def wrong_values(error: "ValidationError", depth: int = 1) -> Iterator[tuple[str, object, str]]:
+    """(name, value, what is wrong) of each value that pydantic refuses, in the words of std.
+
+    depth: how many parts a name has, as 2 for section.key. What pydantic says of one value for each
+    of the kinds that it may be of is joined by "or". The name is "" for a value as a whole.
+    """
+    found: dict[str, tuple[object, list[str]]] = {}
+    for details in error.errors(include_url=False):
+        name = ".".join(map(str, details["loc"][:depth]))
+        value, messages = found.setdefault(name, (details["input"], []))
+        message = _in_words(details)
+        if message not in messages:
+            messages.append(message)
+    for name, (value, messages) in found.items():
+        rest = [message.removeprefix("must be ") for message in messages[1:]]
+        yield name, value, " or ".join([messages[0], *rest])
+
+
+def _in_words(details: "ErrorDetails") -> str:
+    context = details.get("ctx", {})
+    if "error" in context:  # a ValueError of our own, or of a library's type
+        return str(context["error"])
+    return _WORDS.get(details["type"], "cannot be used").format(**context)
+
+
+# --- messages of the command line and of Python ------------------------------------------------
 
 _flags_named = False
 

@@ -62,7 +62,7 @@ def test_sizes(text, size):
 @pytest.mark.parametrize("text", ["", "x", "10x", "1x2x3", "-5", "1e3", "²"])
 def test_no_sizes(text):
     with pytest.raises(InputError, match="--size"):
-        parse_size(text)
+        image_settings({"size": text})
 
 
 def test_styles(tmp_path, monkeypatch):

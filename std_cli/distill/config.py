@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from std_cli.config import Count, Dtype, Frozen, Number, StyleBlocks, Task, check_pack
+from std_cli.config import Count, Device, Dtype, Frozen, Number, StyleBlocks, Task, check_pack
 from std_cli.distill.discriminator import AdversarialLoss
 from std_cli.distill.solver import TargetMode
 from std_cli.distill.step import ConsistencyLoss, NoiseMode
-from std_cli.errors import InputError, printable
+from std_cli.errors import InputError, printable, wrong_values
 from std_cli.paths import user_path
 
 ExportedWeights = Literal["student", "average"]
@@ -60,7 +60,7 @@ class ModelSection(Frozen):
     """sdxl, dreamshaper, tiny, a diffusers folder, a .safetensors checkpoint, or a Hub id."""
     motion: str = "auto"
     """v2v: motion adapter, as for `std stylize video`."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Device = "auto"
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Dtype = "auto"
     """Precision of the frozen weights and the computation: auto is fp16 on a GPU and fp32 on a
@@ -348,19 +348,13 @@ def make_config(given: dict[str, Any], name: str = "configuration") -> DistillCo
 
 
 def _problems(error: ValidationError) -> str:
-    out = []
-    for e in error.errors():
-        where, message = ".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")
-        message = message.replace("Input should be", "must be").replace(
-            "Extra inputs are not permitted", "no such key"
-        )
-        shown = (
-            f" {printable(json.dumps(e['input'], default=str), 80)}"
-            if not isinstance(e["input"], dict | Frozen)
-            else ""
-        )
-        out.append(message if e["type"] == "value_error" else f"{where}{shown}: {message}")
-    return "; ".join(dict.fromkeys(out))
+    found = []
+    for name, value, message in wrong_values(error, depth=2):
+        of_section = isinstance(value, dict | Frozen)  # then the message names the keys
+        shown = "" if of_section else f" {printable(json.dumps(value, default=str), 80)}"
+        section_only = of_section and message not in ("is missing", "no such key")
+        found.append(message if section_only else f"{name}{shown}: {message}")
+    return "; ".join(found)
 
 
 def _apply(given: dict[str, Any], change: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from PIL import Image
 
-from std_cli.config import ImageSettings, Pack, image_settings, parse_size
+from std_cli.config import ImageSettings, Pack, image_settings
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, at_work
 from std_cli.events import OnEvent, Place, RequestFacts
@@ -161,8 +161,6 @@ def prepare_images(
     Parameters and errors as of `Stylizer.images`.
     """
     given: dict[str, Any] = dict(options)
-    if isinstance(given.get("size"), str):
-        given["size"] = parse_size(given["size"])
     asked = image_settings(given)  # raises what is wrong whatever the model says
     sources, notices = _sources(inputs)
     pictures = []

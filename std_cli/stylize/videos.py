@@ -1,13 +1,13 @@
 """Stylization of videos: a request checked, then one video after another."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from std_cli.config import Pack, VideoSettings, parse_output_size, parse_size, video_settings
+from std_cli.config import Pack, VideoSettings, video_settings
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, at_work
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
@@ -16,7 +16,7 @@ from std_cli.media.compare import Comparison
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import expand_inputs, fit_to, working_size
 from std_cli.media.video.clip import VIDEO_SUFFIXES, Clip
-from std_cli.media.video.cuts import parse_time, read_cuts
+from std_cli.media.video.cuts import read_cuts
 from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.opening import FOLDER_RATE, open_clip
 from std_cli.media.video.target import choose_target
@@ -172,7 +172,7 @@ def prepare_video(
 
     Parameters and errors as of `Stylizer.video`.
     """
-    given = _parsed(options)
+    given: dict[str, Any] = dict(options)
     asked = video_settings(given)  # raises what is wrong whatever the model says
     notices: list[str] = []
     sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs, notices)
@@ -230,19 +230,6 @@ def prepare_video(
         overlap,
         notices,
     )
-
-
-def _parsed(options: Mapping[str, object]) -> dict[str, Any]:
-    """The options, with sizes and times that are written as text read."""
-    given: dict[str, Any] = dict(options)
-    if isinstance(given.get("size"), str):
-        given["size"] = parse_size(given["size"])
-    if isinstance(given.get("output_size"), str):
-        given["output_size"] = parse_output_size(given["output_size"])
-    for name in ("start", "end", "preview"):
-        if isinstance(given.get(name), str):
-            given[name] = parse_time(given[name], f"--{name}")
-    return given
 
 
 def _exists(target: Path) -> InputError:

@@ -48,12 +48,12 @@ def test_what_is_in_use_passes(folder):
         (
             "unet/config.json",
             {"layers_per_block": 10**19},
-            "layers_per_block 1000.*less than or equal to 32",
+            "layers_per_block 1000.*at most 32",
         ),
         (
             "unet/config.json",
             {"layers_per_block": True},
-            "layers_per_block True: must be a valid integer",
+            "layers_per_block True: must be a whole number or a list",
         ),
         ("unet/config.json", {"block_out_channels": [10**12] * 3}, "block_out_channels .*16384"),
         ("unet/config.json", {"transformer_layers_per_block": [1, 1, 60]}, None),

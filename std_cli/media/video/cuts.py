@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from std_cli.config import parse_time
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Pixels
 
@@ -99,20 +100,6 @@ class GivenCuts:
         return cut
 
 
-def parse_time(text: str, flag: str) -> Fraction:
-    """ "90", "1.5s", "250ms", "1:30", "00:01:30.5" -> seconds. Raises InputError that names the
-    flag."""
-    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)(s|ms)?", text.strip())
-    if not match or (match[4] == "ms" and match[2]):
-        raise InputError(f"{flag} {text}: not a time; write 90, 1.5s, 1:30 or 00:01:30.5")
-    seconds = Fraction(match[3]) / (1000 if match[4] == "ms" else 1)
-    if match[2] and seconds >= 60:
-        raise InputError(
-            f"{flag} {text}: seconds after minutes go up to 59; write 90, 1.5s, 1:30 or 00:01:30.5"
-        )
-    return seconds + 60 * int(match[2] or 0) + 3600 * int(match[1] or 0)
-
-
 def read_cuts(path: Path) -> list[Fraction]:
     """Times of a text file, one a line, from the first frame on; what follows a # or a comma is not
     read.
@@ -130,5 +117,8 @@ def read_cuts(path: Path) -> list[Fraction]:
     for number, line in enumerate(lines, 1):
         time = re.split("[#,]", line)[0].strip()
         if time:
-            cuts.append(parse_time(time, f"--cuts {path}, line {number}:"))
+            try:
+                cuts.append(parse_time(time))
+            except ValueError as e:
+                raise InputError(f"--cuts {path}, line {number}: {time}: {e}") from None
     return cuts

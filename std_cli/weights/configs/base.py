@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from std_cli.errors import InputError, quote
+from std_cli.errors import InputError, quote, wrong_values
 from std_cli.weights.files import read_object
 
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -97,21 +97,15 @@ def check_config(kind: type[C], content: dict[str, Any], name: str) -> C:
 
 def problems(error: ValidationError, content: object) -> str:
     """What pydantic finds wrong, each value once and cut: "layers_per_block 99: must be ..."."""
-    found: dict[str, list[str]] = {}
-    for one in error.errors(include_url=False, include_input=False):
-        message = one["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        name = str(one["loc"][0]) if one["loc"] else ""
+    lines = []
+    for name, _, message in wrong_values(error):
         known = isinstance(content, dict) and name in content
         shown = (
             f"{quote(name)[1:-1]} {quote(content[name])}"
             if known and isinstance(content, dict)
             else name
         )
-        found.setdefault(shown, []).append(message)
-    lines = []
-    for name, messages in found.items():
-        text = " or ".join(dict.fromkeys(messages))
-        lines.append(f"{name}: {text}" if name else text)
+        lines.append(f"{shown}: {message}" if name else message)
     more = len(lines) - 3
     return "; ".join(lines[:3]) + (f"; and {more} more" if more > 0 else "")
 

@@ -1,5 +1,6 @@
 """Cuts on photographs that move, fade, shake and flash, and given as times."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from std_cli.config import parse_time, video_settings
 from std_cli.errors import InputError
-from std_cli.media.video.cuts import CutDetector, GivenCuts, parse_time, read_cuts
+from std_cli.media.video.cuts import CutDetector, GivenCuts, read_cuts
 
 PHOTOS = [
     Image.fromarray(p()).resize((512, 512))
@@ -92,13 +94,13 @@ def test_given_cuts_belong_to_the_first_frame_at_or_after_them(tmp_path):
     ],
 )
 def test_times(text, seconds):
-    assert parse_time(text, "--start") == seconds
+    assert parse_time(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1:75", "1:2:3:4", "nan", "1e5"])
 def test_what_is_no_time_is_refused_by_its_flag(text):
-    with pytest.raises(InputError, match="--start"):
-        parse_time(text, "--start")
+    with pytest.raises(InputError, match=f"--start {re.escape(text)}: "):
+        video_settings({"start": text})
 
 
 def test_a_bad_file_of_cuts_names_the_line(tmp_path):
