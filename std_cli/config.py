@@ -97,8 +97,7 @@ class ImageDefaults(Frozen):
     )
     """What to keep away from."""
     eta: float = Field(0.75, gt=0, le=1)
-    """Partial noise level in (0, 1]: how far from the input the run starts (diffusers'
-    strength)."""
+    """Partial noise level: how far from the input the run starts (diffusers' strength)."""
     steps: int = Field(8, ge=1, le=MAX_STEPS)
     """Denoising steps that really run (NFE)."""
     cfg: float = Field(6.0, ge=0, le=50)
@@ -120,7 +119,7 @@ class ImageSettings(ImageDefaults):
     """Every setting of a picture stylization, resolved."""
 
     size: Annotated[tuple[int, int] | int | None, Flag(metavar="WxH|N")] = None
-    """Working size: (width, height), or the long side, or the model's own."""
+    """Working size: width and height, or the long side; the model's own if not given."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of all noise; every picture of a run starts from the same."""
     schedule: ScheduleChoice = "auto"
@@ -132,8 +131,8 @@ class ImageSettings(ImageDefaults):
     """How a model without an IP-Adapter of its own sees the reference: in its parts (plus) or as a
     whole (plain)."""
     method: Annotated[MethodName, Flag(panel="Model")] = "std"
-    """std, or a baseline to compare with: lcm, tcd, pcm, tdd, hyper-sd or lightning, each with its
-    LoRA, scheduler, --steps and --cfg; or none, SDXL without a LoRA."""
+    """std, or a baseline to compare with, each with its LoRA, scheduler, --steps and --cfg; or
+    none, SDXL without a LoRA."""
     lora: Annotated[str, Flag(metavar="NAME[:SCALE]", panel="Model")] = "auto"
     """auto (STD's nearest in eta, a baseline's nearest in steps), none, a file or a Hub id, with an
     optional :SCALE."""
@@ -142,7 +141,7 @@ class ImageSettings(ImageDefaults):
     device: Annotated[Device, Flag(metavar="DEVICE", panel="Machine")] = "auto"
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Annotated[Dtype, Flag(panel="Machine")] = "auto"
-    """Precision of the network: fp16, bf16, fp32, or auto: fp16 on a GPU and fp32 on a CPU."""
+    """Precision of the network; auto is fp16 on a GPU and fp32 on a CPU."""
     offload: Annotated[Offload, Flag(panel="Machine")] = "none"
     """Keep the weights in main memory and move to the GPU whole models (model) or layers
     (sequential)."""

@@ -425,6 +425,16 @@ class Doctor(TypedDict):
     problems: list[Problem]
 
 
+class Version(TypedDict):
+    """The version of std."""
+
+    event: Literal["version"]
+    version: str
+    versions: NotRequired[dict[str, str | None]]
+    """By package; None if it is missing. With --verbose, like the devices."""
+    devices: NotRequired[list[Device]]
+
+
 class Model(TypedDict):
     """A model of the table."""
 
@@ -577,6 +587,7 @@ Event = (
     | TrainingResult
     | Plan
     | Doctor
+    | Version
     | Model
     | Pulled
     | Verified

@@ -13,6 +13,7 @@ import typer
 
 from std_cli import stylize_image, stylize_video
 from std_cli.cli.commands import app
+from std_cli.config import VideoSettings, image_settings, video_settings
 from tests.stylize.test_videos import make_clip
 
 ROOT = Path(__file__).parents[1]
@@ -93,14 +94,15 @@ def commands(document: Path) -> list[list[str]]:
 
 def parse(arguments: list[str]) -> None:
     """Parse a command as the command line does, without running it. Raises if an option does not
-    exist or a value is of the wrong kind."""
-    if arguments[0] == "plan":  # takes what std stylize takes
-        arguments = ["stylize", *arguments[1:]]
+    exist or a value cannot be used."""
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[arguments[0]]
         arguments = arguments[1:]
-    command.make_context(command.name, list(arguments))
+    context = command.make_context(command.name, list(arguments))
+    if kind := getattr(command.callback, "settings", None):
+        check = video_settings if kind is VideoSettings else image_settings
+        check({name: context.params[name] for name in kind.model_fields})
 
 
 @every_document
@@ -120,7 +122,7 @@ def test_commands_are_found_and_wrong_ones_are_not_parsed():
         ["stylize", "image", "a.png", "--eta", "x"],
         ["paint"],
     ):
-        with pytest.raises(Exception, match=r"--colour|valid number|paint"):
+        with pytest.raises(Exception, match=r"--colour|--eta x|paint"):
             parse(wrong)
 
 

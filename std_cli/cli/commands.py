@@ -1,77 +1,126 @@
 """The command line: parses, calls one public function, and turns every error into one line and an
 exit code."""
 
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from std_cli import __version__, interruption
 from std_cli.cli import models
 from std_cli.cli.console import Reporter
+from std_cli.cli.help import Command, Group
 from std_cli.cli.options import takes_settings
 from std_cli.config import ImageSettings, Task, VideoSettings
 from std_cli.environment import go_offline, silence_libraries
-from std_cli.errors import InputError, StdError, flags_named
+from std_cli.errors import InputError, StdError, flags_named, wrong_values
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
 )
 stylize = typer.Typer(
-    no_args_is_help=True, help="Give pictures and videos the style of a reference."
+    cls=Group, no_args_is_help=True, help="Give pictures and videos the style of a reference."
+)
+plan = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    help="Estimate what stylizing takes before it runs: frames, memory, disk and time.",
 )
 app.add_typer(stylize, name="stylize")
+app.add_typer(plan, name="plan")
 app.add_typer(models.app, name="models")
 
+
+IN_AND_OUT, STYLE, MESSAGES = "Input and output", "Style", "Messages"
 
 # What pictures and videos have in common in addition to their settings.
 StyleFlag = Annotated[
     list[str] | None,
     typer.Option(
-        "--style", metavar="REF[:WEIGHT]", help="A style reference picture; repeat to mix several."
+        "-s",
+        "--style",
+        metavar="FILE",
+        help="A style reference picture. Repeat to mix several; FILE:2 has twice the weight.",
+        rich_help_panel=IN_AND_OUT,
     ),
 ]
-OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
-OfflineFlag = models.OfflineFlag
-JsonFlag = Annotated[
+OverwriteFlag = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print JSON lines instead: events start, notice, progress, result, error."
+        "-y", "--overwrite", help="Replace outputs that exist.", rich_help_panel=IN_AND_OUT
+    ),
+]
+OfflineFlag = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="Use what is here; never open a connection.", rich_help_panel="Model"
     ),
 ]
 DryRunFlag = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Only estimate what it would take: work, memory, disk, time. As std plan."
+        "--dry-run",
+        help="Only estimate what it would take: work, memory, disk, time. As std plan.",
+        rich_help_panel=MESSAGES,
     ),
 ]
 NoProbeFlag = Annotated[
     bool,
-    typer.Option("--no-probe", help="With --dry-run: load no model, so that no time is measured."),
+    typer.Option(
+        "--no-probe",
+        help="Load no model for the estimate, so that no time is measured.",
+        rich_help_panel=MESSAGES,
+    ),
 ]
-QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+JsonFlag = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON lines instead: events start, notice, progress, result, error.",
+        rich_help_panel=MESSAGES,
+    ),
+]
+QuietFlag = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=MESSAGES)
+]
 VerboseFlag = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Let the libraries' own messages through.")
+    bool,
+    typer.Option(
+        "-v",
+        "--verbose",
+        help="Let the libraries' own messages through.",
+        rich_help_panel=MESSAGES,
+    ),
 ]
 Settings = dict[str, Any]
 """By the names of their fields, as `takes_settings` gives them."""
 
 
+def _input_argument(what: str) -> Any:
+    return typer.Argument(metavar="INPUT", help=what, rich_help_panel=IN_AND_OUT)
+
+
 def _output_option(default: str) -> Any:
-    shown = f"A file for one input, else a folder. [dim]\\[default: {default} here][/dim]"
-    return typer.Option("-o", "--output", metavar="OUT", help=shown)
+    shown = f"A file for one input, else a folder. [default: {default} here]"
+    return typer.Option("-o", "--output", metavar="OUT", help=shown, rich_help_panel=IN_AND_OUT)
 
 
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("-V", "--version", help="Print the version and stop.")
+    ] = False,
 ) -> None:
     if version:
         typer.echo(f"std {__version__}")
@@ -81,29 +130,35 @@ def root(
         raise typer.Exit(2)
 
 
-@stylize.command("image")
+IMAGE_EXAMPLES = """
+std stylize image photo.jpg -s painting.png
+std stylize image photos/ -s painting.png --eta 0.65 -o styled/
+std stylize image photo.jpg -s a.png:2 -s b.png:1 --model tiny -o mixed.png
+"""
+VIDEO_EXAMPLES = """
+std stylize video in.mp4 -s painting.png
+std stylize video in.mp4 -s painting.png --preview 2 -o look.mp4
+std stylize video in.mp4 -s painting.png --start 1:05 --end 1:20 -o part.mov
+"""
+
+
+@stylize.command("image", cls=Command, epilog=IMAGE_EXAMPLES)
 @takes_settings(ImageSettings)
 def image(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT", help="Pictures, folders of pictures, or patterns."),
-    ],
-    settings: Settings,
+    *,
+    inputs: Annotated[list[str], _input_argument("Pictures, folders of pictures, or patterns.")],
     style: StyleFlag = None,
     output: Annotated[str | None, _output_option("NAME_stylized.png")] = None,
     overwrite: OverwriteFlag = False,
+    settings: Settings,
+    offline: OfflineFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
-    offline: OfflineFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Stylize pictures.
-
-    Settings that are not given are the model's own defaults where its folder has a std.json, else
-    those shown.
-    """
+    """Stylize pictures."""
     styles = _ready(style, verbose, offline)
     from std_cli.stylize.stylizer import stylize_images
 
@@ -119,17 +174,14 @@ def image(
             pass
 
 
-@stylize.command("video")
+@stylize.command("video", cls=Command, epilog=VIDEO_EXAMPLES)
 @takes_settings(VideoSettings)
 def video(
+    *,
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT",
-            help="Videos, folders of videos, patterns; a folder of pictures is a video.",
-        ),
+        _input_argument("Videos, folders of videos, patterns; a folder of pictures is a video."),
     ],
-    settings: Settings,
     style: StyleFlag = None,
     output: Annotated[str | None, _output_option("NAME_stylized.mp4")] = None,
     overwrite: OverwriteFlag = False,
@@ -138,17 +190,21 @@ def video(
         typer.Option(
             "--resume/--no-resume",
             help="Continue where the same command was interrupted, or start over.",
+            rich_help_panel=IN_AND_OUT,
         ),
     ] = True,
     keep_work: Annotated[
         bool,
         typer.Option(
-            "--keep-work", help="Keep the work folder .OUT.std/ when the result is finished."
+            "--keep-work",
+            help="Keep the work folder .OUT.std/ when the result is finished.",
+            rich_help_panel=IN_AND_OUT,
         ),
     ] = False,
+    settings: Settings,
+    offline: OfflineFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
-    offline: OfflineFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -179,32 +235,59 @@ def video(
         )
 
 
-@app.command(
-    "plan",
-    context_settings={
-        "allow_extra_args": True,
-        "allow_interspersed_args": False,
-        "ignore_unknown_options": True,
-    },
-)
-def plan(
-    context: typer.Context,
-    what: Annotated[str, typer.Argument(metavar="image|video", help="What to stylize.")],
+def _only_planned(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command, with the same options, as `std plan`."""
+    signature = inspect.signature(command)
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(**given, dry_run=True)
+
+    kept = [p for p in signature.parameters.values() if p.name != "dry_run"]
+    run.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return run
+
+
+for name, command, examples in (
+    ("image", image, IMAGE_EXAMPLES),
+    ("video", video, VIDEO_EXAMPLES),
+):
+    plan.command(
+        name,
+        cls=Command,
+        help=f"Estimate what std stylize {name} would take with the same options.\n\n"
+        "Downloads and writes nothing.",
+        epilog=examples.replace("std stylize", "std plan"),
+    )(_only_planned(command))
+
+
+@app.command("help", cls=Command)
+def help_(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="Such as models pull.")
+    ] = None,
 ) -> None:
-    """Estimate what a command takes before it runs: std plan video in.mp4 --style ref.png ...
-
-    Takes the arguments of std stylize image or video; reports shots, evaluations,
-    memory, disk, time, and the settings that fit. Downloads and writes nothing.
-    --no-probe leaves the time out, for which the model is loaded.
-    """
-    if what not in ("image", "video"):
-        raise InputError(f"plan {what}: give image or video, and what std stylize takes after it")
-    stylize_command = ["stylize", what, *context.args, "--dry-run"]
-    code = app(stylize_command, standalone_mode=False, prog_name="std")
-    raise typer.Exit(code if isinstance(code, int) else 0)
+    """Show the help of std, or of a command: std help stylize video."""
+    app([*(words or []), "--help"], standalone_mode=False, prog_name="std")
 
 
-@app.command("doctor")
+@app.command("version", cls=Command)
+def version(
+    verbose: Annotated[
+        bool,
+        typer.Option("-v", "--verbose", help="Of Python and the libraries, too, and the devices."),
+    ] = False,
+    as_json: models.JsonFlag = False,
+) -> None:
+    """Print the version of std."""
+    silence_libraries()
+    from std_cli.stylize.doctor import version_facts
+
+    with Reporter(as_json) as report:
+        report(version_facts(verbose))
+
+
+@app.command("doctor", cls=Command)
 def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Leave the Hub alone.")] = False,
     as_json: models.JsonFlag = False,
@@ -225,7 +308,14 @@ def doctor(
     raise typer.Exit(1 if any(problem["breaks"] for problem in found["problems"]) else 0)
 
 
-@app.command("distill")
+DISTILL_EXAMPLES = """
+std distill --init run.toml --model tiny
+std distill --config run.toml --set distill.eta=0.65 --dry-run
+std distill --config run.toml --max-steps 200
+"""
+
+
+@app.command("distill", cls=Command, epilog=DISTILL_EXAMPLES)
 def distill(
     config: Annotated[
         str | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")
@@ -241,7 +331,7 @@ def distill(
         str,
         typer.Option(
             metavar="auto|none|CHECKPOINT",
-            help="Go on from the newest good checkpoint, none, or this.",
+            help="Continue from the newest good checkpoint, from none, or from this one.",
         ),
     ] = "auto",
     max_steps: Annotated[int | None, typer.Option(help="Updates: run.max_steps.")] = None,
@@ -348,7 +438,7 @@ def _run(arguments: list[str]) -> int:
             return code if several else _fail(interruption.message(), code, arguments)
         return code if isinstance(code, int) else 0
     except typer.TyperException as e:
-        message = e.format_message()  # none where the help was shown instead
+        message = _wrong_use(e)
         return _fail(message, e.exit_code, arguments) if message else e.exit_code
     except StdError as e:
         if os.environ.get("STD_DEBUG") == "1":
@@ -366,6 +456,17 @@ def _run(arguments: list[str]) -> int:
             1,
             arguments,
         )
+
+
+def _wrong_use(error: typer.TyperException) -> str:
+    """What is wrong with the command line; "" where its help was shown instead."""
+    message = error.format_message()
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):  # Typer leaves a value's type to pydantic
+        said = str(cause.errors()[0]["msg"])
+        _, value, wrong = next(wrong_values(cause))
+        message = message.replace(said, f"{value} {wrong}")
+    return message
 
 
 def _fail(message: str, code: int, arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -24,8 +24,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from std_cli.cli.tables import count, doctor_lines, model_lines, plan_lines
-from std_cli.errors import printable
+from std_cli.cli.tables import (
+    doctor_lines,
+    help_lines,
+    model_lines,
+    plan_lines,
+    version_lines,
+)
+from std_cli.errors import count, printable
+
+if TYPE_CHECKING:
+    from std_cli.cli.help import Page
 
 Shown = dict[str, Any]
 """An event of any kind, printable."""
@@ -216,6 +225,9 @@ class Reporter:
     def _doctor(self, e: Shown) -> None:
         self._print(doctor_lines(e))  # type: ignore[arg-type]
 
+    def _version(self, e: Shown) -> None:
+        self._print(version_lines(e))  # type: ignore[arg-type]
+
     def _print(self, lines: Iterable[RenderableType]) -> None:
         """Tables fit the terminal; lines are left to it."""
         self.bar.stop()
@@ -278,6 +290,14 @@ class Reporter:
 
     def _line(self, text: Text) -> None:
         (self.bar.console if not self.bar.disable else self.err).print(text)
+
+
+def print_help(page: "Page") -> None:
+    """The help of a command, in lines of 110 characters at most."""
+    console = Console(highlight=False)
+    console.width = min(console.width, 110)
+    for line in help_lines(page, console.width):
+        console.print(line)
 
 
 def _printable(value: Any) -> Any:

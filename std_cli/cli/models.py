@@ -5,12 +5,13 @@ from typing import Annotated, get_args
 import typer
 
 from std_cli.cli.console import Reporter
+from std_cli.cli.help import Command, Group
 from std_cli.environment import go_offline, silence_libraries
 from std_cli.errors import InputError
 from std_cli.weights.zoo import LoraLayout, TaskName, zoo
 
 app = typer.Typer(
-    no_args_is_help=True, help="The models: what is here, fetch, check, remove, convert."
+    cls=Group, no_args_is_help=True, help="The models: what is here, fetch, check, remove, convert."
 )
 
 
@@ -19,7 +20,10 @@ def _complete(incomplete: str) -> list[str]:
 
 
 NamesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="NAME", autocompletion=_complete)
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME", help="Models, as std models list names them.", autocompletion=_complete
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON lines instead.")]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -28,7 +32,7 @@ OfflineFlag = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(as_json: JsonFlag = False) -> None:
     """What there is, what of it is here, and what each task needs."""
     _ready()
@@ -39,7 +43,13 @@ def list_(as_json: JsonFlag = False) -> None:
             report(event)
 
 
-@app.command("pull")
+PULL_EXAMPLES = """
+std models pull --for video --eta 0.65
+std models pull sdxl lcm
+"""
+
+
+@app.command("pull", cls=Command, epilog=PULL_EXAMPLES)
 def pull(
     names: NamesArgument = None,
     task: Annotated[
@@ -68,8 +78,8 @@ def pull(
         cache.pull(wanted, on_event=report)
 
 
-@app.command("path")
-def path(name: Annotated[str, typer.Argument(autocompletion=_complete)]) -> None:
+@app.command("path", cls=Command)
+def path(name: Annotated[str, typer.Argument(help="A model.", autocompletion=_complete)]) -> None:
     """Print where a model is."""
     _ready()
     from std_cli.weights.cache import path_of
@@ -77,7 +87,7 @@ def path(name: Annotated[str, typer.Argument(autocompletion=_complete)]) -> None
     typer.echo(path_of(name))
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 def verify(
     names: NamesArgument = None,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is damaged.")] = False,
@@ -93,7 +103,7 @@ def verify(
         cache.verify(names or (), repair=repair, on_event=report)
 
 
-@app.command("rm")
+@app.command("rm", cls=Command)
 def rm(names: NamesArgument = None, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     """Delete models from the cache."""
     _ready()
@@ -105,7 +115,7 @@ def rm(names: NamesArgument = None, as_json: JsonFlag = False, quiet: QuietFlag 
         cache.remove(names, on_event=report)
 
 
-@app.command("inspect")
+@app.command("inspect", cls=Command)
 def inspect(
     file: Annotated[str, typer.Argument(help="A .safetensors file, or DINOv2's .pth.")],
     as_json: JsonFlag = False,
@@ -118,7 +128,7 @@ def inspect(
         report(inspect_file(file))
 
 
-@app.command("convert")
+@app.command("convert", cls=Command)
 def convert(
     file: Annotated[
         str,
@@ -130,7 +140,7 @@ def convert(
         typer.Option("--to", help="Spelling of a LoRA; ComfyUI and sd-scripts read kohya's."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an output that exists.")
+        bool, typer.Option("-y", "--overwrite", help="Replace an output that exists.")
     ] = False,
     offline: OfflineFlag = False,
     as_json: JsonFlag = False,

@@ -1,15 +1,56 @@
-"""What `std plan`, `std doctor` and `std models list` print, as tables and lines for a terminal."""
+"""What help pages, `std plan`, `std doctor` and `std models list` print, as tables and lines for a
+terminal."""
 
 from collections.abc import Iterator
+from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from std_cli.events import Doctor, Model, Picks, Plan, PlannedInput, PlannedMemory, PlannedTime
+from std_cli.errors import count
+from std_cli.events import (
+    Doctor,
+    Model,
+    Picks,
+    Plan,
+    PlannedInput,
+    PlannedMemory,
+    PlannedTime,
+    Version,
+)
 from std_cli.weights.zoo import TABLE
 
+if TYPE_CHECKING:
+    from std_cli.cli.help import Page
+
 Rows = list[tuple[str, str]]
+
+
+def help_lines(page: "Page", width: int) -> Iterator[RenderableType]:
+    """A page of help. Long names have a line to themselves, with their text below it."""
+    yield Text.assemble(("Usage: ", "bold"), page.usage)
+    yield Text(f"\n{page.text}")
+    longest = max((len(name) for rows in page.panels.values() for name, _ in rows), default=0)
+    column = min(longest, width * 35 // 100)
+    for title, rows in page.panels.items():
+        yield Text(f"\n{title}", "bold")
+        for name, text in rows:
+            first, *more = wrap(text, width - column - 4) or [""]
+            if len(name) > column:
+                yield Text(f"  {name}", "cyan")
+                name, more = "", [first, *more]
+            else:
+                yield Text.assemble((f"  {name:<{column}}", "cyan"), f"  {first}")
+            for line in more:
+                yield Text(f"{'':{column}}    {line}")
+    for note in page.notes:
+        yield Text(f"\n{note}", "dim")
+    if page.examples:
+        yield Text("\nExamples", "bold")
+        for example in page.examples:
+            yield Text(f"  {example}")
 
 
 def plan_lines(plan: Plan) -> Iterator[RenderableType]:
@@ -128,6 +169,15 @@ def _doctor_rows(found: Doctor) -> Rows:
     return rows
 
 
+def version_lines(facts: Version) -> Iterator[RenderableType]:
+    """The version of std, then those of the libraries and the devices where they are known."""
+    yield Text(f"std {facts['version']}")
+    if "versions" in facts:
+        rows = [(name, number or "missing") for name, number in facts["versions"].items()]
+        devices = [(each["device"], each["name"]) for each in facts.get("devices", ())]
+        yield _two_columns([*rows[1:], *devices])
+
+
 def model_lines(models: list[Model]) -> Iterator[RenderableType]:
     """The models of the table."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -149,10 +199,6 @@ def _two_columns(rows: Rows) -> Table:
     for name, what in rows:
         table.add_row(Text(name, "bold"), Text(what))
     return table
-
-
-def count(number: int | None, of: str) -> str:
-    return f"unknown {of}s" if number is None else f"{number} {of}{'s'[: number != 1]}"
 
 
 def as_bytes(size: int) -> str:

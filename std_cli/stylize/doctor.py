@@ -23,7 +23,7 @@ from typing import Protocol
 
 from std_cli import __version__
 from std_cli.errors import InputError, NotDownloaded, StdError
-from std_cli.events import Cache, Device, Doctor, Hub, OnEvent, Problem, SelfTest
+from std_cli.events import Cache, Device, Doctor, Hub, OnEvent, Problem, SelfTest, Version
 from std_cli.stylize.stylizer import stylize_images
 from std_cli.weights.cache import needed
 from std_cli.weights.downloads import files_here
@@ -99,6 +99,15 @@ def examine(*, offline: bool = False, on_event: OnEvent = lambda event: None) ->
             "try std doctor -v, and --device cpu for runs",
         )
     return found
+
+
+def version_facts(verbose: bool) -> Version:
+    """The version of std; if verbose, with those of the libraries, and the devices."""
+    facts: Version = {"event": "version", "version": __version__}
+    if verbose:
+        facts["versions"] = package_versions()
+        facts["devices"] = devices() if facts["versions"]["torch"] else []
+    return facts
 
 
 def package_versions() -> dict[str, str | None]:

@@ -544,11 +544,13 @@ def test_the_command(tmp_path, picture, reference, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
     assert run(["plan", "song", *arguments]) == 2
-    assert "image or video" in capsys.readouterr().err
+    assert "song" in capsys.readouterr().err
     assert run(["plan", "image", *arguments, "--colour", "red"]) == 2
     assert "--colour" in capsys.readouterr().err
     assert run(["plan", "image", "--help"]) == 0
-    assert "--style-scale" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: std plan image INPUT... --style FILE")
+    assert "--style-scale" in shown and "--dry-run" not in shown
 
 
 def test_a_folder_that_is_full_of_work_is_left_alone(tmp_path, reference):
