@@ -7,7 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from std_cli.errors import Cancelled, InputError, StdError
+    from std_cli.errors import (
+        Busy,
+        Cancelled,
+        InputError,
+        NetworkError,
+        NotDownloaded,
+        OutputExists,
+        StdError,
+    )
     from std_cli.stylize.settings import read_settings
     from std_cli.stylize.stylizer import Stylizer, stylize_image, stylize_images, stylize_video
 
@@ -17,8 +25,12 @@ except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Busy",
     "Cancelled",
     "InputError",
+    "NetworkError",
+    "NotDownloaded",
+    "OutputExists",
     "StdError",
     "Stylizer",
     "__version__",
@@ -27,10 +39,9 @@ __all__ = [
     "stylize_images",
     "stylize_video",
 ]
+_ERRORS = ("Busy", "Cancelled", "InputError", "NetworkError", "NotDownloaded", "OutputExists")
 _MODULES = {
-    "Cancelled": "std_cli.errors",
-    "InputError": "std_cli.errors",
-    "StdError": "std_cli.errors",
+    **dict.fromkeys((*_ERRORS, "StdError"), "std_cli.errors"),
     "read_settings": "std_cli.stylize.settings",
 }
 

@@ -1,12 +1,15 @@
 """Every error that a user can cause, as one tree.
 
-    StdError            exit code 1: the work failed (full disk, out of memory, network)
-    ├── Cancelled       the caller of the Python API ended it
-    └── InputError      exit code 2: the request or an input is wrong, no work was begun
-        └── NotDownloaded   it names weights that are not on this machine
+    StdError                failed: the work failed (full disk, out of memory)
+    ├── Cancelled           the caller of the Python API ended it
+    ├── NetworkError        network: the Hub failed, or a download did
+    └── InputError          request: the request or an input is wrong, no work was begun
+        ├── OutputExists    exists: the output is there, and was not to be replaced
+        ├── Busy            busy: another run writes the output
+        └── NotDownloaded   network: weights are not on this machine, and cannot be fetched now
 
-The message is one line: what is wrong, the value, and what to do about it. Only
-`std_cli.cli.commands` catches these.
+The words are each error's `kind`; `EXIT_CODES` has the exit codes. The message is one line: what is
+wrong, the value, and what to do about it. Only `std_cli.cli.commands` catches these.
 
 Names and values in it may come from files of anyone. So every message is made printable and cut
 here, and `quote` shows a value out of a file.
@@ -17,11 +20,23 @@ import reprlib
 import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
+
+Kind = Literal["failed", "request", "exists", "busy", "network", "interrupted", "terminated"]
+EXIT_CODES: dict[Kind, int] = {
+    "failed": 1,
+    "request": 2,
+    "exists": 3,
+    "busy": 4,
+    "network": 5,
+    "interrupted": 130,
+    "terminated": 143,
+}
+"""The exit code of each kind of error; the last two are signals: Ctrl-C and SIGTERM."""
 
 LONGEST = 2000
 """Characters of a message; the middle of a longer one is left out, as the remedy is at its end."""
@@ -164,18 +179,46 @@ def in_callers_words(message: str, parameters: Collection[str]) -> str:
 class StdError(Exception):
     """The work could not be done; the message is the one line that the user reads."""
 
-    exit_code = 1
+    kind: Kind = "failed"
+    """What to do about it, for programs: only "busy" and "network" are worth trying again."""
     reported = False
     """Another process of the same run reports it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.kind]
+
 
 class InputError(StdError):
     """The request, a file of the user's, or a model that it names cannot be used as it is."""
 
-    exit_code = 2
+    kind: Kind = "request"
+
+
+class OutputExists(InputError):
+    """The output exists, and the request does not say to replace it."""
+
+    kind: Kind = "exists"
+
+    @classmethod
+    def at(cls, path: object) -> "OutputExists":
+        """The error for an output at this path."""
+        return cls(f"output {str(path)!r} exists; pass --overwrite to replace it, or name another")
+
+
+class Busy(InputError):
+    """Another run writes the same output now."""
+
+    kind: Kind = "busy"
+
+
+class NetworkError(StdError):
+    """The Hub could not be reached or failed, or what it sent was damaged."""
+
+    kind: Kind = "network"
 
 
 class Cancelled(StdError):
@@ -185,13 +228,17 @@ class Cancelled(StdError):
 class NotDownloaded(InputError):
     """Weights are not on this machine, and cannot be fetched now."""
 
+    kind: Kind = "network"
+
 
 @contextmanager
 def at_work() -> Iterator[None]:
     """Inside, work has begun: an InputError, whose exit code says that it has not, becomes a
-    StdError."""
+    StdError; an output that another program made meanwhile is still one that exists."""
     try:
         yield
+    except OutputExists:
+        raise
     except InputError as e:
         error = StdError(str(e))
         error.reported = e.reported

@@ -8,6 +8,8 @@ memory and on disk are bytes, durations are seconds, widths and heights are pixe
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
+from std_cli.errors import Kind
+
 Settings = Mapping[str, Any]
 """Resolved settings by their names in `config`, as they are stored in a result."""
 
@@ -93,8 +95,10 @@ class Error(TypedDict):
 
     event: Literal["error"]
     message: str
+    kind: Kind
+    """What failed, for programs: see `errors`."""
     code: int
-    """The exit code: 1 for failed work, 2 for a request or input that cannot be used."""
+    """The exit code of its kind."""
     input: NotRequired[str]
 
 

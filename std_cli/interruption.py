@@ -16,10 +16,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from std_cli.errors import EXIT_CODES, Kind
+
+if TYPE_CHECKING:
+    from std_cli.events import Error
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_MESSAGE = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_KINDS: dict[int, Kind] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 _cleanups: list[Callable[[], None]] = []
 _depth = 0
@@ -36,13 +41,10 @@ def install() -> None:
     sys.unraisablehook = _unraisable
 
 
-def exit_code() -> int:
-    """128 + the signal that came: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + (_received or signal.SIGINT)
-
-
-def message() -> str:
-    return _MESSAGE[signal.Signals(_received or signal.SIGINT)]
+def event() -> "Error":
+    """What is reported of a run that a signal ended."""
+    kind = _KINDS[signal.Signals(_received or signal.SIGINT)]
+    return {"event": "error", "message": kind, "kind": kind, "code": EXIT_CODES[kind]}
 
 
 def quit_now() -> None:
@@ -51,16 +53,16 @@ def quit_now() -> None:
     for cleanup in reversed(_cleanups):
         with suppress(Exception):
             cleanup()
-    text = f"error: {message()}"
+    text = f"error: {event()['message']}"
     fd = 2
     if "--json" in sys.argv:
-        text, fd = json.dumps({"event": "error", "message": message(), "code": exit_code()}), 1
+        text, fd = json.dumps(event()), 1
     with suppress(OSError):
         if os.isatty(2):
             # the line of the progress bar, and the cursor that it hides
             os.write(2, b"\r\x1b[2K\x1b[?25h")
         os.write(fd, f"{text}\n".encode())
-    os._exit(exit_code())
+    os._exit(event()["code"])
 
 
 @contextmanager

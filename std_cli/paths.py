@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, OutputExists, StdError
 from std_cli.interruption import at_quit
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
@@ -119,9 +119,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as err:
-        raise InputError(
-            f"output {name} exists; pass --overwrite to replace it, or name another file"
-        ) from err
+        raise OutputExists.at(path) from err
     except OSError as err:
         if err.errno in FULL_DISK:
             raise StdError(

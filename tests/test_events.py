@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from std_cli import events
+from std_cli import errors, events
 from std_cli.cli.console import Reporter
 
 DOCUMENT = Path(__file__).parents[1] / "examples" / "automation.md"
@@ -72,6 +72,15 @@ def test_the_documented_events_are_the_declared_ones():
         keys = re.sub(r"\([^)]*\)", "", keys)  # keys of dictionaries, values
         named = set(re.findall(r"`(\w+)`", keys)) - {"list", "pull"}  # commands
         assert named <= declared[event] | inner | values, event
+
+
+def test_the_documented_exit_codes_are_those_of_the_errors():
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    assert {kind: int(code) for code, kind in rows} == errors.EXIT_CODES
+    assert set(typing.get_args(errors.Kind)) == set(errors.EXIT_CODES)
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    raised = {kind.kind for kind in classes if issubclass(kind, errors.StdError)}
+    assert raised == {"failed", "request", "exists", "busy", "network"}
 
 
 def test_every_field_is_documented():

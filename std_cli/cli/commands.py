@@ -20,7 +20,8 @@ from std_cli.cli.help import Command, Group
 from std_cli.cli.options import takes_settings
 from std_cli.config import ImageSettings, Task, VideoSettings
 from std_cli.environment import go_offline, silence_libraries
-from std_cli.errors import InputError, StdError, flags_named, wrong_values
+from std_cli.errors import EXIT_CODES, InputError, Kind, StdError, flags_named, wrong_values
+from std_cli.events import Error
 
 app = typer.Typer(
     cls=Group,
@@ -410,8 +411,7 @@ def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong request or input, 130 Ctrl-C, 143
-    SIGTERM."""
+    """Run the command line and exit: 0 done, else the code of the error's kind (`EXIT_CODES`)."""
     interruption.install()
     code = run(sys.argv[1:])
     # threads may still be at work: the interpreter's own end would have to wait for them, or abort
@@ -434,16 +434,16 @@ def _run(arguments: list[str]) -> int:
         code = app(arguments, standalone_mode=False, prog_name="std")
         if code == 130:  # what Typer makes of Ctrl-C
             several = arguments[:1] == ["distill"] and os.environ.get("LOCAL_RANK", "0") != "0"
-            code = interruption.exit_code()
-            return code if several else _fail(interruption.message(), code, arguments)
+            kind = interruption.event()["kind"]
+            return EXIT_CODES[kind] if several else _fail(kind, kind, arguments)
         return code if isinstance(code, int) else 0
     except typer.TyperException as e:
         message = _wrong_use(e)
-        return _fail(message, e.exit_code, arguments) if message else e.exit_code
+        return _fail(message, "request", arguments) if message else e.exit_code
     except StdError as e:
         if os.environ.get("STD_DEBUG") == "1":
             raise
-        return e.exit_code if e.reported else _fail(str(e), e.exit_code, arguments)
+        return e.exit_code if e.reported else _fail(str(e), e.kind, arguments)
     except BrokenPipeError:  # the reader of our output has gone, as in `std ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -453,7 +453,7 @@ def _run(arguments: list[str]) -> int:
         text = " ".join(str(e).split()) or "no message"
         return _fail(
             f"unexpected {type(e).__name__}: {text}: run again with STD_DEBUG=1 for the traceback",
-            1,
+            "failed",
             arguments,
         )
 
@@ -469,6 +469,8 @@ def _wrong_use(error: typer.TyperException) -> str:
     return message
 
 
-def _fail(message: str, code: int, arguments: list[str]) -> int:
-    Reporter(as_json="--json" in arguments)({"event": "error", "message": message, "code": code})
+def _fail(message: str, kind: Kind, arguments: list[str]) -> int:
+    code = EXIT_CODES[kind]
+    error: Error = {"event": "error", "message": message, "kind": kind, "code": code}
+    Reporter(as_json="--json" in arguments)(error)
     return code

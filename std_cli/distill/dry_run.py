@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from std_cli.config import Task
 from std_cli.distill.config import DistillConfig, template
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, OutputExists, StdError
 from std_cli.events import Check, Event, TrainingProgress, TrainingStart
 from std_cli.paths import replace_file, user_path
 from std_cli.weights.files import read_object
@@ -33,7 +33,7 @@ def write_template(path: str | Path, task: Task, model: str) -> str:
     the file exists."""
     path = user_path(path, "--init")
     if path.exists():
-        raise InputError(f"--init {path}: exists; name another file")
+        raise OutputExists(f"--init {path}: exists; name another file")
     folder = TINY if model == "tiny" else user_path(model, "--model")
     pack = read_object(folder / "std.json") if (folder / "std.json").is_file() else None
     replace_file(path, template(task, model, pack).encode())

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import StdError
 
 
 @contextmanager
@@ -30,14 +30,12 @@ def together(world: PartialState) -> Iterator[None]:
         problem = e
     if world.num_processes == 1:
         return
-    found: list[tuple[bool, str] | None] = [None] * world.num_processes
-    dist.all_gather_object(
-        found, None if problem is None else (isinstance(problem, InputError), str(problem))
-    )
+    found: list[tuple[type[StdError], str] | None] = [None] * world.num_processes
+    dist.all_gather_object(found, None if problem is None else (type(problem), str(problem)))
     first = next((f for f in found if f is not None), None)
     if first is not None:
-        wrong_request, message = first
-        error = InputError(message) if wrong_request else StdError(message)
+        kind, message = first
+        error = kind(message)
         error.reported = not world.is_main_process
         raise error from problem
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from std_cli.config import Pack, VideoSettings, video_settings
 from std_cli.environment import LOADING
-from std_cli.errors import InputError, StdError, at_work
+from std_cli.errors import InputError, OutputExists, StdError, at_work
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
 from std_cli.media.compare import Comparison
@@ -146,7 +146,7 @@ def _stylize_one(
             work.remove(keep_work)
             return result
         if job.target.path.exists() and not overwrite:
-            raise _exists(job.target.path)
+            raise OutputExists.at(job.target.path)
         on_event({"event": "start", **facts, **run.about, **job.facts})
         with use(on_event) as pipeline:
             pipeline.on_notice = run.notice
@@ -156,7 +156,13 @@ def _stylize_one(
 
 
 def _error(source: Path, error: StdError) -> Error:
-    return {"event": "error", "message": str(error), "input": source.name, "code": error.exit_code}
+    return {
+        "event": "error",
+        "message": str(error),
+        "input": source.name,
+        "kind": error.kind,
+        "code": error.exit_code,
+    }
 
 
 def prepare_video(
@@ -229,12 +235,6 @@ def prepare_video(
         window,
         overlap,
         notices,
-    )
-
-
-def _exists(target: Path) -> InputError:
-    return InputError(
-        f"output {str(target)!r} exists; pass --overwrite to replace it, or name another file"
     )
 
 
@@ -340,7 +340,7 @@ def _plan(
     made: bool,
 ) -> Job:
     if target.exists() and not overwrite and finished(target) is None:
-        raise _exists(target)
+        raise OutputExists.at(target)
     check_folder(folder_of(target))
     if s.preview is not None:
         check_path(preview_path(target), "--preview")

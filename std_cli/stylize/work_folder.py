@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import Busy, InputError, StdError
 from std_cli.events import VideoFigures
 from std_cli.interruption import at_quit
 from std_cli.paths import check_path, remove, replace_file
@@ -45,8 +45,8 @@ class WorkFolder:
     from the beginning."""
 
     def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
-        """Raises InputError if the folder is in use, does not belong to std, or is of a run that
-        differs from `run`."""
+        """Raises Busy if the folder is in use, InputError if it does not belong to std, or is of a
+        run that differs from `run`."""
         self.path = folder_of(output)
         # as JSON has it
         self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume
@@ -81,7 +81,7 @@ class WorkFolder:
                 ) from None
             try:
                 if not _try_lock(lock):
-                    raise InputError(
+                    raise Busy(
                         f"another run is writing {self.output}: wait for it, or choose another -o"
                     )
                 if _is_at(lock, self.path / _LOCK):  # not removed by a run that ended meanwhile

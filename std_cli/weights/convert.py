@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from std_cli.environment import LOADING
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, OutputExists, StdError
 from std_cli.events import Converted
 from std_cli.paths import draft, move, remove_stale_drafts, user_path, writing
 from std_cli.weights.configs.folder import check_folder
@@ -98,7 +98,9 @@ def _check_target(origin: Path, target: Path, overwrite: bool, into_file: bool) 
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise InputError(f"output {name} exists; pass --overwrite to replace it, or name another")
+        raise OutputExists.at(target)
+    if target.exists() and target.samefile(origin):
+        raise InputError(f"output {name} is the file that is converted: name another")
     if not target.is_dir():
         if target.exists() and not target.is_file():  # such as /dev/null
             raise InputError(f"output {name} is neither a file nor a folder: name another")

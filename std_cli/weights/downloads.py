@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, NetworkError, StdError
 from std_cli.weights.files import file_names, read_header
 from std_cli.weights.fingerprints import sha256
 from std_cli.weights.hub import (
@@ -203,8 +203,8 @@ def _part_of(file: HubFile) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo / "blobs" / f"{file.digest}.incomplete"
 
 
-def _damaged(file: HubFile) -> StdError:
-    return StdError(
+def _damaged(file: HubFile) -> NetworkError:
+    return NetworkError(
         f"{file.source.repo}: {file.name} arrived damaged (its hash is not the Hub's): run the "
         f"command again"
     )

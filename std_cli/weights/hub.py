@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from std_cli.errors import InputError, NotDownloaded, StdError
+from std_cli.errors import InputError, NetworkError, NotDownloaded, StdError
 from std_cli.events import Hub
 from std_cli.weights.files import PICKLES, file_names
 from std_cli.weights.sdxl_files import missing_files, wanted_files
@@ -218,7 +218,7 @@ def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
             raise InputError(
                 f"{answer}: check HF_TOKEN, or what hf auth login has stored"
             ) from error
-        raise StdError(f"{answer}: try again later") from error
+        raise NetworkError(f"{answer}: try again later") from error
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # HTTPError: httpx's or httpx2's
         if isinstance(error, OSError) and not isinstance(error, unreached):
             raise StdError(

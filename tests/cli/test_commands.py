@@ -49,7 +49,7 @@ def test_a_picture_in_a_pipe(here, picture, reference):
         out.load()
         assert out.format == "PNG"
     again = std("stylize", "image", picture, "--style", reference, *FAST, cwd=here)
-    assert again.returncode == 2
+    assert again.returncode == 3
     assert again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
 
 
@@ -77,7 +77,8 @@ def test_json_is_all_that_stdout_carries(here, picture, reference, capsys):
     assert events[-1]["output"] == "a.webp" and events[-1]["width"] == 64
     assert run(["stylize", "image", "missing.png", "--style", str(reference), "--json"]) == 2
     [error] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert error["event"] == "error" and error["code"] == 2 and "missing.png" in error["message"]
+    assert (error["event"], error["kind"], error["code"]) == ("error", "request", 2)
+    assert "missing.png" in error["message"]
 
 
 def test_quiet(here, picture, reference, capsys):
@@ -144,7 +145,7 @@ def test_a_missing_model_without_network(here, picture, reference):
     done = std(
         "stylize", "image", picture, "--style", reference, "--model", "sdxl", cwd=here, env=env
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.returncode == 5 and done.stderr.count("\n") == 1
     assert (
         "--model tiny" in done.stderr
         and "hf download stabilityai/stable-diffusion-xl-base-1.0" in done.stderr
@@ -187,6 +188,7 @@ def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
     assert json.loads(rest.splitlines()[-1]) == {
         "event": "error",
         "message": "interrupted",
+        "kind": "interrupted",
         "code": 130,
     }
     assert err == ""

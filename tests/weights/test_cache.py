@@ -85,7 +85,7 @@ def test_the_life_of_a_model(tmp_path, hub):
 
     blob.write_bytes(b"x")
     kept = std("models", "verify", "--repair", "lcm", "--offline", home=at["home"])
-    assert kept.returncode == 2 and "HF_HUB_OFFLINE" in kept.stderr and blob.exists(), (
+    assert kept.returncode == 5 and "HF_HUB_OFFLINE" in kept.stderr and blob.exists(), (
         "what cannot be replaced stays"
     )
     assert std("models", "verify", "--repair", "-q", **at).returncode == 0
@@ -215,7 +215,7 @@ def test_a_hub_that_stays_unavailable_is_one_line(tmp_path, hub, where):
     message = (
         "error: the Hub answered 503 about latent-consistency/lcm-lora-sdxl: try again later\n"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert (done.returncode, done.stdout, done.stderr) == (5, "", message)
     assert (
         std("models", "path", "lcm", home=tmp_path / "home").returncode == 2 and handler.sent == []
     )
@@ -251,7 +251,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
     serve(handler, tmp_path, "lcm", "tcd")
     handler.faults = {LCM: ["wrong"]}
     wrong = std("models", "pull", "lcm", home=tmp_path / "home", url=url)
-    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+    assert wrong.returncode == 5 and wrong.stderr.count("\n") == 1
     assert "arrived damaged (its hash is not the Hub's): run the command again" in wrong.stderr
     assert std("models", "path", "lcm", home=tmp_path / "home").returncode == 2  # not kept
     assert (
@@ -308,12 +308,12 @@ def test_offline_opens_no_socket(tmp_path, hub, how, picture, reference):
     assert (here.returncode, here.stdout) == (0, "lcm is here\n")
     missing = std("models", "pull", "tcd", *flag, **at)
     assert (
-        missing.returncode == 2
+        missing.returncode == 5
         and "h1t/TCD-SDXL-LoRA not downloaded yet, and HF_HUB_OFFLINE is set" in missing.stderr
     )
     image = ["stylize", "image", str(picture), "--style", str(reference)]
     style = std(*image, *flag, **at)
-    assert style.returncode == 2 and "HF_HUB_OFFLINE is set" in style.stderr
+    assert style.returncode == 5 and "HF_HUB_OFFLINE is set" in style.stderr
     assert (
         std("models", "list", **at).returncode
         == std("models", "verify", *flag, **at).returncode

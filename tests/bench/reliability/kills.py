@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from std_cli.errors import EXIT_CODES
+
 LIMIT = 180.0
 """Seconds after which a run counts as hanging."""
 WAYS = {
@@ -29,6 +31,8 @@ WAYS = {
     "SIGTERM": ([signal.SIGTERM], 143),
 }
 """What is sent, and the exit code of a run that it ends."""
+EXISTS = EXIT_CODES["exists"]
+"""The run before was killed when all was done: its result is there, and nothing else of it."""
 _FAST = ["--model", "tiny", "--size", "64", "--style", "../style.png", "--json"]
 
 
@@ -103,7 +107,7 @@ def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Co
         for _ in range(min(most, kills - counts.killed)):
             way = r.choice(list(WAYS))
             code = _run(work, place, way, (r.randint(0, events), r.uniform(0, 0.3)), counts)
-            if code == 0 or (code == 2 and _over(place)):
+            if code in (0, EXISTS):
                 break
             counts.killed += 1
             counts.resumed += 1
@@ -111,7 +115,7 @@ def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Co
                 counts.wrong.append(f"{way} left {stale}")
         else:
             code = _run(work, place, None, (0, 0), counts)
-        if code != 0 and not (code == 2 and _over(place)):
+        if code not in (0, EXISTS):
             counts.wrong.append(
                 f"the last run ended with {code}: {(place / 'out.log').read_text()[-300:]}"
             )
@@ -187,7 +191,7 @@ def _run(
     texts = (place / "err.log").read_text() if (place / "err.log").exists() else ""
     if re.search("Traceback|Fatal|terminate called|Exception ignored", texts):
         counts.wrong.append(f"{way}: {texts[-500:]}")
-    if way and code not in (0, expected) and not (code == 2 and _over(place)):
+    if way and code not in (0, EXISTS, expected):
         counts.wrong.append(f"{way} ended with {code}: {texts[-200:]}")
     return code
 
@@ -225,8 +229,3 @@ def _drafts(place: Path) -> list[str]:
 def _lines(place: Path) -> int:
     log = place / "out.log"
     return log.read_bytes().count(b"\n") if log.exists() else 0
-
-
-def _over(place: Path) -> bool:
-    """The run before was killed when all was done: its result is there, and nothing else of it."""
-    return "exists; pass --overwrite" in (place / "out.log").read_text()
