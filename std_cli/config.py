@@ -39,6 +39,9 @@ IpAdapter = Literal["plus", "plain"]
 
 LARGEST = 10**9
 """Bound of numbers without a closer one: beyond it sums overflow in libraries, or never end."""
+LONGEST_PROMPT = 2000
+"""Characters. A model reads 77 tokens; the prompts must fit into the 64 KiB that a jpg has for
+them."""
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Number = Annotated[float, Field(le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[Fraction, Field(ge=0, le=LARGEST)]
@@ -88,11 +91,11 @@ class Frozen(BaseModel):
 class ImageDefaults(Frozen):
     """Settings of picture stylization that a model may have its own defaults for."""
 
-    prompt: Annotated[str, Flag("-p", panel="Style")] = (
+    prompt: Annotated[str, Flag("-p", panel="Style"), Field(max_length=LONGEST_PROMPT)] = (
         "a picture in the style of the reference, high quality"
     )
     """What to paint, in addition to the style that the reference gives."""
-    negative_prompt: Annotated[str, Flag("-n", panel="Style")] = (
+    negative_prompt: Annotated[str, Flag("-n", panel="Style"), Field(max_length=LONGEST_PROMPT)] = (
         "low quality, blurry, deformed, watermark"
     )
     """What to keep away from."""

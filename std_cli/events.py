@@ -499,6 +499,15 @@ class Converted(TypedDict):
     notices: list[str]
 
 
+class Record(TypedDict):
+    """What std stored in one of its results."""
+
+    event: Literal["record"]
+    file: str
+    record: Settings
+    """As `read_settings` gives it."""
+
+
 class CheckpointFacts(TypedDict):
     """What a whole model is for."""
 
@@ -598,6 +607,7 @@ Event = (
     | Removed
     | Converted
     | Inspected
+    | Record
     | Check
 )
 OnEvent = Callable[[Event], None]

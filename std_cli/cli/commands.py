@@ -288,6 +288,67 @@ def version(
         report(version_facts(verbose))
 
 
+@app.command("show", cls=Command)
+def show(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A picture or video made by std.")],
+    as_json: models.JsonFlag = False,
+) -> None:
+    """Show what a picture or video was made with: settings, model, hashes, figures."""
+    silence_libraries()
+    from std_cli.stylize.settings import read_record
+
+    with Reporter(as_json) as report:
+        report({"event": "record", "file": file, "record": read_record(file)})
+
+
+@app.command("repeat", cls=Command)
+@takes_settings(VideoSettings)
+def repeat(
+    *,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A picture or video made by std.", rich_help_panel=IN_AND_OUT
+        ),
+    ],
+    input: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Another picture, folder or video to stylize.",
+            rich_help_panel=IN_AND_OUT,
+        ),
+    ] = None,
+    style: StyleFlag = None,
+    output: Annotated[str | None, _output_option("FILE_again")] = None,
+    overwrite: OverwriteFlag = False,
+    settings: Settings,
+    offline: OfflineFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Make a picture or video of std again, on the same or another input, with changes.
+
+    Settings that are not given are those that are recorded in FILE. What differs from then is
+    reported: the version, weights, references, the input.
+    """
+    _quiet_and_offline(verbose, offline)
+    from std_cli.stylize.repeat import repeat as make_again
+
+    with Reporter(as_json, quiet) as report:
+        make_again(
+            file,
+            input,
+            style,
+            output,
+            overwrite=overwrite,
+            verbose=verbose,
+            on_event=report,
+            **settings,
+        )
+
+
 @app.command("doctor", cls=Command)
 def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Leave the Hub alone.")] = False,
@@ -403,11 +464,15 @@ def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
         raise InputError(
             "--style is missing: give a reference picture, such as --style painting.png"
         )
+    _quiet_and_offline(verbose, offline)
+    return style
+
+
+def _quiet_and_offline(verbose: bool, offline: bool) -> None:
     if offline:
         go_offline()
     if not verbose:
         silence_libraries()
-    return style
 
 
 def main() -> None:

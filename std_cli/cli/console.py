@@ -29,6 +29,7 @@ from std_cli.cli.tables import (
     help_lines,
     model_lines,
     plan_lines,
+    record_lines,
     version_lines,
 )
 from std_cli.errors import count, printable
@@ -227,6 +228,9 @@ class Reporter:
 
     def _version(self, e: Shown) -> None:
         self._print(version_lines(e))  # type: ignore[arg-type]
+
+    def _record(self, e: Shown) -> None:
+        self._print(record_lines(e))  # type: ignore[arg-type]
 
     def _print(self, lines: Iterable[RenderableType]) -> None:
         """Tables fit the terminal; lines are left to it."""

@@ -1,9 +1,9 @@
 """What help pages, `std plan`, `std doctor` and `std models list` print, as tables and lines for a
 terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,6 +18,7 @@ from std_cli.events import (
     PlannedInput,
     PlannedMemory,
     PlannedTime,
+    Record,
     Version,
 )
 from std_cli.weights.zoo import TABLE
@@ -190,6 +191,42 @@ def model_lines(models: list[Model]) -> Iterator[RenderableType]:
         table.add_row(model["name"], here, size, tasks, model["title"] + unsure)
     yield table
     yield f"not checked: repository, file or commit could not be verified; correct them in {TABLE}"
+
+
+def record_lines(event: Record) -> Iterator[RenderableType]:
+    """What a result of std keeps: what is known of the run, the settings, the figures."""
+    record = dict(event["record"])
+    settings = record.pop("settings", None)
+    inner = dict(settings) if isinstance(settings, Mapping) else {}
+    for name in ("model", "lora", "device", "dtype"):  # with hashes in the settings
+        if name in inner:
+            record.pop(name, None)
+    made = record.pop("origin", None)
+    facts = made if isinstance(made, Mapping) else {}
+    rows = [("file", event["file"])]
+    rows += [(_title(name), _shown(value)) for name, value in record.items()]
+    rows += [("input sha256", _shown(facts["sha256"]))] if facts.get("sha256") else []
+    rows += [(_title(name), _shown(value)) for name, value in inner.items()]
+    yield _two_columns(rows)
+
+
+def _title(name: str) -> str:
+    return name.replace("_", "-" if name not in ("seam_ratio",) else " ")
+
+
+def _shown(value: Any) -> str:
+    """A value of a record, which may be anything that JSON can hold."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "-"
+    if isinstance(value, Mapping):
+        rest = {k: v for k, v in value.items() if k != "name"}
+        inside = ", ".join(f"{k} {_shown(v)}" for k, v in rest.items())
+        return f"{_shown(value['name'])} ({inside})" if "name" in value else inside or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def _two_columns(rows: Rows) -> Table:

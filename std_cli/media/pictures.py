@@ -6,6 +6,7 @@ are imported here.
 """
 
 import glob
+import html
 import io
 import json
 import math
@@ -43,8 +44,20 @@ MULTIPLE = 8  # the VAE's downsampling factor
 MIN_SIDE, MAX_SIDE = 64, 8192
 
 _METADATA_KEY = "std"
-# the character code that starts every UserComment (Exif 2.32, tag 0x9286)
+_PARAMETERS_KEY = "parameters"
+"""The text chunk in which other tools look for what a picture was made with."""
+# the character code that starts every UserComment (Exif 2.32, tag 0x9286); readers take UNICODE as
+# UTF-16 with the high byte first
 _ASCII_COMMENT = b"ASCII\0\0\0"
+_UNICODE_COMMENT = b"UNICODE\0"
+_XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:std="urn:std-cli" std:record="{}"/>'
+    "</rdf:RDF></x:xmpmeta>"
+)
+"""The XMP packet of a jpg or webp (ISO 16684-1)."""
+_XMP_RECORD = re.compile(rb'std:record="([^"<]*)"')
 
 
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
@@ -380,10 +393,14 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
 
 
 def save_picture(
-    image: Image.Image, path: str | Path, metadata: dict[str, Any], overwrite: bool
+    image: Image.Image,
+    path: str | Path,
+    metadata: dict[str, Any],
+    overwrite: bool,
+    parameters: str = "",
 ) -> None:
     """Write an RGB or RGBA picture with `metadata` (what JSON can hold) inside; `read_metadata`
-    gives it back.
+    gives it back. parameters: a text for other tools, see `stylize.parameters`.
 
     The suffix chooses the format; jpg, which has no alpha, is composited over white. The file
     appears whole or not at all, and without `overwrite` never in place of another, even one made
@@ -391,7 +408,7 @@ def save_picture(
     StdError if the disk is full or writing fails otherwise.
     """
     path = Path(path)
-    replace_file(path, _encode(image, _write_format(path), metadata), overwrite)
+    replace_file(path, _encode(image, _write_format(path), metadata, parameters), overwrite)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
@@ -400,16 +417,14 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     # what std writes stands before the pixels, which are not decoded
     with open_picture(Path(path)) as image:
         text = image.info.get(_METADATA_KEY)
-        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        packet = image.info.get("xmp")
+    if isinstance(packet, bytes) and (match := _XMP_RECORD.search(packet)):
+        text = html.unescape(match[1].decode("utf-8", "replace"))
+    if not isinstance(text, str):
+        return None
     try:
-        if isinstance(text, str):
-            found = json.loads(text)
-        elif isinstance(comment, bytes) and comment.startswith(_ASCII_COMMENT):
-            found = json.loads(comment.removeprefix(_ASCII_COMMENT))[_METADATA_KEY]
-        else:
-            return None
-    # another program's comment
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        found = json.loads(text)
+    except (ValueError, RecursionError):  # another program's text
         return None
     return found if isinstance(found, dict) else None
 
@@ -424,7 +439,7 @@ def _write_format(path: Path) -> str:
         ) from None
 
 
-def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
+def _encode(image: Image.Image, kind: str, metadata: dict[str, Any], parameters: str) -> bytes:
     """The bytes of the file. In memory, so that every OSError of the writing is the disk's."""
     # a copy, whose info can be cleared
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -437,13 +452,21 @@ def _encode(image: Image.Image, kind: str, metadata: dict[str, Any]) -> bytes:
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(_METADATA_KEY, json.dumps(metadata))
+        if parameters:  # Latin-1 goes into tEXt, all else into iTXt
+            chunks.add_text(_PARAMETERS_KEY, parameters)
         image.save(buffer, kind, pnginfo=chunks)
     else:
         exif = Image.Exif()
-        # JSON escapes what is not ASCII: no need for the UNICODE code, whose byte order readers
-        # disagree on.
-        comment = _ASCII_COMMENT + json.dumps({_METADATA_KEY: metadata}).encode("ascii")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+        if parameters:
+            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _comment(parameters)
+        xmp = _XMP.format(html.escape(json.dumps(metadata))).encode("ascii")
         options = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
-        image.save(buffer, kind, quality=95, exif=exif, **options)
+        image.save(buffer, kind, quality=95, exif=exif, xmp=xmp, **options)
     return buffer.getvalue()
+
+
+def _comment(text: str) -> bytes:
+    """A text as an EXIF UserComment."""
+    if text.isascii():
+        return _ASCII_COMMENT + text.encode("ascii")
+    return _UNICODE_COMMENT + text.encode("utf-16-be", "replace")

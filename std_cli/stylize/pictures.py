@@ -1,7 +1,7 @@
 """Stylization of pictures: a request checked, then one picture after another."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -28,6 +28,7 @@ from std_cli.media.pictures import (
 from std_cli.media.transparency import attach_alpha
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
 from std_cli.stylize.options import ImageOptions
+from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.request import (
     Find,
     Input,
@@ -38,6 +39,7 @@ from std_cli.stylize.request import (
     choose_schedule,
     follow_lora,
     new_folder,
+    origin,
     read_references,
     read_source,
     request_facts,
@@ -46,6 +48,7 @@ from std_cli.stylize.request import (
     try_folder,
     weigh_styles,
 )
+from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.lora import LoraFile, resolve_lora
 from std_cli.weights.parts import check_adapter, check_model
 from std_cli.weights.resolve import ModelFiles, resolve_model
@@ -74,6 +77,8 @@ class ImageRequest:
     """(width, height) that the network sees of each picture."""
     notices: list[str]
     """What the user should know of inputs and references."""
+    given: Mapping[str, Any]
+    """The options that the user gave."""
 
 
 def run_images(
@@ -87,7 +92,7 @@ def run_images(
         _check_writable(r.targets, overwrite)
         for folder in {target.parent for target in r.targets if target}:
             remove_stale_drafts(folder)
-        facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles)
+        facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles, r.references)
         on_event({"event": "start", "total": len(r.sources), **facts})
         for message in r.notices:
             on_event({"event": "notice", "message": message})
@@ -121,7 +126,11 @@ def _stylize_one(
         result = attach_alpha(result, picture.alpha)
     result = _compared(picture, result, r.s)
     if target is not None:
-        save_picture(result, target, {**facts, "input": about["input"]}, overwrite)
+        source = r.sources[i]
+        sha256 = fingerprint(source) if isinstance(source, Path) else None
+        made = origin(source, sha256, r.styles, r.given)
+        record = {**facts, "input": about["input"], "origin": made}
+        save_picture(result, target, record, overwrite, parameters_text(facts, working))
     on_event(
         {
             "event": "result",
@@ -198,7 +207,18 @@ def prepare_images(
     if files:
         check_noise(s, schedule, files)
     return ImageRequest(
-        sources, targets, folder, styles, references, files, lora, s, schedule, sizes, notices
+        sources,
+        targets,
+        folder,
+        styles,
+        references,
+        files,
+        lora,
+        s,
+        schedule,
+        sizes,
+        notices,
+        given,
     )
 
 

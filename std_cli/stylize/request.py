@@ -1,7 +1,8 @@
 """What requests for pictures and for videos have in common, checked before a weight is loaded."""
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,8 @@ class Use(Protocol[P_co]):
 Find = Callable[..., Any]
 """(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do
 without."""
+RESOLVED = ("model", "lora", "motion", "schedule", "device", "dtype", "overlap")
+"""Options whose values in the facts are what they led to, not what was given."""
 _REFERENCE_SIDE = 1024
 """Long side, pixels, that a reference is needed at; the image encoders look at 224."""
 
@@ -189,8 +192,12 @@ def request_facts(
     files: ModelFiles | None,
     lora: LoraFile | None,
     styles: list[tuple[Source, float]],
+    references: Sequence[Image.Image],
 ) -> RequestFacts:
-    """The resolved request, as it is reported at the start and kept in every output."""
+    """The resolved request, as it is reported at the start and kept in every output.
+
+    references: the pictures of `styles`, as `read_references` gives them.
+    """
     with LOADING:
         from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
 
@@ -206,7 +213,12 @@ def request_facts(
         if lora
         else None,
         "style": [
-            {"name": source_name(source), "weight": round(weight, 6)} for source, weight in styles
+            {
+                "name": source_name(source),
+                "weight": round(weight, 6),
+                "sha256": hashlib.sha256(reference.tobytes()).hexdigest()[:16],
+            }
+            for (source, weight), reference in zip(styles, references, strict=True)
         ],
     }
     return {
@@ -217,6 +229,29 @@ def request_facts(
         "dtype": name_dtype(dtype),
         "settings": settings,
     }
+
+
+def origin(
+    source: Source,
+    sha256: str | None,
+    styles: list[tuple[Source, float]],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Where a result comes from, as it keeps it in addition to its facts: what `std repeat` needs
+    to make it again. Paths are as they were given; None for pictures given in memory.
+
+    given: the options that the user gave.
+    """
+    return {
+        "input": _path_of(source),
+        "sha256": sha256,
+        "style": [_path_of(style) for style, _ in styles],
+        "options": {name: given[name] for name in RESOLVED if given.get(name) is not None},
+    }
+
+
+def _path_of(source: Source) -> str | None:
+    return str(source) if isinstance(source, Path) else None
 
 
 def source_name(source: Source) -> str:

@@ -13,8 +13,9 @@ from std_cli.paths import user_path
 def read_settings(path: str | Path) -> dict[str, Any] | None:
     """What `std` stored in one of its results; None in a file of other origin.
 
-    A dictionary with "version", "model", "lora", "device", "dtype", "input", and "settings" (all of
-    them, resolved, by name); of a video also "frames", "seam_ratio" and "flicker". A video has it
+    A dictionary with "version", "model", "lora", "device", "dtype", "input", "settings" (all of
+    them, resolved, by name) and "origin" (paths as they were given, the input's hash, options that
+    became something else); of a video also "frames", "seam_ratio" and "flicker". A video has it
     in the comment of its container, a folder of frames in std.json.
     Raises InputError for what is neither a picture nor a video.
     """
@@ -29,6 +30,17 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
         return read_comment(file)
     except InputError:
         return read_metadata(file)  # says what is wrong with a picture
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """As `read_settings`, but raises InputError for a file of other origin, too."""
+    found = read_settings(path)
+    if found is None:
+        raise InputError(
+            f"{str(path)!r} carries no record of std: another program made it, or removed the "
+            "record; give a file as std wrote it"
+        )
+    return found
 
 
 def _of_picture(file: Path) -> dict[str, Any] | None:

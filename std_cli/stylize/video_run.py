@@ -129,6 +129,8 @@ class Run:
     stride: int
     on_event: OnEvent
     input_sha256: str = field(init=False)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """See `request.origin`."""
     _late_notices: list[str] = field(default_factory=list)
     """Of the reader, which has its own thread: they are said when all frames are read."""
 
@@ -267,7 +269,8 @@ class Run:
     ) -> None:
         """Make the result of the finished parts and all that it has in addition, as a draft."""
         target, clip, settings = self.job.target, self.job.clip, self.settings
-        about = {"input": self.job.source.name, "frames": written.frames, **figures}
+        about: dict[str, object] = {"input": self.job.source.name, "origin": self.origin}
+        about |= {"frames": written.frames, **figures}
         assert written.first_pts is not None
         begin = written.first_pts if settings.start is not None else None
         sound = clip.audio > 0 and settings.audio == "copy" and settings.preview is None

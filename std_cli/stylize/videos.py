@@ -1,7 +1,6 @@
 """Stylization of videos: a request checked, then one video after another."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +30,7 @@ from std_cli.stylize.request import (
     choose_schedule,
     follow_lora,
     new_folder,
+    origin,
     read_references,
     request_facts,
     try_folder,
@@ -74,6 +74,8 @@ class VideoRequest:
     """Frames that neighbouring windows share."""
     notices: list[str]
     """What the user should know of inputs and references."""
+    given: Mapping[str, Any]
+    """The options that the user gave."""
 
 
 def run_videos(
@@ -115,16 +117,13 @@ def run_videos(
 
 def _facts(r: VideoRequest) -> RequestFacts:
     """The resolved request, with fingerprints of all that the result follows from."""
-    facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles)
+    facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles, r.references)
     motion = r.motion
-    settings = dict(facts["settings"]) | {
+    facts["settings"] = dict(facts["settings"]) | {
         "motion": {"name": motion.name, "sha256": fingerprint(motion.weights)} if motion else None,
         "window": r.window,
         "overlap": r.overlap,
     }
-    for kept, reference in zip(settings["style"], r.references, strict=True):
-        kept["sha256"] = hashlib.sha256(reference.tobytes()).hexdigest()[:16]
-    facts["settings"] = settings
     return facts
 
 
@@ -139,6 +138,7 @@ def _stylize_one(
     use: "Use[VideoPipeline]",
 ) -> VideoResult:
     run = Run(job, facts, r.s, r.window, r.window - r.overlap, on_event)
+    run.origin = origin(job.source, run.input_sha256, r.styles, r.given)
     with WorkFolder(job.target.path, run.record(), resume) as work:
         # killed after the result was moved into its place
         if kept := finished(job.target.path):
@@ -235,6 +235,7 @@ def prepare_video(
         window,
         overlap,
         notices,
+        given,
     )
 
 

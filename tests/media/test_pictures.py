@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -578,13 +579,29 @@ def test_jpg_is_444_at_quality_95(tmp_path: Path) -> None:
         assert image.tobytes() == reference.tobytes()
 
 
-def test_user_comment_is_what_exif_asks_for(tmp_path: Path) -> None:
-    for name in ("a.jpg", "a.webp"):
-        save_picture(noise(), tmp_path / name, METADATA, overwrite=False)
+@pytest.mark.parametrize("text", ["a cat, 8 steps", "eine Katze für 漢字\nSteps: 8"])
+def test_the_text_for_other_tools_is_where_they_look(tmp_path: Path, text: str) -> None:
+    """A1111's reader takes the chunk `parameters`, or the UserComment with its character code."""
+    for name in ("a.jpg", "a.webp", "a.png"):
+        save_picture(noise(), tmp_path / name, METADATA, overwrite=False, parameters=text)
+        assert read_metadata(tmp_path / name) == METADATA
         with Image.open(tmp_path / name) as image:
-            comment = image.getexif().get_ifd(0x8769)[0x9286]
-        assert comment[:8] == b"ASCII\0\0\0"
-        assert json.loads(comment[8:].decode("ascii")) == {"std": METADATA}
+            if name == "a.png":
+                found = image.info["parameters"]
+            else:
+                comment = image.getexif().get_ifd(0x8769)[0x9286]
+                code = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-be"}[comment[:8]]
+                found = comment[8:].decode(code)
+        assert found == text
+
+
+def test_the_record_is_a_packet_that_xmp_readers_read(tmp_path: Path) -> None:
+    metadata = {"prompt": "<a> & \"b\" 'c'\n{}"}
+    for name in ("a.jpg", "a.webp"):
+        save_picture(noise(), tmp_path / name, metadata, overwrite=False)
+        with Image.open(tmp_path / name) as image:
+            [[description]] = ElementTree.fromstring(image.info["xmp"])
+        assert json.loads(description.attrib["{urn:std-cli}record"]) == metadata
 
 
 def test_alpha_is_kept_or_laid_over_white(tmp_path: Path) -> None:
@@ -601,17 +618,9 @@ def test_alpha_is_kept_or_laid_over_white(tmp_path: Path) -> None:
 def test_metadata_of_other_origin_is_none(tmp_path: Path) -> None:
     noise().save(tmp_path / "plain.png")
     noise().save(tmp_path / "plain.gif")
-    comments = [
-        b"ASCII\0\0\0   ",
-        b'ASCII\0\0\0{"seed": 1}',
-        b"ASCII\0\0\0[1]",
-        b"UNICODE\0h\0i\0",
-        b"",
-    ]
-    for i, comment in enumerate(comments):
-        exif = Image.Exif()
-        exif.get_ifd(0x8769)[0x9286] = comment
-        noise().save(tmp_path / f"{i}.jpg", exif=exif)
+    packets = [b'<std:record="">', b'std:record="{"', b'std:record="[1]"', b"<x/>", b"\xff\xfe"]
+    for i, packet in enumerate(packets):
+        noise().save(tmp_path / f"{i}.jpg", xmp=packet)
     for path in tmp_path.iterdir():
         assert read_metadata(path) is None, path
 
@@ -683,6 +692,7 @@ def test_interrupted_save_leaves_nothing(
 SAVE = """
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 from PIL import Image
 from std_cli.errors import StdError
 from std_cli.media.pictures import save_picture
