@@ -130,7 +130,8 @@ def _find(places: Sequence[object], file: Path, what: str) -> Path:
                 return candidate
     shown = quote(names[0]) if names else "of the record, which was given in memory,"
     raise InputError(
-        f"{what} {shown} is neither where it was, nor next to {file.name}, nor here: give it"
+        f"{what} {shown} is neither where it was, nor next to {file.name}, nor here: say where "
+        "it is"
     )
 
 
