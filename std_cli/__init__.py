@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         OutputExists,
         StdError,
     )
+    from std_cli.stylize.defaults import read_defaults
     from std_cli.stylize.settings import read_settings
     from std_cli.stylize.stylizer import Stylizer, stylize_image, stylize_images, stylize_video
 
@@ -34,6 +35,7 @@ __all__ = [
     "StdError",
     "Stylizer",
     "__version__",
+    "read_defaults",
     "read_settings",
     "stylize_image",
     "stylize_images",
@@ -42,6 +44,7 @@ __all__ = [
 _ERRORS = ("Busy", "Cancelled", "InputError", "NetworkError", "NotDownloaded", "OutputExists")
 _MODULES = {
     **dict.fromkeys((*_ERRORS, "StdError"), "std_cli.errors"),
+    "read_defaults": "std_cli.stylize.defaults",
     "read_settings": "std_cli.stylize.settings",
 }
 

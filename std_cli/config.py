@@ -6,6 +6,7 @@ default (`std.json` in its folder), else the default here.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -319,14 +320,55 @@ def image_settings(
 
     Raises InputError with every problem in one line, in the spelling of the flags.
     """
-    return _settings(ImageSettings, given, pack, pack_name, ("i2i",))
+    return settings_of(ImageSettings, given, pack, pack_name)
 
 
 def video_settings(
     given: dict[str, Any], pack: dict[str, Any] | None = None, pack_name: str = "std.json"
 ) -> VideoSettings:
     """As `image_settings`; the model's defaults for videos go before those for pictures."""
-    return _settings(VideoSettings, given, pack, pack_name, ("i2i", "v2v"))
+    return settings_of(VideoSettings, given, pack, pack_name)
+
+
+def layers(
+    kind: type[ImageSettings],
+    given: dict[str, Any],
+    pack: dict[str, Any] | None,
+    pack_name: str = "std.json",
+) -> dict[Literal["model", "method", "given"], dict[str, Any]]:
+    """What each gives that goes before the defaults here; the later ones go before the earlier."""
+    tasks = ("i2i", "v2v") if issubclass(kind, VideoSettings) else ("i2i",)
+    model: dict[str, Any] = {}
+    method: dict[str, Any] = {}
+    if pack:
+        own = check_pack(pack, pack_name)
+        for task in tasks:
+            model |= ImageDefaults(**getattr(own, task)).model_dump(exclude_unset=True)
+        if "v2v" in tasks:
+            model["motion"] = own.motion
+    if given.get("method") in get_args(MethodName):
+        steps = given.get("steps")
+        method = method_defaults(given["method"], steps if isinstance(steps, int) else None)
+    return {
+        "model": model,
+        "method": method,
+        "given": {name: value for name, value in given.items() if value is not None},
+    }
+
+
+def check_settings(
+    kind: type[ImageSettings], given: dict[str, Any], where: str, spell: Callable[[str], str]
+) -> dict[str, Any]:
+    """Some settings, checked, as they are kept: "1/2" becomes Fraction(1, 2).
+
+    where: what errors begin with; spell: how they name a setting. Raises InputError with every
+    problem in one line.
+    """
+    try:
+        checked = kind(**given)
+    except ValidationError as e:
+        raise InputError(where + _problems(e, spell)) from None
+    return {name: getattr(checked, name) for name in given}
 
 
 def check_pack(content: dict[str, Any], name: str) -> Pack:
@@ -342,35 +384,29 @@ def check_pack(content: dict[str, Any], name: str) -> Pack:
     return pack
 
 
-def _settings(
-    kind: type[S],
-    given: dict[str, Any],
-    pack: dict[str, Any] | None,
-    pack_name: str,
-    tasks: tuple[str, ...],
+def settings_of(
+    kind: type[S], given: dict[str, Any], pack: dict[str, Any] | None, pack_name: str = "std.json"
 ) -> S:
-    defaults: dict[str, Any] = {}
-    if pack:
-        own = check_pack(pack, pack_name)
-        for task in tasks:
-            defaults |= ImageDefaults(**getattr(own, task)).model_dump(exclude_unset=True)
-        if "v2v" in tasks:
-            defaults["motion"] = own.motion
-    if given.get("method") in get_args(MethodName):
-        defaults |= method_defaults(given["method"], given.get("steps"))
+    """What `image_settings` and `video_settings` are for their kinds."""
+    joined: dict[str, Any] = {}
+    for values in layers(kind, given, pack, pack_name).values():
+        joined |= values
     try:
-        return kind(**defaults | {k: v for k, v in given.items() if v is not None})
+        return kind(**joined)
     except ValidationError as e:
-        raise InputError(_problems(e, "--")) from None
+        raise InputError(_problems(e, _flag)) from None
 
 
-def _problems(error: ValidationError, prefix: str = "") -> str:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _problems(error: ValidationError, spell: Callable[[str], str] = str) -> str:
+    """Every problem in one line. Texts that are given on the command line are shown as they are."""
     found = []
     for name, value, message in wrong_values(error):
-        if prefix:
-            name = prefix + name.replace("_", "-") if name else ""
-        shown = printable(value, 80) if prefix and isinstance(value, str) else quote(value)
-        found.append(f"{name} {shown}: {message}" if name else message)
+        shown = quote(value) if spell is str or not isinstance(value, str) else printable(value, 80)
+        found.append(f"{spell(name)} {shown}: {message}" if name else message)
     return "; ".join(found)
 
 

@@ -92,6 +92,10 @@ _WORDS = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "fraction_type": "must be a number or a fraction",
+    "fraction_parsing": "must be a number or a fraction",
+    "none_required": "must be left out",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "string_type": "must be a text",
@@ -137,7 +141,10 @@ def _in_words(details: "ErrorDetails") -> str:
     context = details.get("ctx", {})
     if "error" in context:  # a ValueError of our own, or of a library's type
         return str(context["error"])
-    return _WORDS.get(details["type"], "cannot be used").format(**context)
+    shown = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in context.items()
+    }
+    return _WORDS.get(details["type"], "cannot be used").format(**shown)
 
 
 # --- messages of the command line and of Python ------------------------------------------------

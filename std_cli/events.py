@@ -334,6 +334,31 @@ class Picks(TypedDict):
     """What to add to the command; empty if it fits as it is."""
 
 
+SettingSource = Literal[
+    "flag",
+    "environment",
+    "look",
+    "folder",
+    "user file",
+    "given",
+    "LoRA",
+    "method",
+    "model",
+    "built in",
+]
+"""Where the value of a setting comes from; "given" is said of an option of a Python function."""
+
+
+class ResolvedSetting(TypedDict):
+    """The value of a setting, and where it comes from."""
+
+    value: Any
+    """As in `Settings`."""
+    source: SettingSource
+    where: str
+    """The flag, the variable, the file; "" if it is built in."""
+
+
 class Plan(TypedDict):
     """What a request would take."""
 
@@ -363,6 +388,8 @@ class Plan(TypedDict):
     fits: bool
     picks: Picks | None
     """None if nothing fits."""
+    settings: dict[str, ResolvedSetting]
+    """All of them, by name."""
     notes: list[str]
 
 
@@ -427,6 +454,20 @@ class Doctor(TypedDict):
     hub: Hub | None
     self_test: SelfTest | None
     problems: list[Problem]
+
+
+class Config(TypedDict):
+    """The settings that a command without other options would take."""
+
+    event: Literal["config"]
+    files: list[str]
+    """The files of defaults that are there; a later one goes before an earlier."""
+    user_file: str
+    """Where the user's own file is, or would be."""
+    looks: dict[str, str]
+    """Where each is defined, by name."""
+    settings: dict[str, ResolvedSetting]
+    """By name; with "style" if one is named."""
 
 
 class Version(TypedDict):
@@ -600,6 +641,7 @@ Event = (
     | TrainingResult
     | Plan
     | Doctor
+    | Config
     | Version
     | Model
     | Pulled

@@ -90,6 +90,14 @@ def check_path(path: Path, what: str) -> Path:
     return path
 
 
+def config_folder() -> Path:
+    """Where the user's own files for std are, whether it is there or not: $XDG_CONFIG_HOME/std, or
+    ~/.config/std."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    # the specification of XDG ignores relative paths
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.config")) / "std"
+
+
 def names_folder(given: str | os.PathLike[str]) -> bool:
     """Whether a path is written as a folder's, with a slash at the end."""
     return os.fspath(given).endswith(tuple(filter(None, (os.sep, os.altsep))))

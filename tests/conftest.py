@@ -3,6 +3,7 @@ import os
 import pytest
 from PIL import Image
 
+from std_cli.config import VideoSettings
 from std_cli.errors import flags_named
 from tests.hub import hub  # noqa: F401
 
@@ -15,6 +16,10 @@ QUIET = {
     "TQDM_DISABLE": "1",
 }
 os.environ.update(QUIET)
+# the defaults of whoever runs the tests do not count
+os.environ["XDG_CONFIG_HOME"] = os.path.join(os.path.dirname(__file__), "no config")
+for name in (*VideoSettings.model_fields, "style", "look"):
+    os.environ.pop(f"STD_{name.upper()}", None)
 # pytest's workers have a core each; sums on several threads may come out in another order, too
 os.environ["OMP_NUM_THREADS"] = "1"
 

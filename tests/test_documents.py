@@ -4,6 +4,7 @@ exists, and the map of the modules is complete."""
 import importlib.util
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def folder(tmp_path_factory, photo):
     photo.resize((96, 64)).save(folder / "photo.jpg")
     photo.resize((64, 64)).rotate(90).save(folder / "painting.png")
     make_clip(folder / "in.mp4", 3, (96, 64))
+    [defaults] = fenced(ROOT / "examples" / "automation.md", "toml")
+    (folder / "std.toml").write_text(defaults)
+    (folder / "refs").mkdir()
+    shutil.copy(folder / "painting.png", folder / "refs" / "watercolour.png")
     fast = {"model": "tiny", "steps": 1, "size": 64}
     stylize_image(
         folder / "photo.jpg", folder / "painting.png", folder / "photo_stylized.png", **fast

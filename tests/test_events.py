@@ -47,7 +47,7 @@ def sample(annotation, optional):
         return [sample(arguments[0], optional)] * 2
     if origin is not None:
         return {}  # settings
-    return {str: "text", int: 3, float: 0.5, bool: False}[annotation]
+    return {str: "text", int: 3, float: 0.5, bool: False, typing.Any: "text"}[annotation]
 
 
 @pytest.mark.parametrize("optional", [False, True])

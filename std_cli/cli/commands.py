@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ from std_cli.config import ImageSettings, Task, VideoSettings
 from std_cli.environment import go_offline, silence_libraries
 from std_cli.errors import EXIT_CODES, InputError, Kind, StdError, flags_named, wrong_values
 from std_cli.events import Error
+
+if TYPE_CHECKING:
+    from std_cli.stylize.defaults import Given
 
 app = typer.Typer(
     cls=Group,
@@ -39,7 +42,13 @@ plan = typer.Typer(
 )
 app.add_typer(stylize, name="stylize")
 app.add_typer(plan, name="plan")
+config = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    help="Defaults of your own: std.toml in a folder, your config.toml, variables STD_...",
+)
 app.add_typer(models.app, name="models")
+app.add_typer(config, name="config")
 
 
 IN_AND_OUT, STYLE, MESSAGES = "Input and output", "Style", "Messages"
@@ -53,6 +62,23 @@ StyleFlag = Annotated[
         metavar="FILE",
         help="A style reference picture. Repeat to mix several; FILE:2 has twice the weight.",
         rich_help_panel=IN_AND_OUT,
+    ),
+]
+LookFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--look",
+        metavar="NAME",
+        help="Settings that std.toml or your config.toml has as [look.NAME].",
+        rich_help_panel=STYLE,
+    ),
+]
+NoConfigFlag = Annotated[
+    bool,
+    typer.Option(
+        "--no-config",
+        help="Read no defaults from std.toml, your config.toml and variables STD_...",
+        rich_help_panel="Model",
     ),
 ]
 OverwriteFlag = Annotated[
@@ -151,8 +177,10 @@ def image(
     style: StyleFlag = None,
     output: Annotated[str | None, _output_option("NAME_stylized.png")] = None,
     overwrite: OverwriteFlag = False,
+    look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
+    no_config: NoConfigFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
     as_json: JsonFlag = False,
@@ -160,18 +188,19 @@ def image(
     verbose: VerboseFlag = False,
 ) -> None:
     """Stylize pictures."""
-    styles = _ready(style, verbose, offline)
-    from std_cli.stylize.stylizer import stylize_images
-
-    request = (inputs, styles, output or ".")
-    settings |= {"overwrite": overwrite}
+    _ready(verbose, offline)
     with Reporter(as_json, quiet) as report:
+        given = _given(ImageSettings, settings, style, look, no_config, report)
+        request = (inputs, given.style, output or ".")
+        options = given.values | {"overwrite": overwrite, "on_event": report}
         if dry_run:
             from std_cli.stylize.plan import plan_images
 
-            report(plan_images(*request, probe=not no_probe, on_event=report, **settings))
+            report(plan_images(*request, probe=not no_probe, origins=given.origins, **options))
             return
-        for _ in stylize_images(*request, on_event=report, verbose=verbose, **settings):
+        from std_cli.stylize.stylizer import stylize_images
+
+        for _ in stylize_images(*request, verbose=verbose, **options):
             pass
 
 
@@ -202,8 +231,10 @@ def video(
             rich_help_panel=IN_AND_OUT,
         ),
     ] = False,
+    look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
+    no_config: NoConfigFlag = False,
     dry_run: DryRunFlag = False,
     no_probe: NoProbeFlag = False,
     as_json: JsonFlag = False,
@@ -215,25 +246,19 @@ def video(
     Sound, subtitles, chapters and frame times are kept. An interrupted command resumes when it is
     given again.
     """
-    styles = _ready(style, verbose, offline)
-    from std_cli.stylize.stylizer import stylize_video
-
-    request = (inputs, styles, output or ".")
-    settings |= {"overwrite": overwrite}
+    _ready(verbose, offline)
     with Reporter(as_json, quiet) as report:
+        given = _given(VideoSettings, settings, style, look, no_config, report)
+        request = (inputs, given.style, output or ".")
+        options = given.values | {"overwrite": overwrite, "on_event": report}
         if dry_run:
             from std_cli.stylize.plan import plan_video
 
-            report(plan_video(*request, probe=not no_probe, on_event=report, **settings))
+            report(plan_video(*request, probe=not no_probe, origins=given.origins, **options))
             return
-        stylize_video(
-            *request,
-            resume=resume,
-            keep_work=keep_work,
-            on_event=report,
-            verbose=verbose,
-            **settings,
-        )
+        from std_cli.stylize.stylizer import stylize_video
+
+        stylize_video(*request, resume=resume, keep_work=keep_work, verbose=verbose, **options)
 
 
 def _only_planned(command: Callable[..., None]) -> Callable[..., None]:
@@ -260,6 +285,30 @@ for name, command, examples in (
         "Downloads and writes nothing.",
         epilog=examples.replace("std stylize", "std plan"),
     )(_only_planned(command))
+
+
+@config.command("show", cls=Command)
+def show_config(
+    look: LookFlag = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="NAME", help="With this model's own.")
+    ] = None,
+    as_json: models.JsonFlag = False,
+) -> None:
+    """Show every setting, its value without flags, and where that comes from."""
+    silence_libraries()
+    from std_cli.stylize.defaults import show_defaults
+
+    with Reporter(as_json) as report:
+        report(show_defaults(flags={"look": look, "model": model}))
+
+
+@config.command("path", cls=Command)
+def config_path() -> None:
+    """Print where your own config.toml is, or would be."""
+    from std_cli.stylize.defaults import user_file
+
+    typer.echo(user_file())
 
 
 @app.command("help", cls=Command)
@@ -302,7 +351,7 @@ def show(
 
 
 @app.command("repeat", cls=Command)
-@takes_settings(VideoSettings)
+@takes_settings(VideoSettings, with_defaults=False)
 def repeat(
     *,
     file: Annotated[
@@ -333,9 +382,11 @@ def repeat(
     Settings that are not given are those that are recorded in FILE. What differs from then is
     reported: the version, weights, references, the input.
     """
-    _quiet_and_offline(verbose, offline)
+    _ready(verbose, offline)
+    from std_cli.stylize.defaults import join
     from std_cli.stylize.repeat import repeat as make_again
 
+    changes = join(VideoSettings, settings, own=False).values
     with Reporter(as_json, quiet) as report:
         make_again(
             file,
@@ -345,7 +396,7 @@ def repeat(
             overwrite=overwrite,
             verbose=verbose,
             on_event=report,
-            **settings,
+            **changes,
         )
 
 
@@ -379,7 +430,7 @@ std distill --config run.toml --max-steps 200
 
 @app.command("distill", cls=Command, epilog=DISTILL_EXAMPLES)
 def distill(
-    config: Annotated[
+    config_file: Annotated[
         str | None, typer.Option("--config", metavar="RUN.toml", help="The run's configuration.")
     ] = None,
     changes: Annotated[
@@ -430,7 +481,7 @@ def distill(
 
             report({"event": "notice", "message": write_template(init, task, model)})
             return
-        if config is None:
+        if config_file is None:
             raise InputError(
                 "--config is missing: give a configuration, such as one made by std distill "
                 "--init run.toml"
@@ -443,7 +494,7 @@ def distill(
         from std_cli.distill.config import load_config
 
         try:
-            settings = load_config(config, given)
+            settings = load_config(config_file, given)
             if dry_run:
                 from std_cli.distill.dry_run import dry_run as check
 
@@ -458,21 +509,34 @@ def distill(
         train(settings, resume=resume, on_event=report)
 
 
-def _ready(style: list[str] | None, verbose: bool, offline: bool) -> list[str]:
+def _ready(verbose: bool, offline: bool) -> None:
     """What comes before the heavy imports."""
-    if not style:
-        raise InputError(
-            "--style is missing: give a reference picture, such as --style painting.png"
-        )
-    _quiet_and_offline(verbose, offline)
-    return style
-
-
-def _quiet_and_offline(verbose: bool, offline: bool) -> None:
     if offline:
         go_offline()
     if not verbose:
         silence_libraries()
+
+
+def _given(
+    kind: type[ImageSettings],
+    settings: Settings,
+    style: list[str] | None,
+    look: str | None,
+    no_config: bool,
+    report: Reporter,
+) -> "Given":
+    """What flags and defaults of one's own give, reported where a default takes effect."""
+    from std_cli.stylize.defaults import join
+
+    given = join(kind, {**settings, "style": style, "look": look}, own=not no_config)
+    for message in given.notices:
+        report({"event": "notice", "message": message})
+    if not given.style:
+        raise InputError(
+            "--style is missing: give a reference picture, such as --style painting.png, or a "
+            "--look that names one"
+        )
+    return given
 
 
 def main() -> None:
@@ -525,13 +589,12 @@ def _run(arguments: list[str]) -> int:
 
 def _wrong_use(error: typer.TyperException) -> str:
     """What is wrong with the command line; "" where its help was shown instead."""
-    message = error.format_message()
-    cause = error.__cause__
-    if isinstance(cause, ValidationError):  # Typer leaves a value's type to pydantic
-        said = str(cause.errors()[0]["msg"])
+    cause, parameter = error.__cause__, getattr(error, "param", None)
+    if isinstance(cause, ValidationError) and parameter is not None:
+        # Typer leaves the type of a value to pydantic
         _, value, wrong = next(wrong_values(cause))
-        message = message.replace(said, f"{value} {wrong}")
-    return message
+        return f"{max(parameter.opts, key=len)} {value}: {wrong}"
+    return error.format_message()
 
 
 def _fail(message: str, kind: Kind, arguments: list[str]) -> int:

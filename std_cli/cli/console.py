@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from std_cli.cli.tables import (
+    config_lines,
     doctor_lines,
     help_lines,
     model_lines,
@@ -225,6 +226,9 @@ class Reporter:
 
     def _doctor(self, e: Shown) -> None:
         self._print(doctor_lines(e))  # type: ignore[arg-type]
+
+    def _config(self, e: Shown) -> None:
+        self._print(config_lines(e))  # type: ignore[arg-type]
 
     def _version(self, e: Shown) -> None:
         self._print(version_lines(e))  # type: ignore[arg-type]

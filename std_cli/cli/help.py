@@ -1,22 +1,26 @@
 """What `--help` shows: Typer's commands, with pages that are made here and drawn by `tables`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, get_args
 
+from typer import TyperException
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from std_cli.config import ImageSettings, Panel
+from std_cli.errors import InputError
 
 if TYPE_CHECKING:
     from typer._click.core import Command as AnyCommand
     from typer._click.core import Context
     from typer._click.formatting import HelpFormatter
 
+    from std_cli.events import ResolvedSetting
+
 ORDER = ("stylize", "plan", "models", "distill", "doctor", "config", "help", "version")
 """Of the commands of `std`; those that are not named here come before the last three."""
 PANELS: tuple[str, ...] = ("Arguments", "Options", *get_args(Panel))
-SEMI_REQUIRED = "style"
-"""The option that is shown as required, though a look or a file of defaults may stand for it."""
+_ARGUMENTS = "std arguments"
 Rows = list[tuple[str, str]]
 """(names, text) of each option, argument or command."""
 
@@ -35,6 +39,10 @@ class Page:
 
 class Command(TyperCommand):
     """A command whose examples are the lines of its epilog."""
+
+    def parse_args(self, ctx: "Context", args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)  # the help shows the defaults of the model that they name
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:
         _print(_page(self, ctx))
@@ -73,20 +81,54 @@ def _print(page: Page) -> None:
 def _page(command: "AnyCommand", ctx: "Context") -> Page:
     panels: dict[str, Rows] = {}
     grouped = any(getattr(p, "rich_help_panel", None) for p in command.params)
-    kind = getattr(command.callback, "settings", None)
+    defaults, notes = _defaults(command, ctx)
     for parameter in command.get_params(ctx):
         assert isinstance(parameter, TyperArgument | TyperOption)
         usual = "Arguments" if isinstance(parameter, TyperArgument) else "Options"
         if grouped and parameter.name == "help":
             usual = "Messages"
         if not parameter.hidden:
-            row = (_names(parameter), _text(parameter, kind))
+            row = (_names(parameter), _text(command, parameter, defaults))
             panels.setdefault(parameter.rich_help_panel or usual, []).append(row)
     text = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
     usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
     examples = [line for line in (command.epilog or "").splitlines() if line]
     ordered = {title: panels[title] for title in PANELS if title in panels}
-    return Page(usage, text, ordered, examples=examples)
+    return Page(usage, text, ordered, notes, examples)
+
+
+def _defaults(
+    command: "AnyCommand", ctx: "Context"
+) -> tuple[dict[str, "ResolvedSetting"], list[str]]:
+    """The settings that the command would take without further flags, by the model, method and look
+    that its line names; and what the help says of them."""
+    kind = _settings_of(command)
+    if kind is None:
+        return {}, []
+    from std_cli.stylize.defaults import show_defaults
+
+    flags = {name: _last(command, ctx, name) for name in ("model", "method", "look")}
+    own = _last(command, ctx, "no_config") is None
+    try:
+        shown = show_defaults(kind, flags, own=own)["settings"]
+        without = show_defaults(kind, own=own)["settings"]
+    except InputError as e:
+        shown = without = show_defaults(kind, own=False)["settings"]
+        return shown, [f"Defaults are those that are built in: {e}"]
+    named = [f"--{name} {value}" for name, value in flags.items() if value]
+    notes = [f"Defaults are those with {' '.join(named)}."] if named else []
+    return shown | {name: without[name] for name in ("model", "method")}, notes
+
+
+def _last(command: "AnyCommand", ctx: "Context", name: str) -> str | None:
+    """The value that the command line gives to an option; None if it gives none, or cannot be
+    parsed."""
+    parser = command.make_parser(ctx)
+    try:
+        values, _, _ = parser.parse_args(list(ctx.meta.get(_ARGUMENTS, ())))
+    except TyperException:
+        return None
+    return values.get(name)
 
 
 def _usage_pieces(command: "AnyCommand") -> list[str]:
@@ -97,9 +139,20 @@ def _usage_pieces(command: "AnyCommand") -> list[str]:
         if isinstance(parameter, TyperArgument):
             name = _names(parameter)
             needed.append(name if parameter.required else f"[{name}]")
-        elif parameter.required or parameter.name == SEMI_REQUIRED:
+        elif parameter.required or _semi_required(command, parameter):
             needed.append(_names(parameter).split(", ")[-1].strip())
     return [*needed, "[OPTIONS]"]
+
+
+def _settings_of(command: "AnyCommand") -> type[ImageSettings] | None:
+    """The settings that have defaults for this command."""
+    return getattr(command.callback, "settings", None)
+
+
+def _semi_required(command: "AnyCommand", parameter: TyperArgument | TyperOption) -> bool:
+    """Whether an option is shown as required, though a look or a file of defaults may stand for
+    it."""
+    return parameter.name == "style" and _settings_of(command) is not None
 
 
 def _names(parameter: TyperArgument | TyperOption) -> str:
@@ -121,16 +174,21 @@ def _metavar(option: TyperOption) -> str:
     return "|".join(map(str, choices))
 
 
-def _text(parameter: TyperArgument | TyperOption, kind: type[ImageSettings] | None) -> str:
+def _text(parameter: TyperArgument | TyperOption, defaults: Mapping[str, "ResolvedSetting"]) -> str:
     text = " ".join((parameter.help or "").split())
-    default = parameter.default
-    if kind is not None and parameter.name in kind.model_fields:
-        default = kind.model_fields[parameter.name].default
-    if parameter.required or parameter.name == SEMI_REQUIRED:
+    if parameter.required or _semi_required(command, parameter):
         text += " [required]"
-    if default is not None and not isinstance(default, bool):
-        text += f" [default: {default}]"
-    return text
+    default: object = parameter.default
+    if setting := defaults.get(parameter.name):
+        from std_cli.cli.tables import place_of, shown
+
+        built_in = setting["source"] == "built in"
+        default = None if setting["value"] is None else shown(parameter.name, setting)
+        default = default if built_in or default is None else f"{default}, {place_of(setting)}"
+        default = None if default == "false" else default
+    if default is None or isinstance(default, bool):
+        return text
+    return f"{text} [default: {default}]"
 
 
 def _first_sentence(text: str) -> str:

@@ -16,8 +16,13 @@ _METAVARS = {int: "INT", float: "FLOAT", Fraction: "FLOAT"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
 
 
-def takes_settings(kind: type[ImageSettings]) -> Callable[[Command], Command]:
+def takes_settings(
+    kind: type[ImageSettings], with_defaults: bool = True
+) -> Callable[[Command], Command]:
     """Give a command the flags of all fields of `kind`; it receives them as `settings`, by name.
+
+    with_defaults: whether what is not given is the user's default, or else the one built in, as the
+    help then shows.
 
     Values are texts, which the settings check, and switches are True or False; a value that was not
     given is None. In the help they are where the command has its parameter `settings`.
@@ -37,7 +42,7 @@ def takes_settings(kind: type[ImageSettings]) -> Callable[[Command], Command]:
             every += fields.values() if name == "settings" else [parameter]
         run.__signature__ = own.replace(parameters=every)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in every} | {"return": None}
-        run.settings = kind  # type: ignore[attr-defined]
+        run.settings = kind if with_defaults else None  # type: ignore[attr-defined]
         return run
 
     return decorate

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from std_cli.errors import count
 from std_cli.events import (
+    Config,
     Doctor,
     Model,
     Picks,
@@ -19,6 +20,7 @@ from std_cli.events import (
     PlannedMemory,
     PlannedTime,
     Record,
+    ResolvedSetting,
     Version,
 )
 from std_cli.weights.zoo import TABLE
@@ -57,9 +59,51 @@ def help_lines(page: "Page", width: int) -> Iterator[RenderableType]:
 def plan_lines(plan: Plan) -> Iterator[RenderableType]:
     """What a request would take, whether it fits, and notes."""
     yield _two_columns(_plan_rows(plan))
+    yield Text()
+    yield _settings_table(plan["settings"])
+    yield Text()
     yield _verdict(plan["picks"], plan["task"] == "video")
     for note in plan["notes"]:
         yield Text(f"note: {note}", "dim")
+
+
+def config_lines(config: Config) -> Iterator[RenderableType]:
+    """The settings that a command without other options takes, the files and the looks."""
+    yield _settings_table(config["settings"])
+    yield Text()
+    user = config["user_file"]
+    files = config["files"] or [f"none; std.toml in this folder and {user} would be read"]
+    looks = [f"{name} ({where})" for name, where in config["looks"].items()]
+    yield _two_columns([("files", ", ".join(files)), ("looks", ", ".join(looks) or "none")])
+
+
+def _settings_table(settings: dict[str, ResolvedSetting]) -> Table:
+    """Settings that have a value, with where it comes from."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("setting", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for name, setting in settings.items():
+        if setting["value"] is not None:
+            chosen = setting["source"] != "built in"
+            place = Text(place_of(setting), "" if chosen else "dim")
+            table.add_row(Text(name, "bold" if chosen else ""), Text(shown(name, setting)), place)
+    return table
+
+
+def shown(name: str, setting: ResolvedSetting) -> str:
+    """The value of a setting as one would write it."""
+    value = setting["value"]
+    if isinstance(value, list):
+        return ("x" if name in ("size", "output_size") else ", ").join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value) or '""'
+
+
+def place_of(setting: ResolvedSetting) -> str:
+    """Where the value of a setting comes from."""
+    source, where = setting["source"], setting["where"]
+    if source in ("method", "LoRA"):
+        return f"{source} {where}"
+    return source if source == "model" else where or source
 
 
 def _plan_rows(plan: Plan) -> Rows:

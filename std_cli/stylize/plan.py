@@ -6,7 +6,7 @@ the memory, and `probe` measures the time.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from std_cli.diffusion.devices import device_name
 from std_cli.diffusion.memory import MARGIN
 from std_cli.errors import InputError, NotDownloaded
-from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime
+from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime, ResolvedSetting
+from std_cli.stylize.defaults import Origin, resolved
 from std_cli.stylize.memory_needs import MemoryNeeds
 from std_cli.stylize.options import ImageOptions, VideoOptions
 from std_cli.stylize.pictures import ImageRequest, prepare_images
@@ -62,11 +63,12 @@ def plan_images(
     *,
     overwrite: bool = False,
     probe: bool = True,
+    origins: Mapping[str, Origin] | None = None,
     on_event: OnEvent = lambda event: None,
     **options: Unpack[ImageOptions],
 ) -> Plan:
     """The plan of `stylize_images` with the same arguments; `probe`: load the model and time two
-    steps.
+    steps. origins: where the options come from, by name.
 
     Raises the errors that it would raise before it loads a weight.
     """
@@ -74,7 +76,9 @@ def plan_images(
     request = prepare_images(inputs, style, output, overwrite=overwrite, find=found, **options)
     working = max(request.sizes, key=area)
     notes = [*request.notices, *found.notes()]
-    planner = _Planner(request, found.missing, working, picture_inputs(request), 1, 0, notes)
+    settings = _resolved(request, options, origins)
+    inputs_planned = picture_inputs(request)
+    planner = _Planner(request, settings, found.missing, working, inputs_planned, 1, 0, notes)
     return planner.plan(
         request.targets[0],
         probe,
@@ -90,6 +94,7 @@ def plan_video(
     *,
     overwrite: bool = False,
     probe: bool = True,
+    origins: Mapping[str, Origin] | None = None,
     on_event: OnEvent = lambda event: None,
     **options: Unpack[VideoOptions],
 ) -> Plan:
@@ -119,7 +124,14 @@ def plan_video(
     notes += [f"{error['input']} is left out: {error['message']}" for error in request.failed]
     notes += notices
     planner = _Planner(
-        request, found.missing, working, planned, request.window, request.overlap, notes
+        request,
+        _resolved(request, options, origins),
+        found.missing,
+        working,
+        planned,
+        request.window,
+        request.overlap,
+        notes,
     )
     return planner.plan(
         request.jobs[0].target.path,
@@ -129,11 +141,22 @@ def plan_video(
     )
 
 
+def _resolved(
+    request: ImageRequest | VideoRequest,
+    given: Mapping[str, object],
+    origins: Mapping[str, Origin] | None,
+) -> dict[str, ResolvedSetting]:
+    files = request.files
+    pack, pack_name = (files.pack, f"{files.base}/std.json") if files else ({}, "")
+    return resolved(request.s, given, origins or {}, pack, pack_name)
+
+
 @dataclass
 class _Planner:
     """What both kinds of request have in common."""
 
     request: ImageRequest | VideoRequest
+    settings: dict[str, ResolvedSetting]
     missing: list[str]
     """What is not downloaded."""
     working: tuple[int, int]
@@ -196,6 +219,7 @@ class _Planner:
             "time": seconds,
             "fits": fits,
             "picks": picks,
+            "settings": self.settings,
             "notes": self.notes,
         }
 

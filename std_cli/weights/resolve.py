@@ -13,7 +13,7 @@ from std_cli.errors import InputError
 from std_cli.paths import user_path
 from std_cli.weights.configs.folder import check_folder, check_image_encoder
 from std_cli.weights.files import file_names, read_header, read_object
-from std_cli.weights.hub import HubRepo, fetch, hub_id, source
+from std_cli.weights.hub import HubRepo, cached_folder, fetch, hub_id, source
 from std_cli.weights.sdxl_files import (
     SINGLE_FILE_PREFIXES,
     WEIGHTS,
@@ -86,6 +86,19 @@ def resolve_model(name: str, *, ip_adapter: str = "plus") -> ModelFiles:
             "or owner/name[@revision] on the Hub"
         )
     return _folder_model(name, fetch([HubRepo(hub[0], hub[1])])[0], True, ip_adapter)
+
+
+def find_pack(name: str) -> tuple[dict[str, Any], str]:
+    """The std.json of a model that is on this machine, and its path; ({}, "") where there is none.
+
+    Nothing else of the model is looked at, and nothing is downloaded.
+    """
+    path = user_path(name, "--model")
+    folder: Path | None = TINY if name == "tiny" else path if path.is_dir() else None
+    if folder is None and name not in NAMES and (hub := hub_id(name)) and not hub[2]:
+        folder = cached_folder(HubRepo(hub[0], hub[1]))
+    file = folder / "std.json" if folder else None
+    return (read_object(file), str(file)) if file and file.is_file() else ({}, "")
 
 
 def _folder_model(name: str, folder: Path, from_hub: bool, kind: str) -> ModelFiles:
