@@ -174,7 +174,11 @@ def _metavar(option: TyperOption) -> str:
     return "|".join(map(str, choices))
 
 
-def _text(parameter: TyperArgument | TyperOption, defaults: Mapping[str, "ResolvedSetting"]) -> str:
+def _text(
+    command: "AnyCommand",
+    parameter: TyperArgument | TyperOption,
+    defaults: Mapping[str, "ResolvedSetting"],
+) -> str:
     text = " ".join((parameter.help or "").split())
     if parameter.required or _semi_required(command, parameter):
         text += " [required]"
