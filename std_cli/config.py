@@ -40,6 +40,8 @@ IpAdapter = Literal["plus", "plain"]
 
 LARGEST = 10**9
 """Bound of numbers without a closer one: beyond it sums overflow in libraries, or never end."""
+CELL_SIDE = 256
+"""Pixels of the long side of a cell in a contact sheet."""
 LONGEST_PROMPT = 2000
 """Characters. A model reads 77 tokens; the prompts must fit into the 64 KiB that a jpg has for
 them."""

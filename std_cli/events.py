@@ -242,6 +242,19 @@ class VideoResult(Place, VideoFigures):
     codec: str
 
 
+class SheetResult(TypedDict):
+    """A contact sheet is finished."""
+
+    event: Literal["result"]
+    output: str
+    width: int
+    height: int
+    seconds: float
+    cells: int
+    cached: int
+    """Cells that were there already."""
+
+
 class TrainingResult(TypedDict):
     """A training is finished and its LoRA is written."""
 
@@ -638,6 +651,7 @@ Event = (
     | Progress
     | PictureResult
     | VideoResult
+    | SheetResult
     | TrainingResult
     | Plan
     | Doctor

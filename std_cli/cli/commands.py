@@ -18,7 +18,7 @@ from std_cli.cli import models
 from std_cli.cli.console import Reporter
 from std_cli.cli.help import Command, Group
 from std_cli.cli.options import takes_settings
-from std_cli.config import ImageSettings, Task, VideoSettings
+from std_cli.config import CELL_SIDE, ImageSettings, Task, VideoSettings
 from std_cli.environment import go_offline, silence_libraries
 from std_cli.errors import EXIT_CODES, InputError, Kind, StdError, flags_named, wrong_values
 from std_cli.events import Error
@@ -161,6 +161,11 @@ IMAGE_EXAMPLES = """
 std stylize image photo.jpg -s painting.png
 std stylize image photos/ -s painting.png --eta 0.65 -o styled/
 std stylize image photo.jpg -s a.png:2 -s b.png:1 --model tiny -o mixed.png
+"""
+SHEET_EXAMPLES = """
+std sheet photo.jpg -s a.png -s b.png --vary eta=0.55,0.65,0.75 --vary style-scale=0.6,1
+std sheet photos/ -s a.png -s b.png --model tiny -o sheet.png
+std sheet in.mp4 --frame 2 --frame 0:12.5 -s a.png --vary steps=4,8
 """
 VIDEO_EXAMPLES = """
 std stylize video in.mp4 -s painting.png
@@ -335,6 +340,81 @@ def version(
 
     with Reporter(as_json) as report:
         report(version_facts(verbose))
+
+
+@app.command("sheet", cls=Command, epilog=SHEET_EXAMPLES)
+@takes_settings(ImageSettings)
+def sheet(
+    *,
+    inputs: Annotated[
+        list[str], _input_argument("Pictures, folders, patterns; with --frame, videos.")
+    ],
+    style: StyleFlag = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="A setting with the values to compare, such as eta=0.55,0.65; repeat. Values with "
+            "commas are separated by |.",
+            rich_help_panel=STYLE,
+        ),
+    ] = None,
+    frame: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T",
+            help="Of videos: stylize the frame at this time; repeat for several.",
+            rich_help_panel=IN_AND_OUT,
+        ),
+    ] = None,
+    side: Annotated[
+        int,
+        typer.Option(
+            min=32,
+            max=2048,
+            metavar="INT",
+            help=f"Long side of a cell in the sheet, pixels. [default: {CELL_SIDE}]",
+            rich_help_panel=IN_AND_OUT,
+        ),
+    ] = CELL_SIDE,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="The sheet; OUT.cells/ keeps its cells. [default: sheet.png]",
+            rich_help_panel=IN_AND_OUT,
+        ),
+    ] = "sheet.png",
+    overwrite: OverwriteFlag = False,
+    settings: Settings,
+    offline: OfflineFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Draw one labelled sheet of inputs, styles and settings, to choose from.
+
+    Each --style is a column or a row of its own, and so is each value of --vary; what is given last
+    are the columns. Cells are kept: an interrupted sheet resumes, and a larger one adds to it.
+    """
+    styles = _ready(style, verbose, offline)
+    from std_cli.stylize.sheet import make_sheet, parse_vary
+
+    with Reporter(as_json, quiet) as report:
+        make_sheet(
+            inputs,
+            styles,
+            output,
+            vary=parse_vary(vary or []),
+            frames=frame or [],
+            side=side,
+            overwrite=overwrite,
+            verbose=verbose,
+            on_event=report,
+            **settings,
+        )
 
 
 @app.command("show", cls=Command)

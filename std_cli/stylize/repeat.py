@@ -20,6 +20,8 @@ from std_cli.stylize.stylizer import stylize_images, stylize_video
 _TIMES = ("start", "end", "fps", "preview")
 """Settings that JSON has as texts of fractions."""
 _SIZES = ("size", "output_size")
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Of a cell of a sheet whose input is a video."""
 
 
 def repeat(
@@ -69,7 +71,8 @@ def repeat(
     if input is None and made.get("sha256") not in (None, input_fingerprint(source)):
         differences.notice(f"{source} is not the same as when {path.name} was made of it")
     if output is None:
-        output = "." if input is not None else f"{path.stem}_again{path.suffix}"
+        as_file = input is None and not (video and path.suffix.lower() in STILL_SUFFIXES)
+        output = f"{path.stem}_again{path.suffix}" if as_file else "."
     request = (source, style or _styles(kept, made, path), output)
     if video:
         stylize_video(

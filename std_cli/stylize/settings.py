@@ -57,4 +57,5 @@ def _of_folder(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as e:
         raise InputError(f"{str(folder / 'std.json')!r} cannot be read ({e}); check it") from None
-    return found if isinstance(found, dict) else None
+    record = found.get("std") if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None

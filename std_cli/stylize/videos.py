@@ -98,7 +98,7 @@ def run_videos(
         for error in r.failed:
             on_event(error)
         failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
-        facts = _facts(r)
+        facts = video_facts(r)
         results = []
         for job in r.jobs:
             try:
@@ -115,7 +115,7 @@ def run_videos(
         return results
 
 
-def _facts(r: VideoRequest) -> RequestFacts:
+def video_facts(r: VideoRequest) -> RequestFacts:
     """The resolved request, with fingerprints of all that the result follows from."""
     facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles, r.references)
     motion = r.motion
