@@ -388,8 +388,10 @@ def sheet(
         ),
     ] = "sheet.png",
     overwrite: OverwriteFlag = False,
+    look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
+    no_config: NoConfigFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -399,21 +401,28 @@ def sheet(
     Each --style is a column or a row of its own, and so is each value of --vary; what is given last
     are the columns. Cells are kept: an interrupted sheet resumes, and a larger one adds to it.
     """
-    styles = _ready(style, verbose, offline)
+    _ready(verbose, offline)
     from std_cli.stylize.sheet import make_sheet, parse_vary
 
     with Reporter(as_json, quiet) as report:
+        given = _given(ImageSettings, settings, style, look, no_config, report)
+        varied = parse_vary(vary or [])
+        options = {
+            name: value
+            for name, value in given.values.items()
+            if name not in varied or given.origins[name].source == "flag"
+        }
         make_sheet(
             inputs,
-            styles,
+            given.style,
             output,
-            vary=parse_vary(vary or []),
+            vary=varied,
             frames=frame or [],
             side=side,
             overwrite=overwrite,
             verbose=verbose,
             on_event=report,
-            **settings,
+            **options,
         )
 
 

@@ -59,13 +59,13 @@ class Group(TyperGroup):
     def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:
         page = _page(self, ctx)
         commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
-        rows = [(name, _first_sentence(command.help or "")) for name, command in commands]
+        rows = [(name, first_sentence(command.help or "")) for name, command in commands]
         _print(replace(page, panels={"Commands": rows, **page.panels}))
 
     def collect_usage_pieces(self, ctx: "Context") -> list[str]:
         return ["COMMAND ..."]
 
-    def list_commands(self, ctx: "Context") -> list[str]:
+    def list_commands(self, ctx: "Context | None") -> list[str]:
         def place(name: str) -> int:
             return ORDER.index(name) if name in ORDER else ORDER.index("doctor")
 
@@ -163,11 +163,12 @@ def _names(parameter: TyperArgument | TyperOption) -> str:
     [long] = [name for name in parameter.opts if name.startswith("--")]
     if f"--no-{long[2:]}" in parameter.secondary_opts:
         long = f"--[no-]{long[2:]}"
-    value = "" if parameter.is_flag else f" {_metavar(parameter)}"
+    value = "" if parameter.is_flag else f" {metavar(parameter)}"
     return f"{short or '    '}{long}{value}"
 
 
-def _metavar(option: TyperOption) -> str:
+def metavar(option: TyperOption) -> str:
+    """What stands for the value of an option: FLOAT, or the values that there are, as a|b."""
     choices = option.type_descriptor.choices
     if option.metavar is not None or choices is None:
         return option.metavar or option.bare_type().upper().replace("STR", "TEXT")
@@ -195,5 +196,7 @@ def _text(
     return f"{text} [default: {default}]"
 
 
-def _first_sentence(text: str) -> str:
-    return " ".join(text.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
+def first_sentence(text: str) -> str:
+    """Without its full stop."""
+    sentence = " ".join(text.split("\n\n")[0].split()).partition(". ")[0]
+    return sentence if sentence.endswith("...") else sentence.removesuffix(".")

@@ -1,6 +1,6 @@
 """`std models`: parses and calls one function of `models`, `identify` or `convert` each."""
 
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
@@ -8,22 +8,16 @@ from std_cli.cli.console import Reporter
 from std_cli.cli.help import Command, Group
 from std_cli.environment import go_offline, silence_libraries
 from std_cli.errors import InputError
-from std_cli.weights.zoo import LoraLayout, TaskName, zoo
+from std_cli.weights.zoo import LoraLayout, TaskName
 
 app = typer.Typer(
     cls=Group, no_args_is_help=True, help="The models: what is here, fetch, check, remove, convert."
 )
 
 
-def _complete(incomplete: str) -> list[str]:
-    return [name for name in zoo().models if name.startswith(incomplete)]
-
-
 NamesArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="NAME", help="Models, as std models list names them.", autocompletion=_complete
-    ),
+    typer.Argument(metavar="NAME", help="Models, as std models list names them."),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON lines instead.")]
 QuietFlag = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
@@ -54,9 +48,7 @@ def pull(
     names: NamesArgument = None,
     task: Annotated[
         TaskName | None,
-        typer.Option(
-            "--for", metavar="TASK", help=f"What a task needs: {', '.join(get_args(TaskName))}."
-        ),
+        typer.Option("--for", help="What this task needs."),
     ] = None,
     eta: Annotated[
         float, typer.Option(help="With --for: the STD LoRA nearest to it.", min=0.01, max=1)
@@ -79,7 +71,7 @@ def pull(
 
 
 @app.command("path", cls=Command)
-def path(name: Annotated[str, typer.Argument(help="A model.", autocompletion=_complete)]) -> None:
+def path(name: Annotated[str, typer.Argument(help="A model.")]) -> None:
     """Print where a model is."""
     _ready()
     from std_cli.weights.cache import path_of
