@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -28,6 +29,12 @@ def pytest_collection_modifyitems(items):
     """The files that take longest are begun first, so that no worker is left alone with one at the
     end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish():
+    """What the imports made stays: the garbage collections of runs need not go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

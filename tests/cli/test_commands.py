@@ -3,6 +3,7 @@ behind."""
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ import pytest
 from PIL import Image
 
 from std_cli.cli.commands import run
+from tests import processes
 from tests.conftest import QUIET
+from tests.micro import micro
+from tests.processes import Command
 
-FAST = ["--model", "tiny", "--steps", "1", "--size", "64"]
+FAST = ["--model", micro(), "--steps", "1", "--size", "64"]
 
 
 @pytest.fixture
@@ -30,10 +34,10 @@ def std(*arguments, env=(), **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **options)
 
 
-def one_error(capsys, *arguments):
-    """Run a command line that must fail as wrong input; its one line."""
+def one_error(capsys, *arguments, code=2):
+    """Run a command line that must fail as wrong input, or with another code; its one line."""
     before = set(os.listdir())
-    assert run([str(a) for a in arguments]) == 2
+    assert run([str(a) for a in arguments]) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
     assert set(os.listdir()) == before
@@ -41,16 +45,21 @@ def one_error(capsys, *arguments):
 
 
 def test_a_picture_in_a_pipe(here, picture, reference):
-    done = std("stylize", "image", picture, "--style", reference, *FAST, cwd=here)
+    tiny = ["--model", "tiny", *FAST[2:]]
+    done = std("stylize", "image", picture, "--style", reference, *tiny, cwd=here)
     assert (done.returncode, done.stderr) == (0, "tiny on cpu in fp32\n")
     assert done.stdout.startswith("in_stylized.png  64 x 4") and done.stdout.count("\n") == 1
     assert "\x1b" not in done.stdout + done.stderr
     with Image.open(here / "in_stylized.png") as out:
         out.load()
         assert out.format == "PNG"
-    again = std("stylize", "image", picture, "--style", reference, *FAST, cwd=here)
-    assert again.returncode == 3
-    assert again.stderr.count("\n") == 1 and "--overwrite" in again.stderr
+
+
+def test_an_output_that_exists_is_kept(here, picture, reference, capsys):
+    (here / "in_stylized.png").write_bytes(b"theirs")
+    error = one_error(capsys, "stylize", "image", picture, "--style", reference, *FAST, code=3)
+    assert "--overwrite" in error
+    assert (here / "in_stylized.png").read_bytes() == b"theirs"
 
 
 def test_json_is_all_that_stdout_carries(here, picture, reference, capsys):
@@ -156,34 +165,14 @@ def test_a_missing_model_without_network(here, picture, reference):
 def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
     for name in "abcdefgh":
         photo.resize((128, 128)).save(here / f"{name}.png")
-    command = [
-        sys.executable,
-        "-m",
-        "std_cli",
-        "stylize",
-        "image",
-        "*.png",
-        "--style",
-        str(reference),
-        "--model",
-        "tiny",
-        "--size",
-        "128",
-        "--steps",
-        "20",
-        "-o",
-        "out",
-        "--json",
-    ]
-    with subprocess.Popen(
-        command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        for line in process.stdout:
-            if json.loads(line)["event"] == "result":
-                time.sleep(0.2)
-                process.send_signal(signal.SIGINT)
-                break
-        rest, err = process.communicate(timeout=120)
+    settings = ["--model", "tiny", "--size", "128", "--steps", "12", "-o", "out", "--json"]
+    process = Command("stylize", "image", "*.png", "--style", reference, *settings, cwd=here)
+    for line in process.stdout:
+        if json.loads(line)["event"] == "result":
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            break
+    rest, err = process.communicate()
     assert process.returncode == 130, err
     assert json.loads(rest.splitlines()[-1]) == {
         "event": "error",
@@ -199,31 +188,15 @@ def test_ctrl_c_keeps_what_is_finished(here, photo, reference):
             out.load()
 
 
+def small_files():
+    """No file may grow beyond 500 bytes: the system refuses the rest as it does on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+
+
 def test_full_disk(here, picture, reference):
-    """A file size limit stands for it: the system refuses the bytes in the same way."""
-    script = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); "
-        "import sys; from std_cli.cli.commands import run; sys.exit(run(sys.argv[1:]))"
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            script,
-            "stylize",
-            "image",
-            str(picture),
-            "--style",
-            str(reference),
-            *FAST,
-            "-q",
-        ],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    request = ["stylize", "image", picture, "--style", reference, *FAST, "-q"]
+    done = processes.std(*request, cwd=here, before=small_files)
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1 and "disk" in done.stderr
     assert [p.name for p in here.iterdir() if "stylized" in p.name] == []

@@ -21,10 +21,11 @@ from std_cli.errors import StdError
 from std_cli.stylize import video_run
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.resolve import resolve_model
+from tests.micro import micro
 from tests.stylize.test_videos import frames_of, make_clip
 
 CPU = torch.device("cpu")
-S = image_settings({"model": "tiny", "steps": 2, "cfg": 4.0, "style_blocks": "all"})
+S = image_settings({"model": micro(), "steps": 2, "cfg": 4.0, "style_blocks": "all"})
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ class Small:
 
 
 def video_pipeline(size=(64, 64)):
-    files = resolve_model("tiny")
+    files = resolve_model(micro())
     pipeline = VideoPipeline(files, None, CPU, torch.float32, motion=resolve_motion("auto", files))
     pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
     return pipeline, pipeline.prepare(S, "quickstart", size)
@@ -144,7 +145,7 @@ def test_the_vae_continues_in_tiles_first():
 
 
 def test_a_picture_starts_again_and_is_the_same():
-    pipeline = ImagePipeline(resolve_model("tiny"), None, CPU, torch.float32)
+    pipeline = ImagePipeline(resolve_model(micro()), None, CPU, torch.float32)
     said, steps = [], []
     pipeline.on_notice = said.append
     pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
@@ -160,7 +161,7 @@ def test_a_picture_starts_again_and_is_the_same():
 
 @pytest.mark.parametrize("kind", [ImagePipeline, VideoPipeline])
 def test_nothing_left_to_save_is_one_line(kind):
-    pipeline = kind(resolve_model("tiny"), None, CPU, torch.float32)
+    pipeline = kind(resolve_model(micro()), None, CPU, torch.float32)
     pipeline.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
     Small(pipeline.pipe.unet, lambda x: True)
     with pytest.raises(StdError) as raised:
@@ -179,7 +180,7 @@ def test_a_resumed_video_continues_in_tiles(tmp_path, monkeypatch):
     source = make_clip(tmp_path / "in.mp4", 6, (320, 64), sound=False)
     style = Image.linear_gradient("L").convert("RGB")
     request = {
-        "model": "tiny",
+        "model": micro(),
         "steps": 1,
         "size": 320,
         "motion": "none",

@@ -24,6 +24,7 @@ from std_cli.schedule import spread_num_inference_steps, timesteps
 from std_cli.weights.resolve import TINY, resolve_model
 from std_cli.weights.sdxl_files import checkpoint_scheduler
 from std_cli.weights.zoo import MethodName, zoo
+from tests.micro import micro
 
 # diffusers' Euler scheduler reads a tensor as NumPy 2 no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -122,7 +123,7 @@ def test_noise_levels_of_another_sampler_are_left_out(
 
 def folder_that_says(tmp_path: Path, **settings: Any) -> Path:
     folder = tmp_path / f"mine{len(list(tmp_path.iterdir()))}"
-    shutil.copytree(TINY, folder, copy_function=os.link)
+    shutil.copytree(micro(), folder, copy_function=os.link)
     config = folder / "scheduler" / "scheduler_config.json"
     config.unlink()
     config.write_text(json.dumps(BASE | settings))
@@ -148,7 +149,7 @@ def test_what_a_folder_says(tmp_path: Path, photo: Image.Image, reference: Path)
         resolve_model(str(folder_that_says(tmp_path, _class_name="EDMEulerScheduler")))
     v = folder_that_says(tmp_path, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     [one] = stylize_image(photo, reference, model=str(v), **request)
-    [other] = stylize_image(photo, reference, model="tiny", **request)
+    [other] = stylize_image(photo, reference, model=micro(), **request)
     assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() > 30
 
 

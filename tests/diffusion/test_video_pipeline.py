@@ -17,14 +17,15 @@ from std_cli.schedule import timesteps
 from std_cli.weights.files import read_object
 from std_cli.weights.motion import HOTSHOT_CONFIG, from_hotshot, resolve_motion
 from std_cli.weights.resolve import resolve_model
+from tests.micro import micro
 
 IMG2IMG = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
 CPU, FP32 = torch.device("cpu"), torch.float32
 
 
 def make_adapter(folder, zero=True, **changed):
-    """A random motion adapter for the tiny UNet; `zero`: its temporal layers add nothing."""
-    unet = read_object(resolve_model("tiny").base / "unet" / "config.json")
+    """A random motion adapter for the UNet; `zero`: its temporal layers add nothing."""
+    unet = read_object(resolve_model(micro()).base / "unet" / "config.json")
     config = {
         "block_out_channels": unet["block_out_channels"],
         "motion_layers_per_block": unet["layers_per_block"],
@@ -49,7 +50,7 @@ def pictures(count, size=(64, 48)):
 
 
 def video_pipeline(spec, s, size):
-    model = resolve_model("tiny")
+    model = resolve_model(micro())
     motion = resolve_motion(spec, model)
     pipeline = VideoPipeline(model, None, CPU, FP32, motion=motion)
     pipeline.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], s.style_scale, s.style_blocks)
@@ -65,7 +66,13 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
     tmp_path, monkeypatch, motion, cfg
 ):
     s = ImageSettings(
-        model="tiny", prompt="sea", negative_prompt="", steps=3, cfg=cfg, seed=7, style_blocks="all"
+        model=micro(),
+        prompt="sea",
+        negative_prompt="",
+        steps=3,
+        cfg=cfg,
+        seed=7,
+        style_blocks="all",
     )
     frames, length = pictures(5), 1 if motion == "none" else 4
     video, conditions = video_pipeline(
@@ -77,7 +84,7 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
     done += [f for group in wave.end() for f in group]
     ours = [video.decode(f.latent) for f in done]
 
-    still = ImagePipeline(resolve_model("tiny"), None, CPU, FP32)
+    still = ImagePipeline(resolve_model(micro()), None, CPU, FP32)
     still.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], s.style_scale, s.style_blocks)
     for i, picture in enumerate(frames):
         latent = video.encode(picture)
@@ -98,7 +105,7 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
 
 
 def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):
-    s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=2, style_blocks="all")
+    s = ImageSettings(model=micro(), prompt="", negative_prompt="", steps=2, style_blocks="all")
     video, conditions = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
     latents = torch.randn(
         1, 4, 4, *conditions.latent_shape[1:], generator=torch.Generator().manual_seed(0)
@@ -110,7 +117,7 @@ def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):
 
 
 def test_windows_of_one_batch_may_be_at_different_steps(tmp_path):
-    s = ImageSettings(model="tiny", prompt="", negative_prompt="", steps=4, style_blocks="all")
+    s = ImageSettings(model=micro(), prompt="", negative_prompt="", steps=4, style_blocks="all")
     video, conditions = video_pipeline(make_adapter(tmp_path, zero=False), s, (64, 48))
     latents = torch.randn(
         2, 4, 4, *conditions.latent_shape[1:], generator=torch.Generator().manual_seed(0)
@@ -132,14 +139,14 @@ def test_noise_follows_from_the_seed():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"block_out_channels": (32, 64)}, "block_out_channels"),
-        ({"motion_layers_per_block": 1}, "layers_per_block"),
+        ({"block_out_channels": (32, 48)}, "block_out_channels"),
+        ({"motion_layers_per_block": 2}, "layers_per_block"),
     ],
 )
 def test_an_adapter_for_another_unet_is_refused(tmp_path, changed, message):
     folder = make_adapter(tmp_path, **changed)
-    with pytest.raises(InputError, match=f"--motion .* does not fit --model tiny: .*{message}"):
-        resolve_motion(folder, resolve_model("tiny"))
+    with pytest.raises(InputError, match=f"--motion .* does not fit --model .*micro: .*{message}"):
+        resolve_motion(folder, resolve_model(micro()))
 
 
 def test_a_folder_that_is_no_adapter_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Short training runs on the embedded pack, and how they are compared."""
+"""Short training runs, and how they are compared."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import torch
 
 from std_cli.distill.config import make_config
+from tests.micro import micro
 
 SIZE = 64
 TARGETS = ["to_q", "to_out.0", "proj_in", "conv1", "time_emb_proj"]
@@ -16,7 +17,7 @@ def a_config(source, output, **sections):
     features. sections: {key: value} in place of these."""
     given = {
         "run": {"output": str(output), "max_steps": 4, "save_every": 2, "validate_every": 4},
-        "model": {"name": "tiny", "device": "cpu"},
+        "model": {"name": micro(), "device": "cpu"},
         "data": {"sources": [str(source)], "size": [SIZE, SIZE], "workers": 1, "held_out": 1},
         "lora": {"rank": 4, "alpha": 4, "targets": TARGETS},
         "distill": {

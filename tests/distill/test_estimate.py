@@ -131,7 +131,7 @@ def test_living_finds_each_memory_once():
 CONFIGURATIONS = {
     "lcm, no average, discriminator": {
         "distill": {"mode": "lcm", "ema": 0},
-        "model": {"gradient_checkpointing": True},
+        "model": {"name": "tiny", "gradient_checkpointing": True},
         "optimizer": {"batch": 4, "accumulation": 2},
     },
     "a clip": {
@@ -193,7 +193,7 @@ def test_the_estimate_counts_what_the_networks_keep(data, tmp_path, checkpointin
         tmp_path / "run",
         run={"max_steps": 1},
         data={"held_out": 0},
-        model={"gradient_checkpointing": checkpointing},
+        model={"name": "tiny", "gradient_checkpointing": checkpointing},
         optimizer={"batch": 2, "accumulation": 2},
     )
     distill(config, on_ready=look)

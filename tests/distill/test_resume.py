@@ -126,7 +126,7 @@ def test_other_data_are_refused(whole, pictures, tmp_path):
 def test_other_weights_of_the_same_name_are_refused(whole, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("std_cli.distill.build.fingerprint", lambda base: "0" * 64)
     with pytest.raises(
-        InputError, match="made on other weights of tiny .model.name.: name another run.output"
+        InputError, match="made on other weights of .*micro .model.name.: name another run.output"
     ):
         distill(a_config(pictures, copy_of(whole[0], tmp_path / "run")))
 

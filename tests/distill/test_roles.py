@@ -9,10 +9,11 @@ from std_cli.distill.spatial_head import SpatialHead
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.resolve import resolve_model
 from tests.distill.runs import TARGETS
+from tests.micro import micro
 
 
 def test_only_the_adapter_moves(pictures):
-    files = resolve_model("tiny")
+    files = resolve_model(micro())
     pipeline = Pipeline(files, None, torch.device("cpu"), torch.float32)
     conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=False)
     unet = pipeline.pipe.unet
@@ -60,7 +61,7 @@ def test_the_head_is_the_identity_at_first():
 
 
 def test_checkpointed_activations_change_nothing():
-    files = resolve_model("tiny")
+    files = resolve_model(micro())
     gradients = []
     for saving in (False, True):
         motion = resolve_motion("auto", files)
@@ -88,7 +89,7 @@ def test_checkpointed_activations_change_nothing():
 
 
 def test_dropout_is_the_students_alone():
-    pipeline = Pipeline(resolve_model("tiny"), None, torch.device("cpu"), torch.float32)
+    pipeline = Pipeline(resolve_model(micro()), None, torch.device("cpu"), torch.float32)
     conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=False)
     roles = Roles(
         pipeline.pipe.unet, rank=2, alpha=2, dropout=0.5, targets=["to_q"], motion=True, ema=0

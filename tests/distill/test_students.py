@@ -18,11 +18,14 @@ from std_cli.schedule import timesteps
 from tests.bench.students import CONFIG, MixedUp, NoisedData
 from tests.bench.students_report import CFGS, STEPS, Found, Line, interval, tables
 from tests.bench.students_walk import Model, make_samples, predict
+from tests.micro import micro
+
+MODEL = f"model.name='{micro()}'"
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    return Model(None, load_config(CONFIG))
+    return Model(None, load_config(CONFIG, [MODEL]))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,7 @@ def run(trainer, folder, *changes):
     examples = CONFIG.parent
     changes = [
         *changes,
+        MODEL,
         f"run.output='{folder}'",
         "run.max_steps=3",
         "data.size=[32, 32]",

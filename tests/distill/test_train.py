@@ -22,6 +22,7 @@ from std_cli.media.sheets import GAP
 from std_cli.weights.lora import read_lora
 from std_cli.weights.resolve import TINY
 from tests.distill.runs import SIZE, a_config, copy_of, lines, same
+from tests.micro import micro
 
 pytestmark = pytest.mark.long
 
@@ -107,7 +108,7 @@ def test_stylize_takes_the_lora(whole):
     )
     assert max(v.abs().max() for k, v in load_file(path).items() if "lora_B" in k) > 0
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    how = {"model": "tiny", "size": 64, "device": "cpu"}
+    how = {"model": micro(), "size": 64, "device": "cpu"}
     schedule = metadata["schedule"]
     [plain] = stylize_image(photo, photo, lora="none", schedule=schedule, steps=2, **how)
     notices = []
@@ -141,7 +142,7 @@ def test_plain_diffusers_takes_the_lora(whole, file):
     """The very call of diffusers' documentation; every layer gets its factors and its scale of
     alpha / rank."""
     folder, _ = whole
-    pipe = StableDiffusionXLPipeline.from_pretrained(TINY, dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(micro(), dtype=torch.float32)
     if file is None:
         pipe.load_lora_weights(str(folder), adapter_name="std")
     else:
@@ -204,7 +205,7 @@ def test_what_does_not_suit_the_model_is_one_line(pictures, clips, tmp_path):
     start = {"model": {"name": str(model)}, "distill": {"points": 50, "eta": 0.99}}
     problem = "distill.eta 0.99: training begins at the last timestep, where model.name"
     refused(a_config(pictures, tmp_path / "new" / "run", **start), problem)
-    # tiny's motion adapter has positions for 24 frames
+    # the motion adapter has positions for 24 frames
     long = {"run": {"task": "v2v"}, "data": {"frames": 25}}
     problem = "data.frames 25: the motion adapter .* takes at most 24: lower it"
     refused(a_config(clips, tmp_path / "new" / "run", **long), problem)

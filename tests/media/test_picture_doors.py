@@ -23,8 +23,9 @@ from std_cli.media.pictures import (
     take_picture,
 )
 from tests.media.test_pictures import linear_profile, noise, one_line, scene
+from tests.micro import micro
 
-FAST = {"model": "tiny", "steps": 1, "size": 64}
+FAST = {"model": micro(), "steps": 1, "size": 64}
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -277,6 +278,7 @@ def test_heic_without_pillow_heif(tmp_path: Path) -> None:
 import sys
 sys.modules["pillow_heif"] = None
 from std_cli.errors import InputError
+from tests.micro import micro
 from std_cli.media.pictures import expand_inputs, read_picture
 notices = []
 print(len(expand_inputs([sys.argv[1]], notices=notices)), *notices)

@@ -14,6 +14,7 @@ from std_cli import stylize_image
 from std_cli.errors import InputError
 from std_cli.media.pictures import fit_to, read_picture, seen, take_picture
 from std_cli.media.transparency import fill_hidden
+from tests.micro import micro
 
 ADAM7 = (
     (0, 0, 8, 8),
@@ -191,7 +192,7 @@ def test_cut_outs_that_look_alike_give_one_result(
 
     def run(picture: object, style: object) -> bytes:
         [result] = stylize_image(
-            picture, style, model="tiny", steps=1, size=64,
+            picture, style, model=micro(), steps=1, size=64,
             on_event=lambda e: notices.append(e["message"]) if e["event"] == "notice" else None,
         )  # fmt: skip
         return result.tobytes()
@@ -211,9 +212,9 @@ def test_of_a_wholly_transparent_picture_nothing_is_seen(
     nothing = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     notices: list[str] = []
     [result] = stylize_image(
-        nothing, reference, model="tiny", steps=1, size=64,
+        nothing, reference, model=micro(), steps=1, size=64,
         on_event=lambda e: notices.append(e["message"]) if e["event"] == "notice" else None,
     )  # fmt: skip
     assert result.getchannel("A").getextrema() == (0, 0) and "wholly transparent" in notices[0]
     with pytest.raises(InputError, match="--style picture is wholly transparent"):
-        stylize_image(photo, nothing, model="tiny")
+        stylize_image(photo, nothing, model=micro())

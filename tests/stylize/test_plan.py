@@ -36,6 +36,7 @@ from std_cli.diffusion.memory import (
     weight_bytes,
 )
 from std_cli.errors import InputError
+from std_cli.stylize import memory_needs
 from std_cli.stylize.plan import plan_images, plan_video
 from std_cli.weights.motion import HOTSHOT_CONFIG, resolve_motion
 from std_cli.weights.resolve import ModelFiles, resolve_model, weight_files
@@ -58,6 +59,22 @@ def no_downloads(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch):
+    """What networks of one shape take is counted once for all tests: it takes seconds."""
+
+    def remembered(*configs_and_size, **how):
+        key = json.dumps([configs_and_size, how], sort_keys=True)
+        if key not in COUNTED:
+            COUNTED[key] = activation_bytes(*configs_and_size, **how)
+        return COUNTED[key]
+
+    monkeypatch.setattr(memory_needs, "activation_bytes", remembered)
+
+
+COUNTED = {}
 
 
 @pytest.fixture

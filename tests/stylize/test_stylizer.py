@@ -17,6 +17,7 @@ from std_cli import Cancelled, InputError, Stylizer, read_settings, stylize_imag
 from std_cli.config import ImageSettings, VideoSettings
 from std_cli.errors import in_callers_words
 from std_cli.stylize import options
+from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
 LOOK = dict(steps=1, size=64, cfg=1)
@@ -24,7 +25,7 @@ LOOK = dict(steps=1, size=64, cfg=1)
 
 @pytest.fixture(scope="module")
 def stylizer():
-    with Stylizer(model="tiny") as made:
+    with Stylizer(model=micro()) as made:
         yield made
 
 
@@ -43,7 +44,7 @@ def test_a_model_is_loaded_once_and_results_are_as_of_single_calls(stylizer, pho
     assert loads(events) == 1
 
     for [result], (style, more) in zip(results, calls, strict=True):
-        [alone] = stylize_image(photo, style, model="tiny", **LOOK, **more)
+        [alone] = stylize_image(photo, style, model=micro(), **LOOK, **more)
         assert result.tobytes() == alone.tobytes()
 
 
@@ -53,7 +54,7 @@ def test_what_changes_between_calls_counts(stylizer, photo, reference, monkeypat
     bars[:, :32] = (250, 200, 20)
     wide, tall = bars, bars.reshape(64, 32, 3)
     found = [stylizer.image(photo, style, **LOOK).tobytes() for style in (wide, tall)]
-    [alone] = stylize_image(photo, tall, model="tiny", **LOOK)
+    [alone] = stylize_image(photo, tall, model=micro(), **LOOK)
     assert found[1] == alone.tobytes() != found[0]
 
     pipeline = stylizer._loaded.pipeline
@@ -96,7 +97,7 @@ def test_threads_wait_for_each_other(stylizer, photo, reference):
 def test_pictures_and_videos_by_one_object(tmp_path, photo, reference):
     clip = make_clip(tmp_path / "in.mp4", frames=3)
     events = []
-    with Stylizer(model="tiny") as stylizer:
+    with Stylizer(model=micro()) as stylizer:
         [result] = stylizer.video(
             clip, reference, tmp_path / "out.mp4", on_event=events.append, **LOOK
         )
@@ -145,7 +146,7 @@ def test_a_cancelled_video_resumes(tmp_path, reference, monkeypatch):
         if event["event"] == "progress" and event["stage"] == "video" and event["frame"] >= 4:
             cancel.set()
 
-    with Stylizer(model="tiny", motion="none") as stylizer:
+    with Stylizer(model=micro(), motion="none") as stylizer:
         with pytest.raises(Cancelled):
             stylizer.video(clip, reference, out, on_event=on_event, cancel=cancel, **LOOK)
         assert not out.exists()

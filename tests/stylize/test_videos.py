@@ -3,13 +3,10 @@
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from fractions import Fraction
 
@@ -24,10 +21,12 @@ from std_cli.media.video.join import read_comment
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
 from std_cli.stylize import video_run
+from tests.micro import micro
+from tests.processes import Command, server
 
 pytestmark = pytest.mark.long
 
-FAST = {"model": "tiny", "steps": 2, "size": 64, "motion": "none", "style_blocks": "all"}
+FAST = {"model": micro(), "steps": 2, "size": 64, "motion": "none", "style_blocks": "all"}
 
 
 def make_clip(path, frames=20, size=(64, 48), rate=25, sound=True, cut_at=None, vfr=False):
@@ -118,8 +117,9 @@ def test_frames_times_sound_and_request_are_kept(tmp_path, source, reference):
 
 
 def test_the_result_is_the_styles_not_the_sources(tmp_path, source, reference):
-    stylize_video(source, reference, tmp_path / "a.mp4", **FAST)
-    stylize_video(source, reference, tmp_path / "b.mp4", **FAST | {"style_scale": 0})
+    settings = FAST | {"model": "tiny"}
+    stylize_video(source, reference, tmp_path / "a.mp4", **settings)
+    stylize_video(source, reference, tmp_path / "b.mp4", **settings | {"style_scale": 0})
     a, b = frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4")
     assert np.abs(np.asarray(a[9][1], int) - b[9][1]).mean() > 4
 
@@ -287,12 +287,7 @@ LONG = FAST | {"motion": "auto", "steps": 2}
 
 
 def work_in_child(source, reference, output, largest=None, killed_after_move=False, **more):
-    """One run with short segments, on the model that the server has loaded; `largest`: bytes that a
-    file may have."""
-    from std_cli.diffusion import video_pipeline
-    from tests.loaded import PIPELINE
-
-    video_pipeline.VideoPipeline = lambda *a, **k: PIPELINE
+    """One run with short segments; `largest`: bytes that a file may have."""
     video_run.SEGMENT = 6
     if largest is not None:
         import resource
@@ -306,13 +301,6 @@ def work_in_child(source, reference, output, largest=None, killed_after_move=Fal
     except StdError as error:
         (output.parent / "error.txt").write_text(str(error))
         raise SystemExit(error.exit_code) from None
-
-
-def server():
-    """Forks children from a process that has loaded the model."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.loaded"])
-    return context
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
@@ -424,46 +412,23 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, reference):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, source, reference):
-    command = [
-        sys.executable,
-        "-m",
-        "std_cli",
-        "stylize",
-        "video",
-        str(source),
-        "--style",
-        str(reference),
-    ]
-    command += [
-        "-o",
-        "o.mp4",
-        "--model",
-        "tiny",
-        "--motion",
-        "auto",
-        "--steps",
-        "12",
-        "--size",
-        "64",
-        "--json",
-    ]
-    child = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, reference):
+    source = make_clip(tmp_path / "in.mp4", 80)
+    command = ["stylize", "video", source, "--style", reference, "-o", "o.mp4", "--json"]
+    for name, value in LONG.items():
+        command += [f"--{name.replace('_', '-')}", value]
+    child = Command(*command, cwd=tmp_path)
     for line in child.stdout:
         if json.loads(line).get("stage") == "video":
             child.send_signal(signal.SIGINT)
             break
-    out, err = child.communicate(timeout=120)
+    out, err = child.communicate()
     assert child.returncode == 130
     assert json.loads(out.splitlines()[-1])["message"] == "interrupted" and "Traceback" not in err
-    assert {p.name for p in tmp_path.iterdir()} <= {".o.mp4.std", "style.png"}
-    [result] = stylize_video(
-        source, reference, tmp_path / "o.mp4", model="tiny", motion="auto", steps=12, size=64
-    )
-    assert result["frames"] == 20
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.mp4", "style.png"]
+    assert {p.name for p in tmp_path.iterdir()} <= {".o.mp4.std", "style.png", "in.mp4"}
+    [result] = stylize_video(source, reference, tmp_path / "o.mp4", **LONG)
+    assert result["frames"] == 80
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "o.mp4", "style.png"]
 
 
 def interrupted(source, reference, output, **settings):
@@ -478,8 +443,7 @@ def interrupted(source, reference, output, **settings):
         stylize_video(source, reference, output, on_event=stop, **FAST | settings)
 
 
-@pytest.mark.parametrize("stop_at", [8, 13], ids=["before the reset", "after it"])
-def test_a_clip_whose_clock_is_reset_resumes_bit_for_bit(tmp_path, monkeypatch, reference, stop_at):
+def test_a_clip_whose_clock_is_reset_resumes_bit_for_bit(tmp_path, monkeypatch, reference):
     """Two recordings of MPEG-TS in one file, the second with times that begin again."""
     parts = [make_clip(tmp_path / f"{i}.ts", 10) for i in range(2)]
     source = tmp_path / "in.ts"
@@ -487,21 +451,24 @@ def test_a_clip_whose_clock_is_reset_resumes_bit_for_bit(tmp_path, monkeypatch, 
     assert len(open_clip(source).offsets) == 2
     monkeypatch.setattr(video_run, "SEGMENT", 4)
     settings = LONG | {"codec": "ffv1"}
-
-    def stop(event):
-        if event.get("stage") == "video" and event["frame"] >= stop_at:
-            raise KeyboardInterrupt
-
-    whole, resumed = tmp_path / "whole.mkv", tmp_path / "resumed.mkv"
+    whole = tmp_path / "whole.mkv"
     stylize_video(source, reference, whole, **settings)
-    with pytest.raises(KeyboardInterrupt):
-        stylize_video(source, reference, resumed, on_event=stop, **settings)
-    [result] = stylize_video(source, reference, resumed, **settings)
-    assert (result["frames"], 4 <= result["resumed"] < 20) == (20, True)
-    assert same_frames(whole, resumed)
-    assert packets_of(whole) == packets_of(resumed)
     times = [t for t, _ in frames_of(whole)]
     assert len(times) == 20 and times == sorted(set(times))
+
+    for stop_at in (8, 13):  # before the reset, and after it
+        resumed = tmp_path / f"resumed{stop_at}.mkv"
+
+        def stop(event, at=stop_at):
+            if event.get("stage") == "video" and event["frame"] >= at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            stylize_video(source, reference, resumed, on_event=stop, **settings)
+        [result] = stylize_video(source, reference, resumed, **settings)
+        assert (result["frames"], 4 <= result["resumed"] < 20) == (20, True)
+        assert same_frames(whole, resumed)
+        assert packets_of(whole) == packets_of(resumed)
 
 
 def test_another_request_is_refused_by_name(tmp_path, source, reference):

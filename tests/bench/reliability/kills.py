@@ -7,20 +7,20 @@ imported the libraries.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from std_cli.errors import EXIT_CODES
+from tests.processes import server
 
 LIMIT = 180.0
 """Seconds after which a run counts as hanging."""
@@ -33,7 +33,7 @@ WAYS = {
 """What is sent, and the exit code of a run that it ends."""
 EXISTS = EXIT_CODES["exists"]
 """The run before was killed when all was done: its result is there, and nothing else of it."""
-_FAST = ["--model", "tiny", "--size", "64", "--style", "../style.png", "--json"]
+_FAST = ["--size", "64", "--style", "../style.png", "--json"]
 
 
 @dataclass
@@ -88,12 +88,16 @@ WORKS = {
 }
 
 
-def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Counts:
+def measure(
+    kind: str, kills: int, seed: int, folder: Path, most: int = 3, model: str = "tiny"
+) -> Counts:
     """Send `kills` signals to runs of one kind of work; each result is finished after at most
     `most` of them."""
     work, counts, r = WORKS[kind], Counts(), random.Random(f"{kind}{seed}")
+    if kind != "distill":
+        work = replace(work, arguments=[*work.arguments, "--model", model])
     if not (folder / "style.png").exists():
-        prepare(folder)
+        prepare(folder, model)
     whole = folder / f"{kind}-whole"
     whole.mkdir()
     if _run(work, whole, None, (0, 0), counts):
@@ -129,8 +133,8 @@ def measure(kind: str, kills: int, seed: int, folder: Path, most: int = 3) -> Co
     return counts
 
 
-def prepare(folder: Path) -> None:
-    """The inputs of all kinds, drawn from a fixed seed."""
+def prepare(folder: Path, model: str) -> None:
+    """The inputs of all kinds, drawn from a fixed seed, and a configuration with the model."""
     import av
 
     noise = np.random.default_rng(0).integers(0, 256, (8, 6, 16, 3), dtype=np.uint8)
@@ -150,7 +154,7 @@ def prepare(folder: Path) -> None:
         file.mux(stream.encode())
     (folder / "run.toml").write_text(
         'run = {output = "run", max_steps = 4, save_every = 1, validate_every = 4}\n'
-        'model = {name = "tiny", device = "cpu"}\n'
+        f'model = {{name = "{model}", device = "cpu"}}\n'
         'data = {sources = ["../in"], size = [64, 64], workers = 1, held_out = 1}\n'
         'lora = {rank = 4, alpha = 4, targets = ["to_q", "conv1"]}\n'
         "distill = {steps = 2}\n"
@@ -167,9 +171,7 @@ def _run(
 
     Counted in events, so that the moments are spread over the work however busy the machine is.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["std_cli.stylize.videos", "std_cli.distill.train"])
-    child = context.Process(target=_child, args=(work.arguments, str(place)))
+    child = server().Process(target=_child, args=(work.arguments, str(place)))
     child.start()
     sent, expected = WAYS[way] if way else ([], 0)
     if way:

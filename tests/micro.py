@@ -1,0 +1,78 @@
+"""A model with all the parts of the embedded pack and a fraction of its layers, with random
+weights: for tests of what happens around the network, where its pictures do not matter."""
+
+import atexit
+import json
+import os
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from std_cli.weights.resolve import resolve_model
+
+UNET = {
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "transformer_layers_per_block": [1, 1],
+    "attention_head_dim": [1, 1],
+    "norm_num_groups": 8,
+}
+VAE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+MOTION = {
+    "block_out_channels": [16, 32],
+    "motion_layers_per_block": 1,
+    "motion_norm_num_groups": 8,
+    "motion_num_attention_heads": 1,
+}
+MADE = "STD_TESTS_MICRO"
+"""The environment variable that holds the folder."""
+
+
+def write_micro(folder: Path) -> None:
+    """Write the model as a diffusers folder; the same bits every time."""
+    pack = resolve_model("tiny").base
+    shutil.copytree(pack, folder)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        unet = _narrow(folder / "unet", UNet2DConditionModel, UNET)
+        _narrow(folder / "vae", AutoencoderKL, VAE)
+        _narrow(folder / "motion_adapter", MotionAdapter, MOTION)
+        [file] = (folder / "ip_adapter").glob("*.safetensors")
+        image_proj = {k: v for k, v in load_file(file).items() if k.startswith("image_proj.")}
+        save_file(image_proj | _ip_layers(unet), file, {"format": "pt"})
+
+
+def micro() -> str:
+    """The model's folder, as `model` takes it: written once by a process, for its children too."""
+    if MADE not in os.environ:
+        folder = Path(mkdtemp(prefix="std-micro-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        write_micro(folder / "micro")
+        os.environ[MADE] = str(folder / "micro")
+    return os.environ[MADE]
+
+
+def _narrow(folder: Path, kind: type, changes: dict) -> torch.nn.Module:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    network = kind.from_config(config)
+    shutil.rmtree(folder)
+    network.half().save_pretrained(folder)
+    return network
+
+
+def _ip_layers(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The keys and values of every cross attention, numbered as IP-Adapter's files number them."""
+    layers = {}
+    for i, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            attention = unet.get_submodule(name.removesuffix(".processor"))
+            for half in ("k", "v"):
+                weight = getattr(attention, f"to_{half}").weight
+                layers[f"ip_adapter.{i}.to_{half}_ip.weight"] = torch.randn_like(weight) / 10
+    return layers
