@@ -152,6 +152,14 @@ class Counting(TypedDict):
     input: str
 
 
+class Reporting(TypedDict):
+    """A finished video is read for the page of --report."""
+
+    event: Literal["progress"]
+    stage: Literal["report"]
+    input: str
+
+
 class Checking(TypedDict):
     """Something of this machine is examined."""
 
@@ -201,7 +209,14 @@ class TrainingProgress(TypedDict):
 
 
 Progress = (
-    Loading | PictureProgress | VideoProgress | Counting | Checking | Downloading | TrainingProgress
+    Loading
+    | PictureProgress
+    | VideoProgress
+    | Reporting
+    | Counting
+    | Checking
+    | Downloading
+    | TrainingProgress
 )
 
 

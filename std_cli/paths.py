@@ -120,6 +120,18 @@ def replace_file(path: Path, data: bytes, overwrite: bool = True) -> None:
         move(temporary, path, overwrite)
 
 
+def try_file(path: Path, overwrite: bool) -> None:
+    """Try, before any work, whether a file could be written with `replace_file`; raises its errors.
+    Leaves nothing behind."""
+    if os.path.isdir(path):
+        raise InputError(f"output {str(path)!r} is a folder; name a file inside it")
+    with writing(path):
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError
+        with draft(path, b""):
+            pass
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Translate the operating system's errors while `path` is written."""

@@ -87,6 +87,15 @@ OverwriteFlag = Annotated[
         "-y", "--overwrite", help="Replace outputs that exist.", rich_help_panel=IN_AND_OUT
     ),
 ]
+ReportFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.html",
+        help="Write one page that shows the results with their sources, settings and figures.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
 OfflineFlag = Annotated[
     bool,
     typer.Option(
@@ -182,6 +191,7 @@ def image(
     style: StyleFlag = None,
     output: Annotated[str | None, _output_option("NAME_stylized.png")] = None,
     overwrite: OverwriteFlag = False,
+    report_file: ReportFlag = None,
     look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
@@ -205,7 +215,7 @@ def image(
             return
         from std_cli.stylize.stylizer import stylize_images
 
-        for _ in stylize_images(*request, verbose=verbose, **options):
+        for _ in stylize_images(*request, verbose=verbose, report=report_file, **options):
             pass
 
 
@@ -236,6 +246,7 @@ def video(
             rich_help_panel=IN_AND_OUT,
         ),
     ] = False,
+    report_file: ReportFlag = None,
     look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
@@ -263,7 +274,14 @@ def video(
             return
         from std_cli.stylize.stylizer import stylize_video
 
-        stylize_video(*request, resume=resume, keep_work=keep_work, verbose=verbose, **options)
+        stylize_video(
+            *request,
+            resume=resume,
+            keep_work=keep_work,
+            verbose=verbose,
+            report=report_file,
+            **options,
+        )
 
 
 def _only_planned(command: Callable[..., None]) -> Callable[..., None]:

@@ -135,12 +135,9 @@ class Reporter:
         if e["stage"] == "video":
             self._video(e)
             return
-        if e["stage"] in ("count", "check"):
-            what = (
-                f"counting the shots of {_short(e['input'])}"
-                if e["stage"] == "count"
-                else f"checking {e['what']}"
-            )
+        if e["stage"] in ("count", "check", "report"):
+            words = {"count": "counting the shots of", "check": "checking", "report": "reading"}
+            what = f"{words[e['stage']]} {_short(e.get('input') or e['what'])}"
             self.bar.update(self.task, description=what, total=None)
             return
         which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""

@@ -35,7 +35,7 @@ from std_cli.media.open_picture import (
 )
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES, left_out
 from std_cli.media.transparency import fill_hidden, find_alpha
-from std_cli.paths import check_path, draft, replace_file, user_path, writing
+from std_cli.paths import check_path, replace_file, try_file, user_path
 
 _WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 OUTPUT_SUFFIXES = tuple(_WRITE_FORMATS)
@@ -381,15 +381,7 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
     nothing behind."""
     path = Path(path)
     _write_format(path)
-    if os.path.isdir(path):
-        raise InputError(f"output {str(path)!r} is a folder; name a file inside it")
-    with writing(path):
-        with suppress(FileNotFoundError):
-            path.lstat()
-            if not overwrite:
-                raise FileExistsError
-        with draft(path, b""):
-            pass
+    try_file(path, overwrite)
 
 
 def save_picture(

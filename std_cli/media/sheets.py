@@ -30,20 +30,26 @@ def draw_sheet(
 
     heads: what stands above each column. names: what stands at the left of each row. A label may
     have several lines; a line that is too long is shortened in its middle. cell: the (width,
-    height) in which each picture is centred, made smaller where it is larger; the largest width and
-    height of all pictures if not given.
+    height) in which each picture is centred, made smaller where it is larger; the largest width
+    of all pictures and the largest height of each row if not given.
     """
     pictures = [picture for row in rows for picture in row if picture is not None]
-    width, height = cell or (
-        max(picture.width for picture in pictures),
-        max(picture.height for picture in pictures),
-    )
+    width = cell[0] if cell else max(picture.width for picture in pictures)
     font = _font(max(SMALLEST, min(LARGEST, width // 12)))
     line = sum(font.getmetrics()) + 2
     left = _widest(names, font, width) + 2 * GAP if any(names) else 0
     top = max((1 + head.count("\n") for head in heads), default=0) * line + (GAP if heads else 0)
     columns = max(map(len, rows))
-    size = (left + columns * (width + GAP) - GAP, top + len(rows) * (height + GAP) - GAP)
+    heights = [
+        cell[1]
+        if cell
+        else max(
+            (name.count("\n") + 1) * line if name else 0,
+            *(picture.height if picture else 0 for picture in row),
+        )
+        for row, name in zip(rows, names or [""] * len(rows), strict=True)
+    ]
+    size = (left + columns * (width + GAP) - GAP, top + sum(heights) + (len(rows) - 1) * GAP)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
@@ -52,7 +58,8 @@ def draw_sheet(
             x = left + column * (width + GAP) + (width - round(font.getlength(shown))) // 2
             draw.text((x, GAP // 2 + number * line), shown, "black", font)
     for number, row in enumerate(rows):
-        y = top + number * (height + GAP)
+        height = heights[number]
+        y = top + sum(heights[:number]) + number * GAP
         for i, text in enumerate(names[number].splitlines() if names else ()):
             draw.text((GAP, y + i * line), shortened(text, font, width), "black", font)
         for column, picture in enumerate(row):

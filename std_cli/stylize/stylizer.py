@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from std_cli.stylize.options import (
     with_options,
 )
 from std_cli.stylize.pictures import ImageRequest, prepare_images, run_images
+from std_cli.stylize.report import reporting
 from std_cli.stylize.request import Input, Style, request_notices
 from std_cli.stylize.videos import VideoRequest, prepare_video, run_videos
 from std_cli.weights.fingerprints import fingerprint
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from std_cli.diffusion.pipeline import Pipeline
 
 
-_PARAMETERS = {*VideoOptions.__annotations__, "style", "overwrite", "resume", "keep_work"}
+_PARAMETERS = {*VideoOptions.__annotations__, "style", "overwrite", "resume", "keep_work", "report"}
 """What messages name by flags."""
 
 
@@ -107,6 +108,7 @@ class Stylizer:
         overwrite: bool = False,
         on_event: OnEvent = _ignore,
         cancel: threading.Event | None = None,
+        report: str | Path | None = None,
         **options: Unpack[LookOptions],
     ) -> Iterator[Image.Image]:
         """Stylize pictures one by one; each is written before the next is begun.
@@ -120,12 +122,13 @@ class Stylizer:
         output: a file (one input), a folder, or None to write nothing.
         on_event: receives `std_cli.events`; what it raises ends the run.
         cancel: when it is set, the run ends with Cancelled after the step at work.
+        report: an .html file, written at the end: a page that shows results with their sources.
 
         Raises InputError, before a weight is loaded, for every problem of the request; StdError if
         the work fails. No file is left half written.
         """
         yield from self._images(
-            inputs, style, output, overwrite, _reporter(on_event, cancel), options
+            inputs, style, output, overwrite, _reporter(on_event, cancel), options, page=report
         )
 
     def _images(
@@ -137,6 +140,7 @@ class Stylizer:
         report: OnEvent,
         options: LookOptions,
         only_one: bool = False,
+        page: str | Path | None = None,
     ) -> Iterator[Image.Image]:
         with self._quietly():
             every = _joined(_for_pictures(self._options), options)
@@ -145,17 +149,22 @@ class Stylizer:
                 raise InputError(
                     f"image takes one picture, and {len(r.sources)} were named: use images"
                 )
-            self._announce(r, report)
-            pictures = run_images(r, overwrite, report, partial(self._use, r))
-        try:
+            if page is not None and output is None:
+                raise InputError("--report shows written pictures: give an output, too")
+        with ExitStack() as stack:
+            with self._quietly():
+                on_event = stack.enter_context(
+                    reporting(page, overwrite, report, r.sources, settings=r.s)
+                )
+                self._announce(r, report)
+            pictures = run_images(r, overwrite, on_event, partial(self._use, r))
+            stack.callback(pictures.close)  # type: ignore[attr-defined]
             while True:
                 with self._quietly():
                     picture = next(pictures, None)
                 if picture is None:
                     return
                 yield picture
-        finally:
-            pictures.close()  # type: ignore[attr-defined]
 
     @with_options(ClipOptions)
     def video(
@@ -169,13 +178,14 @@ class Stylizer:
         keep_work: bool = False,
         on_event: OnEvent = _ignore,
         cancel: threading.Event | None = None,
+        report: str | Path | None = None,
         **options: Unpack[ClipOptions],
     ) -> list[VideoResult]:
         """Stylize videos one by one; returns the result of each.
 
         inputs: video files, animated gif, webp or png, folders of videos, glob patterns; a folder
-        of pictures is one video. style, on_event and cancel: as of `images`. output: a file (one
-        input), or a folder.
+        of pictures is one video. style, on_event, cancel and report: as of `images`. output: a file
+        (one input), or a folder.
         resume: continue where the same request was interrupted (its work folder `.OUT.std/` is next
         to the output), else start over. keep_work: leave that folder.
 
@@ -183,12 +193,13 @@ class Stylizer:
         the work fails. Of several inputs one that fails does not stop the others; a StdError at the
         end says how many did. A cancelled request resumes when it is made again.
         """
-        report = _reporter(on_event, cancel)
+        notify = _reporter(on_event, cancel)
         with self._quietly():
             every = _joined(self._options, options)
             r = prepare_video(inputs, style, output, overwrite=overwrite, **every)
-            self._announce(r, report)
-            return run_videos(r, overwrite, resume, keep_work, report, partial(self._use, r))
+            with reporting(report, overwrite, notify, jobs=r.jobs, settings=r.s) as notify:
+                self._announce(r, notify)
+                return run_videos(r, overwrite, resume, keep_work, notify, partial(self._use, r))
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
@@ -262,6 +273,7 @@ def stylize_image(
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
     verbose: bool = False,
+    report: str | Path | None = None,
     **options: Unpack[ImageOptions],
 ) -> list[Image.Image]:
     """As `stylize_images`, but returns all results at once."""
@@ -274,6 +286,7 @@ def stylize_image(
             on_event=on_event,
             cancel=cancel,
             verbose=verbose,
+            report=report,
             **options,
         )
     )
@@ -289,13 +302,21 @@ def stylize_images(
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
     verbose: bool = False,
+    report: str | Path | None = None,
     **options: Unpack[ImageOptions],
 ) -> Iterator[Image.Image]:
     """Stylize pictures one by one with a model that is loaded for them. See `Stylizer.images`."""
     load, look = _split(options)
     with Stylizer(verbose=verbose, **load) as stylizer:
         yield from stylizer.images(
-            inputs, style, output, overwrite=overwrite, on_event=on_event, cancel=cancel, **look
+            inputs,
+            style,
+            output,
+            overwrite=overwrite,
+            on_event=on_event,
+            cancel=cancel,
+            report=report,
+            **look,
         )
 
 
@@ -311,6 +332,7 @@ def stylize_video(
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
     verbose: bool = False,
+    report: str | Path | None = None,
     **options: Unpack[VideoOptions],
 ) -> list[VideoResult]:
     """Stylize videos one by one with a model that is loaded for them. See `Stylizer.video`."""
@@ -325,6 +347,7 @@ def stylize_video(
             keep_work=keep_work,
             on_event=on_event,
             cancel=cancel,
+            report=report,
             **look,
         )
 

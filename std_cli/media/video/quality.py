@@ -30,9 +30,14 @@ class Quality:
         self._shot = 0
         self._flow = Flow()
 
-    def add(self, source: Pixels, result: Pixels, *, joint: bool, shot: int) -> None:
+    def add(self, source: Pixels, result: Pixels, *, joint: bool, shot: int) -> float | None:
         """Take the next frame, source and result (H, W, 3). `joint`: a window of this shot starts
-        here or has ended; `shot`: the number of the shot that the frame is in."""
+        here or has ended; `shot`: the number of the shot that the frame is in.
+
+        Returns the flicker of this frame, None of the first of a shot, or where nothing stays in
+        view.
+        """
+        flicker = None
         now = _small(source), _small(result)
         if self._before is not None and shot == self._shot:
             old_source, old_result = self._before
@@ -41,9 +46,12 @@ class Quality:
             coords, error = self._flow.flow_back(old_source, now[0])
             visible = error < VISIBLE
             difference = np.abs(self._flow.warp(old_result, coords) - now[1])
-            self._sums[4:] += float(difference[visible].sum(dtype=float)), visible.sum()
+            total, pixels = float(difference[visible].sum(dtype=float)), int(visible.sum())
+            self._sums[4:] += total, pixels
+            flicker = total / pixels if pixels else None
         self._before = now
         self._shot = shot
+        return flicker
 
     def merge(self, following: "Quality") -> None:
         """Take in what was measured of the range of frames that follows."""
