@@ -40,14 +40,11 @@ def draw_sheet(
     left = _widest(names, font, width) + 2 * GAP if any(names) else 0
     top = max((1 + head.count("\n") for head in heads), default=0) * line + (GAP if heads else 0)
     columns = max(map(len, rows))
+    labels = names or [""] * len(rows)
+    lows = [cell[1] if cell else _row_height(row) for row in rows]
     heights = [
-        cell[1]
-        if cell
-        else max(
-            (name.count("\n") + 1) * line if name else 0,
-            *(picture.height if picture else 0 for picture in row),
-        )
-        for row, name in zip(rows, names or [""] * len(rows), strict=True)
+        max(low, (1 + text.count("\n")) * line if text else 0)
+        for low, text in zip(lows, labels, strict=True)
     ]
     size = (left + columns * (width + GAP) - GAP, top + sum(heights) + (len(rows) - 1) * GAP)
     sheet = Image.new("RGB", size, "white")
@@ -60,7 +57,7 @@ def draw_sheet(
     for number, row in enumerate(rows):
         height = heights[number]
         y = top + sum(heights[:number]) + number * GAP
-        for i, text in enumerate(names[number].splitlines() if names else ()):
+        for i, text in enumerate(labels[number].splitlines()):
             draw.text((GAP, y + i * line), shortened(text, font, width), "black", font)
         for column, picture in enumerate(row):
             if picture is not None:
@@ -69,6 +66,10 @@ def draw_sheet(
                 corner = (x + (width - inside.width) // 2, y + (height - inside.height) // 2)
                 sheet.paste(inside, corner)
     return sheet
+
+
+def _row_height(row: Sequence[Image.Image | None]) -> int:
+    return max(picture.height if picture is not None else 0 for picture in row)
 
 
 def label(text: str, width: int, height: int) -> Pixels:
