@@ -367,7 +367,16 @@ def sheet(
     inputs: Annotated[
         list[str], _input_argument("Pictures, folders, patterns; with --frame, videos.")
     ],
-    style: StyleFlag = None,
+    style: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-s",
+            "--style",
+            metavar="FILE",
+            help="A style reference picture. Repeat to compare several.",
+            rich_help_panel=IN_AND_OUT,
+        ),
+    ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(

@@ -139,14 +139,15 @@ class _Report:
 
     def page(self) -> str:
         """The whole page."""
-        facts = self.facts
-        settings = dict(facts.get("settings", {}))
+        facts, settings = self.facts, dict(self.facts.get("settings", {}))
+        if not settings and self.settings is not None:  # the run was finished by an earlier process
+            settings = self.settings.model_dump(mode="json")
         lora = f" + {facts['lora']}" if facts.get("lora") else ""
         made = f"std {facts['version']}: {facts['model']}{lora}" if facts else "std"
         where = f" on {facts['device']} in {facts['dtype']}" if facts else ""
         return Template(_template()).substitute(
             title=_text(f"{made}{where}"),
-            summary=_text(f"{count(self.done, 'result')}, seed {settings.get('seed')}"),
+            summary=_text(f"{count(self.done, 'result')}, seed {settings.get('seed', 'unknown')}"),
             entries="\n".join(self.entries),
             settings="\n".join(_row(name, value) for name, value in settings.items()),
             script=_SCRIPT,

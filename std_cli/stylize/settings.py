@@ -9,6 +9,9 @@ from std_cli.media.pictures import OUTPUT_SUFFIXES, read_metadata
 from std_cli.media.video.join import read_comment
 from std_cli.paths import user_path
 
+_DEPTH = 10
+"""Tables and lists inside each other that a record has at most; what reads it is recursive."""
+
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
     """What `std` stored in one of its results; None in a file of other origin.
@@ -40,7 +43,17 @@ def read_record(path: str | Path) -> dict[str, Any]:
             f"{str(path)!r} carries no record of std: another program made it, or removed the "
             "record; give a file as std wrote it"
         )
+    if _is_deep(found, _DEPTH):
+        raise InputError(f"{str(path)!r}: its record is damaged: give a file as std wrote it")
     return found
+
+
+def _is_deep(value: object, most: int) -> bool:
+    """Whether lists and tables are inside each other more than `most` times."""
+    if not isinstance(value, dict | list):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_is_deep(each, most - 1) for each in inside)
 
 
 def _of_picture(file: Path) -> dict[str, Any] | None:

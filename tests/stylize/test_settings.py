@@ -7,6 +7,7 @@ from PIL import Image
 
 from std_cli import InputError, read_settings, stylize_image
 from std_cli.cli.commands import run
+from std_cli.media.pictures import save_picture
 from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.settings import read_record
 from std_cli.weights.fingerprints import sha256
@@ -68,8 +69,24 @@ def test_show_prints_what_a_picture_was_made_with(
     assert "Model: tiny" in comment and "Seed: 5" in comment and str(TINY) not in comment
 
 
-def test_what_is_not_of_std_is_one_line(tmp_path, picture, reference):
+def test_a_folder_of_pictures_keeps_its_record(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    assert read_settings(folder) is None
+    for text, record in [('{"std": {"version": "0.1.0"}}', {"version": "0.1.0"}), ("[1]", None)]:
+        (folder / "std.json").write_text(text)
+        assert read_settings(folder) == record
+
+
+def test_what_is_not_of_std_is_one_line(tmp_path, picture, reference, capsys):
     with pytest.raises(InputError, match="carries no record of std"):
         read_record(picture)
+    nested: list[object] = []
+    for _ in range(300):
+        nested = [nested]
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "deep.png", {"settings": nested}, False)
+    assert run(["show", str(tmp_path / "deep.png")]) == 2
+    error = capsys.readouterr().err
+    assert "its record is damaged" in error and error.count("\n") == 1
     with pytest.raises(InputError, match="no such file"):
         read_record(tmp_path / "gone.png")
