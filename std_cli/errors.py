@@ -172,6 +172,7 @@ def in_callers_words(message: str, parameters: Collection[str]) -> str:
     if _flags_named:
         return message
     message = message.replace("pass --overwrite", "pass overwrite=True")
+    message = re.sub(r"std stylize (image|video)", r"stylize_\1", message)
     message = re.sub(r"(?<![\w-])-o (?=\S)", "output ", message)
 
     def parameter(flag: re.Match[str]) -> str:

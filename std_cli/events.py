@@ -91,7 +91,7 @@ class Notice(TypedDict):
 
 
 class Error(TypedDict):
-    """A run ends here, or, with `input`, one of several videos fails and the others continue."""
+    """A run ends here, or, with `input`, one of several inputs fails and the others continue."""
 
     event: Literal["error"]
     message: str

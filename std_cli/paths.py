@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from std_cli.errors import InputError, OutputExists, StdError
 from std_cli.interruption import at_quit
@@ -130,6 +131,20 @@ def try_file(path: Path, overwrite: bool) -> None:
             raise FileExistsError
         with draft(path, b""):
             pass
+
+
+def write_stream(stream: BinaryIO, data: bytes) -> None:
+    """Write all of `data` to a pipe or the like. Raises StdError if it cannot be written, and
+    BrokenPipeError if its reader has gone."""
+    try:
+        stream.write(data)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as err:
+        raise StdError(
+            f"the result cannot be written to the stream ({err.strerror}): check where it leads"
+        ) from err
 
 
 @contextmanager

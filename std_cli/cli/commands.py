@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from std_cli import __version__, interruption
 from std_cli.cli import models
 from std_cli.cli.console import Reporter
+from std_cli.cli.failures import list_failures
 from std_cli.cli.help import Command, Group
 from std_cli.cli.options import takes_settings
 from std_cli.config import CELL_SIDE, ImageSettings, Task, VideoSettings
@@ -32,11 +34,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Stylize pictures and videos with few-step diffusion (Single Trajectory Distillation).",
 )
+
+
+class InputGroup(Group):
+    """The commands for pictures and for videos: a file in the place of one is answered with the
+    command that takes it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            from std_cli.stylize.inputs import kind_of
+
+            if kind := kind_of(Path(args[0])):
+                raise InputError(
+                    f"{args[0]} is not a command: give std {ctx.info_name} {kind} {args[0]}"
+                )
+        return super().resolve_command(ctx, args)
+
+
 stylize = typer.Typer(
-    cls=Group, no_args_is_help=True, help="Give pictures and videos the style of a reference."
+    cls=InputGroup, no_args_is_help=True, help="Give pictures and videos the style of a reference."
 )
 plan = typer.Typer(
-    cls=Group,
+    cls=InputGroup,
     no_args_is_help=True,
     help="Estimate what stylizing takes before it runs: frames, memory, disk and time.",
 )
@@ -93,6 +112,31 @@ ReportFlag = Annotated[
         "--report",
         metavar="FILE.html",
         help="Write one page that shows the results with their sources, settings and figures.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+SkipExistingFlag = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Leave out inputs whose outputs exist.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+KeepGoingFlag = Annotated[
+    bool,
+    typer.Option(
+        "--keep-going/--no-keep-going",
+        help="Of several inputs, stylize the others where one fails; the exit code is then 1.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+FailedFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--failed",
+        metavar="FILE",
+        help="List the inputs that failed in a text file, one a line.",
         rich_help_panel=IN_AND_OUT,
     ),
 ]
@@ -187,10 +231,16 @@ std stylize video in.mp4 -s painting.png --start 1:05 --end 1:20 -o part.mov
 @takes_settings(ImageSettings)
 def image(
     *,
-    inputs: Annotated[list[str], _input_argument("Pictures, folders of pictures, or patterns.")],
+    inputs: Annotated[
+        list[str],
+        _input_argument("Pictures, folders of pictures, patterns, or - for standard input."),
+    ],
     style: StyleFlag = None,
     output: Annotated[str | None, _output_option("NAME_stylized.png")] = None,
     overwrite: OverwriteFlag = False,
+    skip_existing: SkipExistingFlag = False,
+    keep_going: KeepGoingFlag = False,
+    failed: FailedFlag = None,
     report_file: ReportFlag = None,
     look: LookFlag = None,
     settings: Settings,
@@ -204,10 +254,16 @@ def image(
 ) -> None:
     """Stylize pictures."""
     _ready(verbose, offline)
-    with Reporter(as_json, quiet) as report:
+    from std_cli.cli.pipes import standard_output, with_standard_input
+
+    piped = output == "-" and not dry_run
+    target = standard_output(as_json) if piped else output or "."
+    pictures = with_standard_input(inputs)
+    with Reporter(as_json, quiet, only_stderr=piped) as report:
         given = _given(ImageSettings, settings, style, look, no_config, report)
-        request = (inputs, given.style, output or ".")
-        options = given.values | {"overwrite": overwrite, "on_event": report}
+        request = (pictures, given.style, target)
+        options = given.values | {"overwrite": overwrite, "skip_existing": skip_existing}
+        options |= {"keep_going": keep_going, "on_event": report}
         if dry_run:
             from std_cli.stylize.plan import plan_images
 
@@ -215,8 +271,10 @@ def image(
             return
         from std_cli.stylize.stylizer import stylize_images
 
-        for _ in stylize_images(*request, verbose=verbose, report=report_file, **options):
-            pass
+        with list_failures(failed, report) as on_event:
+            options |= {"on_event": on_event, "report": report_file}
+            for _ in stylize_images(*request, verbose=verbose, **options):
+                pass
 
 
 @stylize.command("video", cls=Command, epilog=VIDEO_EXAMPLES)
@@ -230,6 +288,9 @@ def video(
     style: StyleFlag = None,
     output: Annotated[str | None, _output_option("NAME_stylized.mp4")] = None,
     overwrite: OverwriteFlag = False,
+    skip_existing: SkipExistingFlag = False,
+    keep_going: KeepGoingFlag = True,
+    failed: FailedFlag = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -266,7 +327,8 @@ def video(
     with Reporter(as_json, quiet) as report:
         given = _given(VideoSettings, settings, style, look, no_config, report)
         request = (inputs, given.style, output or ".")
-        options = given.values | {"overwrite": overwrite, "on_event": report}
+        options = given.values | {"overwrite": overwrite, "skip_existing": skip_existing}
+        options |= {"keep_going": keep_going, "on_event": report}
         if dry_run:
             from std_cli.stylize.plan import plan_video
 
@@ -274,14 +336,10 @@ def video(
             return
         from std_cli.stylize.stylizer import stylize_video
 
-        stylize_video(
-            *request,
-            resume=resume,
-            keep_work=keep_work,
-            verbose=verbose,
-            report=report_file,
-            **options,
-        )
+        options |= {"resume": resume, "keep_work": keep_work, "verbose": verbose}
+        with list_failures(failed, report) as on_event:
+            options |= {"on_event": on_event, "report": report_file}
+            stylize_video(*request, **options)
 
 
 def _only_planned(command: Callable[..., None]) -> Callable[..., None]:

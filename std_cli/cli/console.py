@@ -45,10 +45,13 @@ Shown = dict[str, Any]
 class Reporter:
     """Shows events as they come; use as a context manager, so that the terminal is left clean."""
 
-    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, as_json: bool = False, quiet: bool = False, only_stderr: bool = False
+    ) -> None:
+        """only_stderr: standard output holds something else."""
         self.as_json, self.quiet = as_json, quiet
         self.out, self.err = (
-            Console(highlight=False, soft_wrap=True),
+            Console(stderr=only_stderr, highlight=False, soft_wrap=True),
             Console(stderr=True, highlight=False, soft_wrap=True),
         )
         self.bar = Progress(
@@ -65,7 +68,8 @@ class Reporter:
         )
         self.task = self.bar.add_task("starting", total=None, count="")
         self.video = self.started = ""
-        self.videos: list[tuple[str, str, str]] = []
+        self.inputs: list[tuple[str, str, str]] = []
+        """(input, done or failed, what) of each video, and of pictures that failed: the table."""
         self.models: list[Shown] = []
 
     def __enter__(self) -> Self:
@@ -79,7 +83,8 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self.bar.stop()
-        if len(self.videos) > 1 and not self.as_json and not self.quiet:
+        failed = any(how == "failed" for _, how, _ in self.inputs)
+        if (len(self.inputs) > 1 or failed) and not self.as_json and not self.quiet:
             self._summary()
         if self.models and not self.as_json:
             for line in model_lines(self.models):  # type: ignore[arg-type]
@@ -92,8 +97,8 @@ class Reporter:
             return
         event: Shown = _printable(given)
         if event["event"] == "error":
-            if "input" in event:  # one of several videos: the others continue
-                self.videos.append((event["input"], "failed", event["message"]))
+            if "input" in event:  # one of several inputs: the others continue
+                self.inputs.append((event["input"], "failed", event["message"]))
             else:
                 self.bar.stop()
             self._line(Text.assemble(("error: ", "bold red"), event["message"]))
@@ -205,7 +210,7 @@ class Reporter:
             )
             return
         if "frames" in e:
-            self.videos.append(
+            self.inputs.append(
                 (e["input"], "done", f"{e['output']}, {e['frames']} frames, {e['seconds']:.1f} s")
             )
         frames = f"  {e['frames']} frames" if "frames" in e else ""
@@ -287,7 +292,7 @@ class Reporter:
         table.add_column(overflow="fold")
         table.add_column()
         table.add_column(overflow="fold")
-        for name, how, what in self.videos:
+        for name, how, what in self.inputs:
             table.add_row(
                 Text(name), Text(how, "green" if how == "done" else "bold red"), Text(what)
             )

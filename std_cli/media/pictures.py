@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,12 @@ from std_cli.media.picture_kinds import PICTURE_SUFFIXES, left_out
 from std_cli.media.transparency import fill_hidden, find_alpha
 from std_cli.paths import check_path, replace_file, try_file, user_path
 
-_WRITE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_WRITE_FORMATS: dict[str, Literal["PNG", "JPEG", "WEBP"]] = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+}
 OUTPUT_SUFFIXES = tuple(_WRITE_FORMATS)
 
 MULTIPLE = 8  # the VAE's downsampling factor
@@ -400,7 +405,8 @@ def save_picture(
     StdError if the disk is full or writing fails otherwise.
     """
     path = Path(path)
-    replace_file(path, _encode(image, _write_format(path), metadata, parameters), overwrite)
+    data = encode_picture(image, _write_format(path), metadata, parameters)
+    replace_file(path, data, overwrite)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
@@ -421,7 +427,7 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _write_format(path: Path) -> str:
+def _write_format(path: Path) -> Literal["PNG", "JPEG", "WEBP"]:
     try:
         return _WRITE_FORMATS[path.suffix.lower()]
     except KeyError:
@@ -431,8 +437,14 @@ def _write_format(path: Path) -> str:
         ) from None
 
 
-def _encode(image: Image.Image, kind: str, metadata: dict[str, Any], parameters: str) -> bytes:
-    """The bytes of the file. In memory, so that every OSError of the writing is the disk's."""
+def encode_picture(
+    image: Image.Image,
+    kind: Literal["PNG", "JPEG", "WEBP"],
+    metadata: dict[str, Any],
+    parameters: str = "",
+) -> bytes:
+    """The bytes of the file, as of `save_picture`. In memory, so that every OSError of the writing
+    is the disk's."""
     # a copy, whose info can be cleared
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     image.info.clear()

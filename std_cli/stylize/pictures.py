@@ -1,35 +1,46 @@
 """Stylization of pictures: a request checked, then one picture after another."""
 
+import io
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, BinaryIO, Unpack, cast
 
 import numpy as np
 from PIL import Image
 
 from std_cli.config import ImageSettings, Pack, image_settings
 from std_cli.environment import LOADING
-from std_cli.errors import InputError, at_work
-from std_cli.events import OnEvent, Place, RequestFacts
+from std_cli.errors import Cancelled, InputError, StdError, at_work
+from std_cli.events import Error, OnEvent, Place, RequestFacts
 from std_cli.media.compare import Comparison
+from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import (
     OUTPUT_SUFFIXES,
     Picture,
     check_writable,
-    expand_inputs,
+    encode_picture,
     fit_to,
-    read_metadata,
     save_picture,
     seen,
     working_size,
 )
 from std_cli.media.transparency import attach_alpha
-from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
+from std_cli.paths import names_folder, remove_stale_drafts, user_path, write_stream
+from std_cli.stylize.inputs import files_of
 from std_cli.stylize.options import ImageOptions
+from std_cli.stylize.outputs import (
+    Existing,
+    check_outputs,
+    distinct_targets,
+    existing_notice,
+    exists_already,
+)
 from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.request import (
+    Encoded,
     Find,
     Input,
     Source,
@@ -37,12 +48,14 @@ from std_cli.stylize.request import (
     Use,
     check_noise,
     choose_schedule,
+    failure,
     follow_lora,
     new_folder,
     origin,
     read_references,
     read_source,
     request_facts,
+    some_failed,
     source_name,
     take_source,
     try_folder,
@@ -57,61 +70,106 @@ if TYPE_CHECKING:
     from std_cli.diffusion.pipeline import ImagePipeline
     from std_cli.schedule import Schedule
 
+Output = str | Path | BinaryIO | None
+"""A file, a folder, a binary stream that a PNG is written to, or None to write nothing."""
+
+
+@dataclass(frozen=True)
+class PictureJob:
+    """One picture, checked before a weight is loaded. Sizes are (width, height)."""
+
+    source: Source
+    name: str
+    """The input as it was given."""
+    target: Path | None
+    """None if the result is not written to a file."""
+    output: str | None
+    """The target as it was given; "-" is a stream."""
+    index: int = 0
+    """From 1."""
+    working: tuple[int, int] = (0, 0)
+    """Size that the network sees."""
+
 
 @dataclass(frozen=True)
 class ImageRequest:
     """Pictures to stylize, checked before a weight is loaded."""
 
-    sources: list[Source]
-    targets: list[Path | None]
+    jobs: list[PictureJob]
+    failed: list[Error]
+    """Error events of those that cannot be stylized."""
     folder: Path | None
     """Of the targets, where it was named; made if it is not there."""
+    stream: BinaryIO | None
+    """What the only result is written to in place of a file."""
     styles: list[tuple[Source, float]]
     references: list[Image.Image]
     files: ModelFiles | None
-    """None in a plan for a model that is not downloaded."""
+    """None in a plan for a model that is not downloaded, and where nothing is left to stylize."""
     lora: LoraFile | None
     s: ImageSettings
     schedule: "Schedule"
-    sizes: list[tuple[int, int]]
-    """(width, height) that the network sees of each picture."""
     notices: list[str]
-    """What the user should know of inputs and references."""
+    """What the user should know of inputs, references and outputs."""
     given: Mapping[str, Any]
     """The options that the user gave."""
 
 
 def run_images(
-    r: ImageRequest, overwrite: bool, on_event: OnEvent, use: "Use[ImagePipeline]"
+    r: ImageRequest,
+    existing: Existing,
+    keep_going: bool,
+    on_event: OnEvent,
+    use: "Use[ImagePipeline]",
 ) -> Iterator[Image.Image]:
     """Stylize the pictures of a request one by one; each is written before the next is begun.
 
+    keep_going: one that fails does not stop the others; a StdError at the end says how many did.
     use: gives the loaded pipeline for as long as one picture takes.
     """
-    with new_folder(r.folder):
-        _check_writable(r.targets, overwrite)
-        for folder in {target.parent for target in r.targets if target}:
+    failed = [error["input"] for error in r.failed]
+    total = len(r.jobs) + len(failed)
+    with new_folder(r.folder if r.jobs else None):
+        _check_writable(r.jobs, existing)
+        for folder in {job.target.parent for job in r.jobs if job.target}:
             remove_stale_drafts(folder)
-        facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles, r.references)
-        on_event({"event": "start", "total": len(r.sources), **facts})
+        if r.jobs:
+            facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles, r.references)
+            on_event({"event": "start", "total": total, **facts})
         for message in r.notices:
             on_event({"event": "notice", "message": message})
-        for i in range(len(r.sources)):
-            with use(on_event) as pipeline, at_work():
-                result = _stylize_one(r, i, pipeline, facts, overwrite, on_event)
+        for error in r.failed:
+            on_event(error)
+        for job in r.jobs:
+            if existing == "skip" and job.target and os.path.lexists(job.target):
+                on_event({"event": "notice", "message": existing_notice([job.target], existing)})
+                continue
+            about: Place = {"input": job.name, "index": job.index, "total": total}
+            with use(on_event) as pipeline:
+                try:
+                    with at_work():
+                        result = _stylize_one(r, job, about, pipeline, facts, existing, on_event)
+                except StdError as e:
+                    if not keep_going or total == 1 or isinstance(e, Cancelled):
+                        raise
+                    failed.append(job.name)
+                    on_event(failure(job.name, e))
+                    continue
             yield result
+    if failed:
+        raise some_failed(failed, total, "pictures")
 
 
 def _stylize_one(
     r: ImageRequest,
-    i: int,
+    job: PictureJob,
+    about: Place,
     pipeline: "ImagePipeline",
     facts: RequestFacts,
-    overwrite: bool,
+    existing: Existing,
     on_event: OnEvent,
 ) -> Image.Image:
-    begin, target, working = time.monotonic(), r.targets[i], r.sizes[i]
-    about: Place = {"input": source_name(r.sources[i]), "index": i + 1, "total": len(r.sources)}
+    begin = time.monotonic()
 
     def on_step(step: int) -> None:
         on_event(
@@ -119,23 +177,25 @@ def _stylize_one(
         )
 
     on_step(0)
-    picture = _read_again(r.sources[i], max(working))
-    fit = fit_to(*picture.size, working)
+    picture = _read_again(job.source, max(job.working))
+    fit = fit_to(*picture.size, job.working)
     result = fit.undo(pipeline.stylize(seen(picture, fit), r.s, r.schedule, on_step))
     if picture.alpha is not None:
         result = attach_alpha(result, picture.alpha)
     result = _compared(picture, result, r.s)
-    if target is not None:
-        source = r.sources[i]
-        sha256 = fingerprint(source) if isinstance(source, Path) else None
-        made = origin(source, sha256, r.styles, r.given)
-        record = {**facts, "input": about["input"], "origin": made}
-        save_picture(result, target, record, overwrite, parameters_text(facts, working))
+    sha256 = fingerprint(job.source) if isinstance(job.source, Path) else None
+    record = {**facts, "input": source_name(job.source)}
+    record["origin"] = origin(job.source, sha256, r.styles, r.given)
+    parameters = parameters_text(facts, job.working)
+    if r.stream is not None:
+        write_stream(r.stream, encode_picture(result, "PNG", record, parameters))
+    elif job.target is not None:
+        save_picture(result, job.target, record, existing == "replace", parameters)
     on_event(
         {
             "event": "result",
             **about,
-            "output": str(target) if target else None,
+            "output": job.output,
             "width": result.width,
             "height": result.height,
             "seconds": round(time.monotonic() - begin, 3),
@@ -159,9 +219,10 @@ def _compared(picture: Picture, result: Image.Image, settings: ImageSettings) ->
 def prepare_images(
     inputs: Input | Sequence[Input],
     style: Style | Sequence[Style],
-    output: str | Path | None = None,
+    output: Output = None,
     *,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
+    keep_going: bool = False,
     find: Find = lambda resolve, *args, **options: resolve(*args, **options),
     **options: Unpack[ImageOptions],
 ) -> ImageRequest:
@@ -171,29 +232,31 @@ def prepare_images(
     """
     given: dict[str, Any] = dict(options)
     asked = image_settings(given)  # raises what is wrong whatever the model says
-    sources, notices = _sources(inputs)
-    pictures = []
-    for source in sources:  # decoded once here, so that a damaged one is known in time
-        picture = read_source(source, side=1)
-        pictures.append(picture.size)
-        if picture.alpha is not None and picture.alpha.getextrema() == (0, 0):
-            notices.append(f"{source_name(source)} is wholly transparent: so is what is made of it")
     styles = weigh_styles(style)
+    named = [path for path, _ in styles if isinstance(path, Path)]
+    sources, notices = _sources(inputs, named, once=output is not None)
     references, white = read_references(styles)
     notices += white
-    targets, folder = _targets(sources, output)
+    jobs, folder, stream = _jobs(sources, output, notices)
+    reads = [*named, *(job.source for job in jobs if isinstance(job.source, Path))]
+    check_outputs([job.target for job in jobs if job.target], folder, reads)
+    jobs = _to_do(jobs, existing, notices)
+    jobs, sizes, failed = _read_once(jobs, existing, keep_going, notices)
     if try_folder(folder) is None:
-        _check_writable(targets, overwrite)
-    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
+        _check_writable(jobs, existing)
+    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter) if jobs else None
     s = (
         image_settings(given, files.pack, f"{files.base}/std.json")
         if files
         else image_settings(given)
     )
     pack = Pack(**files.pack if files else {})
-    sizes = [
-        working_size(*size, s.size, pack.base_resolution, pack.size_by == "area")
-        for size in pictures
+    jobs = [
+        replace(
+            job,
+            working=working_size(*size, s.size, pack.base_resolution, pack.size_by == "area"),
+        )
+        for job, size in zip(jobs, sizes, strict=True)
     ]
     how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
@@ -207,36 +270,50 @@ def prepare_images(
     if files:
         check_noise(s, schedule, files)
     return ImageRequest(
-        sources,
-        targets,
+        jobs,
+        failed,
         folder,
+        stream,
         styles,
         references,
         files,
         lora,
         s,
         schedule,
-        sizes,
         notices,
         given,
     )
 
 
-def _sources(inputs: object) -> tuple[list[Source], list[str]]:
-    """The pictures that the inputs name or are, and what the user should know of those that are
-    left out."""
-    if isinstance(inputs, str | Path | Image.Image | np.ndarray) or not isinstance(
-        inputs, Iterable
-    ):
+def _sources(
+    inputs: object, references: Sequence[Path], once: bool
+) -> tuple[list[tuple[Source, str]], list[str]]:
+    """The pictures that the inputs name or are, with their names as given, and what the user should
+    know of those that are left out.
+
+    once: a file that is named several times is taken once.
+    """
+    if isinstance(
+        inputs, str | Path | bytes | Encoded | Image.Image | np.ndarray
+    ) or not isinstance(inputs, Iterable):
         inputs = [inputs]
-    sources: list[Source] = []
+    sources: list[tuple[Source, str]] = []
     notices: list[str] = []
     for item in inputs:
-        sources += (
-            _pictures(item, notices)
-            if isinstance(item, str | Path)
-            else [take_source(item, "input")]
-        )
+        if isinstance(item, str | Path):
+            files = files_of(item, PICTURE_SUFFIXES, "picture", references, notices)
+            named = files == [user_path(item, "input")]
+            found: list[tuple[Source, str]] = [
+                (file, str(item if named else file)) for file in files
+            ]
+        else:
+            source = take_source(item, "input")
+            found = [(source, source_name(source))]
+        for source, name in found:
+            if once and isinstance(source, Path) and source in (s for s, _ in sources):
+                notices.append(f"{name} is named more than once: it is stylized once")
+            else:
+                sources.append((source, name))
     if not sources:
         raise InputError(
             "no input: give pictures, folders of pictures, or patterns such as 'photos/*.jpg'"
@@ -244,62 +321,85 @@ def _sources(inputs: object) -> tuple[list[Source], list[str]]:
     return sources, notices
 
 
-def _pictures(item: str | Path, notices: list[str]) -> list[Path]:
-    """The pictures that a file, folder or pattern stands for, without the results of std next to
-    other pictures."""
-    found = expand_inputs([item], notices=notices)
-    if found == [user_path(item, "input")]:  # named: wanted
-        return found
-    results = [path for path in found if _is_result(path)]
-    if not results or len(results) == len(found):
-        return found
-    more = f" and {len(results) - 1} more" if len(results) > 1 else ""
-    notices.append(
-        f"{item}: left out: {results[0].name}{more}, which std wrote; name them to stylize them "
-        f"again"
-    )
-    return [path for path in found if path not in set(results)]
-
-
-def _is_result(path: Path) -> bool:
-    if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        return False
-    try:
-        return read_metadata(path) is not None
-    except InputError:  # it cannot be read: said where it is to be
-        return False
-
-
-def _targets(
-    sources: list[Source], output: str | Path | None
-) -> tuple[list[Path | None], Path | None]:
-    """Where each result goes, the named file or NAME_stylized.png in the named folder; and that
-    folder."""
+def _jobs(
+    sources: list[tuple[Source, str]], output: Output, notices: list[str]
+) -> tuple[list[PictureJob], Path | None, BinaryIO | None]:
+    """Where each result goes: the named file, NAME_stylized.png in the named folder, or a stream;
+    and that folder or stream."""
     if output is None:
-        return [None] * len(sources), None
-    path = user_path(output, "-o")
-    a_folder = path.is_dir() or names_folder(output)
+        return [PictureJob(*source, None, None) for source in sources], None, None
+    if not isinstance(output, str | Path) and hasattr(output, "write"):
+        if isinstance(output, io.TextIOBase):
+            raise InputError("output is a stream of text: give a binary one")
+        _only_one(sources, "-")
+        return [PictureJob(*sources[0], None, "-")], None, output
+    path = user_path(cast(str | Path, output), "-o")
+    a_folder = path.is_dir() or names_folder(cast(str | Path, output))
     if path.suffix.lower() in OUTPUT_SUFFIXES and not a_folder:
-        if len(sources) > 1:
-            raise InputError(f"-o {output}: one file for {len(sources)} pictures: give a folder")
-        return [path], None
+        _only_one(sources, str(output))
+        return [PictureJob(*sources[0], path, str(output))], None, None
     if path.suffix and not a_folder:
         raise InputError(
             f"-o {output}: {path.suffix} cannot be written: use {', '.join(OUTPUT_SUFFIXES)}, or "
             f"a folder that exists"
         )
-    names = [s.stem if isinstance(s, Path) else f"picture{i}" for i, s in enumerate(sources, 1)]
-    targets = [check_path(path / f"{name}_stylized.png", "-o") for name in names]
-    if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
-        raise InputError(
-            f"two inputs would both be written to {double}: rename one, or give them in two runs"
-        )
-    return list(targets), path
+    names = [
+        s if isinstance(s, Path) else Path(f"picture{i}") for i, (s, _) in enumerate(sources, 1)
+    ]
+    targets = distinct_targets(names, lambda _, name: path / f"{name}_stylized.png", notices)
+    jobs = [
+        PictureJob(*source, target, str(target))
+        for source, target in zip(sources, targets, strict=True)
+    ]
+    return jobs, path, None
 
 
-def _check_writable(targets: list[Path | None], overwrite: bool) -> None:
-    for target in filter(None, targets):
-        check_writable(target, overwrite)
+def _only_one(sources: Sequence[object], output: str) -> None:
+    if len(sources) > 1:
+        raise InputError(f"-o {output}: one file for {len(sources)} pictures: give a folder")
+
+
+def _to_do(jobs: list[PictureJob], existing: Existing, notices: list[str]) -> list[PictureJob]:
+    """Without those that are skipped because their outputs exist."""
+    there = [job.target for job in jobs if job.target and os.path.lexists(job.target)]
+    if there and existing in ("skip", "note"):
+        notices.append(existing_notice(there, existing))
+    return jobs if existing != "skip" else [job for job in jobs if job.target not in set(there)]
+
+
+def _read_once(
+    jobs: list[PictureJob], existing: Existing, keep_going: bool, notices: list[str]
+) -> tuple[list[PictureJob], list[tuple[int, int]], list[Error]]:
+    """(those that can be stylized, the sizes of their pictures, errors of the others): each picture
+    is decoded once, so that a damaged one is known before the work.
+
+    Raises the first error unless `keep_going`.
+    """
+    ready, sizes, failed = [], [], []
+    for i, job in enumerate(jobs, 1):
+        try:
+            if existing == "refuse" and job.target and os.path.lexists(job.target):
+                raise exists_already(job.target)
+            picture = read_source(job.source, side=1)
+        except InputError as e:
+            if len(jobs) == 1:
+                raise
+            if not keep_going:
+                raise type(e)(f"{e}; --keep-going stylizes the others") from None
+            failed.append(failure(job.name, e))
+            continue
+        ready.append(replace(job, index=i))
+        sizes.append(picture.size)
+        if picture.alpha is not None and picture.alpha.getextrema() == (0, 0):
+            name = source_name(job.source)
+            notices.append(f"{name} is wholly transparent: so is what is made of it")
+    return ready, sizes, failed
+
+
+def _check_writable(jobs: list[PictureJob], existing: Existing) -> None:
+    for job in jobs:
+        if job.target is not None:
+            check_writable(job.target, overwrite=existing in ("replace", "note"))
 
 
 def _read_again(source: Source, side: int) -> Picture:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from std_cli.diffusion.devices import device_name
 from std_cli.diffusion.memory import MARGIN
-from std_cli.errors import InputError, NotDownloaded
+from std_cli.errors import InputError, NotDownloaded, OutputExists
 from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime, ResolvedSetting
 from std_cli.stylize.defaults import Origin, resolved
 from std_cli.stylize.memory_needs import MemoryNeeds
 from std_cli.stylize.options import ImageOptions, VideoOptions
-from std_cli.stylize.pictures import ImageRequest, prepare_images
+from std_cli.stylize.outputs import Existing, existing_rule
+from std_cli.stylize.pictures import ImageRequest, Output, prepare_images
 from std_cli.stylize.probe import time_picture, time_windows
 from std_cli.stylize.request import Input, Style
 from std_cli.stylize.videos import VideoRequest, prepare_video
@@ -59,9 +60,11 @@ class Found:
 def plan_images(
     inputs: Input | Sequence[Input],
     style: Style | Sequence[Style],
-    output: str | Path | None = None,
+    output: Output = None,
     *,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_going: bool = False,
     probe: bool = True,
     origins: Mapping[str, Origin] | None = None,
     on_event: OnEvent = lambda event: None,
@@ -70,17 +73,21 @@ def plan_images(
     """The plan of `stylize_images` with the same arguments; `probe`: load the model and time two
     steps. origins: where the options come from, by name.
 
-    Raises the errors that it would raise before it loads a weight.
+    Raises the errors that it would raise before it loads a weight, but for outputs that exist,
+    which are a note.
     """
-    found = Found()
-    request = prepare_images(inputs, style, output, overwrite=overwrite, find=found, **options)
-    working = max(request.sizes, key=area)
-    notes = [*request.notices, *found.notes()]
+    found, existing = Found(), _rule(overwrite, skip_existing)
+    request = prepare_images(
+        inputs, style, output, existing=existing, keep_going=keep_going, find=found, **options
+    )
+    _check_any(request)
+    working = max((job.working for job in request.jobs), key=area)
+    notes = [*request.notices, *found.notes(), *_left_out(request)]
     settings = _resolved(request, options, origins)
     inputs_planned = picture_inputs(request)
     planner = _Planner(request, settings, found.missing, working, inputs_planned, 1, 0, notes)
     return planner.plan(
-        request.targets[0],
+        request.jobs[0].target,
         probe,
         on_event,
         lambda: time_picture(request, working, notes.append),
@@ -93,24 +100,24 @@ def plan_video(
     output: str | Path = ".",
     *,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_going: bool = True,
     probe: bool = True,
     origins: Mapping[str, Origin] | None = None,
     on_event: OnEvent = lambda event: None,
     **options: Unpack[VideoOptions],
 ) -> Plan:
     """The plan of `stylize_video` with the same arguments, but for those of its work folder."""
-    found = Found()
-    request = prepare_video(inputs, style, output, overwrite=overwrite, find=found, **options)
-    if not request.jobs:
-        raise InputError(
-            f"none of the {len(request.failed)} videos can be stylized: "
-            f"{request.failed[0]['message']}"
-        )
+    found, existing = Found(), _rule(overwrite, skip_existing)
+    request = prepare_video(
+        inputs, style, output, existing=existing, keep_going=keep_going, find=found, **options
+    )
+    _check_any(request)
     planned = []
     notices = []
     for job in request.jobs:
         name = job.source.name
-        on_event({"event": "progress", "stage": "count", "input": name})
+        on_event({"event": "progress", "stage": "count", "input": job.name})
         heard = list(job.extras.notices)
         stride = request.window - request.overlap
         planned.append(video_input(job, request.s, request.window, stride, heard.append))
@@ -121,7 +128,7 @@ def plan_video(
         notes.append(
             f"shots of videos of more than {COUNTED} frames are not counted: each has one or more"
         )
-    notes += [f"{error['input']} is left out: {error['message']}" for error in request.failed]
+    notes += _left_out(request)
     notes += notices
     planner = _Planner(
         request,
@@ -149,6 +156,27 @@ def _resolved(
     files = request.files
     pack, pack_name = (files.pack, f"{files.base}/std.json") if files else ({}, "")
     return resolved(request.s, given, origins or {}, pack, pack_name)
+
+
+def _rule(overwrite: bool, skip_existing: bool) -> Existing:
+    rule = existing_rule(overwrite, skip_existing)
+    return "note" if rule == "refuse" else rule
+
+
+def _check_any(request: ImageRequest | VideoRequest) -> None:
+    """Raises an error if nothing is left to stylize."""
+    if request.jobs:
+        return
+    if not request.failed:
+        raise OutputExists("nothing is left to stylize: all outputs exist (--skip-existing)")
+    what = "pictures" if isinstance(request, ImageRequest) else "videos"
+    raise InputError(
+        f"none of the {len(request.failed)} {what} can be stylized: {request.failed[0]['message']}"
+    )
+
+
+def _left_out(request: ImageRequest | VideoRequest) -> list[str]:
+    return [f"{error['input']} is left out: {error['message']}" for error in request.failed]
 
 
 @dataclass

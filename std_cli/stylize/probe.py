@@ -27,7 +27,8 @@ def time_picture(
     """Load the model, and stylize the picture of the size `working` in at most two steps."""
     begin = time.monotonic()
     pipeline = load_pipeline(request, on_notice)
-    source = read_source(request.sources[request.sizes.index(working)], side=max(working))
+    largest = next(job for job in request.jobs if job.working == working)
+    source = read_source(largest.source, side=max(working))
     picture = seen(source, fit_to(*source.size, working))
     short = request.s.model_copy(update={"steps": min(2, request.s.steps)})
     load = _now(pipeline) - begin

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import html
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -28,7 +28,8 @@ from std_cli.media.video.quality import Quality
 from std_cli.media.video.read import read_frames
 from std_cli.paths import replace_file, try_file, user_path
 from std_cli.stylize.frames import source_frames
-from std_cli.stylize.request import Source, read_source
+from std_cli.stylize.pictures import PictureJob
+from std_cli.stylize.request import read_source
 from std_cli.stylize.stages import KEPT_SIDE, resized
 from std_cli.stylize.video_run import Job
 
@@ -81,14 +82,13 @@ def reporting(
     given: str | Path | None,
     overwrite: bool,
     on_event: OnEvent,
-    sources: list[Source] | None = None,
-    jobs: list[Job] | None = None,
-    settings: ImageSettings | None = None,
+    jobs: Sequence[PictureJob] | Sequence[Job],
+    settings: ImageSettings,
 ) -> Iterator[OnEvent]:
     """Where a report is asked for, what receives the events of the run, passes them on, and writes
     the page at the end, also if the work fails after a first result.
 
-    given: the page's path, or None. sources, jobs: the inputs of the run, pictures or videos.
+    given: the page's path, or None. jobs: the inputs of the run, pictures or videos.
     settings: its settings. Raises InputError, before the work, for a page that cannot be written.
     """
     if given is None:
@@ -98,7 +98,7 @@ def reporting(
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--report {path}: a report is an .html file: give it such a name")
     try_file(path, overwrite)
-    report = _Report(on_event, sources or [], {job.index: job for job in jobs or []}, settings)
+    report = _Report(on_event, {job.index: job for job in jobs}, settings)
     try:
         yield report
     except Exception:
@@ -115,11 +115,10 @@ class _Report:
     def __init__(
         self,
         on_event: OnEvent,
-        sources: list[Source],
-        jobs: Mapping[int, Job],
-        settings: ImageSettings | None,
+        jobs: Mapping[int, PictureJob | Job],
+        settings: ImageSettings,
     ) -> None:
-        self.on_event, self.sources, self.jobs, self.settings = on_event, sources, jobs, settings
+        self.on_event, self.jobs, self.settings = on_event, jobs, settings
         self.entries: list[str] = []
         self.facts: Mapping[str, Any] = {}
         self.done = 0
@@ -132,10 +131,13 @@ class _Report:
         elif event["event"] == "error" and "input" in event:
             text = f"{event['input']}: {event['message']}"
             self.entries.append(f'<section><h2 class="failed">{_text(text)}</h2></section>')
-        elif event["event"] == "result" and self.jobs:
-            self.entries.append(self._video(cast(VideoResult, event)))
         elif event["event"] == "result":
-            self.entries.append(self._picture(cast(PictureResult, event)))
+            job = self.jobs[cast(PictureResult | VideoResult, event)["index"]]
+            self.entries.append(
+                self._video(job, cast(VideoResult, event))
+                if isinstance(job, Job)
+                else self._picture(job, cast(PictureResult, event))
+            )
 
     def page(self) -> str:
         """The whole page."""
@@ -154,20 +156,19 @@ class _Report:
             script_hash=_policy_hash(_SCRIPT),
         )
 
-    def _picture(self, event: PictureResult) -> str:
-        output = event["output"]
+    def _picture(self, job: PictureJob, event: PictureResult) -> str:
         facts = [f"{event['width']} x {event['height']}", f"{event['seconds']:.1f} s"]
-        head = _head(event["input"], output, facts)
-        if len(self.entries) >= MOST_PICTURES or output is None:
+        head = _head(event["input"], event["output"], facts)
+        if len(self.entries) >= MOST_PICTURES or job.target is None:
             return f"<section>{head}</section>"
-        result = _over_white(read_picture(output, side=SIDE))
-        if self.settings is not None and self.settings.compare == "side":
+        result = _over_white(read_picture(job.target, side=SIDE))
+        if self.settings.compare == "side":
             result = result.crop((result.width // 2, 0, result.width, result.height))
-        source = _over_white(read_source(self.sources[event["index"] - 1], side=SIDE))
+        source = _over_white(read_source(job.source, side=SIDE))
         shown = _pair(source, result, SIDE, "")
         return f"<section>{head}{_compare(shown)}</section>"
 
-    def _video(self, event: VideoResult) -> str:
+    def _video(self, job: Job, event: VideoResult) -> str:
         self.on_event({"event": "progress", "stage": "report", "input": event["input"]})
         settings = self.settings
         assert isinstance(settings, VideoSettings)
@@ -178,7 +179,7 @@ class _Report:
             f"seam ratio {_figure(event['seam_ratio'])}",
             f"flicker {_figure(event['flicker'])}",
         ]
-        watched = watch(self.jobs[event["index"]], settings, Path(event["output"]))
+        watched = watch(job, settings, job.target.path)
         parts = [_head(event["input"], event["output"], facts)]
         if watched.shots:
             parts += [_compare(watched.shots[0]), _shots(watched)]

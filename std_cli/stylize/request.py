@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -15,8 +15,8 @@ from PIL import Image
 from std_cli import __version__
 from std_cli.config import ImageSettings, S, parse_style
 from std_cli.environment import LOADING
-from std_cli.errors import InputError
-from std_cli.events import OnEvent, RequestFacts
+from std_cli.errors import InputError, StdError
+from std_cli.events import Error, OnEvent, RequestFacts
 from std_cli.interruption import at_quit
 from std_cli.media.pictures import (
     Picture,
@@ -35,10 +35,20 @@ from std_cli.weights.zoo import cfg_range, zoo
 if TYPE_CHECKING:
     from std_cli.schedule import Schedule
 
-Source = Path | Image.Image
-InMemory = Image.Image | NDArray[np.uint8]
-"""A picture given as such: a PIL image of any mode, or an array (H, W), (H, W, 3) RGB or (H, W, 4)
-RGBA of uint8."""
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as the bytes that its file would hold."""
+
+    data: bytes
+    name: str
+    """What events and messages call it."""
+
+
+Source = Path | Image.Image | Encoded
+InMemory = Image.Image | NDArray[np.uint8] | bytes | Encoded
+"""A picture given as such: a PIL image of any mode, an array (H, W), (H, W, 3) RGB or (H, W, 4)
+RGBA of uint8, or the bytes of a picture file."""
 Input = str | Path | InMemory
 Style = Input | tuple[Input, float]
 P_co = TypeVar("P_co", covariant=True)
@@ -66,16 +76,19 @@ def take_source(item: object, what: str) -> Source:
         return image_of(item)
     if isinstance(item, str | Path):
         return user_path(item, what)
-    if isinstance(item, Image.Image):
+    if isinstance(item, bytes):
+        return Encoded(item, "picture")
+    if isinstance(item, Image.Image | Encoded):
         return item
     raise InputError(
-        f"{what} of type {type(item).__name__}: give a path, a PIL image or an array of uint8"
+        f"{what} of type {type(item).__name__}: give a path, a PIL image, an array of uint8 or the "
+        f"bytes of a picture file"
     )
 
 
 def weigh_styles(style: object) -> list[tuple[Source, float]]:
     """The references with their weights, which sum to 1."""
-    one = isinstance(style, str | Path | Image.Image | np.ndarray | tuple)
+    one = isinstance(style, str | Path | bytes | Encoded | Image.Image | np.ndarray | tuple)
     items = list(style) if isinstance(style, Iterable) and not one else [style]
     if not items:
         raise InputError(
@@ -101,6 +114,8 @@ def read_source(source: Source, flag: str = "", side: int | None = None) -> Pict
     try:
         if isinstance(source, Image.Image):
             return take_picture(source, source_name(source), side)
+        if isinstance(source, Encoded):
+            return read_picture(source.name, source.data, side)
         return read_picture(source, side=side)
     except InputError as e:
         raise InputError(f"{flag}{e}") from None
@@ -256,6 +271,23 @@ def _path_of(source: Source) -> str | None:
 
 def source_name(source: Source) -> str:
     return "picture" if isinstance(source, Image.Image) else source.name
+
+
+def failure(name: str, error: StdError) -> Error:
+    """The event of one input of several that fails; `name`: the input as it was given."""
+    return {
+        "event": "error",
+        "message": str(error),
+        "input": name,
+        "kind": error.kind,
+        "code": error.exit_code,
+    }
+
+
+def some_failed(names: list[str], total: int, what: str) -> StdError:
+    """The error at the end of a run in which inputs failed, each of which was reported."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return StdError(f"{len(names)} of {total} {what} failed: {', '.join(names[:3])}{more}")
 
 
 def try_folder(folder: Path | None) -> Path | None:

@@ -286,7 +286,7 @@ def _prepare(cell: Cell, folder: Path) -> None:
             subject.path,
             cell.style,
             folder / ".frame",
-            overwrite=True,
+            existing="replace",
             **_of_frame(subject.at, cell.options),
         )
         lora, motion = of_video.lora, of_video.motion

@@ -24,7 +24,8 @@ from std_cli.stylize.options import (
     VideoOptions,
     with_options,
 )
-from std_cli.stylize.pictures import ImageRequest, prepare_images, run_images
+from std_cli.stylize.outputs import Existing, existing_rule
+from std_cli.stylize.pictures import ImageRequest, Output, prepare_images, run_images
 from std_cli.stylize.report import reporting
 from std_cli.stylize.request import Input, Style, request_notices
 from std_cli.stylize.videos import VideoRequest, prepare_video, run_videos
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from std_cli.diffusion.pipeline import Pipeline
 
 
-_PARAMETERS = {*VideoOptions.__annotations__, "style", "overwrite", "resume", "keep_work", "report"}
+_PARAMETERS = {*VideoOptions.__annotations__, "style"}
+_PARAMETERS |= {"overwrite", "skip_existing", "keep_going", "resume", "keep_work", "report"}
 """What messages name by flags."""
 
 
@@ -95,7 +97,9 @@ class Stylizer:
         self, input: Input, style: Style | Sequence[Style], **options: Unpack[LookOptions]
     ) -> Image.Image:
         """Stylize one picture: RGB, or RGBA if it has transparency. As `images` without output."""
-        [result] = self._images(input, style, None, False, _ignore, options, only_one=True)
+        [result] = self._images(
+            input, style, None, "refuse", False, _ignore, options, only_one=True
+        )
         return result
 
     @with_options(LookOptions)
@@ -103,9 +107,11 @@ class Stylizer:
         self,
         inputs: Input | Sequence[Input],
         style: Style | Sequence[Style],
-        output: str | Path | None = None,
+        output: Output = None,
         *,
         overwrite: bool = False,
+        skip_existing: bool = False,
+        keep_going: bool = False,
         on_event: OnEvent = _ignore,
         cancel: threading.Event | None = None,
         report: str | Path | None = None,
@@ -113,13 +119,18 @@ class Stylizer:
     ) -> Iterator[Image.Image]:
         """Stylize pictures one by one; each is written before the next is begun.
 
-        inputs: files, folders, glob patterns, PIL images, or arrays of uint8: (H, W), (H, W, 3) RGB
-        or (H, W, 4) RGBA. A PIL image is treated as its file would be (EXIF orientation, ICC
-        profile, 16 bits, alpha), and is not changed.
+        inputs: files, folders, glob patterns, PIL images, the bytes of picture files, or arrays of
+        uint8: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA. A PIL image is treated as its file would be
+        (EXIF orientation, ICC profile, 16 bits, alpha), and is not changed. Style references and
+        results of std are left out of folders and patterns, with a notice.
         style: one or more references of the same kinds, each with an optional weight ("ref.png:0.5"
         or a pair); the weights are normalised. What is transparent in a reference counts as white;
         colours under alpha 0 have no effect anywhere.
-        output: a file (one input), a folder, or None to write nothing.
+        output: a file (one input), a folder, a binary stream that a PNG is written to (one input),
+        or None to write nothing. An output is never an input or a reference.
+        overwrite: replace outputs that exist; skip_existing: leave out inputs whose outputs exist;
+        else OutputExists is raised. keep_going: a picture that fails, as an "error" event reports,
+        does not stop the others; a StdError at the end says how many did.
         on_event: receives `std_cli.events`; what it raises ends the run.
         cancel: when it is set, the run ends with Cancelled after the step at work.
         report: an .html file, written at the end: a page that shows results with their sources.
@@ -127,16 +138,19 @@ class Stylizer:
         Raises InputError, before a weight is loaded, for every problem of the request; StdError if
         the work fails. No file is left half written.
         """
+        existing = existing_rule(overwrite, skip_existing)
+        notify = _reporter(on_event, cancel)
         yield from self._images(
-            inputs, style, output, overwrite, _reporter(on_event, cancel), options, page=report
+            inputs, style, output, existing, keep_going, notify, options, page=report
         )
 
     def _images(
         self,
         inputs: Input | Sequence[Input],
         style: Style | Sequence[Style],
-        output: str | Path | None,
-        overwrite: bool,
+        output: Output,
+        existing: Existing,
+        keep_going: bool,
         report: OnEvent,
         options: LookOptions,
         only_one: bool = False,
@@ -144,20 +158,22 @@ class Stylizer:
     ) -> Iterator[Image.Image]:
         with self._quietly():
             every = _joined(_for_pictures(self._options), options)
-            r = prepare_images(inputs, style, output, overwrite=overwrite, **every)
-            if only_one and len(r.sources) > 1:
+            r = prepare_images(
+                inputs, style, output, existing=existing, keep_going=keep_going, **every
+            )
+            if only_one and len(r.jobs) > 1:
                 raise InputError(
-                    f"image takes one picture, and {len(r.sources)} were named: use images"
+                    f"image takes one picture, and {len(r.jobs)} were named: use images"
                 )
-            if page is not None and output is None:
+            if page is not None and (output is None or r.stream is not None):
                 raise InputError("--report shows written pictures: give an output, too")
         with ExitStack() as stack:
             with self._quietly():
                 on_event = stack.enter_context(
-                    reporting(page, overwrite, report, r.sources, settings=r.s)
+                    reporting(page, existing == "replace", report, r.jobs, r.s)
                 )
                 self._announce(r, report)
-            pictures = run_images(r, overwrite, on_event, partial(self._use, r))
+            pictures = run_images(r, existing, keep_going, on_event, partial(self._use, r))
             stack.callback(pictures.close)  # type: ignore[attr-defined]
             while True:
                 with self._quietly():
@@ -174,6 +190,8 @@ class Stylizer:
         output: str | Path = ".",
         *,
         overwrite: bool = False,
+        skip_existing: bool = False,
+        keep_going: bool = True,
         resume: bool = True,
         keep_work: bool = False,
         on_event: OnEvent = _ignore,
@@ -184,22 +202,27 @@ class Stylizer:
         """Stylize videos one by one; returns the result of each.
 
         inputs: video files, animated gif, webp or png, folders of videos, glob patterns; a folder
-        of pictures is one video. style, on_event, cancel and report: as of `images`. output: a file
-        (one input), or a folder.
+        of pictures is one video. style, overwrite, skip_existing, on_event, cancel and report: as
+        of `images`. output: a file (one input), or a folder.
         resume: continue where the same request was interrupted (its work folder `.OUT.std/` is next
         to the output), else start over. keep_work: leave that folder.
 
         Raises InputError, before a weight is loaded, for every problem of the request; StdError if
-        the work fails. Of several inputs one that fails does not stop the others; a StdError at the
-        end says how many did. A cancelled request resumes when it is made again.
+        the work fails. Of several inputs one that fails does not stop the others, unless
+        keep_going=False; a StdError at the end says how many did. A cancelled request resumes when
+        it is made again.
         """
         notify = _reporter(on_event, cancel)
         with self._quietly():
             every = _joined(self._options, options)
-            r = prepare_video(inputs, style, output, overwrite=overwrite, **every)
-            with reporting(report, overwrite, notify, jobs=r.jobs, settings=r.s) as notify:
+            existing = existing_rule(overwrite, skip_existing)
+            r = prepare_video(
+                inputs, style, output, existing=existing, keep_going=keep_going, **every
+            )
+            use = partial(self._use, r)
+            with reporting(report, overwrite, notify, r.jobs, r.s) as notify:
                 self._announce(r, notify)
-                return run_videos(r, overwrite, resume, keep_work, notify, partial(self._use, r))
+                return run_videos(r, overwrite, resume, keep_work, keep_going, notify, use)
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
@@ -211,7 +234,7 @@ class Stylizer:
 
     def _announce(self, r: ImageRequest | VideoRequest, on_event: OnEvent) -> None:
         """Report the first load before the libraries are imported, which takes seconds."""
-        if self._loaded is None:
+        if self._loaded is None and r.jobs:
             on_event({"event": "progress", "stage": "load", "model": r.s.model})
 
     @contextmanager
@@ -267,9 +290,11 @@ class Stylizer:
 def stylize_image(
     inputs: Input | Sequence[Input],
     style: Style | Sequence[Style],
-    output: str | Path | None = None,
+    output: Output = None,
     *,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_going: bool = False,
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
     verbose: bool = False,
@@ -283,6 +308,8 @@ def stylize_image(
             style,
             output,
             overwrite=overwrite,
+            skip_existing=skip_existing,
+            keep_going=keep_going,
             on_event=on_event,
             cancel=cancel,
             verbose=verbose,
@@ -296,9 +323,11 @@ def stylize_image(
 def stylize_images(
     inputs: Input | Sequence[Input],
     style: Style | Sequence[Style],
-    output: str | Path | None = None,
+    output: Output = None,
     *,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_going: bool = False,
     on_event: OnEvent = _ignore,
     cancel: threading.Event | None = None,
     verbose: bool = False,
@@ -313,6 +342,8 @@ def stylize_images(
             style,
             output,
             overwrite=overwrite,
+            skip_existing=skip_existing,
+            keep_going=keep_going,
             on_event=on_event,
             cancel=cancel,
             report=report,
@@ -327,6 +358,8 @@ def stylize_video(
     output: str | Path = ".",
     *,
     overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_going: bool = True,
     resume: bool = True,
     keep_work: bool = False,
     on_event: OnEvent = _ignore,
@@ -343,6 +376,8 @@ def stylize_video(
             style,
             output,
             overwrite=overwrite,
+            skip_existing=skip_existing,
+            keep_going=keep_going,
             resume=resume,
             keep_work=keep_work,
             on_event=on_event,

@@ -53,6 +53,10 @@ class Job:
     """One video, checked before a weight is loaded."""
 
     source: Path
+    name: str
+    """The input as it was given."""
+    output: str
+    """The target's path as it was given."""
     clip: Clip
     target: Target
     extras: Extras
@@ -77,7 +81,7 @@ class Job:
             "width": self.target.width,
             "height": self.target.height,
             "codec": self.target.codec,
-            "output": str(self.target.path),
+            "output": self.output,
         }
 
 
@@ -147,7 +151,7 @@ class Run:
     @property
     def about(self) -> Place:
         """What every event of this video says."""
-        return {"input": self.job.source.name, "index": self.job.index, "total": self.job.total}
+        return {"input": self.job.name, "index": self.job.index, "total": self.job.total}
 
     def record(self) -> dict[str, Any]:
         """All that the result follows from; JSON-ready."""
@@ -311,7 +315,7 @@ class Run:
             "event": "result",
             **self.about,
             **figures,
-            "output": str(target.path),
+            "output": self.job.output,
             "width": target.width,
             "height": target.height,
             "codec": target.codec,

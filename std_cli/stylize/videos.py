@@ -1,5 +1,6 @@
 """Stylization of videos: a request checked, then one video after another."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from std_cli.config import Pack, VideoSettings, video_settings
 from std_cli.environment import LOADING
-from std_cli.errors import InputError, OutputExists, StdError, at_work
+from std_cli.errors import Cancelled, InputError, StdError, at_work
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
 from std_cli.media.compare import Comparison
@@ -20,7 +21,16 @@ from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.opening import FOLDER_RATE, open_clip
 from std_cli.media.video.target import choose_target
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
+from std_cli.stylize.inputs import files_of
 from std_cli.stylize.options import VideoOptions
+from std_cli.stylize.outputs import (
+    Existing,
+    check_outputs,
+    distinct_targets,
+    existing_notice,
+    exists_already,
+    identity,
+)
 from std_cli.stylize.request import (
     Find,
     Source,
@@ -28,11 +38,13 @@ from std_cli.stylize.request import (
     Use,
     check_noise,
     choose_schedule,
+    failure,
     follow_lora,
     new_folder,
     origin,
     read_references,
     request_facts,
+    some_failed,
     try_folder,
     weigh_styles,
 )
@@ -83,11 +95,13 @@ def run_videos(
     overwrite: bool,
     resume: bool,
     keep_work: bool,
+    keep_going: bool,
     on_event: OnEvent,
     use: "Use[VideoPipeline]",
 ) -> list[VideoResult]:
-    """Stylize the videos of a request one by one; one that fails does not stop the others.
+    """Stylize the videos of a request one by one.
 
+    keep_going: one that fails does not stop the others; a StdError at the end says how many did.
     use: gives the loaded pipeline for as long as one video takes.
     """
     with new_folder(r.folder):
@@ -97,7 +111,10 @@ def run_videos(
             on_event({"event": "notice", "message": message})
         for error in r.failed:
             on_event(error)
-        failed, total = [e["input"] for e in r.failed], len(r.failed) + len(r.jobs)
+        failed = [error["input"] for error in r.failed]
+        total = len(r.failed) + len(r.jobs)
+        if not total:
+            return []
         facts = video_facts(r)
         results = []
         for job in r.jobs:
@@ -105,13 +122,13 @@ def run_videos(
                 results.append(
                     _stylize_one(r, job, facts, overwrite, resume, keep_work, on_event, use)
                 )
-            except (InputError, StdError) as e:
-                if total == 1:
+            except StdError as e:
+                if total == 1 or not keep_going or isinstance(e, Cancelled):
                     raise
-                failed.append(job.source.name)
-                on_event(_error(job.source, e))
+                failed.append(job.name)
+                on_event(failure(job.name, e))
         if failed:
-            raise StdError(f"{len(failed)} of {total} videos failed: {', '.join(failed)}")
+            raise some_failed(failed, total, "videos")
         return results
 
 
@@ -146,7 +163,7 @@ def _stylize_one(
             work.remove(keep_work)
             return result
         if job.target.path.exists() and not overwrite:
-            raise OutputExists.at(job.target.path)
+            raise exists_already(job.target.path)
         on_event({"event": "start", **facts, **run.about, **job.facts})
         with use(on_event) as pipeline:
             pipeline.on_notice = run.notice
@@ -155,22 +172,13 @@ def _stylize_one(
                 return run.go(pipeline, conditions, work, overwrite, keep_work)
 
 
-def _error(source: Path, error: StdError) -> Error:
-    return {
-        "event": "error",
-        "message": str(error),
-        "input": source.name,
-        "kind": error.kind,
-        "code": error.exit_code,
-    }
-
-
 def prepare_video(
     inputs: str | Path | Sequence[str | Path],
     style: Style | Sequence[Style],
     output: str | Path = ".",
     *,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
+    keep_going: bool = True,
     find: Find = lambda resolve, *args, **options: resolve(*args, **options),
     **options: Unpack[VideoOptions],
 ) -> VideoRequest:
@@ -181,17 +189,22 @@ def prepare_video(
     given: dict[str, Any] = dict(options)
     asked = video_settings(given)  # raises what is wrong whatever the model says
     notices: list[str] = []
-    sources = _sources([inputs] if isinstance(inputs, str | Path) else inputs, notices)
     styles = weigh_styles(style)
+    named = [path for path, _ in styles if isinstance(path, Path)]
+    listed = [inputs] if isinstance(inputs, str | Path) else inputs
+    sources = _sources(listed, named, notices)
     references, white = read_references(styles)
     notices += white
-    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter)
+    outputs, folder = _outputs(sources, output, asked.codec, notices)
+    cuts_file = None if asked.cuts in ("auto", "off") else user_path(asked.cuts, "--cuts")
+    _check_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
+    outputs = _to_do(outputs, existing, notices)
+    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter) if outputs else None
     s = (
         video_settings(given, files.pack, f"{files.base}/std.json")
         if files
         else video_settings(given)
     )
-    targets, folder = _targets(sources, user_path(output, "-o"), s.codec, names_folder(output))
     motion = find(resolve_motion, s.motion, files) if files else None
     # a pack has one of its own, or none
     own = files is not None and bool(files.pack) and s.motion == "auto"
@@ -209,18 +222,18 @@ def prepare_video(
     if files:
         check_noise(s, schedule, files)
     pack = Pack(**files.pack if files else {})
-    cuts = None if s.cuts in ("auto", "off") else read_cuts(user_path(s.cuts, "--cuts"))
+    cuts = read_cuts(cuts_file) if cuts_file is not None else None
     made = try_folder(folder)
     jobs, failed = [], []
-    for i, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
+    for i, place in enumerate(outputs, 1):
         try:
-            jobs.append(
-                _plan(source, target, i, len(sources), s, pack, overwrite, cuts, made is not None)
-            )
-        except (InputError, StdError) as e:
-            if len(sources) == 1:
+            if existing == "refuse" and _exists(place.target):
+                raise exists_already(place.target)
+            jobs.append(_plan(place, i, len(outputs), s, pack, cuts, made is not None))
+        except StdError as e:
+            if len(outputs) == 1 or not keep_going:
                 raise
-            failed.append(_error(source, e))
+            failed.append(failure(place.name, e))
     return VideoRequest(
         jobs,
         failed,
@@ -239,57 +252,114 @@ def prepare_video(
     )
 
 
-def _sources(inputs: Sequence[str | Path], notices: list[str]) -> list[Path]:
-    found: list[Path] = []
+@dataclass(frozen=True)
+class _Output:
+    """An input, and where its result goes."""
+
+    source: Path
+    name: str
+    """The input as it was given."""
+    target: Path
+    given: str
+    """The target as it was given."""
+
+
+def _sources(
+    inputs: Sequence[str | Path], references: Sequence[Path], notices: list[str]
+) -> dict[Path, str]:
+    """The videos that the inputs name, each with its name as it was given."""
+    found: dict[Path, str] = {}
     for item in inputs:
         path = user_path(item, "input")
-        inside = _suffixes_in(path) if path.is_dir() else set()
-        if inside & (PICTURE_SUFFIXES - VIDEO_SUFFIXES) and not inside & (
-            VIDEO_SUFFIXES - PICTURE_SUFFIXES
-        ):
-            expand_inputs([path], notices=notices)  # the frames, for what is left out of them
-            found.append(path)
-        else:
-            found += expand_inputs([item], VIDEO_SUFFIXES, "video", notices)
+        if path.is_dir() and _is_sequence(path):
+            _check_frames(path, references, notices)
+            found.setdefault(path, str(item))
+            continue
+        files = files_of(item, VIDEO_SUFFIXES, "video", references, notices)
+        for file in files:
+            found.setdefault(file, str(item if files == [path] else file))
     if not found:
         raise InputError(
             "no input: give videos, folders of videos, or patterns such as 'clips/*.mp4'"
         )
-    return list(dict.fromkeys(found))
+    return found
 
 
-def _suffixes_in(folder: Path) -> set[str]:
+def _is_sequence(folder: Path) -> bool:
+    """Whether a folder is a video itself: it holds pictures, and no videos."""
     try:
-        return {file.suffix.lower() for file in folder.iterdir()}
+        inside = {file.suffix.lower() for file in folder.iterdir()}
     except OSError as e:
         raise InputError(
             f"cannot list folder {str(folder)!r}: {e.strerror}; check its permissions"
         ) from None
+    pictures, videos = PICTURE_SUFFIXES - VIDEO_SUFFIXES, VIDEO_SUFFIXES - PICTURE_SUFFIXES
+    return bool(inside & pictures) and not inside & videos
 
 
-def _targets(
-    sources: list[Path], output: Path, codec: str | None, a_folder: bool
-) -> tuple[list[Path], Path | None]:
-    """Where each result goes, the named file or NAME_stylized in the named folder; and that folder.
+def _check_frames(folder: Path, references: Sequence[Path], notices: list[str]) -> None:
+    """Say what is left out of a folder of frames. Raises InputError for a style reference among
+    them."""
+    styles = {identity(path) for path in references}
+    for frame in expand_inputs([folder], notices=notices):
+        if identity(frame) in styles:
+            raise InputError(
+                f"--style {frame}: it would be a frame of the video {str(folder)!r}: move it to "
+                f"another folder"
+            )
 
-    a_folder: the output is written as a folder's name, with a slash at its end.
-    """
-    one_file = bool(output.suffix) and not output.is_dir() and not a_folder
+
+def _outputs(
+    sources: dict[Path, str], output: str | Path, codec: str | None, notices: list[str]
+) -> tuple[list[_Output], Path | None]:
+    """Where each result goes, the named file or NAME_stylized in the named folder; and that
+    folder."""
+    path, a_folder = user_path(output, "-o"), names_folder(output)
+    one_file = bool(path.suffix) and not path.is_dir() and not a_folder
     its_own = (
-        len(sources) == 1
-        and codec == "png"
-        and (not output.is_dir() or finished(output) is not None)
+        len(sources) == 1 and codec == "png" and (not path.is_dir() or finished(path) is not None)
     )
     if one_file or its_own:
         if len(sources) > 1:
             raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
-        return [output], None
-    targets = [check_path(output / f"{s.stem}_stylized{_suffix(s, codec)}", "-o") for s in sources]
-    if double := next((t for i, t in enumerate(targets) if t in targets[:i]), None):
-        raise InputError(
-            f"two inputs would both be written to {double}: rename one, or give them in two runs"
-        )
-    return targets, output
+        [(source, name)] = sources.items()
+        return [_Output(source, name, path, str(output))], None
+    targets = distinct_targets(
+        list(sources), lambda s, name: path / f"{name}_stylized{_suffix(s, codec)}", notices
+    )
+    outputs = [
+        _Output(source, name, target, str(target))
+        for (source, name), target in zip(sources.items(), targets, strict=True)
+    ]
+    return outputs, path
+
+
+def _check_outputs(
+    outputs: list[_Output], folder: Path | None, read: list[Path], asked: VideoSettings
+) -> None:
+    """Refuse outputs that must not be replaced; `read`: what the request reads in addition to the
+    videos."""
+    read = [*read]
+    for output in outputs:
+        source = output.source
+        read += [source, *(source.iterdir() if source.is_dir() else ())]
+    targets = [output.target for output in outputs]
+    if asked.preview is not None:
+        targets += [preview_path(target) for target in targets]
+    check_outputs(targets, folder, read)
+
+
+def _to_do(outputs: list[_Output], existing: Existing, notices: list[str]) -> list[_Output]:
+    """Without those that are skipped because their outputs exist."""
+    there = [output.target for output in outputs if _exists(output.target)]
+    if there and existing in ("skip", "note"):
+        notices.append(existing_notice(there, existing))
+    return [o for o in outputs if o.target not in there] if existing == "skip" else outputs
+
+
+def _exists(target: Path) -> bool:
+    """Whether there is an output; not where a killed run finished it, which is then reported."""
+    return os.path.lexists(target) and finished(target) is None
 
 
 def _suffix(source: Path, codec: str | None) -> str:
@@ -330,23 +400,18 @@ def _window(s: VideoSettings, window: int) -> tuple[int, int]:
 
 
 def _plan(
-    source: Path,
-    target: Path,
+    output: _Output,
     index: int,
     total: int,
     s: VideoSettings,
     pack: Pack,
-    overwrite: bool,
     cuts: list[Fraction] | None,
     made: bool,
 ) -> Job:
-    if target.exists() and not overwrite and finished(target) is None:
-        raise OutputExists.at(target)
+    source, target = output.source, output.target
     check_folder(folder_of(target))
     if s.preview is not None:
         check_path(preview_path(target), "--preview")
-    if target.exists() and target.resolve() == source.resolve():
-        raise InputError(f"output {str(target)!r} is the input: name another file")
     clip = open_clip(source, fps=s.fps or FOLDER_RATE)
     if s.start is not None and clip.duration is not None and s.start >= clip.duration:
         raise InputError(
@@ -385,7 +450,20 @@ def _plan(
         preview=s.preview is not None,
         twice_as_wide=s.compare == "side",
     )
-    return Job(source, clip, written, extras, index, total, working, size, cuts, _estimate(clip, s))
+    return Job(
+        source,
+        output.name,
+        output.given,
+        clip,
+        written,
+        extras,
+        index,
+        total,
+        working,
+        size,
+        cuts,
+        _estimate(clip, s),
+    )
 
 
 def _estimate(clip: Clip, s: VideoSettings) -> int | None:

@@ -11,7 +11,6 @@ from std_cli.events import PlannedInput
 from std_cli.media.compare import Comparison
 from std_cli.stylize.frames import source_frames
 from std_cli.stylize.pictures import ImageRequest
-from std_cli.stylize.request import source_name
 from std_cli.stylize.video_run import Job
 
 COUNTED = 2000
@@ -38,20 +37,18 @@ def picture_inputs(request: ImageRequest) -> list[PlannedInput]:
     comparison = Comparison(settings.compare, settings.labels)
     return [
         {
-            "input": source_name(source),
-            "output": str(target) if target else None,
-            "width": comparison.size(*working)[0],
-            "height": working[1],
-            "working": list(working),
+            "input": job.name,
+            "output": job.output,
+            "width": comparison.size(*job.working)[0],
+            "height": job.working[1],
+            "working": list(job.working),
             "frames": 1,
             "shots": 1,
             "windows": 1,
             "evaluations": evaluations,
-            "disk": _picture_bytes(target, comparison.size(*working)) if target else 0,
+            "disk": _picture_bytes(job.target, comparison.size(*job.working)) if job.target else 0,
         }
-        for source, target, working in zip(
-            request.sources, request.targets, request.sizes, strict=True
-        )
+        for job in request.jobs
     ]
 
 
@@ -82,8 +79,8 @@ def video_input(
         bits = BITS_PER_PIXEL.get(target.codec, 1)
         disk = int(frames * target.width * target.height * bits / 8)
     return {
-        "input": job.source.name,
-        "output": str(target.path),
+        "input": job.name,
+        "output": job.output,
         "width": target.width,
         "height": target.height,
         "working": list(job.working),

@@ -137,7 +137,7 @@ def test_what_is_no_picture(photo: Image.Image, tmp_path: Path) -> None:
         "empty": (Image.new("RGB", (0, 5)), np.zeros((0, 4, 3), np.uint8)),
         "damaged": (closed,),
         "of type NoneType": (None, [None]),
-        "of type bytes": ([b"x"],),
+        "of type bytearray": ([bytearray(b"x")],),
     }
     for message, inputs in cases.items():
         for given in inputs:

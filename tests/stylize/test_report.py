@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from std_cli import InputError, StdError, stylize_image, stylize_video
+from std_cli.config import ImageSettings
+from std_cli.stylize.pictures import PictureJob
 from std_cli.stylize.report import _thinned, reporting
 from tests.browser import CHROMIUM, Page
 from tests.stylize.test_videos import make_clip
@@ -117,17 +119,18 @@ def test_what_is_done_is_in_the_page_of_a_run_that_fails(tmp_path, picture):
         return {"event": name, "input": "a.png", "index": 1, "total": 2, **more}
 
     page = tmp_path / "r.html"
+    jobs = [PictureJob(picture, "a.png", picture, "a.png", index=1)]
     result = event("result", output=str(picture), width=96, height=64, seconds=1.0)
     with (
         pytest.raises(StdError, match="full"),
-        reporting(page, False, lambda event: None, [picture]) as report,
+        reporting(page, False, lambda event: None, jobs, ImageSettings()) as report,
     ):
         report(result)
         raise StdError("full")
     assert [kind for kind, _ in pictures_in(page.read_text())] == ["result", "source"]
     with (
         pytest.raises(StdError),
-        reporting(tmp_path / "none.html", False, lambda event: None, [picture]),
+        reporting(tmp_path / "none.html", False, lambda event: None, jobs, ImageSettings()),
     ):
         raise StdError("before the first result")
     assert not (tmp_path / "none.html").exists()

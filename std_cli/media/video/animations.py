@@ -40,6 +40,16 @@ def frames(path: Path) -> Generator[tuple[Image.Image, Fraction], None, None]:
         yield from _each(image, image.size)
 
 
+def is_still(path: Path) -> bool:
+    """Whether a gif, webp or png has one frame only, by its header; False for what cannot be
+    read."""
+    try:
+        with _opened(path) as image, readable(str(path)):
+            return int(getattr(image, "n_frames", 1)) == 1
+    except InputError:
+        return False
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[_Animation]:
     name = repr(str(path))
