@@ -49,6 +49,9 @@ def repeat(
     path = user_path(file, "FILE")
     record = read_record(file)
     kept, made = record.get("settings"), record.get("origin", {})
+    if "sheet" in record:
+        cells = quote(record.get("cells"))
+        raise InputError(f"{str(file)!r} is a contact sheet: give one of its cells, from {cells}")
     if not (isinstance(kept, Mapping) and isinstance(made, Mapping)):
         raise InputError(f"{str(file)!r} holds no settings of one result: give a result of std")
     was_video = "motion" in kept
@@ -60,16 +63,11 @@ def repeat(
     for name in given.keys() - ImageSettings.model_fields.keys() if not video else ():
         flag = f"--{name.replace('_', '-')}"
         raise InputError(f"{flag} is for videos, and {source.name} is a picture: leave it out")
-    differences = _Differences(kept, {*given, *(["style"] if style else [])}, on_event)
+    changed = {*given, *(["style"] if style else [])}
+    differences = _Differences(path.name, record, changed, on_event)
     if was_video and not video:
         differences.notice(f"{source.name} is a picture: the settings of videos are left out")
-    if record.get("version") != __version__:
-        was = f"std {quote(record.get('version'))}"
-        differences.notice(
-            f"{path.name} was made by {was}, this is {__version__}: results may differ"
-        )
-    if input is None and made.get("sha256") not in (None, input_fingerprint(source)):
-        differences.notice(f"{source} is not the same as when {path.name} was made of it")
+    differences.compare_origin(source if input is None else None)
     if output is None:
         as_file = input is None and not (video and path.suffix.lower() in STILL_SUFFIXES)
         output = f"{path.stem}_again{path.suffix}" if as_file else "."
@@ -147,12 +145,30 @@ def _is_video(source: Path, was_video: bool) -> bool:
 
 
 class _Differences:
-    """Passes events on, and after the first start reports what is not as it was recorded."""
+    """Passes events on, and reports what is not as it was recorded: the settings and hashes after
+    the first start."""
 
-    def __init__(self, kept: Mapping[str, Any], changed: set[str], on_event: OnEvent) -> None:
-        """changed: names of the settings that the caller changed."""
-        self.kept, self.changed, self.on_event = kept, changed, on_event
+    def __init__(
+        self, name: str, record: Mapping[str, Any], changed: set[str], on_event: OnEvent
+    ) -> None:
+        """name: of the result. changed: names of the settings that the caller changed."""
+        self.name, self.record, self.on_event = name, record, on_event
+        self.kept: Mapping[str, Any] = record["settings"]
+        self.changed = changed
         self.compared = False
+
+    def compare_origin(self, source: Path | None) -> None:
+        """Report another version of std, and an input that is not what it was; None is another
+        input by intent."""
+        version = self.record.get("version")
+        if version != __version__:
+            self.notice(
+                f"{self.name} was made by std {quote(version)}, this is {__version__}: "
+                "results may differ"
+            )
+        sha256 = self.record.get("origin", {}).get("sha256")
+        if source is not None and sha256 not in (None, input_fingerprint(source)):
+            self.notice(f"{source} is not the same as when {self.name} was made of it")
 
     def __call__(self, event: Event) -> None:
         self.on_event(event)

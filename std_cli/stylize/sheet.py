@@ -140,7 +140,10 @@ def make_sheet(
     given = {name: value for name, value in options.items() if value is not None}
     axes = [
         Axis("input", _subjects(inputs, frames, side)),
-        Axis("style", [Value(Path(style).name, style, _reference(style)) for style in styles]),
+        Axis(
+            "style",
+            [Value(Path(style).name, style, _reference(style)) for style in dict.fromkeys(styles)],
+        ),
         *_varied(vary, given, bool(frames)),
     ]
     for name in ("compare", "labels"):
@@ -264,11 +267,11 @@ def _cells(axes: list[Axis], given: Mapping[str, Any]) -> list[Cell]:
         text = " x ".join(map(str, sizes))
         raise InputError(f"a sheet of {text} = {count} cells: vary less, {MOST_CELLS} at most")
     names = [axis.name for axis in axes[2:]]
-    return [
-        Cell(subject.value, style.value, {**given, **dict(zip(names, values, strict=True))})
-        for subject, style, *rest in product(*(axis.values for axis in axes))
-        for values in [[value.value for value in rest]]
-    ]
+    cells = []
+    for subject, style, *rest in product(*(axis.values for axis in axes)):
+        varied = {name: value.value for name, value in zip(names, rest, strict=True)}
+        cells.append(Cell(subject.value, style.value, {**given, **varied}))
+    return cells
 
 
 def _prepare(cell: Cell, folder: Path) -> None:

@@ -102,6 +102,10 @@ def test_what_is_missing_is_one_line(made, monkeypatch):
     save_picture(Image.new("RGB", (8, 8)), "sheet.png", {"version": "0.1.0"}, overwrite=True)
     with pytest.raises(InputError, match="no settings of one result"):
         again("sheet.png")
+    record = {"version": "0.1.0", "sheet": {}, "cells": "sheet.cells"}
+    save_picture(Image.new("RGB", (8, 8)), "sheet.png", record, overwrite=True)
+    with pytest.raises(InputError, match="one of its cells, from 'sheet.cells'"):
+        again("sheet.png")
     (made / "style.png").rename(made / "elsewhere.png")
     with pytest.raises(InputError, match="--style 'style.png' is neither where it was"):
         again("out.png")
