@@ -1,7 +1,7 @@
 """What a person, or a program reading `--json`, sees of a run. The only module that knows Rich.
 
 Results go to stdout, one line each; progress, notices and errors to stderr. Progress is drawn on a
-terminal only.
+terminal; elsewhere it is a line now and then.
 """
 
 import json
@@ -16,17 +16,19 @@ from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
 
+from std_cli.cli.progress_lines import ProgressLines
 from std_cli.cli.tables import (
     config_lines,
     doctor_lines,
+    duration,
     help_lines,
     model_lines,
     plan_lines,
@@ -40,6 +42,21 @@ if TYPE_CHECKING:
 
 Shown = dict[str, Any]
 """An event of any kind, printable."""
+
+
+class _Elapsed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """How long the work has taken."""
+        return Text(duration(task.elapsed or 0.0), "progress.elapsed")
+
+
+class _Left(ProgressColumn):
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """How long the rest will take, once that can be said."""
+        left = task.time_remaining
+        return Text(f"{duration(left)} left" if left else "", "progress.remaining")
 
 
 class Reporter:
@@ -59,14 +76,15 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            _Elapsed(),
+            _Left(),
             console=self.err,
             transient=True,
             disable=as_json or quiet or not self.err.is_terminal,
         )
         self.task = self.bar.add_task("starting", total=None, count="")
+        plain = not (as_json or quiet or self.err.is_terminal)
+        self.lines = ProgressLines(self.err.print) if plain else None
         self.video = self.started = ""
         self.inputs: list[tuple[str, str, str]] = []
         """(input, done or failed, what) of each video, and of pictures that failed: the table."""
@@ -82,7 +100,7 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        self._end()
         failed = any(how == "failed" for _, how, _ in self.inputs)
         if (len(self.inputs) > 1 or failed) and not self.as_json and not self.quiet:
             self._summary()
@@ -100,7 +118,7 @@ class Reporter:
             if "input" in event:  # one of several inputs: the others continue
                 self.inputs.append((event["input"], "failed", event["message"]))
             else:
-                self.bar.stop()
+                self._end()
             self._line(Text.assemble(("error: ", "bold red"), event["message"]))
         elif not self.quiet:
             getattr(self, f"_{event['event']}")(event)
@@ -112,7 +130,7 @@ class Reporter:
                 f"parameters, {e['steps']} updates"
             )
             self._line(Text(f"{e['model']} on {e['device']} in {e['dtype']}: {counted}", "dim"))
-            self.bar.reset(self.task)
+            self._restart()
             return
         lora = f" + {e['lora']}" if e["lora"] else ""
         started = f"{e['model']}{lora} on {e['device']} in {e['dtype']}"
@@ -124,67 +142,72 @@ class Reporter:
         self._line(Text.assemble(("note: ", "yellow"), e["message"]))
 
     def _progress(self, e: Shown) -> None:
-        if e["stage"] == "load":
-            self.bar.update(self.task, description=f"loading {e['model']}", total=None)
-            return
-        if e["stage"] == "distill":
-            self._distill(e)
-            return
-        if e["stage"] == "pull":
-            done, total = e["done"], e["total"]
-            count = f"{done / 1e9:.2f}/{total / 1e9:.2f} GB"
-            self.bar.update(
-                self.task, description="downloading", completed=done, total=total, count=count
-            )
-            return
-        if e["stage"] == "video":
-            self._video(e)
-            return
-        if e["stage"] in ("count", "check", "report"):
+        stage = e["stage"]
+        if stage == "load":
+            self._advance(f"loading {e['model']}")
+        elif stage in ("count", "check", "report"):
             words = {"count": "counting the shots of", "check": "checking", "report": "reading"}
-            what = f"{words[e['stage']]} {_short(e.get('input') or e['what'])}"
-            self.bar.update(self.task, description=what, total=None)
-            return
-        which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
-        # the steps of all pictures on one bar, so that its ETA is the whole run's
+            self._advance(f"{words[stage]} {_short(e.get('input') or e['what'])}")
+        elif stage == "pull":
+            done, total = e["done"], e["total"]
+            self._advance("downloading", done, total, f"{done / 1e9:.2f}/{total / 1e9:.2f} GB")
+        elif stage == "distill":
+            self._distill(e)
+        elif stage == "video":
+            self._video(e)
+        else:
+            self._picture(e)
+
+    def _picture(self, e: Shown) -> None:
+        # the steps of all pictures on one bar, so that its time left is the whole run's
         done, steps = (e["index"] - 1) * e["steps"] + e["step"], e["total"] * e["steps"]
         if done == 0:
-            self.bar.reset(self.task)  # loading must not count in the ETA
-        self.bar.update(
-            self.task,
-            description=f"{_short(e['input'])}{which}",
-            completed=done,
-            total=steps,
-            count=f"{done}/{steps}",
-        )
+            self._restart()  # loading must not count in the time left
+        self._advance(_which(e), done, steps, f"{done}/{steps}")
 
     def _video(self, e: Shown) -> None:
         if e["input"] != self.video:  # its own bar: frames of the next cannot be known yet
             self.video = e["input"]
-            self.bar.reset(self.task)
-        which = f" {e['index']}/{e['total']}" if e["total"] > 1 else ""
+            self._restart()
         frames = f"{e['frame']}/{e['frames']}" if e["frames"] else f"{e['frame']}"
         where = f"  shot {e['shot']}  step {e['step']}/{e['steps']}"
-        self.bar.update(
-            self.task,
-            description=f"{_short(e['input'])}{which}",
-            completed=e["progress"],
-            total=e["frames"],
-            count=f"{frames}  {e['fps']:.1f} fps{where if self.err.width >= 100 else ''}",
-        )
+        more = f"  {e['fps']:.1f} fps{where if self.err.width >= 100 else ''}"
+        self._advance(_which(e), e["progress"], e["frames"], frames, more, e["eta"])
 
     def _distill(self, e: Shown) -> None:
         losses = [f"{short} {e[name]:.4f}" for name, short in _LOSSES.items() if name in e]
         bank = f"bank {e['bank']} {_bars(e['bank_histogram'])}"
         more = f"  {bank}  {e['samples_per_second']:.2f}/s  {e['memory'] / 2**30:.1f} GiB"
+        updates = f"{e['step']}/{e['steps']}  {'  '.join(losses)}"
+        more = more if self.err.width >= 110 else ""
+        self._advance("distilling", e["step"], e["steps"], updates, more, e["eta"])
+
+    def _advance(
+        self,
+        what: str,
+        done: float = 0.0,
+        total: float | None = None,
+        amount: str = "",
+        more: str = "",
+        left: float | None = None,
+    ) -> None:
+        """Show where the work is; `more` has room on the bar only."""
         self.bar.update(
-            self.task,
-            description="distilling",
-            completed=e["step"],
-            total=e["steps"],
-            count=f"{e['step']}/{e['steps']}  "
-            f"{'  '.join(losses)}{more if self.err.width >= 110 else ''}",
+            self.task, description=what, completed=done, total=total, count=f"{amount}{more}"
         )
+        if self.lines is not None:
+            self.lines.update(what, done, total, amount.replace("  ", ", "), left)
+
+    def _restart(self) -> None:
+        """Other work begins."""
+        self.bar.reset(self.task)
+        if self.lines is not None:
+            self.lines.restart()
+
+    def _end(self) -> None:
+        self.bar.stop()
+        if self.lines is not None:
+            self.lines.stop()
 
     def _check(self, e: Shown) -> None:
         for name, value in e.items():
@@ -203,7 +226,7 @@ class Reporter:
                 f"  {e['weights']} weights, schedule {e['schedule']}" if "schedule" in e else ""
             )
             line = Text.assemble(
-                (e["output"], "bold"), f"  {e['steps']} updates  {e['seconds']:.1f} s{score}"
+                (e["output"], "bold"), f"  {e['steps']} updates  {duration(e['seconds'])}{score}"
             )
             (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
                 line
@@ -211,13 +234,18 @@ class Reporter:
             return
         if "frames" in e:
             self.inputs.append(
-                (e["input"], "done", f"{e['output']}, {e['frames']} frames, {e['seconds']:.1f} s")
+                (
+                    e["input"],
+                    "done",
+                    f"{e['output']}, {e['frames']} frames, {duration(e['seconds'])}",
+                )
             )
         frames = f"  {e['frames']} frames" if "frames" in e else ""
         rate = f"  {e['fps']:.1f} fps" if "fps" in e else ""
+        rate += f"  thumbnail {e['thumbnail']}" if "thumbnail" in e else ""
         line = Text.assemble(
             (e["output"] or e["input"], "bold"),
-            f"  {e['width']} x {e['height']}{frames}  {e['seconds']:.1f} s{rate}",
+            f"  {e['width']} x {e['height']}{frames}  {duration(e['seconds'])}{rate}",
         )
         (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
             line
@@ -240,7 +268,7 @@ class Reporter:
 
     def _print(self, lines: Iterable[RenderableType]) -> None:
         """Tables fit the terminal; lines are left to it."""
-        self.bar.stop()
+        self._end()
         for line in lines:
             self.out.print(line, soft_wrap=not isinstance(line, Table))
 
@@ -375,3 +403,8 @@ def _short_metadata(metadata: dict[str, str], lengths: dict[str, int]) -> dict[s
 
 def _short(name: str, width: int = 24) -> str:
     return name if len(name) <= width else name[: width // 2 - 1] + "…" + name[-(width // 2) :]
+
+
+def _which(e: Shown) -> str:
+    """Which of the inputs is at work."""
+    return _short(e["input"]) + (f" {e['index']}/{e['total']}" if e["total"] > 1 else "")

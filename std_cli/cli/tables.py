@@ -153,9 +153,10 @@ def _memory_rows(memory: PlannedMemory) -> Rows:
 
 def _time_line(time: PlannedTime, video: bool) -> str:
     window, frame = ("a window's", "a frame's") if video else ("a", "a picture's")
-    parts = f"loading {time['load']:.1f} s; {window} step {time['evaluation']:.3f} s; "
+    parts = f"loading {duration(time['load'])}; {window} step {time['evaluation']:.3f} s; "
     parts += f"{frame} encoding {time['encode']:.3f} s, decoding {time['decode']:.3f} s"
-    return f"{_duration(time['seconds'])} ({parts})"
+    seconds = time["seconds"]
+    return f"{'unknown' if seconds is None else f'about {duration(seconds)}'} ({parts})"
 
 
 def _verdict(picks: Picks | None, video: bool) -> Text:
@@ -209,7 +210,7 @@ def _doctor_rows(found: Doctor) -> Rows:
         rows.append(("hub", f"{hub['endpoint']}: {answer}"))
     if test:
         rows.append(
-            ("self-test", test["error"] or f"a picture stylized in {test['seconds']:.1f} s")
+            ("self-test", test["error"] or f"a picture stylized in {duration(test['seconds'])}")
         )
     return rows
 
@@ -288,12 +289,11 @@ def as_bytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.0f} MiB"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 60:
-        return f"about {seconds:.1f} s"
+def duration(seconds: float) -> str:
+    """8.3 s, 1 min 8 s, 1 h 2 min."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 3600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
     minutes = round(seconds / 60)
-    return (
-        f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {minutes} min"
-    )
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -30,7 +30,8 @@ frame 21 of a shot that began with frame 0 has just been pushed:
 
 One round of work follows each window that becomes known, and rounds continue after the last frame
 until all is done. What a round holds depends on the frames and cuts alone, not on when they arrive:
-a run that resumes from a saved state repeats the uninterrupted one bit for bit.
+a run that resumes from a saved state repeats the uninterrupted one bit for bit. The state may be
+that of the middle of a round: its windows that have predicted wait for its others.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,6 +67,8 @@ def blend_weights(length: int, overlap: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Finished:
+    number: int
+    """Of the frame."""
     latent: Tensor
     """(C, h, w)"""
     joint: bool
@@ -99,7 +102,8 @@ class _Window:
 
 @dataclass
 class Wavefront:
-    """`push` the frames one by one, then drain with `end`; both give what is finished, in order."""
+    """`push` the frames one by one, and `end` after the last; each is followed by `work`, which
+    gives what is finished, in order."""
 
     length: int
     """Frames of a window, the motion adapter's."""
@@ -124,11 +128,14 @@ class Wavefront:
     """Frames before this one are in no window that is still to come."""
     _pushed: int = 0
     _emitted: int = 0
+    _due: bool = False
+    """A round is to be done, or not done to its end."""
+    _ended: bool = False
 
     def __post_init__(self) -> None:
         self._shot = self._covered = self._settled = self._pushed = self._emitted = self.first
 
-    def push(self, latent: Tensor, cut: bool = False) -> list[Finished]:
+    def push(self, latent: Tensor, cut: bool = False) -> None:
         """Take the next frame's noised latent (C, h, w); `cut`: a new shot starts with it."""
         known = len(self._windows)
         if cut:
@@ -142,13 +149,19 @@ class Wavefront:
             self._add(_Window(start, self.length))
             # should the shot end, its last window may start right after this one
             self._settled = start + 1
-        return self._round() if len(self._windows) > known else []
+        self._due = self._due or len(self._windows) > known
 
-    def end(self) -> Iterator[list[Finished]]:
-        """There are no more frames: finish those that are left, a round at a time."""
+    def end(self) -> None:
+        """There are no more frames: `work` finishes those that are left."""
         self._close_shot()
-        while self._frames:
-            yield self._round()
+        self._ended = True
+
+    def work(self) -> Iterator[list[Finished]]:
+        """Do what can be done now. Gives the frames that are finished, none at most times, after
+        each call of `predict` and each round; `state` may be taken there."""
+        while self._due or (self._ended and self._frames):
+            self._due = True
+            yield from self._round()
 
     @property
     def live(self) -> int:
@@ -225,21 +238,24 @@ class Wavefront:
             self._frames[i].windows += 1
             self._frames[i].pending += 1
 
-    def _round(self) -> list[Finished]:
+    def _round(self) -> Iterator[list[Finished]]:
         """Predict for every window whose frames have all come to its step, advance the frames that
         are complete."""
+        # in the middle of a round those that have predicted are a step ahead of their frames
         ready = [w for w in self._windows if all(self._frames[i].step == w.step for i in w.frames)]
         for length in sorted({w.length for w in ready}, reverse=True):
-            self._predict([w for w in ready if w.length == length])
+            for _ in self._predict([w for w in ready if w.length == length]):
+                yield []
         for i, f in self._frames.items():
             if f.weighted is not None and f.pending == 0 and i < self._settled:
                 f.latent = self.step(f.weighted / f.weight, f.latent, f.step)
                 f.step, f.pending, f.weight, f.weighted = f.step + 1, f.windows, 0.0, None
         self._windows = [w for w in self._windows if w.step < self.steps]
-        return list(self._finished())
+        self._due = False
+        yield list(self._finished())
 
-    def _predict(self, windows: list[_Window]) -> None:
-        """For windows of one length, in batches."""
+    def _predict(self, windows: list[_Window]) -> Iterator[None]:
+        """For windows of one length, in batches; stops after each."""
         weights = blend_weights(windows[0].length, self.length - self.stride)
         while windows:
             now = windows[: self.batch]
@@ -264,13 +280,15 @@ class Wavefront:
                     f.weighted = p * weight if f.weighted is None else f.weighted + p * weight
                     f.weight += weight
                     f.pending -= 1
+            yield
 
     def _finished(self) -> Iterator[Finished]:
         while self._emitted in self._frames and self._frames[self._emitted].step == self.steps:
-            joint = self._emitted in self._joints
-            self._joints.discard(self._emitted)
-            yield Finished(self._frames.pop(self._emitted).latent, joint)
+            number = self._emitted
+            joint = number in self._joints
+            self._joints.discard(number)
             self._emitted += 1
+            yield Finished(number, self._frames.pop(number).latent, joint)
 
 
-_COUNTERS = ("_shot", "_covered", "_settled", "_pushed", "_emitted", "batch")
+_COUNTERS = ("_shot", "_covered", "_settled", "_pushed", "_emitted", "_due", "_ended", "batch")

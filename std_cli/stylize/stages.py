@@ -9,7 +9,7 @@ a few frames, whatever the length of the video.
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from std_cli.interruption import ending
 from std_cli.media.compare import Comparison
 from std_cli.media.pictures import Fit, fit_to
 from std_cli.media.video.clip import Alpha, Pixels
@@ -109,6 +110,8 @@ class Item:
     joint: bool = False
     picture: Pixels | None = None
     """The stylized frame as it is written."""
+    filters: dict[str, Arrays] = field(default_factory=dict)
+    """The states of the filters after this frame."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +124,59 @@ class Tick:
     """Steps that the oldest frame in flight has behind it."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """All frames before it are out: the state from which the rest can be made."""
+class Denoised:
+    """What is denoised and not written yet, from which a run resumes: the wavefront's state, and
+    the frames that it has finished. The thread that denoises notes it, the one that writes takes
+    it, at any moment."""
 
-    wave: dict[str, Any]
-    """What JSON can hold of the wavefront's state; the next is its tensors."""
-    tensors: "dict[str, Tensor]"
-    filters: dict[str, Arrays] = field(default_factory=dict)
+    def __init__(self, wave: "Wavefront", finished: "Iterable[Finished]") -> None:
+        self._lock = threading.Lock()
+        self._finished = {frame.number: frame for frame in finished}
+        self._wave = wave.state()
+        self.begun = False
+        """Whether anything was done since the run began."""
+
+    @property
+    def finished(self) -> "dict[int, Finished]":
+        """The finished frames that are not written, by number."""
+        with self._lock:
+            return dict(self._finished)
+
+    def note(self, wave: "Wavefront", finished: "Iterable[Finished]" = ()) -> None:
+        """The wavefront has worked; `finished` came out of it."""
+        state = wave.state()
+        with self._lock:
+            self._wave, self.begun = state, True
+            self._finished.update({frame.number: frame for frame in finished})
+
+    def drop(self, number: int) -> None:
+        """A frame is written."""
+        with self._lock:
+            del self._finished[number]
+
+    def state(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+        """(what JSON can hold, tensors) for `restored`."""
+        with self._lock:
+            (tensors, wave), finished = self._wave, list(self._finished.values())
+        latents = {f"finished.{frame.number}": frame.latent for frame in finished}
+        joints = {str(frame.number): frame.joint for frame in finished}
+        return {"wave": wave, "finished": joints}, tensors | latents
+
+    @classmethod
+    def restored(
+        cls, wave: "Wavefront", state: dict[str, Any], tensors: "dict[str, Tensor]"
+    ) -> "Denoised":
+        """Bring the wavefront to where it was when `state` gave these; returns what it was of."""
+        from std_cli.diffusion.windows import Finished
+
+        wave.load_state(tensors, state["wave"])
+        return cls(
+            wave,
+            [
+                Finished(int(number), tensors[f"finished.{number}"], joint)
+                for number, joint in state["finished"].items()
+            ],
+        )
 
 
 def stylized(
@@ -136,24 +184,26 @@ def stylized(
     pipeline: "VideoPipeline",
     conditions: "Conditions",
     wave: "Wavefront",
+    denoised: Denoised,
     view: View,
     filters: Mapping[str, Filter],
-    segment: int,
-) -> Generator[Item | Tick | Checkpoint, None, None]:
-    """The finished frames in order; after about every `segment` of them, and at the end, a
-    checkpoint.
+) -> Generator[Item | Tick, None, None]:
+    """The finished frames in order, and ticks in between. `denoised` is kept up to date.
 
-    The first of `frames` is the wavefront's and the filters' next one to finish: the first of a
-    range that begins with a shot, or the one that follows a checkpoint.
+    The first of `frames` is the first that is not written: the first of a range that begins with a
+    shot, or that from which a run resumes.
     """
     encoded = in_thread(encode(in_thread(frames), pipeline, wave.pushed, view, bool(filters)))
-    denoised = in_thread(denoise(encoded, pipeline, conditions, wave, segment))
-    return in_thread(decode(denoised, pipeline, view, filters))
+    latents = in_thread(denoise(encoded, pipeline, conditions, wave, denoised))
+    return in_thread(decode(latents, pipeline, view, filters))
 
 
 def in_thread(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same items, made in a thread a few ahead of who consumes them. Closing it closes
-    `items`."""
+    """The same items, made in a thread a few ahead of who consumes them.
+
+    Closing it closes `items`, when the item at work is finished; where a signal ends the process
+    that is not waited for.
+    """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(QUEUE)
     stop, end = threading.Event(), StopIteration()
 
@@ -189,7 +239,8 @@ def in_thread(items: Generator[T, None, None]) -> Generator[T, None, None]:
             yield item  # type: ignore[misc]
     finally:
         stop.set()
-        thread.join()
+        if not ending():
+            thread.join()
 
 
 # --- the stages --------------------------------------------------------------------------------
@@ -221,49 +272,49 @@ def denoise(
     pipeline: "VideoPipeline",
     conditions: "Conditions",
     wave: "Wavefront",
-    segment: int,
-) -> Generator[Item | Tick | Checkpoint, None, None]:
-    """The items with finished latents; ticks, and checkpoints as `stylized` has them."""
+    denoised: Denoised,
+) -> Generator[Item | Tick, None, None]:
+    """The items with finished latents, and a tick for each piece of work."""
     from std_cli.diffusion.pipeline import oom_is_one_line
 
+    before, held = denoised.finished, wave.pushed
     waiting: dict[int, Item] = {}
-    emitted = saved = wave.emitted
 
-    def out(finished: "list[Finished]") -> Iterator[Item | Tick | Checkpoint]:
-        nonlocal emitted, saved
-        for result in finished:
-            item = waiting.pop(emitted)
-            item.latent, item.joint = result.latent, result.joint
-            emitted += 1
-            yield item
-        yield Tick(wave.progress, wave.lowest_step)
-        if emitted - saved >= segment:
-            yield checkpoint()
+    def work() -> Iterator[Item | Tick]:
+        for finished in wave.work():
+            denoised.note(wave, finished)
+            for frame in finished:
+                yield complete(waiting.pop(frame.number), frame)
+            yield Tick(wave.progress, wave.lowest_step)
 
-    def checkpoint() -> Checkpoint:
-        nonlocal saved
-        saved = emitted
-        tensors, rest = wave.state()
-        return Checkpoint(rest, tensors)
+    def complete(item: Item, frame: "Finished") -> Item:
+        item.latent, item.joint = frame.latent, frame.joint
+        return item
 
     with oom_is_one_line():
         for item in items:
-            waiting[item.place.index] = item
+            number = item.place.index
+            if number in before:
+                yield complete(item, before.pop(number))
+                continue
+            waiting[number] = item
             if item.latent is not None:
-                noised = pipeline.add_noise(conditions, item.latent)
-                yield from out(wave.push(noised, item.place.cut))
-        for finished in wave.end():
-            yield from out(finished)
-        yield checkpoint()
+                wave.push(pipeline.add_noise(conditions, item.latent), item.place.cut)
+                denoised.note(wave)
+            if number >= held - 1:  # all that the wavefront has are here
+                yield from work()
+                yield Tick(wave.progress, wave.lowest_step)
+        wave.end()
+        yield from work()
 
 
 def decode(
-    items: Iterator[Item | Tick | Checkpoint],
+    items: Iterator[Item | Tick],
     pipeline: "VideoPipeline",
     view: View,
     filters: Mapping[str, Filter],
-) -> Generator[Item | Tick | Checkpoint, None, None]:
-    """The items with their pictures, filtered; the filters' states in the checkpoints."""
+) -> Generator[Item | Tick, None, None]:
+    """The items with their pictures, filtered; the ticks as they are."""
     for item in items:
         if isinstance(item, Item):
             assert item.latent is not None
@@ -272,7 +323,6 @@ def decode(
                 assert item.grey is not None
                 pixels = apply(item.grey, pixels, item.place.shot)
             item.picture = view.finished(pixels)
+            item.filters = {name: f.state() for name, f in filters.items()}
             item.latent = item.grey = None
-        elif isinstance(item, Checkpoint):
-            item.filters.update({name: f.state() for name, f in filters.items()})
         yield item

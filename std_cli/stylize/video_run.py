@@ -1,6 +1,8 @@
-"""The run of one video: wires the stages, writes what they finish, and resumes an interrupted run.
+"""The run of one video: connects the stages, writes what they finish, and resumes an interrupted
+run.
 
-After every finished segment the whole state goes to the work folder.
+The whole state goes to the work folder after every finished part, every half minute, and when the
+run is stopped.
 """
 
 import json
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from std_cli.config import VideoSettings
-from std_cli.errors import StdError
+from std_cli.errors import Cancelled, StdError, count
 from std_cli.events import (
     ClipFacts,
     OnEvent,
@@ -25,6 +27,7 @@ from std_cli.events import (
     VideoFigures,
     VideoResult,
 )
+from std_cli.interruption import unbroken
 from std_cli.media.compare import Comparison, line_at
 from std_cli.media.pictures import save_picture
 from std_cli.media.video.clip import Clip, Pixels
@@ -33,10 +36,10 @@ from std_cli.media.video.join import join
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.steady import Steady
 from std_cli.media.video.target import Target
-from std_cli.media.video.write import SegmentWriter
 from std_cli.paths import move, remove, writing
 from std_cli.stylize.frames import check_unchanged, input_fingerprint, source_frames, unchanged
-from std_cli.stylize.stages import Checkpoint, Filter, Item, Tick, View, stylized
+from std_cli.stylize.part import Part
+from std_cli.stylize.stages import Arrays, Denoised, Filter, Item, Tick, View, stylized
 from std_cli.stylize.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -44,8 +47,9 @@ if TYPE_CHECKING:
     from std_cli.diffusion.windows import Wavefront
 
 SEGMENT = 48
-"""Frames of a finished part: at most so many, and those in flight, are made again by an interrupted
-run."""
+"""Frames of a part of the result."""
+SAVE_EVERY = 30.0
+"""Seconds: what a kill or a power cut costs at most, in addition to the step at work."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class _Written:
 
     segments: int = 0
     """Parts that are finished."""
+    part: list[Fraction] = field(default_factory=list)
+    """Times of the frames of the part at hand."""
     frames: int = 0
     shot: int = 0
     """The number of the last frame's shot, from 1."""
@@ -104,17 +110,20 @@ class _Written:
         self.end = item.place.pts + item.place.duration
         self.frames += 1
         self.shot = item.place.shot
+        self.part.append(item.place.pts)
 
     def state(self) -> dict[str, Any]:
         """What JSON can hold of it, for `from_state`."""
         first = str(self.first_pts) if self.first_pts is not None else None
-        return vars(self) | {"first_pts": first, "end": str(self.end)}
+        part = [str(time) for time in self.part]
+        return vars(self) | {"part": part, "first_pts": first, "end": str(self.end)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "_Written":
         first = state["first_pts"]
         return cls(
             segments=state["segments"],
+            part=[Fraction(time) for time in state["part"]],
             frames=state["frames"],
             shot=state["shot"],
             first_pts=Fraction(first) if first is not None else None,
@@ -184,7 +193,7 @@ class Run:
         for message in (*self.job.clip.notices, *self.job.extras.notices):
             self.notice(message)
         wave = self._wavefront(pipeline, conditions)
-        written = self._resume(pipeline, wave, work_folder)
+        written, denoised = self._resume(pipeline, wave, work_folder)
         resumed = written.frames
         quality = Quality.from_state(work_folder.arrays("quality"))
         filters: dict[str, Filter] = {}
@@ -196,11 +205,11 @@ class Run:
             pipeline,
             conditions,
             wave,
+            denoised,
             self._view,
             filters,
-            SEGMENT,
         )
-        output = _Output(self, pipeline, work_folder, written, quality, wave.progress)
+        output = _Output(self, pipeline, work_folder, written, denoised, quality, wave.progress)
         output.write(pictures)
         if not written.frames:
             raise StdError(
@@ -255,18 +264,19 @@ class Run:
 
     def _resume(
         self, pipeline: "VideoPipeline", wave: "Wavefront", work_folder: WorkFolder
-    ) -> _Written:
+    ) -> tuple[_Written, Denoised]:
         """Bring wavefront and pipeline to where an interrupted run was; returns what it has
-        written, nothing in a run that starts from the beginning."""
+        written and denoised, nothing in a run that starts from the beginning."""
         state = work_folder.state
         if state is None:
-            return _Written()
-        tensors = work_folder.tensors_of("wave")
-        wave.load_state({k: v.to(pipeline.device) for k, v in tensors.items()}, state["wave"])
+            return _Written(), Denoised(wave, ())
         pipeline.savings.restore(state["savings"])
+        tensors = work_folder.tensors_of("denoised")
+        tensors = {name: tensor.to(pipeline.device) for name, tensor in tensors.items()}
+        denoised = Denoised.restored(wave, state["denoised"], tensors)
         written = _Written.from_state(state["written"])
-        self.notice(f"resuming after {written.frames} finished frames")
-        return written
+        self.notice(f"resuming after {count(written.frames, 'finished frame')}")
+        return written, denoised
 
     def _join(
         self, work_folder: WorkFolder, written: _Written, figures: Mapping[str, float | None]
@@ -325,8 +335,8 @@ class Run:
 
 
 class _Output:
-    """Writes finished frames into segments, measures them, and saves the state after each
-    segment."""
+    """Writes finished frames into parts, measures them, and saves the state from which the rest can
+    be made."""
 
     def __init__(
         self,
@@ -334,71 +344,91 @@ class _Output:
         pipeline: "VideoPipeline",
         work_folder: WorkFolder,
         written: _Written,
+        denoised: Denoised,
         quality: Quality,
         progress: float,
     ) -> None:
         """`progress`: of the wavefront when the run begins."""
         self.run, self.pipeline, self.work_folder = run, pipeline, work_folder
-        self.written, self.quality = written, quality
+        self.written, self.denoised, self.quality = written, denoised, quality
         self.thumbnail: Thumbnail = {}
         """{"thumbnail": path} once there is one."""
-        self._saved = written.frames
-        self._writer: SegmentWriter | None = None
+        self._filters: dict[str, Arrays] = {"steady": work_folder.arrays("steady")}
+        self._saved = time.monotonic()
         self._meter = _Meter(run, progress)
+        self._part = self._open_part()
 
-    def write(self, pictures: Generator[Item | Tick | Checkpoint, None, None]) -> None:
+    def write(self, pictures: Generator[Item | Tick, None, None]) -> None:
         """Consume all that the stages finish."""
         try:
             for item in pictures:
-                if isinstance(item, Tick):
-                    self._meter.report(self.written, item, self.thumbnail)
-                elif isinstance(item, Checkpoint):
-                    self._save(item)
-                else:
-                    self._add(item)
-        except BaseException as e:
-            if self._writer is not None:
-                self._writer.__exit__(type(e), e, None)
-            if isinstance(e, KeyboardInterrupt):
-                then = (
-                    f"resumes after frame {self._saved}"
-                    if self._saved
-                    else "starts over: no part was finished yet"
-                )
-                done = self.written.frames
-                self.run.notice(f"stopped after {done} frames; the same command {then}")
+                with unbroken():  # here the state is not that of a moment
+                    self._take(item)
+            with unbroken():
+                if self._part.times:
+                    self._finish_part()
+        except (KeyboardInterrupt, Cancelled) as e:
+            self._stop(e)
             raise
         finally:
+            self._part.leave()
             pictures.close()
+
+    def _take(self, item: Item | Tick) -> None:
+        if isinstance(item, Item):
+            self._add(item)
+        if len(self._part.times) >= SEGMENT:
+            self._finish_part()
+        elif time.monotonic() - self._saved >= SAVE_EVERY:
+            self._save()
+        if isinstance(item, Tick):  # last, as who is told may stop the run
+            self._meter.report(self.written, item, self.thumbnail)
 
     def _add(self, item: Item) -> None:
         assert item.picture is not None
-        if self._writer is None:
-            path = self.work_folder.segment(self.written.segments)
-            self._writer = SegmentWriter(path, self.run.job.target)
-        composed = self.run.composed(item)
-        self._writer.write(composed, item.place.pts, item.alpha)
+        self._part.write(self.run.composed(item), item.place.pts, item.alpha)
         self.quality.add(item.source, item.picture, joint=item.joint, shot=item.place.shot)
+        self._filters = item.filters
         self.written.add(item)
+        self.denoised.drop(item.place.index)
         if self.run.settings.preview is not None and item.place.cut:
-            path = preview_path(self.run.job.target.path)
+            path = thumbnail_path(self.run.job.target.path)
             _save_thumbnail(item.picture, path)
             self.thumbnail = {"thumbnail": str(path)}
 
-    def _save(self, checkpoint: Checkpoint) -> None:
-        """Finish the segment, and note the state from which the rest can be made."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-            self.written.segments += 1
+    def _open_part(self) -> Part:
+        target = self.run.job.target
+        return Part(self.work_folder, target, self.written.segments, self.written.part)
+
+    def _finish_part(self) -> None:
+        self._part.close()
+        self.written.segments += 1
+        self.written.part = []
+        self._save()
+        self._part = self._open_part()  # after the state, which no longer needs the old one
+
+    def _save(self) -> None:
+        """Save the state, and first the frames that it counts."""
+        if self.written.part:
+            self._part.sync()
+        denoised, tensors = self.denoised.state()
         state = {
             "written": self.written.state(),
             "savings": self.pipeline.savings.state(),
-            "wave": checkpoint.wave,
+            "denoised": denoised,
         }
-        arrays = {"quality": self.quality.state(), **checkpoint.filters}
-        self.work_folder.save(state, {"wave": checkpoint.tensors}, arrays)
-        self._saved = self.written.frames
+        arrays = {"quality": self.quality.state(), **self._filters}
+        self.work_folder.save(state, {"denoised": tensors}, arrays)
+        self._saved = time.monotonic()
+
+    def _stop(self, why: BaseException) -> None:
+        """Save what is done; without waiting for the stages, whose work at hand is lost."""
+        if self.denoised.begun:
+            self._save()
+        if isinstance(why, KeyboardInterrupt):
+            done = count(self.written.frames, "finished frame")
+            then = "resumes there" if self.denoised.begun else "starts over"
+            self.run.notice(f"stopped after {done}; the same command {then}")
 
 
 class _Meter:
@@ -407,8 +437,14 @@ class _Meter:
 
     def __init__(self, run: Run, progress: float) -> None:
         self.run, self.begin, self.first = run, time.monotonic(), progress
+        self._last: tuple[int, float] | None = None
 
     def report(self, written: _Written, tick: Tick, thumbnail: Thumbnail) -> None:
+        """Report where the run is, if that has changed."""
+        now = written.frames, tick.progress
+        if now == self._last:
+            return
+        self._last = now
         seconds, frames = time.monotonic() - self.begin, self.run.job.frames
         rate = (tick.progress - self.first) / seconds if seconds else 0.0
         left = max(0.0, frames - tick.progress) if frames is not None else None
@@ -430,9 +466,9 @@ class _Meter:
         )
 
 
-def preview_path(target: Path) -> Path:
-    """Where the thumbnail of --preview is written."""
-    return target.with_name(f"{target.stem}_preview.jpg")
+def thumbnail_path(target: Path) -> Path:
+    """Where the thumbnail of --preview is written: NAME_preview.mp4.jpg."""
+    return target.with_name(f"{target.name}.jpg")
 
 
 def _save_thumbnail(picture: Pixels, path: Path) -> None:

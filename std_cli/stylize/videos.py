@@ -48,7 +48,7 @@ from std_cli.stylize.request import (
     try_folder,
     weigh_styles,
 )
-from std_cli.stylize.video_run import Job, Run, preview_path
+from std_cli.stylize.video_run import Job, Run, thumbnail_path
 from std_cli.stylize.work_folder import WorkFolder, check_folder, finished, folder_of
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.lora import LoraFile, resolve_lora
@@ -195,7 +195,8 @@ def prepare_video(
     sources = _sources(listed, named, notices)
     references, white = read_references(styles)
     notices += white
-    outputs, folder = _outputs(sources, output, asked.codec, notices)
+    preview = asked.preview is not None
+    outputs, folder = _outputs(sources, output, asked.codec, preview, notices)
     cuts_file = None if asked.cuts in ("auto", "off") else user_path(asked.cuts, "--cuts")
     _check_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
     outputs = _to_do(outputs, existing, notices)
@@ -310,10 +311,17 @@ def _check_frames(folder: Path, references: Sequence[Path], notices: list[str]) 
 
 
 def _outputs(
-    sources: dict[Path, str], output: str | Path, codec: str | None, notices: list[str]
+    sources: dict[Path, str],
+    output: str | Path,
+    codec: str | None,
+    preview: bool,
+    notices: list[str],
 ) -> tuple[list[_Output], Path | None]:
-    """Where each result goes, the named file or NAME_stylized in the named folder; and that
-    folder."""
+    """Where each result goes, the named file or NAME_stylized in the named folder; and that folder.
+
+    preview: a name of its own, NAME_preview, also in place of a named file, so that it is not in
+    the way of the whole result.
+    """
     path, a_folder = user_path(output, "-o"), names_folder(output)
     one_file = bool(path.suffix) and not path.is_dir() and not a_folder
     its_own = (
@@ -323,9 +331,13 @@ def _outputs(
         if len(sources) > 1:
             raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
         [(source, name)] = sources.items()
+        if preview:
+            path = check_path(path.with_name(f"{path.stem}_preview{path.suffix}"), "-o")
+            output = path
         return [_Output(source, name, path, str(output))], None
+    end = "preview" if preview else "stylized"
     targets = distinct_targets(
-        list(sources), lambda s, name: path / f"{name}_stylized{_suffix(s, codec)}", notices
+        list(sources), lambda s, name: path / f"{name}_{end}{_suffix(s, codec)}", notices
     )
     outputs = [
         _Output(source, name, target, str(target))
@@ -345,7 +357,7 @@ def _check_outputs(
         read += [source, *(source.iterdir() if source.is_dir() else ())]
     targets = [output.target for output in outputs]
     if asked.preview is not None:
-        targets += [preview_path(target) for target in targets]
+        targets += [thumbnail_path(target) for target in targets]
     check_outputs(targets, folder, read)
 
 
@@ -411,7 +423,7 @@ def _plan(
     source, target = output.source, output.target
     check_folder(folder_of(target))
     if s.preview is not None:
-        check_path(preview_path(target), "--preview")
+        check_path(thumbnail_path(target), "--preview")
     clip = open_clip(source, fps=s.fps or FOLDER_RATE)
     if s.start is not None and clip.duration is not None and s.start >= clip.duration:
         raise InputError(

@@ -5,13 +5,15 @@ from.
     run.json            the run file: what the result follows from (settings, weights, input); once
                         the result is finished also its identity, and what is reported of it
     segment-00000...    finished parts of the result, each a media file
-    state.safetensors   after the last of them: everything in flight, and the number of segments
+    frames.raw          the finished frames of the part at hand: RGB or RGBA, 8 bits, one after
+                        another; those that the state counts are on the disk
+    state.safetensors   everything in flight, the number of segments, the times of those frames
     result.tmp          the result before it is moved to its place
 
-Each file is written next to its name, flushed to the disk and renamed, so that it is whole or not
-there. A folder belongs to std only if its run file says so; another one, or one that holds anything
-else, is refused and not touched. The run file is removed last: as long as anything is left, a
-repeated command can see whether the result is finished.
+Each file but frames.raw is written next to its name, flushed to the disk and renamed, so that it is
+whole or not there. A folder belongs to std only if its run file says so; another one, or one that
+holds anything else, is refused and not touched. The run file is removed last: as long as anything
+is left, a repeated command can see whether the result is finished.
 """
 
 import json
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 _LOCK, _RUN, _STATE = "lock", "run.json", "state.safetensors"
 _MARK = {"std": "work folder"}
 _OURS = re.compile(
-    r"lock|run\.json|state\.safetensors|result\.tmp|segment-\d{5,}(\.part)?|\.std-[0-9a-f]{32}\.tmp"
+    r"lock|run\.json|state\.safetensors|frames\.raw|result\.tmp|segment-\d{5,}(\.part)?"
+    r"|\.std-[0-9a-f]{32}\.tmp"
 )
 
 
@@ -189,6 +192,11 @@ class WorkFolder:
     def draft(self) -> Path:
         """Where the result is made."""
         return self.path / "result.tmp"
+
+    @property
+    def frames(self) -> Path:
+        """Where the frames of the part at hand are kept."""
+        return self.path / "frames.raw"
 
     def finish(self, report: VideoFigures) -> None:
         """Note that the draft is the whole result, before it is moved; `report` is what a repeated

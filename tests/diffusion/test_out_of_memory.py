@@ -21,6 +21,7 @@ from std_cli.errors import StdError
 from std_cli.stylize import video_run
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.resolve import resolve_model
+from tests.diffusion.test_windows import run
 from tests.micro import micro
 from tests.stylize.test_videos import frames_of, make_clip
 
@@ -66,9 +67,7 @@ def latents(count, seed=0):
 def denoised(pipeline, conditions, frames, batch=4, halved=lambda now: None):
     predict, step = (partial(f, conditions) for f in (pipeline.predict, pipeline.step))
     wave = Wavefront(8, 4, S.steps, predict, step, batch, halved)
-    out = [f for latent in frames for f in wave.push(latent)]
-    out += [f for finished in wave.end() for f in finished]
-    return torch.stack([f.latent for f in out])
+    return torch.stack([f.latent for f in run(wave, frames)])
 
 
 def test_a_video_continues_with_fewer_windows_and_then_offloaded():

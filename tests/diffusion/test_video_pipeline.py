@@ -17,6 +17,7 @@ from std_cli.schedule import timesteps
 from std_cli.weights.files import read_object
 from std_cli.weights.motion import HOTSHOT_CONFIG, from_hotshot, resolve_motion
 from std_cli.weights.resolve import resolve_model
+from tests.diffusion.test_windows import run
 from tests.micro import micro
 
 IMG2IMG = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
@@ -80,8 +81,7 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
     )
     predict, step = (partial(f, conditions) for f in (video.predict, video.step))
     wave = Wavefront(length, max(1, length // 2), s.steps, predict, step, batch=2)
-    done = [f for p in frames for f in wave.push(video.add_noise(conditions, video.encode(p)))]
-    done += [f for group in wave.end() for f in group]
+    done = run(wave, [video.add_noise(conditions, video.encode(p)) for p in frames])
     ours = [video.decode(f.latent) for f in done]
 
     still = ImagePipeline(resolve_model(micro()), None, CPU, FP32)

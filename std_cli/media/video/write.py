@@ -76,10 +76,11 @@ class SegmentWriter:
                 sync_file(self.part)
                 os.replace(self.part, self.path)
         except BaseException:
-            self._give_up()
+            self.give_up()
             raise
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Leave nothing of it."""
         with suppress(av.FFmpegError, OSError):
             self.container.close()
         self.part.unlink(missing_ok=True)
@@ -96,7 +97,7 @@ class SegmentWriter:
         if kind is None:
             self.close()
         else:
-            self._give_up()
+            self.give_up()
 
 
 def _segment_format(target: Target) -> str:
