@@ -23,7 +23,7 @@ from std_cli.stylize.pictures import ImageRequest, Output, prepare_images
 from std_cli.stylize.probe import time_picture, time_windows
 from std_cli.stylize.request import Input, Style
 from std_cli.stylize.videos import VideoRequest, prepare_video
-from std_cli.stylize.workload import COUNTED, area, picture_inputs, video_input
+from std_cli.stylize.workload import COUNTED, area, part_bytes, picture_inputs, video_input
 from std_cli.weights.hub import without_downloads
 
 if TYPE_CHECKING:
@@ -217,6 +217,11 @@ class _Planner:
         picks = needs.pick(name_dtype(dtype))
         seconds = self._time(probe, fits, measure)
         size = self._sum("disk")
+        raw = (
+            max(map(part_bytes, request.jobs), default=0)
+            if isinstance(request, VideoRequest)
+            else 0
+        )
         where = next(p for p in Path(output or ".").absolute().parents if p.is_dir())
         return {
             "event": "plan",
@@ -240,8 +245,8 @@ class _Planner:
             "memory": memory,
             "disk": {
                 "free": shutil.disk_usage(where).free,
-                # of a video the parts, and the result that they are joined to
-                "needed": size * (2 if video else 1) if size is not None else None,
+                # of a video the parts, and the result that they are joined to; the frames at hand
+                "needed": size * (2 if video else 1) + raw if size is not None else None,
                 "where": str(where),
             },
             "time": seconds,

@@ -11,7 +11,7 @@ from std_cli.events import PlannedInput
 from std_cli.media.compare import Comparison
 from std_cli.stylize.frames import source_frames
 from std_cli.stylize.pictures import ImageRequest
-from std_cli.stylize.video_run import Job
+from std_cli.stylize.video_run import SEGMENT, Job
 
 COUNTED = 2000
 """Frames of the longest video whose shots are counted: it is decoded for that."""
@@ -121,6 +121,12 @@ def _shot_lengths(
             f"ffv1, png, gif and webp keep them)"
         )
     return None
+
+
+def part_bytes(job: Job) -> int:
+    """What the frames of the part at hand take on the disk, as they are kept for a resumed run."""
+    frames = min(SEGMENT, job.frames or SEGMENT)
+    return frames * job.target.width * job.target.height * (4 if job.target.alpha else 3)
 
 
 def _picture_bytes(target: Path, size: tuple[int, int]) -> int:

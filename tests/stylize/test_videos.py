@@ -200,9 +200,15 @@ def test_preview_has_the_start_of_each_shot(tmp_path, reference):
     [result] = stylize_video(
         clip, reference, tmp_path / "o.mp4", preview="0.2", on_event=events.append, **FAST
     )
-    times = [t for t, _ in frames_of(tmp_path / "o.mp4")]
+    # the whole result is not in its way, nor it in that of the whole result
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "two.mp4", "style.png", "o_preview.mp4", "o_preview.mp4.jpg"
+    }  # fmt: skip
+    assert result["output"] == str(tmp_path / "o_preview.mp4")
+    times = [t for t, _ in frames_of(result["output"])]
     assert len(times) == result["frames"] == 10
     assert all(b - a == Fraction(1, 25) for a, b in itertools.pairwise(times))
+    assert result["thumbnail"] == str(tmp_path / "o_preview.mp4.jpg")
     with Image.open(result["thumbnail"]) as thumbnail:
         assert thumbnail.size == (64, 48)
     assert any("no sound" in e.get("message", "") for e in events)
