@@ -123,13 +123,13 @@ def _styles(kept: Mapping[str, Any], made: Mapping[str, Any], file: Path) -> lis
 def _find(places: Sequence[object], file: Path, what: str) -> Path:
     """Where a file of a record is: as it was given, next to the result, or here. Raises
     InputError."""
-    names = [name for name in places if isinstance(name, str) and name]
+    names = [name for name in places if isinstance(name, str) and name not in ("", "-")]
     for name in names:
         path = user_path(name, what)
         for candidate in (path, file.parent / path.name, Path(path.name)):
             if candidate.exists():
                 return candidate
-    shown = quote(names[0]) if names else "of the record, which was given in memory,"
+    shown = quote(names[0]) if names else "of the record, which was not a file,"
     raise InputError(
         f"{what} {shown} is neither where it was, nor next to {file.name}, nor here: say where "
         "it is"

@@ -166,7 +166,9 @@ class Stylizer:
                     f"image takes one picture, and {len(r.jobs)} were named: use images"
                 )
             if page is not None and (output is None or r.stream is not None):
-                raise InputError("--report shows written pictures: give an output, too")
+                raise InputError(
+                    "--report shows pictures that are written to files: give a file or a folder with -o"
+                )
         with ExitStack() as stack:
             with self._quietly():
                 on_event = stack.enter_context(

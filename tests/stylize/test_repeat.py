@@ -106,6 +106,9 @@ def test_what_is_missing_is_one_line(made, monkeypatch):
     save_picture(Image.new("RGB", (8, 8)), "sheet.png", record, overwrite=True)
     with pytest.raises(InputError, match="one of its cells, from 'sheet.cells'"):
         again("sheet.png")
+    edited("piped.png", lambda record: record.update(input="-", origin={}))
+    with pytest.raises(InputError, match="INPUT of the record, which was not a file"):
+        again("piped.png")
     (made / "style.png").rename(made / "elsewhere.png")
     with pytest.raises(InputError, match="--style 'style.png' is neither where it was"):
         again("out.png")

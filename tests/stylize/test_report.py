@@ -146,7 +146,7 @@ def test_a_page_that_cannot_be_written_is_refused_first(tmp_path, picture, refer
     ]:
         with pytest.raises(InputError, match=message):
             stylize_image(picture, reference, tmp_path / "o.png", report=tmp_path / name, **FAST)
-    with pytest.raises(InputError, match="give an output"):
+    with pytest.raises(InputError, match="written to files"):
         stylize_image(picture, reference, report=tmp_path / "r.html", **FAST)
     assert sorted(tmp_path.iterdir()) == before
 
