@@ -167,7 +167,7 @@ class Stylizer:
                 )
             if page is not None and (output is None or r.stream is not None):
                 raise InputError(
-                    "--report shows pictures that are written to files: give a file or a folder with -o"
+                    "--report shows pictures that are written to files: give an output that is one"
                 )
         with ExitStack() as stack:
             with self._quietly():
