@@ -154,6 +154,10 @@ class ImageSettings(ImageDefaults):
     compile: Annotated[bool, Flag(panel="Machine")] = False
     """Compile the UNet: minutes once, then faster steps."""
 
+    output_size: Annotated[
+        tuple[int, int] | Literal["source", "model"], Flag(metavar="SIZE", panel="Input and output")
+    ] = "source"
+    """Size of the result: the source's, the working size, or WxH."""
     compare: Annotated[Compare, Flag(panel="Input and output")] = "none"
     """Write the source into the result: to the left of it (side), or up to a line (wipe), which
     moves over a video."""
@@ -164,6 +168,18 @@ class ImageSettings(ImageDefaults):
     @classmethod
     def _size_as_written(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value
+
+    @field_validator("output_size", mode="before")
+    @classmethod
+    def _output_size_as_written(cls, value: object) -> object:
+        return parse_output_size(value) if isinstance(value, str) else value
+
+    @field_validator("output_size")
+    @classmethod
+    def _sides(cls, value: tuple[int, int] | str) -> tuple[int, int] | str:
+        if isinstance(value, tuple) and not all(16 <= side <= 16384 for side in value):
+            raise ValueError("each side must be from 16 to 16384 pixels")
+        return value
 
     @field_validator("size")
     @classmethod
@@ -264,10 +280,6 @@ class VideoSettings(ImageSettings):
     """Quality of the encoder, lower is better; its own good default if not given."""
     preset: Annotated[str | None, Flag(metavar="NAME", panel="Encoding")] = None
     """Speed of the encoder, in its own words, such as slow or veryfast."""
-    output_size: Annotated[
-        tuple[int, int] | Literal["source", "model"], Flag(metavar="SIZE", panel="Input and output")
-    ] = "source"
-    """Size of the result: the source's, the working size, or WxH."""
     audio: Annotated[Audio, Flag(panel="Encoding")] = "copy"
     """Copy the sound, or leave it out."""
     subtitles: Annotated[Subtitles, Flag(panel="Encoding")] = "copy"
@@ -290,18 +302,6 @@ class VideoSettings(ImageSettings):
     def _decimal_as_written(cls, value: object) -> object:
         """1.8 is 9/5, as "1.8" is, and not the binary fraction next to it."""
         return Fraction(repr(value)) if isinstance(value, float) and math.isfinite(value) else value
-
-    @field_validator("output_size", mode="before")
-    @classmethod
-    def _output_size_as_written(cls, value: object) -> object:
-        return parse_output_size(value) if isinstance(value, str) else value
-
-    @field_validator("output_size")
-    @classmethod
-    def _sides(cls, value: tuple[int, int] | str) -> tuple[int, int] | str:
-        if isinstance(value, tuple) and not all(16 <= side <= 16384 for side in value):
-            raise ValueError("each side must be from 16 to 16384 pixels")
-        return value
 
     @model_validator(mode="after")
     def _end_after_start(self) -> Self:

@@ -44,6 +44,8 @@ _WRITE_FORMATS: dict[str, Literal["PNG", "JPEG", "WEBP"]] = {
     ".webp": "WEBP",
 }
 OUTPUT_SUFFIXES = tuple(_WRITE_FORMATS)
+MOST_SIDE = {".jpg": 65535, ".jpeg": 65535, ".webp": 16383}
+"""Pixels of a side that a format holds; png holds more than a picture may have."""
 
 MULTIPLE = 8  # the VAE's downsampling factor
 MIN_SIDE, MAX_SIDE = 64, 8192

@@ -60,6 +60,7 @@ class LookOptions(TypedDict, total=False):
     size: str | int | tuple[int, int] | None
     seed: int | None
     schedule: ScheduleChoice | None
+    output_size: str | tuple[int, int] | Literal["source", "model"] | None
     compare: Compare | None
     labels: bool | None
 
@@ -78,7 +79,6 @@ class ClipOptions(LookOptions, total=False):
     codec: str | None
     crf: int | None
     preset: str | None
-    output_size: str | tuple[int, int] | Literal["source", "model"] | None
     audio: Audio | None
     subtitles: Subtitles | None
     deinterlace: Deinterlace | None

@@ -18,6 +18,7 @@ from std_cli.events import Error, OnEvent, Place, RequestFacts
 from std_cli.media.compare import Comparison
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import (
+    MOST_SIDE,
     OUTPUT_SUFFIXES,
     Picture,
     check_writable,
@@ -89,6 +90,8 @@ class PictureJob:
     """From 1."""
     working: tuple[int, int] = (0, 0)
     """Size that the network sees."""
+    size: tuple[int, int] = (0, 0)
+    """Of the stylized picture; --compare side makes the result twice as wide."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,10 @@ def _stylize_one(
     picture = _read_again(job.source, max(job.working))
     fit = fit_to(*picture.size, job.working)
     result = fit.undo(pipeline.stylize(seen(picture, fit), r.s, r.schedule, on_step))
+    if result.size != job.size:
+        result = result.resize(job.size, Image.Resampling.LANCZOS)
+    if max(job.size) > max(job.working) and (picture.alpha is not None or r.s.compare != "none"):
+        picture = _read_again(job.source, max(job.size))  # it may have been made smaller
     if picture.alpha is not None:
         result = attach_alpha(result, picture.alpha)
     result = _compared(picture, result, r.s)
@@ -251,13 +258,7 @@ def prepare_images(
         else image_settings(given)
     )
     pack = Pack(**files.pack if files else {})
-    jobs = [
-        replace(
-            job,
-            working=working_size(*size, s.size, pack.base_resolution, pack.size_by == "area"),
-        )
-        for job, size in zip(jobs, sizes, strict=True)
-    ]
+    jobs = [_sized(job, size, s, pack) for job, size in zip(jobs, sizes, strict=True)]
     how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
     lora = find(resolve_lora, s.lora, model=files, **how) if files else None
     if files:
@@ -394,6 +395,25 @@ def _read_once(
             name = source_name(job.source)
             notices.append(f"{name} is wholly transparent: so is what is made of it")
     return ready, sizes, failed
+
+
+def _sized(job: PictureJob, size: tuple[int, int], s: ImageSettings, pack: Pack) -> PictureJob:
+    """With the sizes that the network sees and that the result has, of a picture of `size`.
+
+    Raises InputError for a result that its format cannot hold.
+    """
+    working = working_size(*size, s.size, pack.base_resolution, pack.size_by == "area")
+    left, top, right, bottom = fit_to(*size, working).box
+    wanted = {"source": size, "model": (right - left, bottom - top)}
+    result = s.output_size if isinstance(s.output_size, tuple) else wanted[s.output_size]
+    side = max(Comparison(s.compare, s.labels).size(*result))
+    suffix = job.target.suffix.lower() if job.target else ""
+    if side > MOST_SIDE.get(suffix, side):
+        raise InputError(
+            f"output {str(job.target)!r} would be {side} pixels long, and {suffix} holds "
+            f"{MOST_SIDE[suffix]}: write a .png, or give --output-size model"
+        )
+    return replace(job, working=working, size=result)
 
 
 def _check_writable(jobs: list[PictureJob], existing: Existing) -> None:

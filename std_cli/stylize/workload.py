@@ -39,14 +39,14 @@ def picture_inputs(request: ImageRequest) -> list[PlannedInput]:
         {
             "input": job.name,
             "output": job.output,
-            "width": comparison.size(*job.working)[0],
-            "height": job.working[1],
+            "width": comparison.size(*job.size)[0],
+            "height": job.size[1],
             "working": list(job.working),
             "frames": 1,
             "shots": 1,
             "windows": 1,
             "evaluations": evaluations,
-            "disk": _picture_bytes(job.target, comparison.size(*job.working)) if job.target else 0,
+            "disk": _picture_bytes(job.target, comparison.size(*job.size)) if job.target else 0,
         }
         for job in request.jobs
     ]

@@ -105,7 +105,9 @@ def ours(pictures, reference, clock):
         return pipeline
 
     stylizer.load_pipeline = hooked
-    for _ in stylizer.stylize_images(pictures, reference, model="tiny", size=pictures[0].size):
+    for _ in stylizer.stylize_images(
+        pictures, reference, model="tiny", size=pictures[0].size, output_size="model"
+    ):
         clock.tick()
 
 

@@ -18,7 +18,7 @@ from tests.conftest import QUIET
 from tests.micro import micro
 from tests.processes import Command
 
-FAST = ["--model", micro(), "--steps", "1", "--size", "64"]
+FAST = ["--model", micro(), "--steps", "1", "--size", "64", "--output-size", "model"]
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import std_cli
 from std_cli import stylize_image
 from std_cli.errors import InputError
 from std_cli.media.pictures import read_metadata
+from std_cli.stylize.plan import plan_images
+from std_cli.stylize.stages import resized
 from std_cli.weights.resolve import resolve_model
 
-FAST = {"model": "tiny", "steps": 1, "size": 64}
+FAST = {"model": "tiny", "steps": 1, "size": 64, "output_size": "model"}
 
 
 def difference(a, b):
@@ -62,6 +64,7 @@ def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n
         style,
         model="tiny",
         size=(96, 64),
+        output_size="model",
         prompt="stick figure",
         negative_prompt="blurred",
         steps=steps,
@@ -127,6 +130,7 @@ def test_steps_are_the_steps_that_run(photo, reference, steps, eta, schedule):
         reference,
         model="tiny",
         size=64,
+        output_size="model",
         steps=steps,
         eta=eta,
         schedule=schedule,
@@ -181,7 +185,8 @@ def test_files_alpha_and_metadata(tmp_path, photo, reference):
         assert abs(saved.width / saved.height - 100 / 60) < 0.05  # a pixel of 40
     kept = read_metadata(out / "b_stylized.png")
     assert kept["settings"]["seed"] == 5 and kept["settings"]["steps"] == 1
-    assert kept["settings"]["style"] == [{"name": "style.png", "weight": 1.0}]
+    [style] = kept["settings"]["style"]
+    assert (style["name"], style["weight"], len(style["sha256"])) == ("style.png", 1.0, 16)
     assert (
         kept["settings"]["model"]["name"] == "tiny"
         and len(kept["settings"]["model"]["sha256"]) == 16
@@ -205,6 +210,7 @@ def test_a_model_folder_with_defaults_of_its_own(tmp_path, photo, reference):
         photo,
         reference,
         model=str(folder),
+        output_size="model",
         on_event=lambda e: steps.append(e["settings"]) if e["event"] == "start" else None,
     )
     assert out.size == (64, 64)
@@ -259,3 +265,46 @@ def test_settings_that_cannot_be(photo, reference):
     ):
         with pytest.raises(InputError, match="--" + next(iter(wrong))):
             stylize_image(photo, reference, **{**FAST, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size"),
+    [(None, (100, 60)), ("source", (100, 60)), ("model", (64, 38)), ("96x30", (96, 30))],
+)
+def test_the_result_has_the_size_of_the_source_unless_asked(
+    tmp_path, photo, reference, wanted, size
+):
+    """Made larger as frames of videos are: by Lanczos, what is transparent linearly."""
+    rgba = photo.resize((100, 60)).convert("RGBA")
+    alpha = Image.linear_gradient("L").resize((100, 60))
+    rgba.putalpha(alpha)
+    for source, kept in ((rgba.convert("RGB"), None), (rgba, alpha)):
+        [small] = stylize_image(source, reference, **FAST)
+        options = FAST | {"output_size": wanted}
+        [out] = stylize_image(source, reference, tmp_path / "o.png", overwrite=True, **options)
+        assert out.size == size
+        larger = resized(np.asarray(small.convert("RGB")), size)
+        assert np.array_equal(np.asarray(out.convert("RGB")), larger)
+        if kept is not None:
+            assert np.array_equal(np.asarray(out.getchannel("A")), resized(np.asarray(kept), size))
+        record = read_metadata(tmp_path / "o.png")["settings"]
+        assert record["output_size"] == ([96, 30] if wanted == "96x30" else wanted or "source")
+        plan = plan_images(source, reference, tmp_path / "p.png", probe=False, **options)
+        [planned] = plan["inputs"]
+        assert (planned["width"], planned["height"]) == size and planned["working"] == [64, 64]
+
+
+def test_a_large_transparent_picture_keeps_its_own_alpha(photo, reference, monkeypatch):
+    """Large pictures are made smaller while they are read; what is transparent is not."""
+    monkeypatch.setattr("std_cli.media.pictures.LARGE", 10_000)
+    rgba = photo.resize((400, 300)).convert("RGBA")
+    alpha = Image.effect_noise((400, 300), 90)
+    rgba.putalpha(alpha)
+    [out] = stylize_image(rgba, reference, **FAST | {"output_size": "source"})
+    assert out.getchannel("A").tobytes() == alpha.tobytes()
+
+
+def test_a_size_that_the_format_cannot_hold_is_refused_first(tmp_path, photo, reference):
+    for options in ({"output_size": "16384x64"}, {"output_size": "8192x64", "compare": "side"}):
+        with pytest.raises(InputError, match=r"16384 pixels long, and \.webp holds 16383"):
+            stylize_image(photo, reference, tmp_path / "o.webp", **FAST | options)

@@ -242,13 +242,13 @@ def test_distill_and_stylize_with_what_it_made(
         "-o",
         str(out),
     ]
-    events = std(capsys, *command, "--lora", str(lora), "--size", "64")
+    events = std(capsys, *command, "--lora", str(lora), "--size", "64", "--output-size", "model")
     assert [e for e in events if e["event"] == "notice"] == []
     [start] = [e for e in events if e["event"] == "start"]
     assert [start["settings"][k] for k in ("eta", "steps", "schedule")] == [0.75, 2, "aligned"]
     again = std(capsys, *command[:-1], str(tmp_path / "plain.png"), "--ip-adapter", "plain",
     "--lora", str(lora),
-                "--size", "64")  # fmt: skip
+                "--size", "64", "--output-size", "model")  # fmt: skip
     assert [e["settings"]["ip_adapter"] for e in again if e["event"] == "start"] == ["plain"]
     with Image.open(out) as picture, Image.open(tmp_path / "plain.png") as plain:
         assert picture.size == plain.size == (64, 53) and np.asarray(picture).std() > 5

@@ -20,7 +20,7 @@ from std_cli.stylize import options
 from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
-LOOK = dict(steps=1, size=64, cfg=1)
+LOOK = dict(steps=1, size=64, output_size="model", cfg=1)
 
 
 @pytest.fixture(scope="module")

@@ -353,6 +353,7 @@ def test_a_checkpoint_in_one_file(
         reference,
         model=str(home / "checkpoint.safetensors"),
         size=64,
+        output_size="model",
         steps=1,
         cfg=6,
         device="cpu",
