@@ -13,7 +13,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -465,10 +465,14 @@ def encode_picture(
         exif = Image.Exif()
         if parameters:
             exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _comment(parameters)
-        xmp = _XMP.format(html.escape(json.dumps(metadata))).encode("ascii")
         options = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
-        image.save(buffer, kind, quality=95, exif=exif, xmp=xmp, **options)
+        image.save(buffer, kind, quality=95, exif=exif, xmp=xmp_packet(metadata), **options)
     return buffer.getvalue()
+
+
+def xmp_packet(metadata: Mapping[str, Any]) -> bytes:
+    """XMP data that holds what JSON can hold of `metadata`, for `read_metadata`."""
+    return _XMP.format(html.escape(json.dumps(metadata))).encode("ascii")
 
 
 def _comment(text: str) -> bytes:

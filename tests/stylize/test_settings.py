@@ -5,13 +5,16 @@ import re
 import pytest
 from PIL import Image
 
-from std_cli import InputError, read_settings, stylize_image
+from std_cli import InputError, read_settings, stylize_image, stylize_video
 from std_cli.cli.commands import run
 from std_cli.media.pictures import save_picture
+from std_cli.media.video.opening import open_clip
+from std_cli.media.video.read import read_frames
 from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.settings import read_record
 from std_cli.weights.fingerprints import sha256
 from std_cli.weights.resolve import TINY
+from tests.stylize.test_videos import make_clip
 
 PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """A pair of the last line, as the web UI's own reader finds them."""
@@ -67,6 +70,23 @@ def test_show_prints_what_a_picture_was_made_with(
     with Image.open("out.jpg") as image:
         comment = image.getexif().get_ifd(0x8769)[0x9286].decode()
     assert "Model: tiny" in comment and "Seed: 5" in comment and str(TINY) not in comment
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animations_keep_their_record(tmp_path, reference, suffix):
+    """And all of their frames, for Pillow, which reads both."""
+    clip = make_clip(tmp_path / "in.mp4", 3, (64, 48), sound=False)
+    out = tmp_path / f"o{suffix}"
+    options = {"model": "tiny", "steps": 1, "size": 64, "motion": "none", "seed": 9}
+    stylize_video(clip, reference, out, **options)
+    record = read_record(out)
+    assert record["frames"] == 3 and record["settings"]["seed"] == 9
+    with Image.open(out) as image:
+        assert image.n_frames == 3
+        for number in range(3):
+            image.seek(number)
+            image.load()
+    assert len(list(read_frames(open_clip(out)))) == 3
 
 
 def test_a_folder_of_pictures_keeps_its_record(tmp_path):

@@ -2,6 +2,9 @@
 addition."""
 
 import heapq
+import json
+import os
+import shutil
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -13,6 +16,7 @@ import av
 import numpy as np
 
 from std_cli.errors import InputError, StdError
+from std_cli.media.pictures import xmp_packet
 from std_cli.media.video.clip import Clip, Color, Pixels, Span
 from std_cli.media.video.color import LIMITED, from_rgb
 from std_cli.media.video.extras import (
@@ -34,6 +38,7 @@ from std_cli.media.video.write import (
     sync_file,
     write_errors,
 )
+from std_cli.paths import hidden_next_to
 
 
 def join(
@@ -62,7 +67,7 @@ def join(
             _folder(segments, out, comment, shift)
             return []
         if target.container in ("gif", "webp"):
-            _animate(segments, target, out, end)
+            _animate(segments, target, out, end, comment)
             return []
         notices: list[str] = []
         span = Span(begin, until, shift)
@@ -300,7 +305,9 @@ def _finished_part(path: Path) -> Generator[None, None, None]:
         ) from e
 
 
-def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction | None) -> None:
+def _animate(
+    segments: Sequence[Path], target: Target, out: Path, end: Fraction | None, comment: str
+) -> None:
     """An endless gif, with a palette for each frame, or webp. `end`: when the last frame ends."""
     webp = target.container == "webp"
     base = Fraction(1, 1000 if webp else 100)
@@ -331,7 +338,46 @@ def _animate(segments: Sequence[Path], target: Target, out: Path, end: Fraction 
             file.mux(stream.encode())
     if webp:
         _complete_webp(out, last + hold, target.alpha)
+        if comment:
+            _add_packet(out, xmp_packet(json.loads(comment)["std"]))
+    elif comment:
+        _add_comment(out, comment.encode())
     sync_file(out)
+
+
+def _add_packet(webp: Path, packet: bytes) -> None:
+    """Append XMP data to an animated webp, and say in its header that it is there.
+
+    RFC 9649, section 2.7: bit 2 of the flags, which follow the header of the chunk VP8X; the size
+    of the file less 8 in bytes 4 to 7.
+    """
+    with webp.open("rb+") as file:
+        file.seek(20)
+        flags = file.read(1)[0]
+        file.seek(20)
+        file.write(bytes([flags | 4]))
+        file.seek(0, os.SEEK_END)
+        file.write(b"XMP " + len(packet).to_bytes(4, "little") + packet + b"\0" * (len(packet) % 2))
+        size = file.tell() - 8
+        file.seek(4)
+        file.write(size.to_bytes(4, "little"))
+
+
+def _add_comment(gif: Path, comment: bytes) -> None:
+    """Insert a comment before the first frame of a gif: blocks of up to 255 bytes after the header
+    and the palette of all frames (GIF89a, sections 18, 19 and 24).
+
+    What an error leaves is in the work folder, which removes it."""
+    blocks = [comment[at : at + 255] for at in range(0, len(comment), 255)]
+    rewritten = hidden_next_to(gif)
+    with rewritten.open("xb") as new, gif.open("rb") as old:
+        header = old.read(13)
+        palette = 3 * 2 ** ((header[10] & 7) + 1) if header[10] & 0x80 else 0
+        new.write(header + old.read(palette) + b"\x21\xfe")
+        new.writelines(bytes([len(block)]) + block for block in blocks)
+        new.write(b"\0")
+        shutil.copyfileobj(old, new)
+    os.replace(rewritten, gif)
 
 
 def _complete_webp(webp: Path, total: int, alpha: bool) -> None:
