@@ -4,6 +4,7 @@ processes at once."""
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from std_cli.cli.console import Reporter
 from std_cli.errors import at_work
 from std_cli.paths import draft, remove_stale_drafts, replace_file
 from std_cli.stylize.work_folder import WorkFolder, check_folder, finished, folder_of
+from tests.micro import micro
+from tests.stylize.test_videos import make_clip
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals, locks and links")
 
@@ -70,6 +73,84 @@ def test_signals_end_a_run_at_any_moment_with_one_line(
         assert child.returncode == code, (out, err)
         assert err == "" and json.loads(out.splitlines()[-1])["code"] == code, (out, err)
         assert sorted(os.listdir(tmp_path)) == before
+
+
+def answers(fd, pattern, limit=60):
+    """(seconds until the output of a terminal has the pattern, that output)."""
+    begin, text = time.monotonic(), b""
+    while time.monotonic() - begin < limit:
+        if select.select([fd], [], [], 0.02)[0]:
+            try:
+                text += os.read(fd, 65536)
+            except OSError:  # the other end is closed
+                break
+        if re.search(pattern, text):
+            return time.monotonic() - begin, text
+    raise AssertionError(text[-500:])
+
+
+@posix
+@pytest.mark.parametrize("moment", ["imports", "work"])
+def test_ctrl_c_at_a_terminal_is_answered_at_once(tmp_path, reference, moment):
+    """A line, and the end within two seconds; the frames of a part are kept."""
+    import pty
+
+    make_clip(tmp_path / "in.mp4", 300, sound=False)
+    command = ["stylize", "video", "in.mp4", "--style", str(reference), "--model", str(micro())]
+    command += ["--motion", "none", "--steps", "8", "--size", "64"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-m", "std_cli", *command])
+    if moment == "imports":
+        wait_for_handlers(child)
+    else:
+        answers(terminal, rb" [1-9]\d*/300")
+    os.write(terminal, b"\x03")
+    begin = time.monotonic()
+    first, text = answers(terminal, rb"stopping|interrupted")
+    if moment == "work":
+        text += answers(terminal, rb"interrupted")[1]
+        assert re.search(rb"stopped after \d+ finished frames?; the same command resumes", text)
+    _, status = os.waitpid(child, 0)
+    seconds = time.monotonic() - begin
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert first < 1 and seconds < 2, (first, seconds)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"in.mp4", "style.png"} | (
+        {".in_stylized.mp4.std"} if moment == "work" else set()
+    )
+
+
+BUSY = """
+import hashlib, sys, time
+from std_cli import interruption
+interruption.install()
+with interruption.{block}():
+    print("begun", flush=True)
+    # as a library at work: one call, which lets other threads run, and no signal in
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)
+"""
+
+
+@posix
+@pytest.mark.parametrize("block", ["stoppable", "unbroken"])
+def test_a_signal_is_answered_while_a_library_is_in_a_long_call(block):
+    """Where work must not be cut a line says that it came, and a second one ends the process;
+    elsewhere the first does."""
+    script = BUSY.format(block=block)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as child:
+        assert child.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        begin = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        if block == "stoppable":
+            assert child.stderr.readline() == "stopping (once more ends at once)\n"
+            child.send_signal(signal.SIGINT)
+        assert child.stderr.read() == "error: interrupted\n"
+        assert child.wait() == 130 and time.monotonic() - begin < 2
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ class Reporter:
         event: Shown = _printable(given)
         if event["event"] == "error":
             if "input" in event:  # one of several inputs: the others continue
-                self.inputs.append((event["input"], "failed", event["message"]))
+                self.inputs.append((event["input"], "failed", ""))  # the reason is said here
             else:
                 self._end()
             self._line(Text.assemble(("error: ", "bold red"), event["message"]))

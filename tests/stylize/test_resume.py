@@ -16,6 +16,7 @@ from std_cli.stylize import video_run
 from std_cli.stylize.part import Part
 from std_cli.stylize.work_folder import WorkFolder
 from tests.media.video.test_write import PTS, a_clip, pictures, target_for
+from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
 pytestmark = [
@@ -27,7 +28,7 @@ LOOK = {"steps": 2, "size": 64, "style_blocks": "all"}
 
 @pytest.fixture(scope="module")
 def stylizer():
-    with Stylizer(model="tiny", motion="auto") as stylizer:
+    with Stylizer(model=micro(), motion="auto") as stylizer:
         yield stylizer
 
 

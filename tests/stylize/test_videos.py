@@ -17,6 +17,9 @@ from PIL import Image
 
 from std_cli import InputError, StdError, stylize_video
 from std_cli.cli.commands import run
+from std_cli.cli.console import Reporter
+from std_cli.interruption import event as exit_status
+from std_cli.interruption import install
 from std_cli.media.video.join import read_comment
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
@@ -251,6 +254,12 @@ def test_many_inputs_one_model_one_failure(tmp_path, source, reference, capsys):
     assert sorted(os.listdir(tmp_path / "out")) == ["b_stylized.mp4", "in_stylized.mp4"]
     assert [e["input"] for e in events if e["event"] == "error"] == [str(inputs[1])]
     assert sum(e.get("stage") == "load" for e in events) == 1
+    with Reporter() as report:
+        for event in events:
+            report(event)
+    err = capsys.readouterr().err
+    # the reason once; the table does not repeat it
+    assert err.count("cannot be read") == 1 and "failed" in err, err
 
 
 def test_the_command_tells_events(tmp_path, monkeypatch, source, reference, capsys):
@@ -292,9 +301,13 @@ def test_the_command_tells_events(tmp_path, monkeypatch, source, reference, caps
 LONG = FAST | {"motion": "auto", "steps": 2}
 
 
-def work_in_child(source, reference, output, largest=None, killed_after_move=False, **more):
-    """One run with short segments; `largest`: bytes that a file may have."""
-    video_run.SEGMENT = 6
+def work_in_child(
+    source, reference, output, largest=None, killed_after_move=False, save_every=30.0, **more
+):
+    """One run of the command line's kind with short parts; `largest`: bytes that a file may
+    have."""
+    install()
+    video_run.SEGMENT, video_run.SAVE_EVERY = 6, save_every
     if largest is not None:
         import resource
 
@@ -307,18 +320,24 @@ def work_in_child(source, reference, output, largest=None, killed_after_move=Fal
     except StdError as error:
         (output.parent / "error.txt").write_text(str(error))
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        os._exit(exit_status()["code"])
 
 
 def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
-    """Six times SIGKILL, at a random moment each, over as many runs as it takes."""
+    """Six signals, at a random moment each, over as many runs as it takes; some of them save at
+    every frame."""
     source = make_clip(tmp_path / "in.mp4", 28, cut_at=17)
     context = server()
 
     def start(output):
-        child = context.Process(target=work_in_child, args=(source, reference, output))
+        options = {"save_every": r.choice((0.0, 30.0))}
+        how = {"args": (source, reference, output), "kwargs": options}
+        child = context.Process(target=work_in_child, **how)
         child.start()
         return child
 
+    r = random.Random(0)
     for i in range(2):  # the first waits for the server
         begin = time.monotonic()
         child = start(tmp_path / "whole.mp4")
@@ -328,13 +347,13 @@ def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
         (tmp_path / "whole.mp4").rename(tmp_path / f"whole{i}.mp4")
     assert same_frames(tmp_path / "whole0.mp4", tmp_path / "whole1.mp4")
 
-    r, kills, ends = random.Random(0), 0, []
+    kills, ends = 0, []
     while kills < 6:
         output = tmp_path / f"killed{len(ends)}.mp4"
         child = start(output)
         child.join(timeout=r.uniform(0.1, 0.8) * whole)
         if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
+            os.kill(child.pid, r.choice((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)))
             child.join()
             kills += 1
             work = tmp_path / f".{output.name}.std"

@@ -149,7 +149,7 @@ def prepare(folder: Path, model: str) -> None:
     with av.open(str(folder / "in.mp4"), "w") as file:
         stream = file.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(18):  # three segments of `_child`
+        for i in range(18):  # three parts of `_child`
             file.mux(stream.encode(av.VideoFrame.from_image(pictures[6].crop((i, 0, i + 64, 48)))))
         file.mux(stream.encode())
     (folder / "run.toml").write_text(
@@ -199,7 +199,8 @@ def _run(
 
 
 def _child(arguments: list[str], place: str) -> None:
-    """The command line, in `place`, with its output in out.log and err.log, and short segments."""
+    """The command line, in `place`, with its output in out.log and err.log, and short parts, whose
+    state is saved often."""
     from std_cli.cli import commands
     from std_cli.interruption import install
     from std_cli.stylize import video_run
@@ -208,7 +209,7 @@ def _child(arguments: list[str], place: str) -> None:
     for name, number in (("out.log", 1), ("err.log", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
     sys.argv = ["std", *arguments]
-    video_run.SEGMENT = 6
+    video_run.SEGMENT, video_run.SAVE_EVERY = 6, 0.05
     install()
     open("ready", "w").close()
     commands.main()
