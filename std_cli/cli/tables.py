@@ -23,7 +23,7 @@ from std_cli.events import (
     ResolvedSetting,
     Version,
 )
-from std_cli.weights.zoo import TABLE
+from std_cli.weights.zoo import corrections_file
 
 if TYPE_CHECKING:
     from std_cli.cli.help import Page
@@ -235,7 +235,10 @@ def model_lines(models: list[Model]) -> Iterator[RenderableType]:
         here, tasks = "yes" if model["here"] else "", ", ".join(model["needed_by"])
         table.add_row(model["name"], here, size, tasks, model["title"] + unsure)
     yield table
-    yield f"not checked: repository, file or commit could not be verified; correct them in {TABLE}"
+    yield (
+        "not checked: repository, file or commit could not be verified; correct them in "
+        f"{corrections_file()}"
+    )
 
 
 def record_lines(event: Record) -> Iterator[RenderableType]:

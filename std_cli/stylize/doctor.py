@@ -28,7 +28,7 @@ from std_cli.stylize.stylizer import stylize_images
 from std_cli.weights.cache import needed
 from std_cli.weights.downloads import files_here
 from std_cli.weights.hub import ask_hub, hub_cache, source, without_downloads
-from std_cli.weights.resolve import NAMES, resolve_model
+from std_cli.weights.resolve import model_names, resolve_model
 from std_cli.weights.zoo import find_entry
 
 PACKAGES = (
@@ -213,7 +213,7 @@ def _cache(problem: Judge) -> Cache:
     folder = hub_cache()
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     models = {}
-    for name in NAMES:
+    for name in model_names():
         with without_downloads():
             try:
                 resolve_model(name)

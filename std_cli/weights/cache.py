@@ -8,12 +8,32 @@ from std_cli.errors import InputError, StdError
 from std_cli.events import Model, OnEvent, Pulled, Removed, Verified
 from std_cli.weights import downloads
 from std_cli.weights.hub import source
+from std_cli.weights.resolve import TINY
 from std_cli.weights.zoo import ModelEntry, TaskName, find_entry, std_lora, zoo
 
 
 def list_models() -> list[Model]:
-    """A `model` event of each."""
-    return [_describe(entry) for entry in zoo().models.values()]
+    """A `model` event of each, the embedded one first."""
+    return [_embedded(), *(_describe(entry) for entry in zoo().models.values())]
+
+
+def _embedded() -> Model:
+    size = sum(file.stat().st_size for file in _here("tiny").values())
+    return {
+        "event": "model",
+        "name": "tiny",
+        "title": "the embedded miniature model",
+        "kind": "base",
+        "repo": "",
+        "revision": "",
+        "gb": round(size / 1e9, 3),
+        "licence": "apache-2.0",
+        "checked": True,
+        "note": "part of the package",
+        "here": True,
+        "path": str(TINY),
+        "needed_by": [],
+    }
 
 
 def _describe(entry: ModelEntry) -> Model:
@@ -51,6 +71,8 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
     Raises InputError for an unknown name, or one that is not on the Hub; StdError if the Hub or the
     disk fails.
     """
+    embedded = "tiny" in names
+    names = [name for name in names if name != "tiny"]
     by_hand = [name for name in names if find_entry(name).url]
     for name in by_hand if len(by_hand) < len(names) else ():
         on_event(
@@ -82,7 +104,10 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
 
     if files:
         downloads.download(files, on_bytes)
-    results = []
+    results: list[Pulled] = []
+    if embedded:
+        results.append({"event": "pulled", "name": "tiny", "path": str(TINY), "bytes": 0})
+        on_event(results[0])
     for name, s in sources.items():
         here = downloads.files_here(s)
         if not here:
@@ -99,7 +124,7 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
 
 def path_of(name: str) -> str:
     """Where a model is: its file, or the folder of several. Raises InputError if it is not here."""
-    return _place(_here(name))
+    return str(TINY) if name == "tiny" else _place(_here(name))
 
 
 def verify(
@@ -113,6 +138,9 @@ def verify(
     wanted = list(names) or [
         e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))
     ]
+    if not wanted:
+        message = "nothing to verify: no downloaded model is here (std models pull gets some)"
+        on_event({"event": "notice", "message": message})
     results: list[Verified] = []
     damaged: dict[str, list[Path]] = {}
     for name in wanted:
@@ -129,6 +157,8 @@ def verify(
         on_event(results[-1])
         if wrong:
             damaged[name] = [here[file] for file in wrong]
+    if "tiny" in damaged:
+        raise StdError("tiny is damaged, and it is part of the package: install std again")
     if damaged and repair:
         for name in damaged:
             downloads.list_files(source(name))  # the Hub must have them, before anything is deleted
@@ -149,7 +179,9 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
 
     Raises InputError if one of them is not here; then none is deleted.
     """
-    found = {name: _here(name) for name in names}
+    if "tiny" in names:
+        raise InputError("tiny is part of the package: it cannot be removed")
+    found = {name: _here(name, "there is nothing to remove") for name in names}
     results = []
     for name, here in found.items():
         others = [
@@ -166,11 +198,14 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
     return results
 
 
-def _here(name: str) -> dict[str, Path]:
-    """{file name: path} of a model that is here."""
+def _here(name: str, remedy: str = "") -> dict[str, Path]:
+    """{file name: path} of a model that is here. Raises InputError, with the remedy, if it is
+    not."""
+    if name == "tiny":
+        return {f.relative_to(TINY).as_posix(): f for f in sorted(TINY.rglob("*")) if f.is_file()}
     here = downloads.files_here(source(name))
     if not here:
-        raise InputError(f"{name} is not here: run std models pull {name}")
+        raise InputError(f"{name} is not here: {remedy or f'run std models pull {name}'}")
     return here
 
 

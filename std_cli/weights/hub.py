@@ -17,7 +17,7 @@ from std_cli.errors import InputError, NetworkError, NotDownloaded, StdError
 from std_cli.events import Hub
 from std_cli.weights.files import PICKLES, file_names
 from std_cli.weights.sdxl_files import missing_files, wanted_files
-from std_cli.weights.zoo import TABLE, find_entry, zoo
+from std_cli.weights.zoo import corrections_file, find_entry, zoo
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def push_lora(path: Path, repo: str) -> None:
 
 def if_moved(source: HubRepo) -> str:
     """What else to do about a repository that is not as the table says, if it is from there."""
-    listed = any(entry.repo == source.repo for entry in zoo().models.values())
-    return f"; if it has moved, correct it in {TABLE}" if listed else ""
+    name = _name_of(source)
+    return f"; if it has moved, correct [models.{name}] in {corrections_file()}" if name else ""
 
 
 @contextmanager
@@ -228,12 +228,27 @@ def hub_errors(source: HubRepo, missing: list[HubRepo]) -> Iterator[None]:
 
 
 def unreachable(missing: list[HubRepo], why: str) -> NotDownloaded:
-    repos = " and ".join(dict.fromkeys(source.repo for source in missing))
-    commands = " && ".join(source.command for source in missing)
+    """The error for weights that are not here while the Hub may not, or cannot, be asked."""
+    names = {source: _name_of(source) for source in missing}
+    listed = [name for name in names.values() if name]
+    commands = [f"std models pull {' '.join(listed)}"] if listed else []
+    commands += [source.command for source, name in names.items() if not name]
+    what = " and ".join(dict.fromkeys(name or source.repo for source, name in names.items()))
+    verb = "is" if len(missing) == 1 else "are"
     return NotDownloaded(
-        f"{repos} not downloaded yet, and {why}: run {commands}, or use --model tiny, which "
-        f"needs none"
+        f"{what} {verb} not downloaded, and {why}: run {' && '.join(commands)} with a network, or "
+        f"use --model tiny"
     )
+
+
+def _name_of(source: HubRepo) -> str:
+    """What the table calls a source; "" if it is not from there."""
+    for name, entry in zoo().models.items():
+        if (entry.repo, entry.revision, entry.files) == (
+            source.repo, source.revision, source.files
+        ) and not entry.url:  # fmt: skip
+            return name
+    return ""
 
 
 def hub_cache() -> Path:

@@ -26,7 +26,6 @@ from std_cli.weights.sdxl_files import (
 from std_cli.weights.zoo import names_of
 
 TINY = Path(__file__).parents[1] / "packs" / "tiny"  # the model inside this package
-NAMES = ("tiny", *names_of("base"))
 # of models that have none of their own
 IP_ADAPTERS = {"plus": "ip-adapter-plus", "plain": "ip-adapter"}
 
@@ -58,6 +57,11 @@ class ModelFiles:
     """What the user should know about the files."""
 
 
+def model_names() -> list[str]:
+    """The names that --model takes."""
+    return ["tiny", *names_of("base")]
+
+
 # --- models ------------------------------------------------------------------------------------
 
 
@@ -71,7 +75,7 @@ def resolve_model(name: str, *, ip_adapter: str = "plus") -> ModelFiles:
     path = user_path(name, "--model")
     if name == "tiny":
         return _folder_model(name, TINY, False, ip_adapter)
-    if name in NAMES:
+    if name in model_names():
         folder, _ = fetch([source(name), source(IP_ADAPTERS[ip_adapter])])
         return _folder_model(name, folder, True, ip_adapter)
     if os.path.isdir(path):
@@ -81,9 +85,8 @@ def resolve_model(name: str, *, ip_adapter: str = "plus") -> ModelFiles:
     hub = hub_id(name)
     if not hub or hub[2]:
         raise InputError(
-            f"no model {name!r}: name one of {', '.join(NAMES)}, a folder or .safetensors file "
-            f"that exists, "
-            "or owner/name[@revision] on the Hub"
+            f"no model {name!r}: name one of {', '.join(model_names())}, a folder or .safetensors "
+            "file that exists, or owner/name[@revision] on the Hub"
         )
     return _folder_model(name, fetch([HubRepo(hub[0], hub[1])])[0], True, ip_adapter)
 
@@ -95,7 +98,7 @@ def find_pack(name: str) -> tuple[dict[str, Any], str]:
     """
     path = user_path(name, "--model")
     folder: Path | None = TINY if name == "tiny" else path if path.is_dir() else None
-    if folder is None and name not in NAMES and (hub := hub_id(name)) and not hub[2]:
+    if folder is None and name not in model_names() and (hub := hub_id(name)) and not hub[2]:
         folder = cached_folder(HubRepo(hub[0], hub[1]))
     file = folder / "std.json" if folder else None
     return (read_object(file), str(file)) if file and file.is_file() else ({}, "")

@@ -1,5 +1,5 @@
 """The models that are known by name, and the methods that sample with them: `zoo.toml`, read and
-checked."""
+checked, with the corrections of the user's own file."""
 
 import tomllib
 from difflib import get_close_matches
@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, quote, wrong_values
+from std_cli.paths import config_folder
 
 MethodName = Literal["std", "lcm", "tcd", "pcm", "tdd", "hyper-sd", "lightning", "none"]
 Spacing = Literal["grid", "trailing", "leading"]
@@ -122,17 +123,49 @@ class Zoo(Frozen):
 
 @cache
 def zoo() -> Zoo:
-    """The table."""
+    """The table, with the corrections of the user's file. Raises InputError for a file that cannot
+    be used."""
     with TABLE.open("rb") as file:
         table = tomllib.load(file)
+    file_name = corrections_file()
+    corrected = _corrections(file_name)
+    for name, changes in corrected.items():
+        unchecked = {"checked": False, "note": f"as {file_name} says"}
+        table["models"][name] = table["models"].get(name, {}) | unchecked | changes
     table["models"] = {name: {"name": name, **entry} for name, entry in table["models"].items()}
-    return Zoo(**table)
+    try:
+        return Zoo(**table)
+    except ValidationError as e:
+        where, value, message = next(wrong_values(e, depth=3))
+        raise InputError(
+            f"{file_name}: {where} {quote(value)}: {message}: correct the file"
+        ) from None
+
+
+def corrections_file() -> Path:
+    """Where a user corrects the table: keys of its models, as [models.NAME] has them there."""
+    return config_folder() / "zoo.toml"
+
+
+def _corrections(path: Path) -> dict[str, dict[str, Any]]:
+    """The keys that the user's file has for each model. Raises InputError if it is no such file."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read ({e}): correct the file, or remove it") from None
+    models: dict[str, dict[str, Any]] = found.pop("models", {})
+    tables = [*models.values()] if isinstance(models, dict) else [models]
+    if found or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"{path}: only tables [models.NAME] can be in it: correct the file")
+    return models
 
 
 def find_entry(name: str) -> ModelEntry:
     """The model of this name. Raises InputError, with the names that are like it."""
     if name not in zoo().models:
-        close = get_close_matches(name, zoo().models, 3)
+        close = get_close_matches(name, [*zoo().models, "tiny"], 3)
         hint = f"did you mean {', '.join(close)}?" if close else "see `std models list`"
         raise InputError(f"no model {name!r} in the table: {hint}")
     return zoo().models[name]

@@ -51,7 +51,7 @@ def test_a_good_machine(home, capsys):
         "h264_nvenc",
     }
     assert found["cache"]["path"] == str(home) and found["cache"]["models"] == {
-        name: name == "tiny" for name in resolve.NAMES
+        name: name == "tiny" for name in resolve.model_names()
     }
     assert found["hub"]["offline"] and found["hub"]["error"] is None
     assert not home.exists()

@@ -58,7 +58,7 @@ def test_the_life_of_a_model(tmp_path, hub):
     again = std("models", "pull", "lcm", "-q", **at)
     assert (again.returncode, again.stdout, handler.sent) == (0, "", [])
     rows = [line.split() for line in std("models", "list", home=at["home"]).stdout.splitlines()]
-    assert [row[0] for row in rows if row[1] == "yes"] == ["ip-adapter", "lcm"]
+    assert [row[0] for row in rows if row[1] == "yes"] == ["tiny", "ip-adapter", "lcm"]
     path = std("models", "path", "lcm", home=at["home"]).stdout.strip()
     assert (
         Path(path).read_bytes()
@@ -269,7 +269,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_not_kept(tmp_path, hub):
         (
             404,
             "RevisionNotFound",
-            "has no revision a18548dd.*if it has moved, correct it in .*zoo.toml",
+            r"has no revision a18548dd.*if it has moved, correct \[models.lcm\] in .*zoo.toml",
         ),
         (401, "", "the Hub answered 401 about latent-consistency/lcm-lora-sdxl: check HF_TOKEN"),
     ],
@@ -309,7 +309,8 @@ def test_offline_opens_no_socket(tmp_path, hub, how, picture, reference):
     missing = std("models", "pull", "tcd", *flag, **at)
     assert (
         missing.returncode == 5
-        and "h1t/TCD-SDXL-LoRA not downloaded yet, and HF_HUB_OFFLINE is set" in missing.stderr
+        and "tcd is not downloaded, and HF_HUB_OFFLINE is set: run std models pull tcd"
+        in missing.stderr
     )
     image = ["stylize", "image", str(picture), "--style", str(reference)]
     style = std(*image, *flag, **at)
@@ -372,3 +373,72 @@ def test_completion_of_names(tmp_path):
     }
     done = std(home=tmp_path, **env)
     assert done.stdout.split() == ["lightning-2", "lightning-4", "lightning-8"], done.stderr
+
+
+def test_tiny_is_a_model_that_is_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def models(*arguments):
+        return run(["models", *arguments]), *capsys.readouterr()
+
+    code, out, err = models("list", "--json")
+    tiny = json.loads(out.splitlines()[0])
+    assert (tiny["name"], tiny["here"], 0.001 < tiny["gb"] < 0.1) == ("tiny", True, True)
+    assert models("path", "tiny") == (0, f"{tiny['path']}\n", "")
+    assert (Path(tiny["path"]) / "model_index.json").is_file()
+    assert models("pull", "tiny") == (0, "tiny is here\n", "")
+    code, out, err = models("verify", "tiny")
+    assert code == 0 and re.fullmatch(r"tiny  right \(\d+ files\)\n", out)
+    assert models("rm", "tiny") == (
+        2, "", "error: tiny is part of the package: it cannot be removed\n"
+    )  # fmt: skip
+    code, out, err = models("verify")
+    assert (code, out) == (0, "") and "nothing to verify: no downloaded model is here" in err
+    assert models("rm", "lcm") == (
+        2, "", "error: lcm is not here: there is nothing to remove\n"
+    )  # fmt: skip
+
+
+@pytest.fixture
+def corrections(tmp_path, monkeypatch):
+    """The user's file for the table."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    zoo.cache_clear()
+    (tmp_path / "std").mkdir()
+    yield tmp_path / "std" / "zoo.toml"
+    zoo.cache_clear()
+
+
+def test_a_users_file_corrects_the_table(corrections):
+    corrections.write_text(
+        '[models.lcm]\nrepo = "me/lcm"\nrevision = "v2"\n'
+        '[models.mine]\nkind = "base"\ntitle = "mine"\nrepo = "me/mine"\ngb = 7\n'
+        'licence = "mit"\ninclude = ["*.json"]\n'
+    )
+    lcm, mine = find_entry("lcm"), find_entry("mine")
+    assert (lcm.repo, lcm.revision, lcm.files) == ("me/lcm", "v2", (LCM,))
+    assert not lcm.checked and str(corrections) in lcm.note
+    assert mine.kind == "base" and find_entry("tcd").checked
+    zoo.cache_clear()
+    corrections.unlink()
+    assert find_entry("lcm").repo == "latent-consistency/lcm-lora-sdxl"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[models.lcm", "cannot be read"),
+        ("[methods.lcm]\nsteps = 2", "only tables"),
+        ("models = 3", "only tables"),
+        ("[models.lcm]\nrepo = 3", r"models\.lcm\.repo 3"),
+        ("[models.lcm]\ncolour = 3", r"models\.lcm\.colour 3"),
+        ("[models.new]\ntitle = 'x'", r"models\.new\.\w+"),
+    ],
+)
+def test_a_wrong_correction_is_one_line(corrections, capsys, text, message):
+    corrections.write_text(text)
+    assert run(["models", "path", "lcm"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == "" and err.count("\n") == 1 and re.search(message, err) and str(corrections) in err
+    )
