@@ -39,7 +39,11 @@ class Page:
             f"--window-size={width},{height}", "about:blank",
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            command, pass_fds=(out, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            pass_fds=(out, back),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"XDG_CONFIG_HOME": str(folder / "config")},
         )
         os.close(out)
         os.close(back)

@@ -1,5 +1,6 @@
 import gc
 import os
+import tempfile
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ QUIET = {
 }
 os.environ.update(QUIET)
 # the defaults of whoever runs the tests do not count
-os.environ["XDG_CONFIG_HOME"] = os.path.join(os.path.dirname(__file__), "no config")
+os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), "std-tests-have-none")
 for name in (*VideoSettings.model_fields, "style", "look"):
     os.environ.pop(f"STD_{name.upper()}", None)
 # pytest's workers have a core each; sums on several threads may come out in another order, too

@@ -14,10 +14,11 @@ from PIL import Image
 from std_cli import InputError, OutputExists, StdError, Stylizer, read_settings, stylize_image
 from std_cli.cli.commands import run
 from std_cli.stylize.plan import plan_images, plan_video
+from tests.micro import micro
 from tests.stylize.test_inputs import make_video
 
 LOOK = dict(steps=1, size=64, cfg=1)
-FAST = ["--model", "tiny", "--size", "64", "--steps", "1", "--cfg", "1"]
+FAST = ["--model", micro(), "--size", "64", "--steps", "1", "--cfg", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from std_cli import InputError, read_settings, stylize_image
 from std_cli.cli.commands import run
 from std_cli.media.pictures import save_picture
 from std_cli.stylize.repeat import repeat
+from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
-FAST = {"model": "tiny", "steps": 1, "size": 64}
+FAST = {"model": micro(), "steps": 1, "size": 64}
 
 
 @pytest.fixture

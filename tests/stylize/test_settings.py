@@ -14,6 +14,7 @@ from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.settings import read_record
 from std_cli.weights.fingerprints import sha256
 from std_cli.weights.resolve import TINY
+from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
 PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -77,7 +78,7 @@ def test_animations_keep_their_record(tmp_path, reference, suffix):
     """And all of their frames, for Pillow, which reads both."""
     clip = make_clip(tmp_path / "in.mp4", 3, (64, 48), sound=False)
     out = tmp_path / f"o{suffix}"
-    options = {"model": "tiny", "steps": 1, "size": 64, "motion": "none", "seed": 9}
+    options = {"model": micro(), "steps": 1, "size": 64, "motion": "none", "seed": 9}
     stylize_video(clip, reference, out, **options)
     record = read_record(out)
     assert record["frames"] == 3 and record["settings"]["seed"] == 9

@@ -10,16 +10,17 @@ from PIL import Image
 from std_cli import InputError, read_settings, stylize_image
 from std_cli.cli.commands import run
 from std_cli.stylize.sheet import MOST_CELLS, Axis, Value, _draw, make_sheet, parse_vary
+from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
-FAST = {"model": "tiny", "steps": 1, "size": 64}
+FAST = {"model": micro(), "steps": 1, "size": 64}
 
 
 def test_a_sheet_of_a_product_and_its_cells(tmp_path, picture, reference, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "blue").save("b.png")
     base = ["sheet", "in.png", "-s", "style.png", "-s", "b.png", "--vary", "style-scale=0.5,1"]
-    base += ["--model", "tiny", "--steps", "1", "--size", "64", "--side", "64", "--json"]
+    base += ["--model", micro(), "--steps", "1", "--size", "64", "--side", "64", "--json"]
 
     assert run([*base, "--vary", "eta=0.6"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
