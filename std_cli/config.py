@@ -290,7 +290,8 @@ class VideoSettings(ImageSettings):
     preview: Annotated[Seconds | None, Flag(metavar="SECONDS", panel="Motion and time")] = Field(
         None, gt=0
     )
-    """Stylize only the first so many seconds of each shot."""
+    """Stylize only the first so many seconds of each shot, into NAME_preview, with a thumbnail
+    (.jpg) next to it."""
 
     @field_validator("start", "end", "preview", mode="before")
     @classmethod

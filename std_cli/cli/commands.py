@@ -222,7 +222,7 @@ std sheet in.mp4 --frame 2 --frame 0:12.5 -s a.png --vary steps=4,8
 """
 VIDEO_EXAMPLES = """
 std stylize video in.mp4 -s painting.png
-std stylize video in.mp4 -s painting.png --preview 2 -o look.mp4
+std stylize video in.mp4 -s painting.png --preview 2
 std stylize video in.mp4 -s painting.png --start 1:05 --end 1:20 -o part.mov
 """
 
