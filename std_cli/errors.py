@@ -75,7 +75,7 @@ def quote(value: object) -> str:
     return printable(_QUOTE.repr(value), 120)
 
 
-def count(number: int | None, of: str) -> str:
+def counted(number: int | None, of: str) -> str:
     """ "1 frame", "2 frames", "unknown frames" for None."""
     return f"unknown {of}s" if number is None else f"{number} {of}{'s'[: number != 1]}"
 

@@ -10,7 +10,7 @@ Each finer grid contains the 50 points, so a finer run still starts at a trained
 import math
 from typing import Literal
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 
 TRAIN_TIMESTEPS = 1000
 TRAIN_GRID = 50
@@ -81,7 +81,8 @@ def spread_num_inference_steps(steps: int, eta: float) -> int:
     whole = quickstart_num_inference_steps(steps, eta)
     if whole > TRAIN_TIMESTEPS:
         raise InputError(
-            f"--eta {eta} is too small for {steps} steps of this method: raise it, or take fewer "
+            f"--eta {eta} is too small for {counted(steps, 'step')} of this method: raise it, or "
+            f"take fewer "
             f"--steps"
         )
     return whole

@@ -1,7 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from std_cli.config import ImageSettings, image_settings, parse_size, parse_style, video_settings
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 
 
 def test_order_of_defaults():
@@ -83,3 +86,33 @@ def test_styles(tmp_path, monkeypatch):
     for text in ("ref.png:0", "ref.png:-1", "ref.png:nan"):
         with pytest.raises(InputError, match="weight"):
             parse_style(text)
+
+
+def test_plural_forms():
+    assert [counted(number, "frame") for number in (0, 1, 2, None)] == [
+        "0 frames",
+        "1 frame",
+        "2 frames",
+        "unknown frames",
+    ]
+
+
+def test_numbers_in_messages_have_the_form_that_they_need():
+    """A noun in the plural follows a number only where that cannot be 1: other messages leave it to
+    `counted`."""
+    nouns = "frame|layer|tensor|step|update|sample|window|shot|chapter|head|position|block|value"
+    found = set()
+    for file in (Path(__file__).parents[1] / "std_cli").rglob("*.py"):
+        for match in re.findall(rf"\{{([^{{}}]*)\}} (?:{nouns})s\b", file.read_text("utf-8")):
+            found.add(f"{file.name}: {match}")
+    assert found == {
+        "plan.py: COUNTED",
+        "decode.py: MAX_DAMAGED",
+        "decode.py: self.expected",  # of a video that breaks off
+        "fuse.py: total",
+        "read.py: len(layers)",  # "in 1 of its 2 layers": not all of them
+        "networks.py: len(getattr(self, name))",
+        "fit.py: len(wanted)",
+        "pipeline.py: total",
+        "dataset.py: frames",  # of a caller that asks for none
+    }

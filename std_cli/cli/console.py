@@ -35,7 +35,7 @@ from std_cli.cli.tables import (
     record_lines,
     version_lines,
 )
-from std_cli.errors import count, printable
+from std_cli.errors import counted, printable
 
 if TYPE_CHECKING:
     from std_cli.cli.help import Page
@@ -125,11 +125,11 @@ class Reporter:
 
     def _start(self, e: Shown) -> None:
         if "trainable" in e:
-            counted = (
-                f"{e['samples']} samples, {e['trainable'] / 1e6:.1f} M trainable "
-                f"parameters, {e['steps']} updates"
+            shown = (
+                f"{counted(e['samples'], 'sample')}, {e['trainable'] / 1e6:.1f} M trainable "
+                f"parameters, {counted(e['steps'], 'update')}"
             )
-            self._line(Text(f"{e['model']} on {e['device']} in {e['dtype']}: {counted}", "dim"))
+            self._line(Text(f"{e['model']} on {e['device']} in {e['dtype']}: {shown}", "dim"))
             self._restart()
             return
         lora = f" + {e['lora']}" if e["lora"] else ""
@@ -226,7 +226,8 @@ class Reporter:
                 f"  {e['weights']} weights, schedule {e['schedule']}" if "schedule" in e else ""
             )
             line = Text.assemble(
-                (e["output"], "bold"), f"  {e['steps']} updates  {duration(e['seconds'])}{score}"
+                (e["output"], "bold"),
+                f"  {counted(e['steps'], 'update')}  {duration(e['seconds'])}{score}",
             )
             (self.bar.console if self.out.is_terminal and not self.bar.disable else self.out).print(
                 line
@@ -237,10 +238,10 @@ class Reporter:
                 (
                     e["input"],
                     "done",
-                    f"{e['output']}, {e['frames']} frames, {duration(e['seconds'])}",
+                    f"{e['output']}, {counted(e['frames'], 'frame')}, {duration(e['seconds'])}",
                 )
             )
-        frames = f"  {e['frames']} frames" if "frames" in e else ""
+        frames = f"  {counted(e['frames'], 'frame')}" if "frames" in e else ""
         rate = f"  {e['fps']:.1f} fps" if "fps" in e else ""
         rate += f"  thumbnail {e['thumbnail']}" if "thumbnail" in e else ""
         line = Text.assemble(
@@ -282,7 +283,7 @@ class Reporter:
 
     def _verified(self, e: Shown) -> None:
         self._say(
-            f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({count(e['files'], 'file')})"
+            f"{e['name']}  {'; '.join(e['problems']) or 'right'} ({counted(e['files'], 'file')})"
         )
 
     def _removed(self, e: Shown) -> None:
@@ -397,7 +398,7 @@ def _short_metadata(metadata: dict[str, str], lengths: dict[str, int]) -> dict[s
         line = " ".join(value.split())
         shown[key] = line if length <= 60 else f"{line[:40]}... ({length} characters)"
     if more := len(metadata) - len(shown) + lengths.get("...", 0):
-        shown["..."] = f"{more} more keys"
+        shown["..."] = counted(more, "more key")
     return shown
 
 

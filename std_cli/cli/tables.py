@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from std_cli.errors import count
+from std_cli.errors import counted
 from std_cli.events import (
     Config,
     Doctor,
@@ -116,7 +116,7 @@ def _plan_rows(plan: Plan) -> Rows:
     ]
     if len(plan["inputs"]) > 1:
         frames, evaluations = plan["frames"], plan["evaluations"]
-        rows.append(("all", f"{count(frames, 'frame')}, {count(evaluations, 'evaluation')}"))
+        rows.append(("all", f"{counted(frames, 'frame')}, {counted(evaluations, 'evaluation')}"))
     rows += _memory_rows(memory)
     disk = plan["disk"]
     needed = "unknown" if disk["needed"] is None else f"about {as_bytes(disk['needed'])}"
@@ -128,11 +128,11 @@ def _plan_rows(plan: Plan) -> Rows:
 
 def _input_line(each: PlannedInput, video: bool) -> str:
     shape = f"at {each['working'][0]} x {each['working'][1]}"
-    counts = f"{shape}, {count(each['evaluations'], 'evaluation')}"
+    counts = f"{shape}, {counted(each['evaluations'], 'evaluation')}"
     if not video:
         return counts
-    clip = [count(each["frames"], "frame"), count(each["shots"], "shot")]
-    return f"{', '.join(clip)}, {count(each['windows'], 'window')}, {counts}"
+    clip = [counted(each["frames"], "frame"), counted(each["shots"], "shot")]
+    return f"{', '.join(clip)}, {counted(each['windows'], 'window')}, {counts}"
 
 
 def _memory_rows(memory: PlannedMemory) -> Rows:
@@ -168,7 +168,7 @@ def _verdict(picks: Picks | None, video: bool) -> Text:
     shape = f"{picks['size'][0]} x {picks['size'][1]}"
     line = f"fits: {picks['device']}, {picks['dtype']}, --offload {picks['offload']}, {shape}"
     if video:
-        line += f", {count(picks['batch'], 'window')} at once"
+        line += f", {counted(picks['batch'], 'window')} at once"
     return Text(line, "green")
 
 

@@ -38,7 +38,7 @@ from transformers import (
 from std_cli.config import ImageSettings, Offload
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.environment import LOADING
-from std_cli.errors import InputError, StdError, printable
+from std_cli.errors import InputError, StdError, counted, printable
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
 from std_cli.weights.configs.base import read_config, settings
 from std_cli.weights.configs.encoders import ImageEncoder, TextEncoder
@@ -77,8 +77,8 @@ def choose_device(name: str) -> torch.device:
     }[kind]
     if count <= int(index or 0):
         raise InputError(
-            f"--device {name}: this machine has {count or 'no'} {kind} "
-            f"device{'s'[: count != 1]}: use --device auto"
+            f"--device {name}: this machine has {counted(count, f'{kind} device')}: "
+            "use --device auto"
         )
     return torch.device(name)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from std_cli.distill.find_samples import FoundSamples, SampleFile
 from std_cli.distill.shards import read_part
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, counted
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import Picture, expand_inputs, read_picture
 from std_cli.media.transparency import over_white
@@ -76,8 +76,9 @@ class Dataset:
         """{reference that could not be read so far: the reason}."""
         if not self.entries:
             raise InputError(
-                f"no clips for samples of {frames} frames: all {len(found.entries)} captioned "
-                "files are pictures; give clips, or train for pictures"
+                f"no clips for samples of {counted(frames, 'frame')}, only "
+                f"{counted(len(found.entries), 'captioned picture')}; give clips, or train for "
+                f"pictures"
             )
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
@@ -145,7 +146,8 @@ class Dataset:
                 pictures = pictures[:: self._step(len(pictures))][: self.frames]
             if len(pictures) < self.frames:
                 raise StdError(
-                    f"{str(entry.path)!r} has only {len(pictures)} frames, fewer than {self.frames}"
+                    f"{str(entry.path)!r} has only {counted(len(pictures), 'frame')}, fewer "
+                    f"than {self.frames}"
                 )
         except StdError as e:
             # a failure that does not depend on the start is the file's fault

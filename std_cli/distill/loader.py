@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from std_cli.distill.dataset import Dataset, Sample
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, counted
 
 MIN_SEEN = 20
 """Files after which the share of bad ones counts."""
@@ -236,7 +236,8 @@ class Loader:
         share = len(self.failed) / max(1, len(self.seen))
         if outcome.sample is None or (len(self.seen) >= MIN_SEEN and share > self.max_bad_share):
             raise StdError(
-                f"{len(self.failed)} of the {len(self.seen)} training files seen cannot be used; "
+                f"of {counted(len(self.seen), 'training file')} seen {len(self.failed)} cannot "
+                f"be used; "
                 f"check the data. The first: {next(iter(self.failed.values()))}"
             )
         return outcome.sample

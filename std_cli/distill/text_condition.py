@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.weights.configs.base import check_config, settings
 from std_cli.weights.configs.encoders import TextEncoder
 from std_cli.weights.files import (
@@ -83,7 +83,7 @@ def load_text_condition(folder: Path) -> TextCondition:
     check_numbers(str(weights), stored_tensors(weights))
     model: CLIPTextModelWithProjection = loaded[0]
     if missing := loaded[1]["missing_keys"]:
-        raise InputError(f"{wrong}: {len(missing)} tensors are missing: download it again")
+        raise InputError(f"{wrong}: it lacks {counted(len(missing), 'tensor')}: download it again")
     return TextCondition(model, tokenizer)
 
 

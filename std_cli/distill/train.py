@@ -35,7 +35,7 @@ from std_cli.distill.trainer import Trainer
 from std_cli.distill.trainer_state import load, metadata, save
 from std_cli.distill.training_run import TrainingRun, plan_run
 from std_cli.distill.validation import SCHEDULES, Validation
-from std_cli.errors import InputError, StdError, at_work
+from std_cli.errors import InputError, StdError, at_work, counted
 from std_cli.events import OnEvent, TrainingProgress, TrainingResult
 from std_cli.interruption import at_quit, deferred
 from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file
@@ -138,7 +138,7 @@ def _train(
             if stop or done % section.save_every == 0 or done == steps:
                 saved = save(trainer, done)
             if stop and done < steps:
-                message = f"stopped after {done} updates; the same command resumes"
+                message = f"stopped after {counted(done, 'update')}; the same command resumes"
                 run.on_event({"event": "notice", "message": message})
                 raise KeyboardInterrupt
     return saved, validated

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from std_cli.errors import counted
+
 # Formats that are known by their first bytes and decoded in-process; EPS, for one, would start
 # Ghostscript.
 _READ_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -59,6 +61,6 @@ def left_out(files: Iterable[Path]) -> str:
     "" if none is."""
     counts = Counter(file.suffix.lower() for file in files if why_unreadable(file.suffix))
     return " and ".join(
-        f"{count} {suffix} picture{'s'[: count != 1]} ({why_unreadable(suffix)})"
+        f"{counted(count, f'{suffix} picture')} ({why_unreadable(suffix)})"
         for suffix, count in sorted(counts.items())
     )

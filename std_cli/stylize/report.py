@@ -19,7 +19,7 @@ from typing import Any, cast
 from PIL import Image
 
 from std_cli.config import ImageSettings, VideoSettings
-from std_cli.errors import InputError, count, printable
+from std_cli.errors import InputError, counted, printable
 from std_cli.events import Event, OnEvent, PictureResult, VideoResult
 from std_cli.media.pictures import read_picture
 from std_cli.media.transparency import over_white
@@ -149,7 +149,9 @@ class _Report:
         where = f" on {facts['device']} in {facts['dtype']}" if facts else ""
         return Template(_template()).substitute(
             title=_text(f"{made}{where}"),
-            summary=_text(f"{count(self.done, 'result')}, seed {settings.get('seed', 'unknown')}"),
+            summary=_text(
+                f"{counted(self.done, 'result')}, seed {settings.get('seed', 'unknown')}"
+            ),
             entries="\n".join(self.entries),
             settings="\n".join(_row(name, value) for name, value in settings.items()),
             script=_SCRIPT,
@@ -174,7 +176,7 @@ class _Report:
         assert isinstance(settings, VideoSettings)
         facts = [
             f"{event['width']} x {event['height']}",
-            count(event["frames"], "frame"),
+            counted(event["frames"], "frame"),
             f"{event['seconds']:.1f} s",
             f"seam ratio {_figure(event['seam_ratio'])}",
             f"flicker {_figure(event['flicker'])}",
@@ -299,7 +301,7 @@ def _shots(watched: Watched) -> str:
         for number, pair in enumerate(watched.shots, 1)
     ]
     more = len(watched.shot_times) - len(watched.shots)
-    rest = f"<p>and {count(more, 'more shot')}</p>" if more else ""
+    rest = f"<p>and {counted(more, 'more shot')}</p>" if more else ""
     return f'<div class="shots">{"".join(buttons)}</div>{rest}'
 
 

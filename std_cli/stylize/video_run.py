@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from std_cli.config import VideoSettings
-from std_cli.errors import Cancelled, StdError, count
+from std_cli.errors import Cancelled, StdError, counted
 from std_cli.events import (
     ClipFacts,
     OnEvent,
@@ -275,7 +275,7 @@ class Run:
         tensors = {name: tensor.to(pipeline.device) for name, tensor in tensors.items()}
         denoised = Denoised.restored(wave, state["denoised"], tensors)
         written = _Written.from_state(state["written"])
-        self.notice(f"resuming after {count(written.frames, 'finished frame')}")
+        self.notice(f"resuming after {counted(written.frames, 'finished frame')}")
         return written, denoised
 
     def _join(
@@ -426,7 +426,7 @@ class _Output:
         if self.denoised.begun:
             self._save()
         if isinstance(why, KeyboardInterrupt):
-            done = count(self.written.frames, "finished frame")
+            done = counted(self.written.frames, "finished frame")
             then = "resumes there" if self.denoised.begun else "starts over"
             self.run.notice(f"stopped after {done}; the same command {then}")
 

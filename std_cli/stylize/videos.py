@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from std_cli.config import Pack, VideoSettings, video_settings
 from std_cli.environment import LOADING
-from std_cli.errors import Cancelled, InputError, StdError, at_work
+from std_cli.errors import Cancelled, InputError, StdError, at_work, counted
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
 from std_cli.media.compare import Comparison
@@ -406,7 +406,8 @@ def _window(s: VideoSettings, window: int) -> tuple[int, int]:
         )
     if overlap >= window:
         raise InputError(
-            f"--overlap {overlap}: a window has {window} frames, so it can be 0 to {window - 1}"
+            f"--overlap {overlap}: a window has {counted(window, 'frame')}, so it can be 0 to "
+            f"{window - 1}"
         )
     return window, overlap
 

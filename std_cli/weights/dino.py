@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.weights.files import check_numbers, read_header, read_object
 from std_cli.weights.pickles import check_size, read_pickle
 
@@ -169,7 +169,9 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], heads: int | None = Non
         and width % heads == mlp % width == 0
     )
     if not sizes_fit or side**2 + 1 != positions:
-        sizes = f"width {width}, {heads} heads, MLP {mlp}, {positions} positions"
+        sizes = (
+            f"width {width}, {counted(heads, 'head')}, MLP {mlp}, {counted(positions, 'position')}"
+        )
         raise InputError(f"{path} {other}: {sizes} do not go together")
     config = Dinov2Config(
         hidden_size=width,
@@ -195,7 +197,8 @@ def _build(path: Path, tensors: dict[str, torch.Tensor], heads: int | None = Non
     info: dict[str, set[str]] = loaded[1]
     if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         raise InputError(
-            f"{path} {other}: {len(wrong)} tensors too few or too many (first {wrong[0]})"
+            f"{path} {other}: {counted(len(wrong), 'tensor')} too few or too many (first "
+            f"{wrong[0]})"
         )
     return model
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from std_cli.errors import InputError, quote
+from std_cli.errors import InputError, counted, quote
 
 if TYPE_CHECKING:
     import torch
@@ -185,13 +185,15 @@ def check_numbers(
             beyond.append(key)
     if wrong:
         raise InputError(
-            f"{name}: {len(wrong)} of {total} tensors hold NaN or infinity (first {wrong[0]}): "
+            f"{name}: NaN or infinity in {len(wrong)} of {counted(total, 'tensor')} (first "
+            f"{wrong[0]}): "
             f"fetch the file again, "
             "or use another"
         )
     if beyond:
         raise InputError(
-            f"{name}: {len(beyond)} of {total} tensors hold numbers above {largest:g}, which "
+            f"{name}: numbers above {largest:g} in {len(beyond)} of {counted(total, 'tensor')}, "
+            f"which "
             f"fp16 cannot hold (first "
             f"{beyond[0]}): {remedy}"
         )

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.events import CheckpointFacts, Inspected, LoraFacts
 from std_cli.paths import user_path
 from std_cli.weights.files import read_header
@@ -215,7 +215,10 @@ def _fits(weights: LoraWeights) -> tuple[list[str], str | None]:
             still, layers, {*layers} - {name for name in layers if name.endswith(NO_BIAS)}
         )
         if wrong:
-            return [], f"{len(wrong)} layers differ in shape from SDXL's (first {wrong[0]})"
+            return (
+                [],
+                f"{counted(len(wrong), 'layer')} of another shape than SDXL's (first {wrong[0]})",
+            )
         if lost:
             return (
                 [],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from std_cli.errors import InputError, quote
+from std_cli.errors import InputError, counted, quote
 from std_cli.paths import user_path
 from std_cli.weights.configs.base import read_config
 from std_cli.weights.configs.networks import Motion
@@ -72,7 +72,8 @@ def resolve_motion(spec: str, model: ModelFiles) -> MotionFiles | None:
     keys = read_header(weights)[0]
     if not any(".motion_modules." in key or ".temporal_attentions." in key for key in keys):
         raise InputError(
-            f"--motion {name}: none of the {len(keys)} tensors in {weights.name} is a motion "
+            f"--motion {name}: of {counted(len(keys), 'tensor')} in {weights.name} none is a "
+            f"motion "
             f"adapter's: choose another"
         )
     _check_blocks(name, config, model)

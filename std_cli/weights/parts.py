@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.weights.files import (
     FLOATS,
     check_numbers,
@@ -301,10 +301,13 @@ def _compare(part: str, stored: Stored, wanted: Shapes) -> list[str]:
     ]
     problems = []
     if lacks:
-        problems.append(f"{part} lacks {len(lacks)} of {len(wanted)} tensors (first {lacks[0]})")
+        problems.append(
+            f"{part} lacks {len(lacks)} of {counted(len(wanted), 'tensor')} (first {lacks[0]})"
+        )
     if wrong:
         problems.append(
-            f"{part} has {len(wrong)} of {len(wanted)} tensors in another shape (first {wrong[0]})"
+            f"{part} has {len(wrong)} of {counted(len(wanted), 'tensor')} in another shape "
+            f"(first {wrong[0]})"
         )
     return problems + _not_numbers(part, stored, wanted)
 
@@ -316,5 +319,6 @@ def _not_numbers(part: str, stored: Stored, keys: Iterable[str]) -> list[str]:
     if not found:
         return []
     return [
-        f"{part} has {len(found)} tensors that are no floating-point numbers (first {found[0]})"
+        f"{part} has {counted(len(found), 'tensor')} without floating-point numbers (first "
+        f"{found[0]})"
     ]

@@ -501,7 +501,7 @@ def test_text_condition_is_the_projected_embedding(tmp_path):
     torch.testing.assert_close(load_text_condition(tower)(captions), expected)
     weights.popitem()
     save_file(weights, tower / "model.safetensors", {"format": "pt"})
-    refused("1 tensors are missing")
+    refused("lacks 1 tensor")
     for name in ("tokenizer.json", "vocab.json"):
         (tower / name).unlink(missing_ok=True)
     refused("has no tokenizer")

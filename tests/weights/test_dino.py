@@ -171,7 +171,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     [
         (
             lambda w: w.pop("cls_token"),
-            "1 tensors too few or too many \\(first embeddings.cls_token\\)",
+            "1 tensor too few or too many \\(first embeddings.cls_token\\)",
         ),
         (lambda w: w.pop("pos_embed"), "embeddings.position_embeddings"),
         (lambda w: w.update(register_tokens=torch.zeros(1, 4, WIDTH)), "register_tokens"),
@@ -212,7 +212,7 @@ def test_what_is_no_dino_is_refused_in_one_line(tmp_path, weights, change, messa
 def test_numbers_that_are_none_are_named(weights, tmp_path):
     key = sorted(weights)[0]
     for value, message in (
-        (weights[key] * torch.nan, "hold NaN or infinity"),
+        (weights[key] * torch.nan, "NaN or infinity in"),
         (weights[key].long(), "is int64"),
     ):
         torch.save(weights | {key: value}, tmp_path / "dino.pth")

@@ -157,4 +157,4 @@ def test_each_baseline_in_its_published_key_layout(tmp_path, monkeypatch):
             modules, 1 / 8
         )
     other = resolve_lora("auto", model=model, task="i2i", eta=0.75, method="lightning", steps=1)
-    assert other.notice == "no LoRA of lightning for 1 steps: lightning-2, made for 2, is used"
+    assert other.notice == "no LoRA of lightning for 1 step: lightning-2, made for 2, is used"

@@ -443,7 +443,7 @@ def test_a_checkpoint_that_lacks_a_layer(sdxl: Sdxl, home: Path, part: str, key:
         check_model(model)
     save_file(state | {key: state[key].int()}, checkpoint)
     with pytest.raises(
-        InputError, match=rf"{part} has 1 tensors that are no .* \(first {re.escape(key)}: I32"
+        InputError, match=rf"{part} has 1 tensor without .* \(first {re.escape(key)}: I32"
     ):
         check_model(model)
     save_file(state | {key: state[key] * float("nan")}, checkpoint)

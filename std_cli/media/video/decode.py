@@ -13,7 +13,7 @@ import av
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, counted
 from std_cli.media.video.clip import Part
 from std_cli.media.video.timestamps import continued
 
@@ -156,22 +156,26 @@ class Damage:
 
     def notices(self, name: str, base: Fraction) -> list[str]:
         """One line for each kind of damage; `base`: seconds of a tick."""
-        found, some = [], count_of_frames
+        found = []
         if self.lost:
             found.append(
-                f"{some(self.lost)} of {name} could not be decoded: the one before was used"
+                f"{counted(self.lost, 'frame')} of {name} could not be decoded: the one before "
+                f"was used"
             )
         if self.first:
             found.append(
-                f"{some(self.first)} at the start of {name} could not be decoded: left out"
+                f"{counted(self.first, 'frame')} at the start of {name} could not be decoded: "
+                f"left out"
             )
         if self.backward:
             found.append(
-                f"{some(self.backward)} of {name} had no later time than the one before: left out"
+                f"{counted(self.backward, 'frame')} of {name} had no later time than the one "
+                f"before: left out"
             )
         if self.resized:
             found.append(
-                f"{some(self.resized)} of {name} had another size than the first: scaled to it"
+                f"{counted(self.resized, 'frame')} of {name} had another size than the first: "
+                f"scaled to it"
             )
         if self.captions:
             found.append(
@@ -182,13 +186,15 @@ class Damage:
             step, at = self.longest
             where = "most of them at " if missing > 1 else "at "
             found.append(
-                f"{name} has gaps: about {some(missing)} {'are' if missing > 1 else 'is'} missing, "
+                f"{name} has gaps: about {counted(missing, 'frame')} "
+                f"{'are' if missing > 1 else 'is'} missing, "
                 f"{where}{float(at):.3f} seconds "
                 f"({float(step * base):.3f} seconds without a new frame); the one before stays"
             )
         if self.broken_off is None and self.expected is not None:
             found.append(
-                f"{name} is not whole: {self.packets} of the {some(self.expected)} that its header "
+                f"{name} is not whole: {self.packets} of the {counted(self.expected, 'frame')} "
+                f"that its header "
                 f"counts came, without a gap between them"
             )
         if self.broken_off is not None:
@@ -200,11 +206,6 @@ class Damage:
             )
             found.append(f"{name} breaks off after {float(self.broken_off):.3f}{of} seconds{count}")
         return found
-
-
-def count_of_frames(count: int) -> str:
-    """ "1 frame", "2 frames"."""
-    return f"{count} frame{'s' if count > 1 else ''}"
 
 
 def decoded(

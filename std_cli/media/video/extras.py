@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.media.video.clip import Clip, Span
 from std_cli.media.video.projection import projection_of
 from std_cli.media.video.streams import (
@@ -355,7 +355,7 @@ def _check_kept(
         if extras.timecode and not (simpler.timecode and timecode_of(file, main_stream(file))):
             lost.append(f"timecode {extras.timecode}")
         if before.chapters() and not file.chapters():
-            lost.append(f"{len(before.chapters())} chapters")
+            lost.append(counted(len(before.chapters()), "chapter"))
         tags = _lost_tags(file_tags(before, False), file.metadata)
     lost += [f"the tags {', '.join(tags)}"] if tags else []
     return _with(

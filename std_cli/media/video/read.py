@@ -11,13 +11,12 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from std_cli.config import Deinterlace
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, counted
 from std_cli.media.video import animations, sequences
 from std_cli.media.video.clip import Alpha, Clip, Frame, Pixels
 from std_cli.media.video.color import alpha_of, over_white, to_rgb
 from std_cli.media.video.decode import (
     Damage,
-    count_of_frames,
     decoded,
     open_container,
     video_stream,
@@ -79,7 +78,7 @@ def read_frames(
         )
     if filtered.interlaced:
         on_notice(
-            f"{clip.path.name} is interlaced: {count_of_frames(filtered.interlaced)} "
+            f"{clip.path.name} is interlaced: {counted(filtered.interlaced, 'frame')} "
             f"deinterlaced (bwdif); "
             "--deinterlace off leaves them as they are"
         )

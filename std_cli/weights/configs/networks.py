@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from std_cli.errors import counted
 from std_cli.weights.configs.base import (
     Config,
     Depth,
@@ -120,7 +121,8 @@ class UNet(Config):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != count:
                 raise ValueError(
-                    f"{name} has {len(value)} values for {count} blocks of block_out_channels"
+                    f"{name} has {counted(len(value), 'value')} for {counted(count, 'block')} "
+                    f"of block_out_channels"
                 )
         _check_groups(self.block_out_channels, self.norm_num_groups)
         _check_layers(count, self.layers_per_block, self.transformer_layers_per_block)
@@ -198,7 +200,8 @@ class Motion(Config):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != count:
                 raise ValueError(
-                    f"{name} has {len(value)} values for {count} blocks of block_out_channels"
+                    f"{name} has {counted(len(value), 'value')} for {counted(count, 'block')} "
+                    f"of block_out_channels"
                 )
         _check_groups(self.block_out_channels, self.motion_norm_num_groups)
         _check_layers(count, self.motion_layers_per_block, self.motion_transformer_layers_per_block)
@@ -223,7 +226,8 @@ def _check_layers(count: int, layers: int | list[int], depths: int | list[int | 
         transformers += sum(depth) * 2 if isinstance(depth, list) else depth * (2 * n + 1)
     if resnets > MOST_RESNETS or transformers > MOST_TRANSFORMERS:
         raise ValueError(
-            f"its layers are {resnets} resnets and {transformers} transformer layers in all: at "
+            f"its layers are {counted(resnets, 'resnet')} and "
+            f"{counted(transformers, 'transformer layer')} in all: at "
             f"most {MOST_RESNETS} "
             f"and {MOST_TRANSFORMERS}"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.paths import user_path
 from std_cli.weights.files import read_header, read_object
 from std_cli.weights.hub import HubRepo, fetch, hub_id, only_file, source
@@ -78,7 +78,8 @@ def resolve_lora(
     if trained is not None and abs(trained - eta) > 1e-6:
         notice = f"no LoRA for eta {eta:g}: {name}, trained for {trained:g}, is used"
     if made_for is not None and made_for != steps:
-        notice = f"no LoRA of {method} for {steps} steps: {name}, made for {made_for}, is used"
+        wanted = counted(steps, "step")
+        notice = f"no LoRA of {method} for {wanted}: {name}, made for {made_for}, is used"
     return LoraFile(name, path, scale, trained, metadata, notice)
 
 

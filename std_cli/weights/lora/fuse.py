@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.weights.fit import first_names
 from std_cli.weights.lora.family import Shape, fits
 from std_cli.weights.lora.read import LoraWeights, cut
@@ -50,7 +50,8 @@ def check_lora(
     lost, wrong = misfits(weights, shapes, biases)
     if wrong:
         raise InputError(
-            f"{weights.label}: {len(wrong)} layers differ in shape (first {wrong[0]}): {OTHER}"
+            f"{weights.label}: {counted(len(wrong), 'layer')} of another shape (first "
+            f"{wrong[0]}): {OTHER}"
         )
     total = sum(len(layer.tensors) for layer in weights.layers.values())
     matched = total - sum(len(weights.layers[name].tensors) for name in lost)

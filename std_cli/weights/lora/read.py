@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.weights.files import check_numbers, read_header, read_object
 from std_cli.weights.lora.family import Family, Shape, lora_family
 from std_cli.weights.lora.layer import DOWN, MID, PARTS, UP, Layer, fold_core, method_of
@@ -84,12 +84,12 @@ def read_lora(path: Path, label: str) -> LoraWeights:
     idle = [name for name, layer in layers.items() if layer.alpha == 0 and layer.rank]
     if len(idle) == len(layers):
         raise InputError(
-            f"{label}: alpha is 0 in all its {len(idle)} layers, so it changes nothing: choose "
-            f"another"
+            f"{label}: alpha is 0 everywhere ({counted(len(idle), 'layer')}), so it changes "
+            "nothing: choose another"
         )
     if idle:
         aside.append(
-            f"{len(idle)} of its {len(layers)} layers have alpha 0 and change nothing (first "
+            f"alpha is 0 in {len(idle)} of its {len(layers)} layers, which adds nothing (first "
             f"{cut(idle[0])})"
         )
     return LoraWeights(label, layers, family, aside)
@@ -125,7 +125,7 @@ def _set_aside(label: str, names: dict[str, Name]) -> list[str]:
     """A notice of the tensors that are not for the UNet. Raises InputError if all are such."""
     counts = Counter(name.part for name in names.values())
     others = " and ".join(
-        f"{count} tensor{'s'[: count != 1]} {what}"
+        f"{counted(count, 'tensor')} {what}"
         for count, what in (
             (counts["text"], "for the text encoders"),
             (counts["embedding"], "of bundled embeddings"),
@@ -166,10 +166,11 @@ def _group(
                 methods.setdefault(method, []).append(layer)
     if methods:
         found = "; ".join(
-            f"{len(set(layers))} are {m} (first {cut(layers[0])})" for m, layers in methods.items()
+            f"{len(set(layers))} as {m} (first {cut(layers[0])})" for m, layers in methods.items()
         )
         raise InputError(
-            f"{label}: of its {len(out)} layers {found}, which cannot be computed here: choose a "
+            f"{label}: of {counted(len(out), 'layer')} {found}, which cannot be computed here: "
+            f"choose a "
             f"LoRA, DoRA, LoHa, "
             "LoKr, GLoRA or full difference"
         )
@@ -222,7 +223,7 @@ def _layers(
     if short := [name for name, layer in found.items() if layer.lacks]:
         first = found[short[0]]
         raise InputError(
-            f"{label}: {len(short)} of its {len(found)} layers are not whole (first "
+            f"{label}: not whole: {len(short)} of {counted(len(found), 'layer')} (first "
             f"{cut(short[0])}: {' '.join(first.methods)} without {', '.join(first.lacks)}): fetch "
             f"it again"
         )

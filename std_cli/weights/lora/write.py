@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import InputError, StdError, counted
 from std_cli.weights.lora.layer import DOWN, UP, Layer
 from std_cli.weights.lora.names import parse, to_original
 from std_cli.weights.lora.read import METADATA, LoraWeights, cut, read_lora
@@ -92,8 +92,8 @@ def _pairs(weights: LoraWeights, prefix: str, to: str) -> "dict[str, Tensor]":
     if other:
         methods = " with ".join(weights.layers[other[0]].methods)
         raise InputError(
-            f"{weights.label}: {len(other)} of its {len(weights.layers)} layers are no plain "
-            f"LoRA (first "
+            f"{weights.label}: no plain LoRA: {len(other)} of "
+            f"{counted(len(weights.layers), 'layer')} (first "
             f"{cut(other[0])}: {methods}), for which the spelling of {to} has no place: use --to "
             f"kohya"
         )
