@@ -186,14 +186,10 @@ def check_numbers(
     if wrong:
         raise InputError(
             f"{name}: NaN or infinity in {len(wrong)} of {counted(total, 'tensor')} (first "
-            f"{wrong[0]}): "
-            f"fetch the file again, "
-            "or use another"
+            f"{wrong[0]}): fetch the file again, or use another"
         )
     if beyond:
         raise InputError(
-            f"{name}: numbers above {largest:g} in {len(beyond)} of {counted(total, 'tensor')}, "
-            f"which "
-            f"fp16 cannot hold (first "
-            f"{beyond[0]}): {remedy}"
+            f"{name}: numbers above {largest:g}, which fp16 cannot hold, in {len(beyond)} of "
+            f"{counted(total, 'tensor')} (first {beyond[0]}): {remedy}"
         )

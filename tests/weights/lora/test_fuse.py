@@ -88,7 +88,7 @@ def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
             "0 of 2 tensors match this UNet",
         ),
         (moving, low(48, 48), "it is for videos: give --motion auto"),
-        ("mid_block.attentions.0.proj_in", low(1280, 1280), "it is for SDXL|differ in shape"),
+        ("mid_block.attentions.0.proj_in", low(1280, 1280), "it is for SDXL|of another shape"),
     ):
         save_file(
             {f"unet.{layer}.{key}": tensor for key, tensor in pair.items()},

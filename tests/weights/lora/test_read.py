@@ -222,14 +222,14 @@ def drop_b(content: dict[str, torch.Tensor]) -> None:
         ),
         (
             lambda c: c.update({"unet.conv_in.oft_blocks": torch.ones(2, 4, 4)}),
-            "1 are OFT .first conv_in., which cannot be",
+            "1 as OFT .first conv_in., which cannot be",
         ),
-        (lambda c: c.update({"unet.conv_in.oft_blocks": torch.ones(2, 2, 4, 4)}), "1 are BOFT"),
+        (lambda c: c.update({"unet.conv_in.oft_blocks": torch.ones(2, 2, 4, 4)}), "1 as BOFT"),
         (
             lambda c: c.update(
                 {"unet.conv_in.on_input": torch.ones(1), "unet.conv_in.weight": torch.ones(4)}
             ),
-            "1 are IA3",
+            "1 as IA3",
         ),
     ],
 )
