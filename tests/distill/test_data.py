@@ -754,7 +754,7 @@ def test_too_many_broken_files(tmp_path):
     data = data_of(folder_of(tmp_path, 40, bad=range(28)))
     messages = {error_of(lambda w=w: load(data, 200, workers=w), StdError) for w in (0, 3)}
     [message] = messages
-    assert "training files seen cannot be used" in message and ".png'" in message
+    assert "cannot be used; check the data" in message and ".png'" in message
     counts = [int(word) for word in message.split() if word.isdigit()]
     assert counts[0] > 0.5 * counts[1] >= 10
 
