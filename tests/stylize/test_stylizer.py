@@ -75,6 +75,23 @@ def test_one_picture_is_one(stylizer, tmp_path, photo, reference):
         stylizer.image(tmp_path / "in", reference, **LOOK)
 
 
+def test_a_second_call_loads_nothing(photo, reference, monkeypatch):
+    """No file of weights is opened and no module imported; the time is what is left: the figures
+    are those of `python -m tests.bench.api`."""
+    with Stylizer(model="tiny") as stylizer:
+        first = stylizer.image(photo, reference, **LOOK)
+        pipeline, modules = stylizer._loaded.pipeline, set(sys.modules)
+
+        def refuse(*args, **options):
+            raise AssertionError("loaded again")
+
+        monkeypatch.setattr("std_cli.stylize.stylizer.load_pipeline", refuse)
+        monkeypatch.setattr("std_cli.stylize.stylizer.set_style", refuse)
+        second = stylizer.image(photo, reference, **LOOK)
+        assert stylizer._loaded.pipeline is pipeline and set(sys.modules) == modules
+    assert first.tobytes() == second.tobytes()
+
+
 def test_threads_wait_for_each_other(stylizer, photo, reference):
     styles = [reference, np.zeros((32, 32, 3), np.uint8)]
     expected = [stylizer.image(photo, style, **LOOK).tobytes() for style in styles]
@@ -86,12 +103,12 @@ def test_threads_wait_for_each_other(stylizer, photo, reference):
         except BaseException as e:
             errors.append(e)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors and all(found[i] == expected[i % 2] for i in range(4))
+    assert not errors and all(found[i] == expected[i % 2] for i in range(10))
 
 
 def test_pictures_and_videos_by_one_object(tmp_path, photo, reference):
