@@ -237,8 +237,7 @@ class Loader:
         if outcome.sample is None or (len(self.seen) >= MIN_SEEN and share > self.max_bad_share):
             raise StdError(
                 f"of {counted(len(self.seen), 'training file')} seen {len(self.failed)} cannot "
-                f"be used; "
-                f"check the data. The first: {next(iter(self.failed.values()))}"
+                f"be used; check the data. The first: {next(iter(self.failed.values()))}"
             )
         return outcome.sample
 

@@ -755,8 +755,8 @@ def test_too_many_broken_files(tmp_path):
     messages = {error_of(lambda w=w: load(data, 200, workers=w), StdError) for w in (0, 3)}
     [message] = messages
     assert "cannot be used; check the data" in message and ".png'" in message
-    counts = [int(word) for word in message.split() if word.isdigit()]
-    assert counts[0] > 0.5 * counts[1] >= 10
+    seen, failed, *_ = [int(word) for word in message.split() if word.isdigit()]
+    assert failed > 0.5 * seen >= 10
 
 
 @pytest.mark.parametrize("workers", [0, 2])
