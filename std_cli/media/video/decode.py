@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
@@ -46,7 +47,7 @@ def open_container(path: Path, part: Part | None) -> Any:
         ) from None
 
 
-def video_stream(container: Any, name: str) -> Any:
+def video_stream(container: InputContainer, name: str) -> Any:
     """The first stream of moving pictures: a song's cover is not one."""
     covers = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & covers]
@@ -209,7 +210,10 @@ class Damage:
 
 
 def decoded(
-    container: Any, stream: Any, damage: Damage, offsets: tuple[Fraction, ...] = ()
+    container: InputContainer,
+    stream: VideoStream,
+    damage: Damage,
+    offsets: tuple[Fraction, ...] = (),
 ) -> Generator[tuple[Any, int | None], None, None]:
     """(frame, time in ticks or None) in order; for one that cannot be decoded the last good one
     again, at its time.

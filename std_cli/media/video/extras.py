@@ -14,6 +14,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
+from av.container import InputContainer, OutputContainer
+from av.video.stream import VideoStream
 
 from std_cli.errors import InputError, counted
 from std_cli.media.video.clip import Clip, Span
@@ -117,12 +119,12 @@ def choose_extras(
         return chosen
 
 
-def open_source(source: Clip) -> Any:
+def open_source(source: Clip) -> InputContainer:
     """PyAV's container of a source."""
     return av.open(f"file:{source.path}", metadata_errors="replace")
 
 
-def main_stream(before: Any) -> Any:
+def main_stream(before: InputContainer) -> Any:
     """The stream that is stylized."""
     return next((s for s in before.streams.video if not s.disposition & COVERS), None)
 
@@ -247,9 +249,9 @@ def container_options(target: Target, extras: Extras, tags: dict[str, str]) -> d
 
 
 def describe(
-    before: Any,
-    file: Any,
-    video: Any,
+    before: InputContainer,
+    file: OutputContainer,
+    video: VideoStream,
     target: Target,
     extras: Extras,
     span: Span,
@@ -349,7 +351,7 @@ def _check_kept(
     else:
         simpler = replace(NOTHING, notices=extras.notices)
         return _with(simpler, target, [c.what for c in extras.streams] + ["tags", "chapters"])
-    with av.open(written, metadata_errors="replace") as file:
+    with av.open(written, "r", metadata_errors="replace") as file:
         dropped = list(_dropped_streams(before, file, simpler))
         lost = [c.what for c in dropped]
         if extras.timecode and not (simpler.timecode and timecode_of(file, main_stream(file))):

@@ -8,6 +8,8 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Stream
+from av.video.frame import VideoFrame
 
 from std_cli.errors import InputError, StdError
 from std_cli.media.tone_map import HDR
@@ -134,7 +136,7 @@ def _duration_of(container: Any, stream: Any, start: Fraction) -> Fraction | Non
     return min(whole, tagged - start) if tagged is not None else whole  # the sound may be longer
 
 
-def tagged_end(stream: Any) -> Fraction | None:
+def tagged_end(stream: Stream) -> Fraction | None:
     """What Matroska files say of each stream: when it ends, in seconds."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
     return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3]) if match else None
@@ -184,7 +186,7 @@ def _still(
     )
 
 
-def hdr_color(frame: Any) -> Color:
+def hdr_color(frame: VideoFrame) -> Color:
     return Color(
         int(frame.colorspace),
         int(frame.color_range),

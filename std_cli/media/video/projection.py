@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.video.stream import VideoStream
 
 _EQUIRECTANGULAR, _CUBEMAP, _TILE, _HALF = range(4)  # AVSphericalProjection
 # AVStereo3DType -> the box's mode: side by side is 2 there, top and bottom 1
@@ -58,7 +59,7 @@ def _box(name: bytes, *inside: bytes) -> bytes:
     return struct.pack(">I", 8 + len(content)) + name + content
 
 
-def with_projection(stream: Any, boxes: bytes) -> Any:
+def with_projection(stream: VideoStream, boxes: bytes) -> Any:
     """A container in memory whose first stream is coded as `stream` is, and has the projection of
     the boxes.
 
@@ -68,7 +69,8 @@ def with_projection(stream: Any, boxes: bytes) -> Any:
     codec = stream.codec_context.name
     with av.open(buffer, "w", format="mov" if codec == "prores" else "mp4") as file:
         new = file.add_stream_from_template(stream, opaque=True)
-        packet = next(p for p in stream.container.demux(stream) if p.size)
+        container: Any = stream.container  # PyAV does not type it as one to read
+        packet = next(p for p in container.demux(stream) if p.size)
         packet.stream = new
         file.mux(packet)
     return av.open(io.BytesIO(_insert(buffer.getvalue(), boxes)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from std_cli.config import Deinterlace
@@ -176,7 +177,7 @@ def _timed(
     base, gap = stream.time_base, 1 / (clip.frame_rate or FOLDER_RATE)
     turn, end, last, held, count = None, clip.start, None, None, 0
 
-    def convert(frame: Any, pts: Fraction) -> _Shown:
+    def convert(frame: VideoFrame, pts: Fraction) -> _Shown:
         color = clip.color if not clip.hdr else hdr_color(frame)
         alpha = alpha_of(frame)
         if alpha is not None:

@@ -13,6 +13,10 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import av
+from av.audio.frame import AudioFrame
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Stream
 
 from std_cli.media.video.clip import Clip, Span
 from std_cli.media.video.decode import video_stream
@@ -70,31 +74,30 @@ class Added:
     """The packet of a picture that comes once."""
 
 
-def codec_of(stream: Any) -> str | None:
+def codec_of(stream: Stream) -> str | None:
     """FFmpeg's name of what a stream is coded in; None where this build has no decoder for it."""
     context = getattr(stream, "codec_context", None)
     return str(context.codec.canonical_name) if context is not None else None
 
 
-def what_is(stream: Any) -> str:
+def what_is(stream: Stream) -> str:
     """A stream in words: "sound stream 2 (dts, 5.1, deu)"; its number counts all streams of the
     file from 0."""
     if stream.type == "attachment":
         return f"attachment {stream.name or stream.index}"
+    context: Any = stream.codec_context  # PyAV does not type it by the kind of its stream
     kind = KINDS.get(stream.type, "unknown")
     if stream.disposition & COVERS:
         kind = "cover picture in"
     named = (
         codec_of(stream) or (stream.name if stream.type == "data" else None) or "of an unknown kind"
     )
-    layout = (
-        stream.codec_context.layout.name if stream.type == "audio" and codec_of(stream) else None
-    )
+    layout = context.layout.name if stream.type == "audio" and codec_of(stream) else None
     details = ", ".join(filter(None, (named, layout, stream.metadata.get("language"))))
     return f"{kind} stream {stream.index} ({details})"
 
 
-def ways(stream: Any, container: str) -> Iterator[Carried]:
+def ways(stream: Stream, container: str) -> Iterator[Carried]:
     """In which ways a stream may get into a container (FFmpeg's name), the best first."""
     index, what, codec = stream.index, what_is(stream), codec_of(stream)
     if stream.disposition & COVERS:
@@ -105,7 +108,8 @@ def ways(stream: Any, container: str) -> Iterator[Carried]:
     yield Carried(index, what, "copy")
     if stream.type == "audio" and codec:
         encoder = "libopus" if container == "webm" else "aac"
-        layout = stream.codec_context.layout
+        context: Any = stream.codec_context
+        layout = context.layout
         same = [] if re.fullmatch(r"\d+ channels", layout.name) else [layout.name]
         for name in dict.fromkeys([*same, _LAYOUTS.get(layout.nb_channels, "stereo"), "stereo"]):
             yield Carried(index, what, "encode", encoder, name)
@@ -113,7 +117,7 @@ def ways(stream: Any, container: str) -> Iterator[Carried]:
         yield Carried(index, what, "convert", TEXT_IN[container])
 
 
-def add_stream(file: Any, stream: Any, carried: Carried) -> Added:
+def add_stream(file: OutputContainer, stream: Stream, carried: Carried) -> Added:
     """Add to `file` the stream that takes this one.
 
     Raises ValueError or FFmpegError where the container, the decoder or the encoder refuses it.
@@ -156,7 +160,7 @@ def _encoded_sound(file: Any, stream: Any, carried: Carried) -> tuple[Any, Conve
     shape: tuple[str, str, int] | None = None
     resampler: Any = None
 
-    def encoded(frame: Any) -> Iterator[Any]:
+    def encoded(frame: AudioFrame | None) -> Iterator[Any]:
         nonlocal shape, resampler
         found = (
             (frame.format.name, frame.layout.name, frame.sample_rate) if frame is not None else None
@@ -170,7 +174,7 @@ def _encoded_sound(file: Any, stream: Any, carried: Carried) -> tuple[Any, Conve
         for piece in resampler.resample(frame) if frame is not None else ():
             yield from new.encode(piece)
 
-    def convert(packet: Any) -> Iterator[Any]:
+    def convert(packet: "Packet[Any]") -> Iterator[Any]:
         decoded: list[Any] = []
         with suppress(av.FFmpegError):  # a damaged packet: silence, as a player has it
             decoded = decoder.decode(packet)
@@ -185,7 +189,7 @@ def _encoded_sound(file: Any, stream: Any, carried: Carried) -> tuple[Any, Conve
 
 
 def other_packets(
-    before: Any,
+    before: InputContainer,
     source: Clip,
     added: Sequence[Added],
     span: Span,
@@ -258,10 +262,11 @@ def _muxed(packet: Any, one: Added, count: dict[int, int]) -> tuple[float, int, 
     )
 
 
-def move(packet: Any, span: Span) -> None:
+def move(packet: "Packet[Any]", span: Span) -> None:
     """Take the span's shift off the times of a packet of the source."""
     ticks = round(span.shift / packet.time_base)
-    packet.pts -= ticks
+    if packet.pts is not None:
+        packet.pts -= ticks
     packet.dts = packet.dts - ticks if packet.dts is not None else packet.pts
 
 

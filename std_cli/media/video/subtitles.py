@@ -6,6 +6,8 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.container import OutputContainer
+from av.stream import Stream
 from av.subtitles.subtitle import SubtitleSet
 
 from std_cli.media.video.clip import Span
@@ -75,16 +77,16 @@ class OnScreen:
         return ticks
 
 
-def add_text(file: Any, stream: Any, codec: str) -> tuple[Any, "TextConverter"]:
+def add_text(file: OutputContainer, stream: Stream, codec: str) -> tuple[Any, "TextConverter"]:
     """A stream of `file` in the format `codec` (FFmpeg's name), and what makes its packets from
     those of `stream`.
 
     FFmpeg's decoders turn every format of text into ASS events, and its encoders these into theirs.
     Styles that a format does not have are lost.
     """
-    decoder = stream.codec_context
+    decoder: Any = stream.codec_context
     decoder.open(strict=False)  # it writes the ASS header then
-    new = file.add_stream(codec)
+    new: Any = file.add_stream(codec)
     header = decoder.subtitle_header
     if header is None:
         raise ValueError("the subtitles have no header")

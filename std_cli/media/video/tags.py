@@ -5,6 +5,9 @@ import re
 from fractions import Fraction
 from typing import Any
 
+from av.container import InputContainer
+from av.stream import Stream
+
 from std_cli.media.video.clip import Span
 
 _TECHNICAL = (
@@ -38,7 +41,7 @@ _QUICKTIME = {
 }  # fmt: skip
 
 
-def file_tags(before: Any, commented: bool) -> dict[str, str]:
+def file_tags(before: InputContainer, commented: bool) -> dict[str, str]:
     """The tags of a source that its result has, too; `commented`: its comment is replaced by our
     own."""
     tags = {k: v for k, v in before.metadata.items() if k.lower() not in _TECHNICAL}
@@ -59,7 +62,7 @@ def request_in(comment: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def stream_tags(stream: Any, container: str) -> dict[str, str]:
+def stream_tags(stream: Stream, container: str) -> dict[str, str]:
     """The tags of one stream as `container` (FFmpeg's name) takes them."""
     tags = {
         key: value
@@ -82,11 +85,11 @@ def reverse_domain(tags: dict[str, str]) -> bool:
     return any(key.lower().startswith(("com.apple.", "com.android.")) for key in tags)
 
 
-def chapters_in(before: Any, span: Span) -> list[dict[str, Any]]:
+def chapters_in(before: InputContainer, span: Span) -> list[Any]:
     """The source's chapters, cut to the span."""
     chapters = []
     for chapter in before.chapters():
-        base = chapter["time_base"]
+        base = chapter["time_base"] or Fraction(1, 1000)
         start, end = chapter["start"] * base, chapter["end"] * base
         start = start if span.begin is None else max(start, span.begin)
         end = end if span.until is None else min(end, span.until)
@@ -99,7 +102,7 @@ def chapters_in(before: Any, span: Span) -> list[dict[str, Any]]:
     return chapters
 
 
-def timecode_of(before: Any, stream: Any) -> str | None:
+def timecode_of(before: InputContainer, stream: Stream) -> str | None:
     """The timecode of the first frame, from the stream of pictures, the file, or a track of its
     own."""
     for metadata in (stream.metadata, before.metadata, *(s.metadata for s in before.streams)):

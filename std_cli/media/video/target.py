@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.video.codeccontext import VideoCodecContext
 
 from std_cli.errors import InputError
 from std_cli.media.video.clip import Clip, Color
@@ -275,7 +276,7 @@ def _try(target: Target) -> None:
         ) from None
 
 
-def set_up(context: Any, target: Target) -> None:
+def set_up(context: VideoCodecContext, target: Target) -> None:
     t = target
     context.width, context.height, context.pix_fmt = t.width, t.height, t.pix_fmt
     context.time_base, context.framerate = t.time_base, t.frame_rate

@@ -1,11 +1,11 @@
 """Whether a file breaks off: the length that its header says against the bytes that are there."""
 
-from typing import Any
+from av.stream import Stream
 
 from std_cli.media.video.clip import Clip
 
 
-def whole_frames(stream: Any, size: int) -> int | None:
+def whole_frames(stream: Stream, size: int) -> int | None:
     """How many frames of an mp4 are whole where the file is shorter than its index says; else
     None."""
     entries = stream.index_entries
