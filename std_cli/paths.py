@@ -127,8 +127,10 @@ def try_file(path: Path, overwrite: bool) -> None:
     if os.path.isdir(path):
         raise InputError(f"output {str(path)!r} is a folder; name a file inside it")
     with writing(path):
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError
+        with suppress(FileNotFoundError):
+            os.lstat(path)  # refuses a name that is too long
+            if not overwrite:
+                raise FileExistsError
         with draft(path, b""):
             pass
 
