@@ -236,8 +236,8 @@ class Loader:
         share = len(self.failed) / max(1, len(self.seen))
         if outcome.sample is None or (len(self.seen) >= MIN_SEEN and share > self.max_bad_share):
             raise StdError(
-                f"of {counted(len(self.seen), 'training file')} seen {len(self.failed)} cannot "
-                f"be used; check the data. The first: {next(iter(self.failed.values()))}"
+                f"{len(self.failed)} of {counted(len(self.seen), 'training file')} cannot be "
+                f"used; check the data. The first: {next(iter(self.failed.values()))}"
             )
         return outcome.sample
 

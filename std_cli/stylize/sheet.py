@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from std_cli import __version__
-from std_cli.config import CELL_SIDE, ImageSettings, parse_time
+from std_cli.config import CELL_SIDE, ImageSettings, parse_style, parse_time
 from std_cli.errors import InputError, quote
 from std_cli.events import Event, OnEvent
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
@@ -38,6 +38,7 @@ from std_cli.media.video.read import read_frames
 from std_cli.paths import check_path, remove, user_path
 from std_cli.stylize.frames import input_fingerprint
 from std_cli.stylize.options import LoadOptions
+from std_cli.stylize.outputs import check_outputs
 from std_cli.stylize.pictures import prepare_images
 from std_cli.stylize.request import new_folder, read_references, request_facts, weigh_styles
 from std_cli.stylize.settings import read_settings
@@ -149,6 +150,8 @@ def make_sheet(
     for name in ("compare", "labels"):
         if given.get(name):
             raise InputError(f"--{name}: a sheet shows its inputs and has labels: leave it out")
+    references = [parse_style(str(style))[0] for style in styles]
+    check_outputs([path], None, [*map(Path, inputs), *references])
     folder = check_path(path.with_name(f"{path.stem}.cells"), "-o")
     with new_folder(folder):
         cells = _cells(axes, given)

@@ -61,6 +61,7 @@ def test_values(tab, tmp_path):
     assert tab("plan", "video", "--motion", "") == ["auto", "none", *names_of("motion")]
     assert tab("plan", "video", "--cuts", "") == ["auto", "off"]
     assert tab("stylize", "image", "--method", "l") == ["lcm", "lightning"]
+    assert tab("models", "pull", "lightn") == ["lightning-2", "lightning-4", "lightning-8"]
     assert tab("distill", "--task", "") == ["i2i", "v2v"]
     assert tab("models", "pull", "--for", "") == ["image", "video", "distill"]
     assert set(tab("models", "pull", "")) == {n for n, e in zoo().models.items() if e.repo}

@@ -755,7 +755,7 @@ def test_too_many_broken_files(tmp_path):
     messages = {error_of(lambda w=w: load(data, 200, workers=w), StdError) for w in (0, 3)}
     [message] = messages
     assert "cannot be used; check the data" in message and ".png'" in message
-    seen, failed, *_ = [int(word) for word in message.split() if word.isdigit()]
+    failed, seen, *_ = [int(word) for word in message.split() if word.isdigit()]
     assert failed > 0.5 * seen >= 10
 
 
@@ -764,7 +764,7 @@ def test_all_files_broken(tmp_path, workers, opened):
     data = data_of(folder_of(tmp_path, 5, bad=range(5)))
     message = error_of(lambda: load(data, 1, workers=workers), StdError)
     assert (
-        message.startswith("5 of the 5 training files")
+        message.startswith("5 of 5 training files")
         and "is not a picture that can be read" in message
     )
     if not workers:
@@ -774,7 +774,7 @@ def test_all_files_broken(tmp_path, workers, opened):
 def test_tries_run_out(tmp_path, opened):
     data = data_of(folder_of(tmp_path, 30, bad=range(30)))
     message = error_of(lambda: load(data, 1, max_tries=3), StdError)
-    assert message.startswith("3 of the 3") and sum(opened.values()) == 3
+    assert message.startswith("3 of 3") and sum(opened.values()) == 3
 
 
 def test_a_folder_of_clips_that_cannot_be_read(tmp_path):
@@ -782,7 +782,7 @@ def test_a_folder_of_clips_that_cannot_be_read(tmp_path):
         (tmp_path / f"{i}.mp4").write_bytes(bytes(range(256)) * 20)
         (tmp_path / f"{i}.txt").write_text("x")
     message = error_of(lambda: load(data_of(tmp_path, frames=8, stride=4), 1, workers=2), StdError)
-    assert message.startswith("4 of the 4") and "cannot be read as a video" in message
+    assert message.startswith("4 of 4") and "cannot be read as a video" in message
 
 
 def test_damage_within_a_clip_does_not_condemn_it(tmp_path):

@@ -88,8 +88,9 @@ def test_no_finished_work_is_done_twice(tmp_path, monkeypatch, stylizer, clip, r
             assert not stopped.exists()
     [result] = results
     assert len(sent) == 5 and result["frames"] == 28 and 0 < result["resumed"] < 28
-    assert calls["_predict"] == expected["_predict"]
-    # each stop may abandon a frame at work and those in the queues, never one that was written
+    # each stop may abandon a call of the network that is at work
+    assert expected["_predict"] <= calls["_predict"] <= expected["_predict"] + 5
+    # and a frame at work and those in the queues, never one that was written
     assert calls["decode"] <= 28 + 5 * 3 and calls["encode"] <= 28 + 5 * 10
     assert whole.read_bytes() == stopped.read_bytes()
     ends = [message for message in notices if message.startswith("stopped after")]

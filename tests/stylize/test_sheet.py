@@ -125,6 +125,7 @@ def test_vary():
         ({"compare": "side"}, "--compare"),
         ({"output": "sheet.gif"}, ".gif"),
         ({"output": "style.png"}, "exists"),
+        ({"output": "style.png", "overwrite": True}, "'style.png' is an input"),
     ],
 )
 def test_wrong_requests_leave_nothing(tmp_path, picture, reference, monkeypatch, changes, message):
