@@ -132,7 +132,7 @@ CONFIGURATIONS = {
     "lcm, no average, discriminator": {
         "distill": {"mode": "lcm", "ema": 0},
         "model": {"name": "tiny", "gradient_checkpointing": True},
-        "optimizer": {"batch": 4, "accumulation": 2},
+        "optimizer": {"batch": 2, "accumulation": 1},
     },
     "a clip": {
         "run": {"task": "v2v"},
