@@ -678,9 +678,11 @@ def distill(
         except StdError as e:
             e.reported = os.environ.get("LOCAL_RANK", "0") != "0"
             raise
+        from std_cli.distill.processes import leave
         from std_cli.distill.train import distill as train
 
         train(settings, resume=resume, on_event=report)
+        leave()
 
 
 def _ready(verbose: bool, offline: bool) -> None:

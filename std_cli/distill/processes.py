@@ -12,6 +12,13 @@ from torch import Tensor
 from std_cli.errors import StdError
 
 
+def leave() -> None:
+    """End the connection of several processes, so that their threads do not outlive the work: torch
+    may abort a process that ends with them."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @contextmanager
 def together(world: PartialState) -> Iterator[None]:
     """Work that may fail in one process, followed by a meeting of all: what fails in one is raised
