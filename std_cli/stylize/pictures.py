@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from std_cli.config import ImageSettings, Pack, image_settings
-from std_cli.environment import LOADING
 from std_cli.errors import Cancelled, InputError, StdError, at_work
 from std_cli.events import Error, OnEvent, Place, RequestFacts
 from std_cli.media.compare import Comparison
@@ -31,6 +30,7 @@ from std_cli.media.pictures import (
 from std_cli.media.transparency import attach_alpha
 from std_cli.paths import names_folder, remove_stale_drafts, user_path, write_stream
 from std_cli.stylize.inputs import files_of
+from std_cli.stylize.model_choice import Find, call, choose_model
 from std_cli.stylize.options import ImageOptions
 from std_cli.stylize.outputs import (
     Existing,
@@ -42,15 +42,11 @@ from std_cli.stylize.outputs import (
 from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.request import (
     Encoded,
-    Find,
     Input,
     Source,
     Style,
     Use,
-    check_noise,
-    choose_schedule,
     failure,
-    follow_lora,
     new_folder,
     origin,
     read_references,
@@ -63,9 +59,8 @@ from std_cli.stylize.request import (
     weigh_styles,
 )
 from std_cli.weights.fingerprints import fingerprint
-from std_cli.weights.lora import LoraFile, resolve_lora
-from std_cli.weights.parts import check_adapter, check_model
-from std_cli.weights.resolve import ModelFiles, resolve_model
+from std_cli.weights.lora import LoraFile
+from std_cli.weights.resolve import ModelFiles
 
 if TYPE_CHECKING:
     from std_cli.diffusion.pipeline import ImagePipeline
@@ -230,7 +225,7 @@ def prepare_images(
     *,
     existing: Existing = "refuse",
     keep_going: bool = False,
-    find: Find = lambda resolve, *args, **options: resolve(*args, **options),
+    find: Find = call,
     **options: Unpack[ImageOptions],
 ) -> ImageRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
@@ -251,25 +246,10 @@ def prepare_images(
     jobs, sizes, failed = _read_once(jobs, existing, keep_going, notices)
     if try_folder(folder) is None:
         _check_writable(jobs, existing)
-    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter) if jobs else None
-    s = (
-        image_settings(given, files.pack, f"{files.base}/std.json")
-        if files
-        else image_settings(given)
-    )
+    choice = choose_model(given, asked, bool(jobs), find)
+    s, files = choice.s, choice.files
     pack = Pack(**files.pack if files else {})
     jobs = [_sized(job, size, s, pack) for job, size in zip(jobs, sizes, strict=True)]
-    how = {"task": "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
-    lora = find(resolve_lora, s.lora, model=files, **how) if files else None
-    if files:
-        with LOADING:
-            check_model(files)
-            if lora is not None:
-                check_adapter(files, None, lora, s.allow_partial)
-    s, lora = follow_lora(s, lora, given)
-    schedule = choose_schedule(s, lora)
-    if files:
-        check_noise(s, schedule, files)
     return ImageRequest(
         jobs,
         failed,
@@ -278,9 +258,9 @@ def prepare_images(
         styles,
         references,
         files,
-        lora,
+        choice.lora,
         s,
-        schedule,
+        choice.schedule,
         notices,
         given,
     )

@@ -101,7 +101,7 @@ def reporting(
     report = _Report(on_event, {job.index: job for job in jobs}, settings)
     try:
         yield report
-    except Exception:
+    except Exception:  # whatever ends the run, what it made is shown; the error is raised again
         if report.entries:
             replace_file(path, report.page().encode("utf-8", "replace"), overwrite)
         raise

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from std_cli import __version__
-from std_cli.config import ImageSettings, S, parse_style
+from std_cli.config import ImageSettings, parse_style
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError
 from std_cli.events import Error, OnEvent, RequestFacts
@@ -26,14 +26,13 @@ from std_cli.media.pictures import (
 )
 from std_cli.media.transparency import over_white
 from std_cli.paths import user_path
-from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.lora import LoraFile
-from std_cli.weights.resolve import ModelFiles, blind_at_the_end, scheduler_config
-from std_cli.weights.zoo import cfg_range, zoo
+from std_cli.weights.resolve import ModelFiles
+from std_cli.weights.zoo import cfg_range
 
 if TYPE_CHECKING:
-    from std_cli.schedule import Schedule
+    pass
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,6 @@ class Use(Protocol[P_co]):
     def __call__(self, on_event: OnEvent) -> AbstractContextManager[P_co]: ...
 
 
-Find = Callable[..., Any]
-"""(resolve, *arguments) -> the files that `resolve` of `weights` finds, or None where a plan can do
-without."""
 RESOLVED = ("model", "lora", "motion", "schedule", "device", "dtype", "overlap")
 """Options whose values in the facts are what they led to, not what was given."""
 _REFERENCE_SIDE = 1024
@@ -139,57 +135,6 @@ def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Imag
             notices.append(f"--style {name} is transparent in parts: they count as white")
         references.append(over_white(picture.rgb, picture.alpha))
     return references, notices
-
-
-def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
-    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made
-    for."""
-    if lora is None or s.lora == "auto":
-        return s, lora
-    made_for: dict[str, Any] = {}
-    if given.get("eta") is None and lora.eta is not None:
-        made_for["eta"], lora = lora.eta, replace(lora, notice=None)
-    trained = lora.metadata.get("steps", "")
-    if given.get("steps") is None and trained.isdecimal() and 1 <= int(trained) <= MAX_STEPS:
-        made_for["steps"] = int(trained)
-    return s.model_copy(update=made_for), lora
-
-
-def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":
-    """`auto` follows the LoRA's metadata, and is the published schedule without; a baseline has its
-    own."""
-    if s.method != "std":
-        spacing = zoo().methods[s.method].spacing
-        return "quickstart" if spacing == "grid" else spacing
-    if s.schedule == "auto":
-        return "aligned" if lora and lora.metadata.get("schedule") == "aligned" else "quickstart"
-    return s.schedule
-
-
-def check_noise(s: ImageSettings, schedule: "Schedule", files: ModelFiles) -> None:
-    """Raises InputError where a model cannot be run by these timesteps, or by the method's
-    scheduler."""
-    method = zoo().methods[s.method]
-    if (
-        method.scheduler == "EulerDiscreteScheduler"
-        and scheduler_config(files).get("prediction_type") == "sample"
-    ):
-        raise InputError(
-            f"--method {s.method}: its scheduler (Euler) does not know the prediction_type "
-            f"'sample' of --model "
-            f"{files.name}: use another method"
-        )
-    if (
-        blind_at_the_end(files)
-        and timesteps(s.steps, s.eta, schedule, method.grid)[0] == TRAIN_TIMESTEPS - 1
-    ):
-        raise InputError(
-            f"--eta {s.eta:g}: the run begins at timestep {TRAIN_TIMESTEPS - 1}, where --model "
-            f"{files.name} predicts "
-            "nothing (its scheduler_config.json says epsilon and rescale_betas_zero_snr): use a "
-            "smaller --eta, such "
-            "as 0.95"
-        )
 
 
 def request_notices(s: ImageSettings, lora: LoraFile | None) -> list[str]:

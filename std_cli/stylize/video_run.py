@@ -381,7 +381,7 @@ class _Output:
             self._finish_part()
         elif time.monotonic() - self._saved >= SAVE_EVERY:
             self._save()
-        if isinstance(item, Tick):  # last, as who is told may stop the run
+        if isinstance(item, Tick):  # last, as the receiver may stop the run
             self._meter.report(self.written, item, self.thumbnail)
 
     def _add(self, item: Item) -> None:

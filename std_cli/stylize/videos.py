@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from std_cli.config import Pack, VideoSettings, video_settings
-from std_cli.environment import LOADING
 from std_cli.errors import Cancelled, InputError, StdError, at_work, counted
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
@@ -22,6 +21,7 @@ from std_cli.media.video.opening import FOLDER_RATE, open_clip
 from std_cli.media.video.target import choose_target
 from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
 from std_cli.stylize.inputs import files_of
+from std_cli.stylize.model_choice import Find, call, choose_model
 from std_cli.stylize.options import VideoOptions
 from std_cli.stylize.outputs import (
     Existing,
@@ -32,14 +32,10 @@ from std_cli.stylize.outputs import (
     identity,
 )
 from std_cli.stylize.request import (
-    Find,
     Source,
     Style,
     Use,
-    check_noise,
-    choose_schedule,
     failure,
-    follow_lora,
     new_folder,
     origin,
     read_references,
@@ -51,10 +47,9 @@ from std_cli.stylize.request import (
 from std_cli.stylize.video_run import Job, Run, thumbnail_path
 from std_cli.stylize.work_folder import WorkFolder, check_folder, finished, folder_of
 from std_cli.weights.fingerprints import fingerprint
-from std_cli.weights.lora import LoraFile, resolve_lora
-from std_cli.weights.motion import WINDOW, MotionFiles, resolve_motion
-from std_cli.weights.parts import check_adapter, check_model
-from std_cli.weights.resolve import ModelFiles, resolve_model
+from std_cli.weights.lora import LoraFile
+from std_cli.weights.motion import WINDOW, MotionFiles
+from std_cli.weights.resolve import ModelFiles
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -179,7 +174,7 @@ def prepare_video(
     *,
     existing: Existing = "refuse",
     keep_going: bool = True,
-    find: Find = lambda resolve, *args, **options: resolve(*args, **options),
+    find: Find = call,
     **options: Unpack[VideoOptions],
 ) -> VideoRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
@@ -200,28 +195,9 @@ def prepare_video(
     cuts_file = None if asked.cuts in ("auto", "off") else user_path(asked.cuts, "--cuts")
     _check_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
     outputs = _to_do(outputs, existing, notices)
-    files = find(resolve_model, asked.model, ip_adapter=asked.ip_adapter) if outputs else None
-    s = (
-        video_settings(given, files.pack, f"{files.base}/std.json")
-        if files
-        else video_settings(given)
-    )
-    motion = find(resolve_motion, s.motion, files) if files else None
-    # a pack has one of its own, or none
-    own = files is not None and bool(files.pack) and s.motion == "auto"
-    missing = motion is None and s.motion != "none" and not own  # of a plan: as the usual one
-    window, overlap = _window(s, motion.window if motion else WINDOW if missing else 1)
-    how = {"task": "v2v" if motion else "i2i", "eta": s.eta, "method": s.method, "steps": s.steps}
-    lora = find(resolve_lora, s.lora, model=files, **how) if files else None
-    if files:
-        with LOADING:
-            check_model(files, motion)
-            if lora is not None and not missing:
-                check_adapter(files, motion, lora, s.allow_partial)
-    s, lora = follow_lora(s, lora, given)
-    schedule = choose_schedule(s, lora)
-    if files:
-        check_noise(s, schedule, files)
+    choice = choose_model(given, asked, bool(outputs), find)
+    s, files, motion = choice.s, choice.files, choice.motion
+    window, overlap = _window(s, motion.window if motion else WINDOW if choice.lacks_motion else 1)
     pack = Pack(**files.pack if files else {})
     cuts = read_cuts(cuts_file) if cuts_file is not None else None
     made = try_folder(folder)
@@ -243,9 +219,9 @@ def prepare_video(
         references,
         files,
         motion,
-        lora,
+        choice.lora,
         s,
-        schedule,
+        choice.schedule,
         window,
         overlap,
         notices,

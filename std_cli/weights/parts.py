@@ -42,13 +42,32 @@ _OLD_ATTENTION = {
 }
 
 
+_whole: set[tuple[object, ...]] = set()
+"""States of the files of models that were checked."""
+
+
+def _state(model: ModelFiles, motion: MotionFiles | None) -> tuple[object, ...]:
+    """What the result of a check follows from: the files by name, size and time."""
+    configs = model.config or model.base
+    files = [file for each, _ in weight_files(model).values() for file in each]
+    files += [configs / part / "config.json" for part in WEIGHTS]
+    files += [*model.image_encoder.iterdir(), model.ip_adapter]
+    files += [motion.weights] if motion else []
+    stats = [(file, file.stat()) for file in files if file.exists()]
+    known = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    return (*known, repr(motion.config) if motion else "")
+
+
 def check_model(model: ModelFiles, motion: MotionFiles | None = None) -> None:
     """Raises InputError unless the files of a model, its IP-Adapter and its motion adapter have
     every tensor.
 
     Tensors beyond those are left alone, as the libraries do. Takes about 2 s for SDXL, and the
-    imports.
+    imports; nothing where the same files were checked before.
     """
+    state = _state(model, motion)
+    if state in _whole:
+        return
     networks = {part: _network(part, (model.config or model.base) / part) for part in WEIGHTS}
     networks["image_encoder"] = _network("image_encoder", model.image_encoder)
     problems = []
@@ -74,6 +93,7 @@ def check_model(model: ModelFiles, motion: MotionFiles | None = None) -> None:
     check_ip_adapter(str(model.ip_adapter), _shapes(adapter), networks["unet"])
     if motion is not None:
         _check_motion(motion)
+    _whole.add(state)
 
 
 def check_adapter(

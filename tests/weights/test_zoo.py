@@ -17,7 +17,8 @@ from std_cli.diffusion.pipeline import (
 from std_cli.diffusion.video_pipeline import VideoPipeline, seeded_noise, step_generator
 from std_cli.errors import InputError
 from std_cli.schedule import quickstart_num_inference_steps, timesteps
-from std_cli.stylize.request import choose_schedule, request_notices
+from std_cli.stylize.model_choice import choose_schedule
+from std_cli.stylize.request import request_notices
 from std_cli.weights.hub import source
 from std_cli.weights.lora import resolve_lora
 from std_cli.weights.resolve import resolve_model
