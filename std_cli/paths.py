@@ -99,6 +99,11 @@ def config_folder() -> Path:
     return Path(base if os.path.isabs(base) else os.path.expanduser("~/.config")) / "std"
 
 
+def cache_folder() -> Path:
+    """Where std keeps what it can make again: $XDG_CACHE_HOME/std, or ~/.cache/std."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "std"
+
+
 def names_folder(given: str | os.PathLike[str]) -> bool:
     """Whether a path is written as a folder's, with a slash at the end."""
     return os.fspath(given).endswith(tuple(filter(None, (os.sep, os.altsep))))

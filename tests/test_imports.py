@@ -27,7 +27,7 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 
 # Who may import a library; tinypack trains the embedded model, apart from the tool.
 OWNERS = {
-    "typer": {"cli/commands", "cli/completion", "cli/help", "cli/models", "cli/options"},
+    "typer": {"cli"},
     "rich": {"cli/console", "cli/tables"},
     "huggingface_hub": {"weights/hub", "weights/downloads"},
     "av": {"media/video", "tinypack"},

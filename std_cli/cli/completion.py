@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from std_cli.paths import cache_folder, config_folder
+
 if TYPE_CHECKING:
     from typer._click.core import Command
 
@@ -199,10 +201,8 @@ def _weights(incomplete: str) -> list[str]:
 
 
 def _looks() -> list[str]:
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    config = Path(base if os.path.isabs(base) else os.path.expanduser("~/.config"))
     found: list[str] = []
-    for file in (Path("std.toml"), config / "std" / "config.toml"):
+    for file in (Path("std.toml"), config_folder() / "config.toml"):
         with suppress(OSError, ValueError, AttributeError):
             if file.is_file():
                 found += tomllib.loads(file.read_text(encoding="utf-8")).get("look", {}).keys()
@@ -244,8 +244,7 @@ def _here(entry: Node) -> bool:
 def _tree() -> Node:
     """The description, from the cache if no module that it is made from has changed."""
     made_from = _state()
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    file = Path(cache) / "std" / "completion.json"
+    file = cache_folder() / "completion.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         tree: Node = json.loads(file.read_text(encoding="utf-8"))
         if tree["made_from"] == made_from:
@@ -261,14 +260,12 @@ def _tree() -> Node:
 
 def _state() -> list[list[str | int]]:
     """What the description is made from: names, times and sizes of files."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    config = Path(base if os.path.isabs(base) else os.path.expanduser("~/.config"))
     files = [
         *sorted((PACKAGE / "cli").glob("*.py")),
         PACKAGE / "config.py",
         PACKAGE / "weights" / "zoo.toml",
         PACKAGE / "media" / "video" / "target.py",
-        config / "std" / "zoo.toml",
+        config_folder() / "zoo.toml",
     ]
     found: list[list[str | int]] = []
     for file in files:

@@ -1,27 +1,21 @@
-"""Pictures in and out: find them, read them, fit them to the network's size and back, save them
-safely.
+"""Pictures in: find them, read them.
 
 Pictures are Pillow images of 8 bits per channel, sizes are (width, height). Only Pillow and numpy
 are imported here.
 """
 
 import glob
-import html
-import io
-import json
-import math
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image
 
 from std_cli.errors import InputError
 from std_cli.media.color_profile import to_srgb
@@ -34,38 +28,8 @@ from std_cli.media.open_picture import (
     readable,
 )
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES, left_out
-from std_cli.media.transparency import fill_hidden, find_alpha
-from std_cli.paths import check_path, replace_file, try_file, user_path
-
-_WRITE_FORMATS: dict[str, Literal["PNG", "JPEG", "WEBP"]] = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-}
-OUTPUT_SUFFIXES = tuple(_WRITE_FORMATS)
-MOST_SIDE = {".jpg": 65535, ".jpeg": 65535, ".webp": 16383}
-"""Pixels of a side that a format holds; png holds more than a picture may have."""
-
-MULTIPLE = 8  # the VAE's downsampling factor
-MIN_SIDE, MAX_SIDE = 64, 8192
-
-_METADATA_KEY = "std"
-_PARAMETERS_KEY = "parameters"
-"""The text chunk in which other tools look for what a picture was made with."""
-# the character code that starts every UserComment (Exif 2.32, tag 0x9286); readers take UNICODE as
-# UTF-16 with the high byte first
-_ASCII_COMMENT = b"ASCII\0\0\0"
-_UNICODE_COMMENT = b"UNICODE\0"
-_XMP = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
-    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:std="urn:std-cli" std:record="{}"/>'
-    "</rdf:RDF></x:xmpmeta>"
-)
-"""The XMP packet of a jpg or webp (ISO 16684-1)."""
-_XMP_RECORD = re.compile(rb'std:record="([^"<]*)"')
-
+from std_cli.media.transparency import find_alpha
+from std_cli.paths import check_path, user_path
 
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
 """Modes of premultiplied alpha, and what they are converted to."""
@@ -298,185 +262,4 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 # --- fit ---------------------------------------------------------------------------------------
 
 
-def working_size(
-    width: int, height: int, size: tuple[int, int] | int | None, base: int, area: bool
-) -> tuple[int, int]:
-    """The size that the network sees for a picture of `width` x `height`.
-
-    `size` (W, H) is taken as it is; N makes the long side N; None keeps `base * base` pixels if
-    `area`, else makes the long side `base`. All but (W, H) keep the aspect. Each side is then
-    rounded on its own to the nearest multiple of 8, halves up, and raised to 64 if it is less.
-    Raises InputError for a side above 8192 and for sizes below 1.
-    """
-    if isinstance(size, tuple):
-        wanted: tuple[float, float] = size
-    else:
-        target = base if size is None else size
-        reference = math.sqrt(width * height) if size is None and area else max(width, height)
-        # in this order halves stay exact
-        wanted = (width * target / reference, height * target / reference)
-    if min(wanted) <= 0:
-        raise InputError(f"--size {size} is not above 0; give a number of pixels, or WxH")
-    w, h = (max(MIN_SIDE, math.floor(side / MULTIPLE + 0.5) * MULTIPLE) for side in wanted)
-    if max(w, h) > MAX_SIDE:
-        raise InputError(
-            f"a picture of {width}x{height} would be worked on at {w}x{h}, where a side may have "
-            f"{MAX_SIDE} pixels; "
-            "choose a smaller --size or crop the picture"
-        )
-    return w, h
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Where a picture lies in the working size: scaled to fit inside with its aspect kept, centred,
-    padded around."""
-
-    size: tuple[int, int]
-    """The working size."""
-    box: tuple[int, int, int, int]
-    """The picture inside it: left, top, right, bottom."""
-
-    def apply(self, image: Image.Image) -> Image.Image:
-        """Scale (Lanczos) and pad by reflection to the working size; a picture of that size is
-        returned as it is."""
-        box = fit_to(*image.size, self.size).box
-        # One pixel of difference: a picture made smaller while it was read has its sides rounded.
-        if max(abs(a - b) for a, b in zip(box, self.box, strict=True)) > 1:
-            raise ValueError(f"a picture of {image.size} would be stretched to {self}")
-        left, top, right, bottom = self.box
-        inner = (right - left, bottom - top)
-        if image.size != inner:
-            image = image.resize(inner, Image.Resampling.LANCZOS)
-        if inner == self.size:
-            return image
-        pixels = np.asarray(image)  # (h, w[, C]) -> (H, W[, C])
-        around = [(top, self.size[1] - bottom), (left, self.size[0] - right), (0, 0)]
-        return Image.fromarray(np.pad(pixels, around[: pixels.ndim], mode="symmetric"))
-
-    def undo(self, image: Image.Image) -> Image.Image:
-        """Crop a picture of the working size back to the input's aspect."""
-        if image.size != self.size:
-            raise ValueError(f"a picture of {image.size} is not of the working size {self.size}")
-        return image if self.box == (0, 0, *self.size) else image.crop(self.box)
-
-
-def fit_to(width: int, height: int, size: tuple[int, int]) -> Fit:
-    """How a picture of `width` x `height` fits into the working `size`; at least one side fills
-    it."""
-    scale = min(size[0] / width, size[1] / height)
-    w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (size[0] - w) // 2, (size[1] - h) // 2
-    return Fit(size, (left, top, left + w, top + h))
-
-
-def seen(picture: Picture, fit: Fit) -> Image.Image:
-    """What the network sees of a picture: RGB of the working size, on which hidden colours have no
-    effect."""
-    if picture.alpha is None:
-        return fit.apply(picture.rgb)
-    rgba = picture.rgb.copy()
-    rgba.putalpha(picture.alpha)
-    return fill_hidden(fit.apply(rgba))  # Pillow scales RGBA premultiplied
-
-
 # --- save --------------------------------------------------------------------------------------
-
-
-def check_writable(path: str | Path, overwrite: bool) -> None:
-    """Try, before any work, whether `save_picture` could write to `path`; raises its errors. Leaves
-    nothing behind."""
-    path = Path(path)
-    _write_format(path)
-    try_file(path, overwrite)
-
-
-def save_picture(
-    image: Image.Image,
-    path: str | Path,
-    metadata: dict[str, Any],
-    overwrite: bool,
-    parameters: str = "",
-) -> None:
-    """Write an RGB or RGBA picture with `metadata` (what JSON can hold) inside; `read_metadata`
-    gives it back. parameters: a text for other tools, see `stylize.parameters`.
-
-    The suffix chooses the format; jpg, which has no alpha, is composited over white. The file
-    appears whole or not at all, and without `overwrite` never in place of another, even one made
-    meanwhile. Raises InputError if the file exists, its folder is unusable or its suffix unknown,
-    StdError if the disk is full or writing fails otherwise.
-    """
-    path = Path(path)
-    data = encode_picture(image, _write_format(path), metadata, parameters)
-    replace_file(path, data, overwrite)
-
-
-def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """What `save_picture` stored in a png, jpg or webp; None in pictures of other origin.
-    InputError as on reading."""
-    # what std writes stands before the pixels, which are not decoded
-    with open_picture(Path(path)) as image:
-        text = image.info.get(_METADATA_KEY)
-        packet = image.info.get("xmp")
-    if isinstance(packet, bytes) and (match := _XMP_RECORD.search(packet)):
-        text = html.unescape(match[1].decode("utf-8", "replace"))
-    if not isinstance(text, str):
-        return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):  # another program's text
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _write_format(path: Path) -> Literal["PNG", "JPEG", "WEBP"]:
-    try:
-        return _WRITE_FORMATS[path.suffix.lower()]
-    except KeyError:
-        known = ", ".join(OUTPUT_SUFFIXES)
-        raise InputError(
-            f"output {str(path)!r} has an unknown suffix {path.suffix!r}; use one of {known}"
-        ) from None
-
-
-def encode_picture(
-    image: Image.Image,
-    kind: Literal["PNG", "JPEG", "WEBP"],
-    metadata: dict[str, Any],
-    parameters: str = "",
-) -> bytes:
-    """The bytes of the file, as of `save_picture`. In memory, so that every OSError of the writing
-    is the disk's."""
-    # a copy, whose info can be cleared
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image.info.clear()
-    if kind == "JPEG" and image.mode == "RGBA":
-        flat = Image.new("RGB", image.size, "white")
-        flat.paste(image, mask=image.getchannel("A"))
-        image = flat
-    buffer = io.BytesIO()
-    if kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        chunks.add_text(_METADATA_KEY, json.dumps(metadata))
-        if parameters:  # Latin-1 goes into tEXt, all else into iTXt
-            chunks.add_text(_PARAMETERS_KEY, parameters)
-        image.save(buffer, kind, pnginfo=chunks)
-    else:
-        exif = Image.Exif()
-        if parameters:
-            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _comment(parameters)
-        options = {"subsampling": 0} if kind == "JPEG" else {"method": 4}
-        image.save(buffer, kind, quality=95, exif=exif, xmp=xmp_packet(metadata), **options)
-    return buffer.getvalue()
-
-
-def xmp_packet(metadata: Mapping[str, Any]) -> bytes:
-    """XMP data that holds what JSON can hold of `metadata`, for `read_metadata`."""
-    return _XMP.format(html.escape(json.dumps(metadata))).encode("ascii")
-
-
-def _comment(text: str) -> bytes:
-    """A text as an EXIF UserComment."""
-    if text.isascii():
-        return _ASCII_COMMENT + text.encode("ascii")
-    return _UNICODE_COMMENT + text.encode("utf-16-be", "replace")

@@ -6,9 +6,10 @@ from typing import Literal
 
 from std_cli.errors import InputError
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
-from std_cli.media.pictures import OUTPUT_SUFFIXES, expand_inputs
+from std_cli.media.pictures import expand_inputs
 from std_cli.media.video.animations import ANIMATIONS, is_still
 from std_cli.media.video.clip import VIDEO_SUFFIXES
+from std_cli.media.write_picture import OUTPUT_SUFFIXES
 from std_cli.paths import user_path
 from std_cli.stylize.outputs import identity
 from std_cli.stylize.settings import read_settings

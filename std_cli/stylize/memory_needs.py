@@ -18,7 +18,7 @@ from std_cli.diffusion.memory import (
 )
 from std_cli.diffusion.vae import works_in_fp32
 from std_cli.events import Picks, PlannedMemory
-from std_cli.media.pictures import MULTIPLE
+from std_cli.media.fit import MULTIPLE
 from std_cli.stylize.pictures import ImageRequest
 from std_cli.stylize.videos import VideoRequest
 from std_cli.weights.motion import HOTSHOT_CONFIG

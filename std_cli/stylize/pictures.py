@@ -15,19 +15,17 @@ from std_cli.config import ImageSettings, Pack, image_settings
 from std_cli.errors import Cancelled, InputError, StdError, at_work
 from std_cli.events import Error, OnEvent, Place, RequestFacts
 from std_cli.media.compare import Comparison
+from std_cli.media.fit import fit_to, seen, working_size
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
-from std_cli.media.pictures import (
+from std_cli.media.pictures import Picture
+from std_cli.media.transparency import attach_alpha
+from std_cli.media.write_picture import (
     MOST_SIDE,
     OUTPUT_SUFFIXES,
-    Picture,
     check_writable,
     encode_picture,
-    fit_to,
     save_picture,
-    seen,
-    working_size,
 )
-from std_cli.media.transparency import attach_alpha
 from std_cli.paths import names_folder, remove_stale_drafts, user_path, write_stream
 from std_cli.stylize.inputs import files_of
 from std_cli.stylize.model_choice import Find, call, choose_model

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from std_cli.events import PlannedTime
-from std_cli.media.pictures import fit_to, seen
+from std_cli.media.fit import fit_to, seen
 from std_cli.stylize.load import load_pipeline
 from std_cli.stylize.pictures import ImageRequest
 from std_cli.stylize.request import read_source

@@ -1,4 +1,5 @@
-"""What requests for pictures and for videos have in common, checked before a weight is loaded."""
+"""What requests for pictures and for videos have in common: pictures in memory and references,
+failures, what is reported of a request and kept in its results."""
 
 import hashlib
 import math

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError
-from std_cli.media.pictures import OUTPUT_SUFFIXES, read_metadata
 from std_cli.media.video.join import read_comment
+from std_cli.media.write_picture import OUTPUT_SUFFIXES, read_metadata
 from std_cli.paths import user_path
 
 _DEPTH = 10

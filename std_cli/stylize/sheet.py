@@ -23,18 +23,13 @@ from std_cli.config import CELL_SIDE, ImageSettings, parse_style, parse_time
 from std_cli.errors import InputError, quote
 from std_cli.events import Event, OnEvent
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
-from std_cli.media.pictures import (
-    check_writable,
-    expand_inputs,
-    read_metadata,
-    read_picture,
-    save_picture,
-)
+from std_cli.media.pictures import expand_inputs, read_picture
 from std_cli.media.sheets import draw_sheet
 from std_cli.media.transparency import over_white
 from std_cli.media.video.clip import VIDEO_SUFFIXES
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
+from std_cli.media.write_picture import check_writable, read_metadata, save_picture
 from std_cli.paths import check_path, remove, user_path
 from std_cli.stylize.frames import input_fingerprint
 from std_cli.stylize.options import LoadOptions

@@ -19,7 +19,7 @@ from PIL import Image
 
 from std_cli.interruption import ending
 from std_cli.media.compare import Comparison
-from std_cli.media.pictures import Fit, fit_to
+from std_cli.media.fit import Fit, fit_to
 from std_cli.media.video.clip import Alpha, Pixels
 from std_cli.media.video.flow import Grey, grey
 from std_cli.stylize.frames import Place, SourceFrame

@@ -29,13 +29,13 @@ from std_cli.events import (
 )
 from std_cli.interruption import unbroken
 from std_cli.media.compare import Comparison, line_at
-from std_cli.media.pictures import save_picture
 from std_cli.media.video.clip import Clip, Pixels
 from std_cli.media.video.extras import Extras
 from std_cli.media.video.join import join
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.steady import Steady
 from std_cli.media.video.target import Target
+from std_cli.media.write_picture import save_picture
 from std_cli.paths import move, remove, writing
 from std_cli.stylize.frames import check_unchanged, input_fingerprint, source_frames, unchanged
 from std_cli.stylize.part import Part

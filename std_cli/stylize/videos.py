@@ -1,6 +1,5 @@
 """Stylization of videos: a request checked, then one video after another."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,24 +11,18 @@ from std_cli.errors import Cancelled, InputError, StdError, at_work, counted
 from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
 from std_cli.media.compare import Comparison
-from std_cli.media.picture_kinds import PICTURE_SUFFIXES
-from std_cli.media.pictures import expand_inputs, fit_to, working_size
-from std_cli.media.video.clip import VIDEO_SUFFIXES, Clip
+from std_cli.media.fit import fit_to, working_size
+from std_cli.media.video.clip import Clip
 from std_cli.media.video.cuts import read_cuts
 from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.opening import FOLDER_RATE, open_clip
 from std_cli.media.video.target import choose_target
-from std_cli.paths import check_path, names_folder, remove_stale_drafts, user_path
-from std_cli.stylize.inputs import files_of
+from std_cli.paths import check_path, remove_stale_drafts, user_path
 from std_cli.stylize.model_choice import Find, call, choose_model
 from std_cli.stylize.options import VideoOptions
 from std_cli.stylize.outputs import (
     Existing,
-    check_outputs,
-    distinct_targets,
-    existing_notice,
     exists_already,
-    identity,
 )
 from std_cli.stylize.request import (
     Source,
@@ -56,6 +49,14 @@ if TYPE_CHECKING:
 
     from std_cli.diffusion.video_pipeline import VideoPipeline
     from std_cli.schedule import Schedule
+from std_cli.stylize.video_outputs import (
+    VideoOutput,
+    check_video_outputs,
+    find_videos,
+    left_to_do,
+    name_outputs,
+    refuse_existing,
+)
 
 
 @dataclass(frozen=True)
@@ -187,14 +188,14 @@ def prepare_video(
     styles = weigh_styles(style)
     named = [path for path, _ in styles if isinstance(path, Path)]
     listed = [inputs] if isinstance(inputs, str | Path) else inputs
-    sources = _sources(listed, named, notices)
+    sources = find_videos(listed, named, notices)
     references, white = read_references(styles)
     notices += white
     preview = asked.preview is not None
-    outputs, folder = _outputs(sources, output, asked.codec, preview, notices)
+    outputs, folder = name_outputs(sources, output, asked.codec, preview, notices)
     cuts_file = None if asked.cuts in ("auto", "off") else user_path(asked.cuts, "--cuts")
-    _check_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
-    outputs = _to_do(outputs, existing, notices)
+    check_video_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
+    outputs = left_to_do(outputs, existing, notices)
     choice = choose_model(given, asked, bool(outputs), find)
     s, files, motion = choice.s, choice.files, choice.motion
     window, overlap = _window(s, motion.window if motion else WINDOW if choice.lacks_motion else 1)
@@ -204,8 +205,8 @@ def prepare_video(
     jobs, failed = [], []
     for i, place in enumerate(outputs, 1):
         try:
-            if existing == "refuse" and _exists(place.target):
-                raise exists_already(place.target)
+            if existing == "refuse":
+                refuse_existing(place, s.preview is not None)
             jobs.append(_plan(place, i, len(outputs), s, pack, cuts, made is not None))
         except StdError as e:
             if len(outputs) == 1 or not keep_going:
@@ -229,149 +230,6 @@ def prepare_video(
     )
 
 
-@dataclass(frozen=True)
-class _Output:
-    """An input, and where its result goes."""
-
-    source: Path
-    name: str
-    """The input as it was given."""
-    target: Path
-    given: str
-    """The target as it was given."""
-
-
-def _sources(
-    inputs: Sequence[str | Path], references: Sequence[Path], notices: list[str]
-) -> dict[Path, str]:
-    """The videos that the inputs name, each with its name as it was given."""
-    found: dict[Path, str] = {}
-    for item in inputs:
-        path = user_path(item, "input")
-        if path.is_dir() and _is_sequence(path):
-            _check_frames(path, references, notices)
-            found.setdefault(path, str(item))
-            continue
-        files = files_of(item, VIDEO_SUFFIXES, "video", references, notices)
-        for file in files:
-            found.setdefault(file, str(item if files == [path] else file))
-    if not found:
-        raise InputError(
-            "no input: give videos, folders of videos, or patterns such as 'clips/*.mp4'"
-        )
-    return found
-
-
-def _is_sequence(folder: Path) -> bool:
-    """Whether a folder is a video itself: it holds pictures, and no videos."""
-    try:
-        inside = {file.suffix.lower() for file in folder.iterdir()}
-    except OSError as e:
-        raise InputError(
-            f"cannot list folder {str(folder)!r}: {e.strerror}; check its permissions"
-        ) from None
-    pictures, videos = PICTURE_SUFFIXES - VIDEO_SUFFIXES, VIDEO_SUFFIXES - PICTURE_SUFFIXES
-    return bool(inside & pictures) and not inside & videos
-
-
-def _check_frames(folder: Path, references: Sequence[Path], notices: list[str]) -> None:
-    """Say what is left out of a folder of frames. Raises InputError for a style reference among
-    them."""
-    styles = {identity(path) for path in references}
-    for frame in expand_inputs([folder], notices=notices):
-        if identity(frame) in styles:
-            raise InputError(
-                f"--style {frame}: it would be a frame of the video {str(folder)!r}: move it to "
-                f"another folder"
-            )
-
-
-def _outputs(
-    sources: dict[Path, str],
-    output: str | Path,
-    codec: str | None,
-    preview: bool,
-    notices: list[str],
-) -> tuple[list[_Output], Path | None]:
-    """Where each result goes, the named file or NAME_stylized in the named folder; and that folder.
-
-    preview: a name of its own, NAME_preview, also in place of a named file, so that it is not in
-    the way of the whole result.
-    """
-    path, a_folder = user_path(output, "-o"), names_folder(output)
-    one_file = bool(path.suffix) and not path.is_dir() and not a_folder
-    its_own = (
-        len(sources) == 1 and codec == "png" and (not path.is_dir() or finished(path) is not None)
-    )
-    if one_file or its_own:
-        if len(sources) > 1:
-            raise InputError(f"-o {output}: one file for {len(sources)} videos: give a folder")
-        [(source, name)] = sources.items()
-        if preview:
-            path = check_path(path.with_name(f"{path.stem}_preview{path.suffix}"), "-o")
-            output = path
-        return [_Output(source, name, path, str(output))], None
-    end = "preview" if preview else "stylized"
-    targets = distinct_targets(
-        list(sources), lambda s, name: path / f"{name}_{end}{_suffix(s, codec)}", notices
-    )
-    outputs = [
-        _Output(source, name, target, str(target))
-        for (source, name), target in zip(sources.items(), targets, strict=True)
-    ]
-    return outputs, path
-
-
-def _check_outputs(
-    outputs: list[_Output], folder: Path | None, read: list[Path], asked: VideoSettings
-) -> None:
-    """Refuse outputs that must not be replaced; `read`: what the request reads in addition to the
-    videos."""
-    read = [*read]
-    for output in outputs:
-        source = output.source
-        read += [source, *(source.iterdir() if source.is_dir() else ())]
-    targets = [output.target for output in outputs]
-    if asked.preview is not None:
-        targets += [thumbnail_path(target) for target in targets]
-    check_outputs(targets, folder, read)
-
-
-def _to_do(outputs: list[_Output], existing: Existing, notices: list[str]) -> list[_Output]:
-    """Without those that are skipped because their outputs exist."""
-    there = [output.target for output in outputs if _exists(output.target)]
-    if there and existing in ("skip", "note"):
-        notices.append(existing_notice(there, existing))
-    return [o for o in outputs if o.target not in there] if existing == "skip" else outputs
-
-
-def _exists(target: Path) -> bool:
-    """Whether there is an output; not where a killed run finished it, which is then reported."""
-    return os.path.lexists(target) and finished(target) is None
-
-
-def _suffix(source: Path, codec: str | None) -> str:
-    """Of a result that was given no name: a folder's is a folder, what a container of the source's
-    kind can hold."""
-    if codec is None:
-        if source.is_dir():
-            return ""
-        return (
-            source.suffix.lower()
-            if source.suffix.lower() in (".mov", ".mkv", ".webm", ".gif", ".webp")
-            else ".mp4"
-        )
-    by_codec = {
-        "png": "",
-        "prores": ".mov",
-        "ffv1": ".mkv",
-        "vp9": ".webm",
-        "gif": ".gif",
-        "webp": ".webp",
-    }
-    return by_codec.get(codec, ".mp4")
-
-
 def _window(s: VideoSettings, window: int) -> tuple[int, int]:
     """(frames of a window, frames that neighbours share)."""
     overlap = s.overlap if s.overlap is not None else window // 2
@@ -389,7 +247,7 @@ def _window(s: VideoSettings, window: int) -> tuple[int, int]:
 
 
 def _plan(
-    output: _Output,
+    output: VideoOutput,
     index: int,
     total: int,
     s: VideoSettings,

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError, StdError
-from std_cli.paths import replace_file
+from std_cli.paths import cache_folder, replace_file
 from std_cli.weights.files import read_object
 
 
@@ -43,11 +42,7 @@ def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
     """SHA-256 of a file; that of a large one is remembered on disk while its size and time stay the
     same."""
     key = f"{path}|{size}|{mtime_ns}"
-    store = (
-        Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        / "std"
-        / "sha256.json"
-    )
+    store = cache_folder() / "sha256.json"
     known: dict[str, Any] = {}
     if size > 2**24:
         with suppress(OSError, InputError):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from std_cli.media.pictures import working_size
+from std_cli.media.fit import working_size
 from tests.bench.turns import in_turns
 
 

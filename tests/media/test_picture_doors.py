@@ -13,15 +13,9 @@ from PIL import Image, ImageCms
 from std_cli import stylize_image
 from std_cli.errors import InputError
 from std_cli.media.color_profile import to_srgb
-from std_cli.media.pictures import (
-    expand_inputs,
-    fit_to,
-    image_of,
-    read_picture,
-    save_picture,
-    seen,
-    take_picture,
-)
+from std_cli.media.fit import fit_to, seen
+from std_cli.media.pictures import expand_inputs, image_of, read_picture, take_picture
+from std_cli.media.write_picture import save_picture
 from tests.media.test_pictures import linear_profile, noise, one_line, scene
 from tests.micro import micro
 

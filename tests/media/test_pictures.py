@@ -23,21 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from std_cli.errors import InputError, StdError
+from std_cli.media.fit import fit_to, working_size
 from std_cli.media.open_picture import MAX_PIXELS
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
-from std_cli.media.pictures import (
-    OUTPUT_SUFFIXES,
-    Picture,
-    check_writable,
-    expand_inputs,
-    fit_to,
-    read_metadata,
-    read_picture,
-    save_picture,
-    take_picture,
-    working_size,
-)
+from std_cli.media.pictures import Picture, expand_inputs, read_picture, take_picture
 from std_cli.media.transparency import attach_alpha
+from std_cli.media.write_picture import OUTPUT_SUFFIXES, check_writable, read_metadata, save_picture
 
 METADATA = {
     "prompt": "Ölbild, 日本 🎨",
@@ -695,7 +686,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from PIL import Image
 from std_cli.errors import StdError
-from std_cli.media.pictures import save_picture
+from std_cli.media.write_picture import save_picture
 image = Image.effect_noise((512, 512), 90).convert("RGB")
 try:
     save_picture(image, Path(sys.argv[1]), {}, overwrite=False)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from std_cli import stylize_image
 from std_cli.errors import InputError
-from std_cli.media.pictures import fit_to, read_picture, seen, take_picture
+from std_cli.media.fit import fit_to, seen
+from std_cli.media.pictures import read_picture, take_picture
 from std_cli.media.transparency import fill_hidden
 from tests.micro import micro
 

@@ -11,8 +11,8 @@ from PIL import Image
 from std_cli import InputError
 from std_cli.cli.commands import run
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
-from std_cli.media.pictures import save_picture
 from std_cli.media.video.clip import VIDEO_SUFFIXES
+from std_cli.media.write_picture import save_picture
 from std_cli.stylize.inputs import files_of, kind_of
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 import std_cli
 from std_cli import stylize_image
 from std_cli.errors import InputError
-from std_cli.media.pictures import read_metadata
+from std_cli.media.write_picture import read_metadata
 from std_cli.stylize.plan import plan_images
 from std_cli.stylize.stages import resized
 from std_cli.weights.resolve import resolve_model

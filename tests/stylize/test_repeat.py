@@ -8,7 +8,7 @@ from PIL import Image
 
 from std_cli import InputError, read_settings, stylize_image
 from std_cli.cli.commands import run
-from std_cli.media.pictures import save_picture
+from std_cli.media.write_picture import save_picture
 from std_cli.stylize.repeat import repeat
 from tests.micro import micro
 from tests.stylize.test_videos import make_clip

@@ -7,9 +7,9 @@ from PIL import Image
 
 from std_cli import InputError, read_settings, stylize_image, stylize_video
 from std_cli.cli.commands import run
-from std_cli.media.pictures import save_picture
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
+from std_cli.media.write_picture import save_picture
 from std_cli.stylize.parameters import parameters_text
 from std_cli.stylize.settings import read_record
 from std_cli.weights.fingerprints import sha256

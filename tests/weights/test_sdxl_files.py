@@ -30,7 +30,7 @@ from std_cli import stylize_image
 from std_cli.config import image_settings
 from std_cli.diffusion.pipeline import ImagePipeline
 from std_cli.errors import InputError
-from std_cli.media.pictures import read_metadata
+from std_cli.media.write_picture import read_metadata
 from std_cli.weights import resolve
 from std_cli.weights.convert import convert
 from std_cli.weights.hub import source

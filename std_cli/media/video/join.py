@@ -16,7 +16,6 @@ import av
 import numpy as np
 
 from std_cli.errors import InputError, StdError
-from std_cli.media.pictures import xmp_packet
 from std_cli.media.video.clip import Clip, Color, Pixels, Span
 from std_cli.media.video.color import LIMITED, from_rgb
 from std_cli.media.video.extras import (
@@ -38,6 +37,7 @@ from std_cli.media.video.write import (
     sync_file,
     write_errors,
 )
+from std_cli.media.write_picture import xmp_packet
 from std_cli.paths import hidden_next_to
 
 
