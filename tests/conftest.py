@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 import tempfile
 
 import pytest
@@ -22,6 +23,9 @@ os.environ.update(QUIET)
 os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), "std-tests-have-none")
 for name in (*VideoSettings.model_fields, "style", "look"):
     os.environ.pop(f"STD_{name.upper()}", None)
+# a suite that a shell starts in the background ignores Ctrl-C, and so would the commands of tests
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # pytest's workers have a core each; sums on several threads may come out in another order, too
 os.environ["OMP_NUM_THREADS"] = "1"
 
