@@ -16,7 +16,6 @@ from std_cli.distill.shards import read_part
 from std_cli.errors import InputError, StdError, counted
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import Picture, expand_inputs, read_picture
-from std_cli.media.transparency import over_white
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
 
@@ -220,7 +219,7 @@ def _read_picture(entry: SampleFile) -> Picture:
 
 
 def _flat(picture: Picture) -> Image.Image:
-    return over_white(picture.rgb, picture.alpha)
+    return picture.on_white()
 
 
 def fingerprint_samples(entries: Sequence[SampleFile]) -> str:

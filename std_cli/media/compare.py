@@ -37,12 +37,14 @@ class Comparison:
         """
         if self.mode == "none":
             return result
-        if self.labels:
-            source, result = _labelled(source, "source", False), _labelled(result, "result", True)
-        if self.mode == "side":
-            return np.concatenate([source, result], 1)
         width = result.shape[1]
         column = round(line * width)
+        left, right = (width, width) if self.mode == "side" else (column, width - column)
+        if self.labels:
+            source = _labelled(source, "source", False, left)
+            result = _labelled(result, "result", True, right)
+        if self.mode == "side":
+            return np.concatenate([source, result], 1)
         composed = np.concatenate([source[:, :column], result[:, column:]], 1)
         if 0 < column < width:
             half = max(1, width // 640)
@@ -56,9 +58,12 @@ def line_at(seconds: Fraction) -> float:
     return 0.5 + 0.5 * math.cos(2 * math.pi * float(seconds % PERIOD) / PERIOD)
 
 
-def _labelled(picture: Pixels, text: str, right: bool) -> Pixels:
+def _labelled(picture: Pixels, text: str, right: bool, shown: int) -> Pixels:
+    """With a label in a corner, unless it would be cut: so many columns are shown on its side."""
     height, width, channels = picture.shape
     box = label(text, width, height)
+    if box.shape[1] > shown:
+        return picture
     picture = picture.copy()
     columns = slice(width - box.shape[1], width) if right else slice(0, box.shape[1])
     picture[: box.shape[0], columns, :3] = box

@@ -28,7 +28,7 @@ from std_cli.media.open_picture import (
     readable,
 )
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES, left_out
-from std_cli.media.transparency import find_alpha
+from std_cli.media.transparency import find_alpha, over_white
 from std_cli.paths import check_path, user_path
 
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA"}
@@ -135,6 +135,10 @@ class Picture:
     path: Path
     size: tuple[int, int]
     """(width, height) of the whole picture; `rgb` may be smaller, see `read_picture`."""
+
+    def on_white(self) -> Image.Image:
+        """Mode RGB, over white where it is transparent."""
+        return over_white(self.rgb, self.alpha)
 
 
 def read_picture(path: str | Path, data: bytes | None = None, side: int | None = None) -> Picture:

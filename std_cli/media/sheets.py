@@ -30,8 +30,8 @@ def draw_sheet(
 
     heads: what stands above each column. names: what stands at the left of each row. A label may
     have several lines; a line that is too long is shortened in its middle. cell: the (width,
-    height) in which each picture is centred, made smaller where it is larger; the largest width
-    of all pictures and the largest height of each row if not given.
+    height) of each picture's place, in which it is made smaller where it is larger; the largest
+    width of all pictures and the largest height of each row if not given.
     """
     pictures = [picture for row in rows for picture in row if picture is not None]
     width = cell[0] if cell else max(picture.width for picture in pictures)
@@ -63,7 +63,7 @@ def draw_sheet(
             if picture is not None:
                 x = left + column * (width + GAP)
                 inside = _fitted(picture, width, height)
-                corner = (x + (width - inside.width) // 2, y + (height - inside.height) // 2)
+                corner = (x + (width - inside.width) // 2, y)
                 sheet.paste(inside, corner)
     return sheet
 

@@ -22,7 +22,6 @@ from std_cli.config import ImageSettings, VideoSettings
 from std_cli.errors import InputError, counted, printable
 from std_cli.events import Event, OnEvent, PictureResult, VideoResult
 from std_cli.media.pictures import read_picture
-from std_cli.media.transparency import over_white
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.read import read_frames
@@ -163,10 +162,10 @@ class _Report:
         head = _head(event["input"], event["output"], facts)
         if len(self.entries) >= MOST_PICTURES or job.target is None:
             return f"<section>{head}</section>"
-        result = _over_white(read_picture(job.target, side=SIDE))
+        result = read_picture(job.target, side=SIDE).on_white()
         if self.settings.compare == "side":
             result = result.crop((result.width // 2, 0, result.width, result.height))
-        source = _over_white(read_source(job.source, side=SIDE))
+        source = read_source(job.source, side=SIDE).on_white()
         shown = _pair(source, result, SIDE, "")
         return f"<section>{head}{_compare(shown)}</section>"
 
@@ -264,10 +263,6 @@ def _head(input: str, output: str | None, facts: list[str]) -> str:
 
 def _figure(value: float | None) -> str:
     return "not measured" if value is None else f"{value:g}"
-
-
-def _over_white(picture: Any) -> Image.Image:
-    return over_white(picture.rgb, picture.alpha)
 
 
 def _pair(source: Image.Image, result: Image.Image, side: int, title: str) -> Pair:

@@ -25,7 +25,6 @@ from std_cli.media.pictures import (
     read_picture,
     take_picture,
 )
-from std_cli.media.transparency import over_white
 from std_cli.paths import user_path
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.lora import LoraFile
@@ -126,7 +125,7 @@ def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Imag
     """
     references, notices = [], []
     for source, _ in styles:
-        picture = read_source(source, "--style ", side=_REFERENCE_SIDE)
+        picture = read_source(source, "--style: ", side=_REFERENCE_SIDE)
         if picture.alpha is not None:
             name = source_name(source)
             if picture.alpha.getextrema() == (0, 0):
@@ -134,7 +133,7 @@ def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Imag
                     f"--style {name} is wholly transparent; give a picture that can be seen"
                 )
             notices.append(f"--style {name} is transparent in parts: they count as white")
-        references.append(over_white(picture.rgb, picture.alpha))
+        references.append(picture.on_white())
     return references, notices
 
 

@@ -25,7 +25,6 @@ from std_cli.events import Event, OnEvent
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import expand_inputs, read_picture
 from std_cli.media.sheets import draw_sheet
-from std_cli.media.transparency import over_white
 from std_cli.media.video.clip import VIDEO_SUFFIXES
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
@@ -154,7 +153,7 @@ def make_sheet(
             _prepare(cell, folder)
         missing = [cell for cell in cells if not cell.is_made]
         _make(missing, cells, verbose, on_event)
-        sheet = _draw(axes, [_over_white(cell.path, side) for cell in cells], side)
+        sheet = _draw(axes, [read_picture(cell.path, side=side).on_white() for cell in cells], side)
         about: dict[str, Any] = {"inputs": [str(item) for item in inputs], "styles": list(styles)}
         about |= {"frames": list(frames), "vary": {k: list(v) for k, v in vary.items()}}
         record = {"version": __version__, "sheet": about, "cells": folder.name}
@@ -216,7 +215,10 @@ def _subjects(inputs: Sequence[str | Path], frames: Sequence[str], side: int) ->
             if Path(item).suffix.lower() in VIDEO_SUFFIXES - PICTURE_SUFFIXES:
                 raise InputError(f"{item} is a video: say which frames, such as --frame 0:02.5")
         paths = expand_inputs(inputs)
-        return [Value(path.name, Subject(path, None), _over_white(path, side)) for path in paths]
+        return [
+            Value(path.name, Subject(path, None), read_picture(path, side=side).on_white())
+            for path in paths
+        ]
     times = [_time(text) for text in frames]
     paths = expand_inputs(inputs, VIDEO_SUFFIXES, "video")
     found = []
@@ -231,11 +233,6 @@ def _time(text: str) -> Fraction:
         return parse_time(text)
     except ValueError as e:
         raise InputError(f"--frame {text}: {e}") from None
-
-
-def _over_white(path: Path, side: int) -> Image.Image:
-    picture = read_picture(path, side=side)
-    return over_white(picture.rgb, picture.alpha)
 
 
 def _frame(path: Path, at: Fraction) -> Image.Image:
