@@ -315,13 +315,8 @@ def offload_parts(
 
 
 def loading_bytes(parameters: Mapping[str, int], dtype: str) -> int:
-    """The most main memory that loading takes: all weights, and with a motion adapter the UNet once
-    more in fp32, as diffusers builds the two together.
-    """
-    weights = sum(weight_bytes(parameters, dtype).values())
-    return weights + (
-        4 * (parameters["unet"] + parameters["motion"]) if "motion" in parameters else 0
-    )
+    """The most main memory that loading takes: all weights, each of which is held once."""
+    return sum(weight_bytes(parameters, dtype).values())
 
 
 def _cast(module: Any, dtype: Any) -> Any:

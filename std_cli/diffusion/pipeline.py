@@ -209,7 +209,7 @@ class Pipeline:
         pipe.scheduler = make_scheduler(
             self.method, _overridden(pipe.scheduler.config, files.scheduler)
         )
-        if motion is not None:  # before LoRA and IP-Adapter: from_unet2d takes a plain UNet only
+        if motion is not None:  # before LoRA and IP-Adapter: join_motion takes a plain UNet only
             pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
             weights = read_lora(lora.path, f"--lora {lora.name}")
@@ -428,11 +428,18 @@ def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionMod
 
 
 def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotionModel:
-    """The UNet with the adapter's layers, in the UNet's dtype."""
-    moving = UNetMotionModel.from_unet2d(unet, adapter)
-    # from_unet2d leaves it random
-    moving.add_embedding.load_state_dict(unet.add_embedding.state_dict())
-    return moving.to(unet.dtype).eval()
+    """The UNet with the adapter's layers, in the UNet's dtype.
+
+    It is made of the tensors of both, none of which is copied but for its dtype: leave the two
+    alone afterwards.
+    """
+    # its own way, from_unet2d, would hold the UNet twice, once in fp32, and leaves add_embedding
+    # random
+    with torch.device("meta"):
+        moving = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
+    layers = {key: tensor.to(unet.dtype) for key, tensor in adapter.state_dict().items()}
+    moving.load_state_dict(unet.state_dict() | layers, assign=True)
+    return moving.eval()
 
 
 def name_dtype(dtype: torch.dtype) -> str:

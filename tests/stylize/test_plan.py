@@ -269,7 +269,7 @@ def test_what_each_offload_mode_holds():
     parameters = {"unet": 100, "vae": 10}
     assert weight_bytes(parameters, "fp16", vae_in_fp32=True) == {"unet": 200, "vae": 40}
     assert loading_bytes(parameters, "fp16") == 220
-    assert loading_bytes(parameters | {"motion": 20}, "fp16") == 260 + 4 * 120
+    assert loading_bytes(parameters | {"motion": 20}, "fp16") == 260
 
 
 # --- plans -------------------------------------------------------------------------------------
