@@ -109,11 +109,13 @@ class ImageDefaults(Frozen):
     cfg: float = Field(6.0, ge=0, le=50)
     """Classifier-free guidance scale; 1 and less run without guidance."""
     style_scale: Annotated[float, Flag(panel="Style")] = Field(1.0, ge=0, le=5)
-    """Strength of the style reference; 0 leaves it out."""
+    """Strength of the style reference in the network; 0 leaves it out."""
     style_blocks: Annotated[StyleBlocks, Flag(panel="Style")] = "style"
     """Where the reference acts: in SDXL's style block alone, or in all blocks."""
+    palette: Annotated[float, Flag(panel="Style")] = Field(0.0, ge=0, le=1)
+    """How much the result takes of the reference's mix of colours, by a linear map; 0 is none."""
 
-    @field_validator("eta", "cfg", "style_scale")
+    @field_validator("eta", "cfg", "style_scale", "palette")
     @classmethod
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):
@@ -124,6 +126,8 @@ class ImageDefaults(Frozen):
 class ImageSettings(ImageDefaults):
     """Every setting of a picture stylization, resolved."""
 
+    keep_colors: Annotated[bool, Flag(panel="Style")] = False
+    """Keep the input's colours: the result gives the light alone, and --palette acts on that."""
     size: Annotated[tuple[int, int] | int | None, Flag(metavar="WxH|N")] = None
     """Working size: width and height, or the long side; the model's own if not given."""
     seed: int = Field(0, ge=0, lt=2**63)

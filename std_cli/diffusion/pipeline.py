@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -39,6 +40,7 @@ from std_cli.config import ImageSettings, Offload
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, counted, printable
+from std_cli.media.palette import Levels
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
 from std_cli.weights.configs.base import read_config, settings
 from std_cli.weights.configs.encoders import ImageEncoder, TextEncoder
@@ -305,7 +307,7 @@ class ImagePipeline(Pipeline):
         s: ImageSettings,
         schedule: Schedule,
         on_step: Callable[[int], None],
-    ) -> Image.Image:
+    ) -> Levels:
         """Stylize one RGB picture whose sides are multiples of 8; `on_step` gets the number of
         steps done.
 
@@ -343,6 +345,7 @@ class ImagePipeline(Pipeline):
                     **self.gamma,
                     # img2img would cut the timesteps by it: they are the whole run already
                     strength=1.0,
+                    output_type="np",
                     **prompt,
                 )
             finally:
@@ -350,15 +353,13 @@ class ImagePipeline(Pipeline):
                     hook.remove()
 
         with warnings.catch_warnings():
-            # a picture of NaN is cast to bytes before anyone can look at it
-            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
             # diffusers calls it itself
             warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)
-            try:
-                out = self.savings.attempt(run, lambda: 0 if in_unet else max(image.size))
-            except RuntimeWarning:
-                raise StdError(not_a_number(self.dtype)) from None
-        return out.images[0]  # type: ignore[no-any-return]
+            out = self.savings.attempt(run, lambda: 0 if in_unet else max(image.size))
+        shares: Levels = out.images[0]  # 0 to 1
+        if not np.isfinite(shares).all():
+            raise StdError(not_a_number(self.dtype))
+        return shares * 255
 
 
 class oom_is_one_line:

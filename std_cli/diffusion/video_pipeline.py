@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNetMotionModel
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from std_cli.config import ImageSettings
 from std_cli.diffusion import vae
 from std_cli.diffusion.pipeline import Pipeline, not_a_number
 from std_cli.errors import StdError
+from std_cli.media.palette import Levels
 from std_cli.schedule import Schedule
 
 
@@ -199,9 +198,9 @@ class VideoPipeline(Pipeline):
         return scheduler.step(prediction, t, latent, **self.gamma, **options, return_dict=False)[0]  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor) -> NDArray[np.uint8]:
-        """A finished latent (4, h, w) -> RGB pixels (H, W, 3). Raises StdError if it is not
-        finite."""
+    def decode(self, latent: Tensor) -> Levels:
+        """A finished latent (4, h, w) -> RGB (H, W, 3), levels that are not rounded. Raises
+        StdError if it is not finite."""
         side = max(latent.shape) * self.pipe.vae_scale_factor
         pixels = self.savings.attempt(
             lambda: vae.decode(self.pipe.vae, latent[None])[0], lambda: side
@@ -209,7 +208,7 @@ class VideoPipeline(Pipeline):
         if not torch.isfinite(pixels).all():
             raise StdError(not_a_number(self.dtype))
         pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-        return (pixels * 255).round().to(torch.uint8).cpu().numpy()
+        return (pixels * 255).cpu().numpy()
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from std_cli.errors import InputError
@@ -69,6 +70,17 @@ class Fit:
         pixels = np.asarray(image)  # (h, w[, C]) -> (H, W[, C])
         around = [(top, self.size[1] - bottom), (left, self.size[0] - right), (0, 0)]
         return Image.fromarray(np.pad(pixels, around[: pixels.ndim], mode="symmetric"))
+
+    def cover(self, alpha: Image.Image | None) -> NDArray[np.uint8]:
+        """How much each pixel of the working size shows of a picture with this alpha (mode L, any
+        size; None: opaque), (H, W): 255 in full, 0 not at all, as the padding."""
+        left, top, right, bottom = self.box
+        cover = np.zeros(self.size[::-1], np.uint8)
+        inner = (right - left, bottom - top)
+        cover[top:bottom, left:right] = (
+            255 if alpha is None else np.asarray(alpha.resize(inner, Image.Resampling.BILINEAR))
+        )
+        return cover
 
     def undo(self, image: Image.Image) -> Image.Image:
         """Crop a picture of the working size back to the input's aspect."""

@@ -57,6 +57,8 @@ class LookOptions(TypedDict, total=False):
     cfg: float | None
     style_scale: float | None
     style_blocks: StyleBlocks | None
+    palette: float | None
+    keep_colors: bool | None
     size: str | int | tuple[int, int] | None
     seed: int | None
     schedule: ScheduleChoice | None

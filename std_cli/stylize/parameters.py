@@ -44,6 +44,10 @@ def parameters_text(facts: RequestFacts, working: tuple[int, int]) -> str:
         f"{style['name']}:{style['weight']:g}" for style in settings["style"]
     )
     values["Style scale"] = f"{settings['style_scale']:g}"
+    if settings["palette"]:
+        values["Palette"] = f"{settings['palette']:g}"
+    if settings["keep_colors"]:
+        values["Keep colors"] = True
     values["Version"] = f"std {facts['version']}"
     lines = [settings["prompt"].strip()]
     if settings["negative_prompt"].strip():

@@ -16,6 +16,8 @@ from std_cli.errors import Cancelled, InputError, StdError, at_work
 from std_cli.events import Error, OnEvent, Place, RequestFacts
 from std_cli.media.compare import Comparison
 from std_cli.media.fit import fit_to, seen, working_size
+from std_cli.media.keep_colors import keep_colors
+from std_cli.media.palette import ColorMix, rounded, with_palette
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import Picture
 from std_cli.media.transparency import attach_alpha
@@ -45,6 +47,7 @@ from std_cli.stylize.request import (
     Style,
     Use,
     failure,
+    mix_of_references,
     new_folder,
     origin,
     read_references,
@@ -100,6 +103,9 @@ class ImageRequest:
     """What the only result is written to in place of a file."""
     styles: list[tuple[Source, float]]
     references: list[Image.Image]
+    """In RGB, over white where they are transparent."""
+    mix: ColorMix | None
+    """Of their colours, for --palette."""
     files: ModelFiles | None
     """None in a plan for a model that is not downloaded, and where nothing is left to stylize."""
     lora: LoraFile | None
@@ -175,7 +181,13 @@ def _stylize_one(
     on_step(0)
     picture = _read_again(job.source, max(job.working))
     fit = fit_to(*picture.size, job.working)
-    result = fit.undo(pipeline.stylize(seen(picture, fit), r.s, r.schedule, on_step))
+    source = seen(picture, fit)
+    levels = pipeline.stylize(source, r.s, r.schedule, on_step)
+    if r.mix is not None:
+        levels = with_palette(levels, r.mix, r.s.palette, fit.cover(picture.alpha))
+    if r.s.keep_colors:
+        levels = keep_colors(np.asarray(source), levels)
+    result = fit.undo(Image.fromarray(rounded(levels)))
     if result.size != job.size:
         result = result.resize(job.size, Image.Resampling.LANCZOS)
     if max(job.size) > max(job.working) and (picture.alpha is not None or r.s.compare != "none"):
@@ -235,7 +247,7 @@ def prepare_images(
     styles = weigh_styles(style)
     named = [path for path, _ in styles if isinstance(path, Path)]
     sources, notices = _sources(inputs, named, once=output is not None)
-    references, white = read_references(styles)
+    pictures, white = read_references(styles)
     notices += white
     jobs, folder, stream = _jobs(sources, output, notices)
     reads = [*named, *(job.source for job in jobs if isinstance(job.source, Path))]
@@ -254,7 +266,8 @@ def prepare_images(
         folder,
         stream,
         styles,
-        references,
+        [picture.on_white() for picture in pictures],
+        mix_of_references(pictures, [weight for _, weight in styles]) if s.palette else None,
         files,
         choice.lora,
         s,

@@ -19,6 +19,7 @@ from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError
 from std_cli.events import Error, OnEvent, RequestFacts
 from std_cli.interruption import at_quit
+from std_cli.media.palette import ColorMix, mix_of, moments, weighted_mix
 from std_cli.media.pictures import (
     Picture,
     image_of,
@@ -117,9 +118,8 @@ def read_source(source: Source, flag: str = "", side: int | None = None) -> Pict
         raise InputError(f"{flag}{e}") from None
 
 
-def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Image], list[str]]:
-    """The references in RGB, over white where they are transparent, and what the user should know
-    of them.
+def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Picture], list[str]]:
+    """The references, and what the user should know of them.
 
     Raises InputError for a reference that cannot be read, or of which nothing can be seen.
     """
@@ -133,8 +133,23 @@ def read_references(styles: list[tuple[Source, float]]) -> tuple[list[Image.Imag
                     f"--style {name} is wholly transparent; give a picture that can be seen"
                 )
             notices.append(f"--style {name} is transparent in parts: they count as white")
-        references.append(picture.on_white())
+        references.append(picture)
     return references, notices
+
+
+def mix_of_references(pictures: list[Picture], weights: Sequence[float]) -> ColorMix:
+    """The colours of all references together, each by its weight and by what can be seen of it.
+    Large ones are made smaller, near to the size at which results are made."""
+    mixes = []
+    for picture in pictures:
+        rgba = picture.rgb.convert("RGBA")
+        if picture.alpha is not None:
+            rgba.putalpha(picture.alpha)
+        pixels = np.asarray(rgba.reduce(max(1, max(rgba.size) // _REFERENCE_SIDE)))
+        mix = mix_of(moments(pixels[..., :3], pixels[..., 3]))
+        assert mix is not None  # one of which nothing can be seen is refused
+        mixes.append(mix)
+    return weighted_mix(mixes, weights)
 
 
 def request_notices(s: ImageSettings, lora: LoraFile | None) -> list[str]:
@@ -156,7 +171,7 @@ def request_facts(
 ) -> RequestFacts:
     """The resolved request, as it is reported at the start and kept in every output.
 
-    references: the pictures of `styles`, as `read_references` gives them.
+    references: the pictures of `styles`, over white.
     """
     with LOADING:
         from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype

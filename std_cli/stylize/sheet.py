@@ -246,7 +246,7 @@ def _frame(path: Path, at: Fraction) -> Image.Image:
 
 def _reference(style: str) -> Image.Image:
     [reference], _ = read_references(weigh_styles(style))
-    return reference
+    return reference.on_white()
 
 
 # --- cells -------------------------------------------------------------------------------------

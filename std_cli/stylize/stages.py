@@ -20,8 +20,8 @@ from PIL import Image
 from std_cli.interruption import ending
 from std_cli.media.compare import Comparison
 from std_cli.media.fit import Fit, fit_to
-from std_cli.media.video.clip import Alpha, Pixels
-from std_cli.media.video.flow import Grey, grey
+from std_cli.media.palette import Levels, rounded
+from std_cli.media.video.clip import Alpha, Pixels, Seen
 from std_cli.stylize.frames import Place, SourceFrame
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class Filter(Protocol):
-    """A filter of the stylized frames, in order, after they are decoded."""
+    """A filter of the stylized frames, in order, after they are decoded and before they are
+    rounded."""
 
-    def __call__(self, source: Grey, result: Pixels, shot: int) -> Pixels:
+    def __call__(self, seen: Seen, result: Levels) -> Levels:
         """The filtered result; source and result are in the working size."""
 
     def state(self) -> Arrays:
@@ -71,6 +72,10 @@ class View:
         if picture.size != self.display:
             picture = picture.resize(self.display, Image.Resampling.LANCZOS)
         return self._fit.apply(picture)
+
+    def cover(self, alpha: Alpha | None) -> Alpha:
+        """How much each pixel of the working size counts, of a frame with this alpha."""
+        return self._fit.cover(None if alpha is None else Image.fromarray(alpha))
 
     def finished(self, result: Pixels) -> Pixels:
         """A stylized frame of the working size as it is written."""
@@ -103,7 +108,7 @@ class Item:
     """What `View.kept` keeps."""
     alpha: Alpha | None
     """In the size of the result."""
-    grey: Grey | None
+    seen: Pixels | None
     """The source in the working size, for the filters, where there are any."""
     latent: "Tensor | None"
     """Clean, then finished; None of a frame that the wavefront has already."""
@@ -262,7 +267,7 @@ def encode(
             place=frame.place,
             source=view.kept(frame.rgb),
             alpha=resized(frame.alpha, view.written) if frame.alpha is not None else None,
-            grey=grey(seen) if filtered and seen is not None else None,
+            seen=np.asarray(seen) if filtered and seen is not None else None,
             latent=pipeline.encode(seen) if new and seen is not None else None,
         )
 
@@ -318,11 +323,15 @@ def decode(
     for item in items:
         if isinstance(item, Item):
             assert item.latent is not None
-            pixels = pipeline.decode(item.latent)
-            for apply in filters.values():
-                assert item.grey is not None
-                pixels = apply(item.grey, pixels, item.place.shot)
-            item.picture = view.finished(pixels)
+            levels = pipeline.decode(item.latent)
+            if filters:
+                assert item.seen is not None
+                place = item.place
+                cover = view.cover(item.alpha)
+                seen = Seen(item.seen, cover, place.shot, float(place.duration))
+                for apply in filters.values():
+                    levels = apply(seen, levels)
+            item.picture = view.finished(rounded(levels))
             item.filters = {name: f.state() for name, f in filters.items()}
-            item.latent = item.grey = None
+            item.latent = item.seen = None
         yield item

@@ -29,10 +29,13 @@ from std_cli.events import (
 )
 from std_cli.interruption import unbroken
 from std_cli.media.compare import Comparison, line_at
+from std_cli.media.palette import ColorMix
 from std_cli.media.video.clip import Clip, Pixels
 from std_cli.media.video.extras import Extras
 from std_cli.media.video.join import join
+from std_cli.media.video.palette import Palette
 from std_cli.media.video.quality import Quality
+from std_cli.media.video.source_colors import SourceColors
 from std_cli.media.video.steady import Steady
 from std_cli.media.video.target import Target
 from std_cli.media.write_picture import save_picture
@@ -138,6 +141,8 @@ class Run:
     job: Job
     facts: RequestFacts
     settings: VideoSettings
+    mix: ColorMix | None
+    """Of the references' colours, for --palette."""
     window: int
     stride: int
     on_event: OnEvent
@@ -196,10 +201,7 @@ class Run:
         written, denoised = self._resume(pipeline, wave, work_folder)
         resumed = written.frames
         quality = Quality.from_state(work_folder.arrays("quality"))
-        filters: dict[str, Filter] = {}
-        if self.settings.steady:
-            state = work_folder.arrays("steady")
-            filters["steady"] = Steady.from_state(self.settings.steady, state)
+        filters = self._filters(work_folder)
         pictures = stylized(
             unchanged(self._frames(resumed), self.job.source, self.input_sha256),
             pipeline,
@@ -209,7 +211,9 @@ class Run:
             self._view,
             filters,
         )
-        output = _Output(self, pipeline, work_folder, written, denoised, quality, wave.progress)
+        output = _Output(
+            self, pipeline, work_folder, written, denoised, quality, filters, wave.progress
+        )
         output.write(pictures)
         if not written.frames:
             raise StdError(
@@ -238,6 +242,21 @@ class Run:
             if message not in self.job.clip.notices:  # said at the beginning
                 self.notice(message)
         return self.report(report)
+
+    def _filters(self, work_folder: WorkFolder) -> dict[str, Filter]:
+        """The filters of the stylized frames in their order, each where it was when it was saved.
+        Steady is the last: it also takes out what little the map of the colours changes."""
+        settings = self.settings
+        filters: dict[str, Filter] = {}
+        if self.mix is not None:
+            state = work_folder.arrays("palette")
+            filters["palette"] = Palette.from_state(self.mix, settings.palette, state)
+        if settings.keep_colors:
+            filters["keep_colors"] = SourceColors()
+        if settings.steady:
+            state = work_folder.arrays("steady")
+            filters["steady"] = Steady.from_state(settings.steady, state)
+        return filters
 
     def _frames(self, begin: int) -> Generator[Any, None, None]:
         return source_frames(
@@ -346,6 +365,7 @@ class _Output:
         written: _Written,
         denoised: Denoised,
         quality: Quality,
+        filters: Mapping[str, Filter],
         progress: float,
     ) -> None:
         """`progress`: of the wavefront when the run begins."""
@@ -353,7 +373,7 @@ class _Output:
         self.written, self.denoised, self.quality = written, denoised, quality
         self.thumbnail: Thumbnail = {}
         """{"thumbnail": path} once there is one."""
-        self._filters: dict[str, Arrays] = {"steady": work_folder.arrays("steady")}
+        self._filters: dict[str, Arrays] = {name: f.state() for name, f in filters.items()}
         self._saved = time.monotonic()
         self._meter = _Meter(run, progress)
         self._part = self._open_part()

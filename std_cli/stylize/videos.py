@@ -12,6 +12,7 @@ from std_cli.events import Error, OnEvent, RequestFacts, VideoResult
 from std_cli.interruption import stoppable
 from std_cli.media.compare import Comparison
 from std_cli.media.fit import fit_to, working_size
+from std_cli.media.palette import ColorMix
 from std_cli.media.video.clip import Clip
 from std_cli.media.video.cuts import read_cuts
 from std_cli.media.video.extras import choose_extras
@@ -29,6 +30,7 @@ from std_cli.stylize.request import (
     Style,
     Use,
     failure,
+    mix_of_references,
     new_folder,
     origin,
     read_references,
@@ -70,6 +72,9 @@ class VideoRequest:
     """Of the targets, where it is still to be made."""
     styles: "list[tuple[Source, float]]"
     references: "list[Image.Image]"
+    """In RGB, over white where they are transparent."""
+    mix: ColorMix | None
+    """Of their colours, for --palette."""
     files: ModelFiles | None
     """None in a plan for a model that is not downloaded; so are the next two."""
     motion: MotionFiles | None
@@ -150,7 +155,7 @@ def _stylize_one(
     on_event: OnEvent,
     use: "Use[VideoPipeline]",
 ) -> VideoResult:
-    run = Run(job, facts, r.s, r.window, r.window - r.overlap, on_event)
+    run = Run(job, facts, r.s, r.mix, r.window, r.window - r.overlap, on_event)
     run.origin = origin(job.source, run.input_sha256, r.styles, r.given)
     with WorkFolder(job.target.path, run.record(), resume) as work:
         # killed after the result was moved into its place
@@ -189,7 +194,7 @@ def prepare_video(
     named = [path for path, _ in styles if isinstance(path, Path)]
     listed = [inputs] if isinstance(inputs, str | Path) else inputs
     sources = find_videos(listed, named, notices)
-    references, white = read_references(styles)
+    pictures, white = read_references(styles)
     notices += white
     preview = asked.preview is not None
     outputs, folder = name_outputs(sources, output, asked.codec, preview, notices)
@@ -217,7 +222,8 @@ def prepare_video(
         failed,
         made,
         styles,
-        references,
+        [picture.on_white() for picture in pictures],
+        mix_of_references(pictures, [weight for _, weight in styles]) if s.palette else None,
         files,
         motion,
         choice.lora,

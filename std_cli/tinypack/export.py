@@ -25,6 +25,7 @@ STD_JSON = {
         "steps": 8,
         "cfg": 3.0,
         "style_blocks": "all",
+        "palette": 0.75,
     },
     "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
     "motion": "none",  # --steady has more effect, at less cost

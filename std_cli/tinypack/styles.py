@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from std_cli.media.palette import transport_matrix
 from std_cli.tinypack.scenes import XX, YY, Array, Rng, S, blur, fractal, hsv, luma
 
 COLOURS = {
@@ -417,21 +418,13 @@ _TO_OPPONENT = np.array([[0.30, 0.59, 0.11], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5
 
 
 def transport(img: Array, ref: Array, amount: float = 1.0) -> Array:
-    """Give `img` the mean and covariance of the reference's colours (Monge-Kantorovitch, Pitie and
-    Kokaram 2007)."""
+    """Give `img` the mean and covariance of the reference's colours."""
     x, y = img.reshape(-1, 3) @ _TO_OPPONENT.T, ref.reshape(-1, 3) @ _TO_OPPONENT.T
     cx, cy = np.cov(x.T) + 2e-4 * np.eye(3), np.cov(y.T) + 2e-5 * np.eye(3)
-    root = _root(cx)
-    inverse = np.linalg.inv(root)
-    m = inverse @ _root(root @ cy @ root) @ inverse
+    m = transport_matrix(cx, cy)
     moved = (x - x.mean(0)) @ m.T + y.mean(0)
     out = moved @ np.linalg.inv(_TO_OPPONENT).T
     return np.clip(img * (1 - amount) + out.reshape(img.shape) * amount, 0, 1).astype(np.float32)
-
-
-def _root(c: Array) -> Array:
-    w, v = np.linalg.eigh(c)
-    return np.asarray((v * np.sqrt(np.maximum(w, 1e-9))) @ v.T)
 
 
 @cache

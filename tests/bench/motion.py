@@ -18,7 +18,8 @@ from PIL import Image
 from std_cli import stylize_video
 from std_cli.config import VideoSettings
 from std_cli.diffusion.windows import window_starts
-from std_cli.media.video.flow import grey
+from std_cli.media.palette import rounded
+from std_cli.media.video.clip import Seen
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.read import read_frames
@@ -84,8 +85,9 @@ def main():
         for strength in (0.0, a.steady):
             steady = Steady(strength)
             if strength:
+                cover = np.full(sources[0].shape[:2], 255, np.uint8)
                 results = [
-                    steady(grey(Image.fromarray(s)), r, 1)
+                    rounded(steady(Seen(s, cover, 1, 0.04), r.astype(np.float32)))
                     for s, r in zip(sources, results, strict=True)
                 ]
             row = measured(sources, results, reference, *windows)

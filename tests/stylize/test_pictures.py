@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import rgb2lab
 
 import std_cli
 from std_cli import stylize_image
@@ -13,8 +14,9 @@ from std_cli.errors import InputError
 from std_cli.media.write_picture import read_metadata
 from std_cli.stylize.plan import plan_images
 from std_cli.stylize.stages import resized
-from std_cli.weights.resolve import resolve_model
+from std_cli.weights.resolve import TINY, resolve_model
 
+PALETTE = json.loads((TINY / "std.json").read_text())["i2i"]["palette"]
 FAST = {"model": "tiny", "steps": 1, "size": 64, "output_size": "model"}
 
 
@@ -73,6 +75,7 @@ def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n
         seed=7,
         schedule="quickstart",
         style_blocks="style",
+        palette=0,
         lora="none",
         device="cpu",
         dtype="fp32",
@@ -163,7 +166,8 @@ def test_weights_of_references_are_normalised(photo, reference, tmp_path):
 
 def test_style_scale_zero_does_not_follow_the_reference(photo, reference, tmp_path):
     other = Image.new("RGB", (64, 64), "blue")
-    a, b = (stylize_image(photo, style, style_scale=0, **FAST)[0] for style in (reference, other))
+    options = FAST | {"style_scale": 0, "palette": 0}
+    a, b = (stylize_image(photo, style, **options)[0] for style in (reference, other))
     assert difference(a, b) == 0
 
 
@@ -307,3 +311,40 @@ def test_a_size_that_the_format_cannot_hold_is_refused_first(tmp_path, photo, re
     for options in ({"output_size": "16384x64"}, {"output_size": "8192x64", "compare": "side"}):
         with pytest.raises(InputError, match=r"16384 pixels long, and \.webp holds 16383"):
             stylize_image(photo, reference, tmp_path / "o.webp", **FAST | options)
+
+
+def test_the_palette_is_the_references_and_colors_can_be_kept(tmp_path, photo):
+    """Of two references the mix counts, by their weights and by what is seen of them."""
+    red, blue = (Image.new("RGBA", (48, 48), c) for c in ("#c04020", "#2040c0"))
+    for picture in (red, blue):  # a light half, and hidden green
+        picture.paste("#e8e0d8", (0, 0, 48, 20))
+        picture.paste((0, 255, 0, 0), (0, 40, 48, 48))
+    styles = [(red, 3.0), (blue, 1.0)]
+    options = FAST | {"steps": 2}
+    plain, mixed, own = (
+        stylize_image(photo, styles, tmp_path / f"{i}.png", **options, **more)[0]
+        for i, more in enumerate([{"palette": 0}, {"palette": 1}, {"keep_colors": True}])
+    )
+    seen = [np.asarray(picture)[:40, :, :3].reshape(-1, 3) for picture, _ in styles]
+    wanted = 0.75 * seen[0].mean(0) + 0.25 * seen[1].mean(0)
+    off = [np.abs(np.asarray(p).mean((0, 1)) - wanted).max() for p in (plain, mixed)]
+    assert off[1] < 8 < off[0]
+    source = photo.resize(own.size)
+    chroma = [rgb2lab(np.asarray(p.convert("RGB")))[..., 1:] for p in (source, own, plain)]
+    kept, lost = (np.abs(chroma[0] - c).mean() for c in chroma[1:])
+    assert kept < 0.5 * lost
+    settings = [read_metadata(tmp_path / f"{i}.png")["settings"] for i in range(3)]
+    assert [s["palette"] for s in settings] == [0, 1, PALETTE]
+    assert [s["keep_colors"] for s in settings] == [False, False, True]
+    with Image.open(tmp_path / "2.png") as file:
+        assert f"Palette: {PALETTE:g}, Keep colors: True, Version" in file.info["parameters"]
+
+
+def test_a_palette_of_one_color_makes_no_other_numbers(photo):
+    """Flat inputs and references of every kind: no NaN, and a picture that can still be seen."""
+    flat = [Image.new("RGB", (64, 64), c) for c in ("black", "white", "red")]
+    for source, style in [(photo, f) for f in flat] + [(flat[0], photo), (flat[1], flat[2])]:
+        [made] = stylize_image(source, style, palette=1, **FAST)
+        assert made.size == (64, 64) or source is photo
+        if source is photo:
+            assert np.asarray(made.convert("L")).std() > 2

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(os.name == "nt", reason="POSIX signals"),
 ]
-LOOK = {"steps": 2, "size": 64, "style_blocks": "all"}
+LOOK = {"steps": 2, "size": 64, "style_blocks": "all", "palette": 0.8}
 
 
 @pytest.fixture(scope="module")

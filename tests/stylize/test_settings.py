@@ -24,7 +24,8 @@ PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 def facts(**settings):
     known = {
         "method": "std", "steps": 8, "cfg": 6.0, "seed": 3, "eta": 0.75, "style_scale": 1.0,
-        "prompt": "a cat", "negative_prompt": "blur", "lora": None,
+        "palette": 0.0, "keep_colors": False, "lora": None,
+        "prompt": "a cat", "negative_prompt": "blur",
         "model": {"name": "models/a.safetensors", "sha256": "0123456789abcdef"},
         "style": [{"name": "a.png", "weight": 0.5}, {"name": "b, c.png", "weight": 0.5}],
     }  # fmt: skip
@@ -41,6 +42,8 @@ def test_the_words_of_other_tools():
         "Style": '"a.png:0.5, b, c.png:0.5"', "Style scale": "1", "Version": "std 0.1.0",
     }  # fmt: skip
     assert "Negative prompt" not in parameters_text(facts(negative_prompt=" "), (8, 8))
+    colors = parameters_text(facts(palette=0.75, keep_colors=True), (8, 8))
+    assert "Palette: 0.75, Keep colors: True, Version" in colors
     lora = {"name": "x", "scale": 0.5}
     assert 'Lora: "x:0.5"' in parameters_text(facts(lora=lora), (8, 8))
     for method, name in (("lcm", "LCM"), ("lightning", "Euler"), ("none", "Euler")):

@@ -32,6 +32,20 @@ class Color:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What the filters of stylized frames see of a frame's source."""
+
+    rgb: Pixels
+    """In the working size."""
+    cover: Alpha
+    """How much each of its pixels counts."""
+    shot: int
+    """The number of its shot, from 1."""
+    seconds: float
+    """How long it is shown."""
+
+
+@dataclass(frozen=True)
 class Part:
     """Bytes within a file that are a file themselves: a member of a tar."""
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from std_cli.media.video.clip import Pixels
-from std_cli.media.video.flow import Floats, Flow, Grey
+from std_cli.media.palette import Levels
+from std_cli.media.video.clip import Seen
+from std_cli.media.video.flow import Floats, Flow, Grey, grey
 
 ERROR = 0.5
 """Pixels. The mixture falls to 1/e where the flow, followed back and forward, misses by so much."""
@@ -31,11 +33,11 @@ class Steady:
         self._shot = 0
         self._flow = Flow()
 
-    def __call__(self, source: Grey, result: Pixels, shot: int) -> Pixels:
-        """The steadier result of the next frame. `source` (H, W) and `result` (H, W, 3) have one
-        size; `shot` is the number of the shot that the frame is in."""
-        mixed = result.astype(np.float32)
-        if self._before is not None and shot == self._shot:
+    def __call__(self, seen: Seen, result: Levels) -> Levels:
+        """The steadier result (H, W, 3) of the next frame, of which the source is seen."""
+        mixed = result.round()
+        source = grey(Image.fromarray(seen.rgb))
+        if self._before is not None and seen.shot == self._shot:
             old_source, old = self._before
             coords, error = self._flow.flow_back(old_source, source)
             change = self._flow.blur(self._flow.warp(old_source, coords) - source, 1.5)
@@ -43,8 +45,8 @@ class Steady:
             mixed += share[..., None] * (self._flow.warp(old, coords, cubic=True) - mixed)
             mixed = mixed.clip(0, 255)
         self._before = source, mixed
-        self._shot = shot
-        return mixed.round().astype(np.uint8)
+        self._shot = seen.shot
+        return mixed
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         """The arrays that `from_state` continues from; none before the first frame."""

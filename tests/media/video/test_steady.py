@@ -4,7 +4,8 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from std_cli.media.video.flow import grey
+from std_cli.media.palette import rounded
+from std_cli.media.video.clip import Seen
 from std_cli.media.video.steady import Steady
 from tests.measures import flicker, sharpness
 
@@ -32,10 +33,15 @@ def jittered(frames, sigma=8.0):
     return out
 
 
+def filtered(steady, source, result, shot):
+    cover = np.full(source.shape[:2], 255, np.uint8)
+    return rounded(steady(Seen(source, cover, shot, 0.04), result.astype(np.float32)))
+
+
 def steadied(sources, results, strength=0.75, cuts=()):
     steady = Steady(strength)
     return [
-        steady(grey(Image.fromarray(s)), r, sum(cut <= i for cut in cuts))
+        filtered(steady, s, r, sum(cut <= i for cut in cuts))
         for i, (s, r) in enumerate(zip(sources, results, strict=True))
     ]
 
@@ -82,11 +88,11 @@ def test_it_continues_from_its_state():
     noisy = jittered(sources)
     whole, steady, parts = steadied(sources, noisy), Steady(0.75), []
     for s, r in zip(sources, noisy, strict=True):
-        parts.append(steady(grey(Image.fromarray(s)), r, 1))
+        parts.append(filtered(steady, s, r, 1))
         steady = Steady.from_state(0.75, steady.state())
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
     # the state knows its shot: the first frame of the next one is not mixed
-    cut = steady(grey(Image.fromarray(sources[0])), noisy[0], 2)
+    cut = filtered(steady, sources[0], noisy[0], 2)
     assert np.array_equal(cut, noisy[0]) and Steady(0.75).state() == {}
 
 
