@@ -36,6 +36,7 @@ OWNERS = {
         "distill",
         "weights/convert",
         "weights/lora",
+        "weights/networks",
         "weights/parts",
         "tinypack",
     },

@@ -6,16 +6,14 @@ exact timesteps. `video_pipeline` builds on it.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
@@ -26,15 +24,7 @@ from diffusers import (
     UNetMotionModel,
 )
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPTokenizer
 
 from std_cli.config import ImageSettings, Offload
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
@@ -42,15 +32,20 @@ from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, counted, printable
 from std_cli.media.palette import Levels
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
-from std_cli.weights.configs.base import read_config, settings
-from std_cli.weights.configs.encoders import ImageEncoder, TextEncoder
 from std_cli.weights.files import read_header
 from std_cli.weights.fit import check_ip_adapter, check_motion
 from std_cli.weights.loading import loading
 from std_cli.weights.lora import LoraFile, check_lora, fuse_lora, read_lora
 from std_cli.weights.motion import MotionFiles, from_hotshot
-from std_cli.weights.parts import check_finite
+from std_cli.weights.networks import (
+    files_of,
+    read_ip_adapter,
+    read_motion,
+    read_network,
+    reading_ahead,
+)
 from std_cli.weights.resolve import ModelFiles
+from std_cli.weights.sdxl_files import WEIGHTS
 from std_cli.weights.zoo import Method, MethodName, zoo
 
 STYLE_BLOCK = {
@@ -153,17 +148,19 @@ class Pipeline:
         self.method = zoo().methods[method]
         self.notices = list(files.notices)
         self.on_notice: Callable[[str], None] = self.notices.append
-        check_finite(files, motion, dtype)
+        # straight to the GPU; if it is too small, its memory is freed and the savings take over
+        place = device if device.type == "cuda" and offload == "none" else torch.device("cpu")
+        load = partial(self._load, files, lora, motion, dtype, allow_partial)
         with LOADING, loading(f"--model {printable(files.name, 200)}", files.base):
-            self.pipe = self._load(files, lora, motion, dtype, allow_partial)
+            try:
+                self.pipe = load(place)
+            except torch.OutOfMemoryError:
+                self.pipe = load(torch.device("cpu"))
         pipe = self.pipe
-        if device.type == "cuda":
-            pipe.unet.to(memory_format=torch.channels_last)
-            pipe.vae.to(memory_format=torch.channels_last)
         self.savings = Savings(pipe, device, offload, lambda message: self.on_notice(message))
         enable_offload(pipe, offload, device)
         self._parts = files.base  # for errors
-        if offload == "none":
+        if offload == "none" and pipe.device.type != device.type:
             with self._first_use():
                 self.savings.attempt(
                     lambda: pipe.to(device) if self.savings.offload == "none" else None
@@ -183,36 +180,20 @@ class Pipeline:
         motion: MotionFiles | None,
         dtype: torch.dtype,
         allow_partial: bool,
+        device: torch.device,
     ) -> StableDiffusionXLImg2ImgPipeline:
-        with loading("image_encoder", files.image_encoder):
-            vision, _ = read_config(ImageEncoder, files.image_encoder / "config.json")
-            encoder = CLIPVisionModelWithProjection.from_pretrained(
-                files.image_encoder,
-                config=CLIPVisionConfig(**settings(vision)),
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-            )
-        if files.single_file:
-            pipe = StableDiffusionXLImg2ImgPipeline.from_single_file(
-                str(files.base),
-                config=str(files.config),
-                dtype=dtype,
-                image_encoder=encoder,
-                local_files_only=True,
-            )
-        else:
+        with reading_ahead(files_of(files, motion)):
             pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(
-                files.base,
-                image_encoder=encoder,
+                files.config or files.base,
                 local_files_only=True,
-                **_load_parts(files, dtype),
+                **_load_parts(files, dtype, device),
             )
+            adapter = read_ip_adapter(files, dtype, device)
+            if motion is not None:  # before LoRA and IP-Adapter: join_motion takes a plain UNet
+                pipe.unet = add_motion(pipe.unet, motion)
         pipe.scheduler = make_scheduler(
             self.method, _overridden(pipe.scheduler.config, files.scheduler)
         )
-        if motion is not None:  # before LoRA and IP-Adapter: join_motion takes a plain UNet only
-            pipe.unet = add_motion(pipe.unet, motion)
         if lora is not None:
             weights = read_lora(lora.path, f"--lora {lora.name}")
             self.notices += [f"{weights.label}: {notice}" for notice in weights.notices]
@@ -224,14 +205,11 @@ class Pipeline:
                 )
             fuse_lora(weights, pipe.unet, lora.scale)
         check_ip_adapter(str(files.ip_adapter), read_header(files.ip_adapter)[0], pipe.unet)
-        folder = files.ip_adapter.parent
-        pipe.load_ip_adapter(
-            str(folder.parent),
-            subfolder=folder.name,
-            weight_name=files.ip_adapter.name,
-            image_encoder_folder=None,
-            local_files_only=True,
-        )
+        with _remembering_processors(pipe.unet):
+            pipe.load_ip_adapter(adapter, subfolder="", weight_name="", image_encoder_folder=None)
+        if self.device.type == "cuda":
+            pipe.unet.to(memory_format=torch.channels_last)
+            pipe.vae.to(memory_format=torch.channels_last)
         return pipe
 
     def _first_use(self) -> AbstractContextManager[None]:
@@ -372,36 +350,33 @@ class oom_is_one_line:
             raise StdError(OUT_OF_MEMORY) from error
 
 
-def _load_parts(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
-    """The networks and tokenizers of a folder, by the classes that std runs, whatever its files
+def _load_parts(files: ModelFiles, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """The networks and tokenizers of a model, by the classes that std runs, whatever its files
     name."""
+    folder = files.config or files.base
     parts: dict[str, Any] = {}
-    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
-        folder = files.base / part
-        with loading(part, folder):
-            parts[part] = kind.from_pretrained(folder, **_loading_options(files, folder, dtype))
-    for part, kind in (
-        ("text_encoder", CLIPTextModel),
-        ("text_encoder_2", CLIPTextModelWithProjection),
-    ):
-        folder = files.base / part
-        with loading(part, folder):
-            text, _ = read_config(TextEncoder, folder / "config.json")
-            config = CLIPTextConfig(**settings(text))
-            parts[part] = kind.from_pretrained(
-                folder, config=config, **_loading_options(files, folder, dtype)
-            )
+    for part in ("image_encoder", *WEIGHTS):
+        place = files.image_encoder if part == "image_encoder" else folder / part
+        with loading(part, files.base if files.single_file else place):
+            parts[part] = read_network(part, files, dtype, device)
     for part in ("tokenizer", "tokenizer_2"):
-        with loading(part, files.base / part):
-            parts[part] = CLIPTokenizer.from_pretrained(files.base / part, local_files_only=True)
+        with loading(part, folder / part):
+            parts[part] = CLIPTokenizer.from_pretrained(folder / part, local_files_only=True)
     return parts
 
 
-def _loading_options(files: ModelFiles, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Of `from_pretrained`: a part that lacks the variant is read without it, as diffusers'
-    pipelines do."""
-    variant = files.variant if any(folder.glob(f"*.{files.variant}*")) else None
-    return {"dtype": dtype, "variant": variant, "use_safetensors": True, "local_files_only": True}
+@contextmanager
+def _remembering_processors(unet: Any) -> Iterator[None]:
+    """Inside, a UNet knows its attention processors.
+
+    diffusers' loader of IP-Adapters asks for all of them at each, which takes seconds.
+    """
+    kind, known = type(unet), unet.attn_processors
+    unet.__class__ = type(kind.__name__, (kind,), {"attn_processors": property(lambda _: known)})
+    try:
+        yield
+    finally:
+        unet.__class__ = kind
 
 
 def not_a_number(dtype: torch.dtype) -> str:
@@ -423,8 +398,7 @@ def add_motion(unet: UNet2DConditionModel, motion: MotionFiles) -> UNetMotionMod
         adapter = MotionAdapter.from_config(motion.config)
     shapes = read_header(motion.weights)[0]
     check_motion(motion.name, from_hotshot(shapes) if motion.hotshot else shapes, adapter)
-    weights = load_file(motion.weights)
-    adapter.load_state_dict(from_hotshot(weights) if motion.hotshot else weights, assign=True)
+    adapter.load_state_dict(read_motion(motion, unet.dtype, unet.device), assign=True)
     return join_motion(unet, adapter)
 
 

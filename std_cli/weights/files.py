@@ -7,7 +7,7 @@ No pickle is read.
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,9 @@ DEEPEST = 32
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """Floating-point numbers that torch can read, as safetensors calls them."""
+_MAPPED = 2**28
+"""Bytes of tensors after which a file is mapped anew."""
+_OTHER_PRECISION = "use --dtype bf16 or --dtype fp32"
 
 
 def file_names(folder: Path, depth: int) -> set[str]:
@@ -143,30 +146,61 @@ def read_tensor_facts(path: Path) -> tuple[dict[str, tuple[list[int], str]], dic
 def stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
     """(key, tensor) of the floating-point tensors of a safetensors file, one tensor in memory at a
     time."""
+    facts, _ = read_tensor_facts(path)
+    return mapped_tensors(path, [key for key, (_, dtype) in facts.items() if dtype in FLOATS])
+
+
+def mapped_tensors(path: Path, keys: Collection[str]) -> "Iterator[tuple[str, torch.Tensor]]":
+    """(key, tensor) of these tensors of a safetensors file, as views of its mapped memory.
+
+    The file is mapped anew from time to time: pages that were read count as the process's memory as
+    long as their mapping lives.
+    """
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  # the file itself is no iterable
-            if file.get_slice(key).get_dtype() in FLOATS:
-                yield key, file.get_tensor(key)
+    left = list(keys)
+    while left:
+        size = 0
+        with safe_open(path, framework="pt") as file:
+            order = {key: place for place, key in enumerate(file.offset_keys())}
+            left.sort(key=order.__getitem__, reverse=True)
+            while left and size < _MAPPED:
+                key = left.pop()
+                tensor = file.get_tensor(key)
+                size += tensor.nbytes
+                yield key, tensor
 
 
 def check_numbers(
     name: str,
     tensors: "Iterable[tuple[str, torch.Tensor]]",
     largest: float = math.inf,
-    remedy: str = "use --dtype bf16 or --dtype fp32",
+    remedy: str = _OTHER_PRECISION,
 ) -> None:
     """Raises InputError unless all tensors are real floating-point numbers, finite and at most
     `largest` in magnitude.
 
-    name: what the message calls the file; remedy: against larger ones. Takes about 1 s per 10^9
-    numbers.
+    name: what the message calls the file; remedy: against larger ones.
+    """
+    for _ in checked_numbers(name, tensors, largest, remedy):
+        pass
+
+
+def checked_numbers(
+    name: str,
+    tensors: "Iterable[tuple[str, torch.Tensor]]",
+    largest: float,
+    remedy: str = _OTHER_PRECISION,
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """The same tensors, checked on their way as by `check_numbers`, which raises after the last.
+
+    Takes 0.2 s per 10^9 numbers in half precision, 0.4 s in fp32, when they are in memory.
     """
     total = 0
     wrong: list[str] = []
     beyond: list[str] = []
     for key, tensor in tensors:
+        yield key, tensor
         total += 1
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")

@@ -6,41 +6,24 @@ that: transformers fills what is missing in an encoder with random numbers, so t
 gives another picture each time.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import InputError, counted
-from std_cli.weights.files import (
-    FLOATS,
-    check_numbers,
-    read_object,
-    read_tensor_facts,
-    stored_tensors,
-)
+from std_cli.weights.files import FLOATS, read_object, read_tensor_facts
 from std_cli.weights.fit import Shapes, check_ip_adapter, check_motion, first_names
 from std_cli.weights.lora import LoraFile, check_lora, read_lora
 from std_cli.weights.motion import MotionFiles, from_hotshot
+from std_cli.weights.networks import made, make_network, stored_names
 from std_cli.weights.resolve import ModelFiles, weight_files
 from std_cli.weights.sdxl_files import WEIGHTS, shard_index, single_file_key
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 Stored = Mapping[str, tuple[list[int], str]]
 """{key: (shape, dtype)} of weight files, dtypes as their headers name them."""
-
-# Names of the VAE's attention before diffusers 0.18, which its loader still reads from a file in
-# one piece.
-_OLD_ATTENTION = {
-    ".to_q.": ".query.",
-    ".to_k.": ".key.",
-    ".to_v.": ".value.",
-    ".to_out.0.": ".proj_attn.",
-}
-
 
 _whole: set[tuple[object, ...]] = set()
 """States of the files of models that were checked."""
@@ -121,25 +104,6 @@ def check_one_file(name: str, path: Path, config: Path) -> None:
     _refuse(name, [problem for part in WEIGHTS for problem in _compare(part, stored, wanted[part])])
 
 
-def check_finite(model: ModelFiles, motion: MotionFiles | None, dtype: "torch.dtype") -> None:
-    """Raises InputError for NaN, infinity, and numbers that half precision cannot hold, by file and
-    tensor.
-
-    Reads every weight once, about 5 s for SDXL on one core.
-    """
-    import torch
-
-    files = [file for found, _ in weight_files(model).values() for file in found]
-    files += [
-        model.image_encoder / "model.safetensors",
-        model.ip_adapter,
-        *([motion.weights] if motion else []),
-    ]
-    largest = torch.finfo(dtype).max if dtype == torch.float16 else math.inf
-    for file in dict.fromkeys(files):
-        check_numbers(str(file), stored_tensors(file), largest)
-
-
 def _refuse(name: str, problems: list[str]) -> None:
     if problems:
         raise InputError(f"{name}: {'; '.join(problems)}: fetch it again, or use another model")
@@ -152,7 +116,7 @@ def _check_motion(motion: MotionFiles) -> None:
     stored = read_tensor_facts(motion.weights)[0]
     config = motion.weights.parent / "config.json"
     with torch.device("meta"):
-        adapter = _made(str(config), lambda: MotionAdapter.from_config(motion.config))
+        adapter = made(str(config), lambda: MotionAdapter.from_config(motion.config))
     check_motion(
         motion.name, from_hotshot(_shapes(stored)) if motion.hotshot else _shapes(stored), adapter
     )
@@ -167,59 +131,17 @@ def _network(part: str, folder: Path) -> "nn.Module":
     """A part of a model, or its image encoder, by the config.json in a folder, on the meta
     device."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-    )
 
-    config = read_object(folder / "config.json")
-    make: dict[str, Callable[[], nn.Module]] = {
-        "unet": lambda: UNet2DConditionModel.from_config(config),
-        "vae": lambda: AutoencoderKL.from_config(config),
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)),
-        "text_encoder_2": lambda: CLIPTextModelWithProjection(
-            CLIPTextConfig.from_pretrained(folder)
-        ),
-        "image_encoder": lambda: CLIPVisionModelWithProjection(
-            CLIPVisionConfig.from_pretrained(folder)
-        ),
-    }
     with torch.device("meta"):
-        return _made(str(folder / "config.json"), make[part])
-
-
-def _made(config: str, make: "Callable[[], nn.Module]") -> "nn.Module":
-    try:
-        return make()
-    except Exception as error:  # a config that asks for what cannot be: libraries raise anything
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise InputError(f"{config} cannot be used: {reason}: fetch it again") from error
+        return make_network(part, folder)
 
 
 def _in_a_folder(part: str, network: "nn.Module", stored: Stored, whole: bool = True) -> Shapes:
-    """{key in these files: shape} of what a network needs; `whole`: they are one file, no shards.
-
-    transformers reads CLIP's tensors with and without their prefix, whatever the class is.
-    """
-    prefix = "vision_model." if part == "image_encoder" else "text_model."
-    prefixed = 2 * sum(key.startswith(prefix) for key in stored) > len(stored)
-    wanted = {}
-    for key, tensor in network.state_dict().items():
-        if "encoder" in part and not key.startswith(("text_projection.", "visual_projection.")):
-            bare = key.removeprefix(prefix)
-            spellings = (prefix + bare, bare) if prefixed else (bare, prefix + bare)
-            key = next((spelling for spelling in spellings if spelling in stored), spellings[0])
-        elif part == "vae" and whole and ".attentions." in key:
-            old = next(
-                (key.replace(new, was) for new, was in _OLD_ATTENTION.items() if new in key), key
-            )
-            key = old if old in stored else key
-        wanted[key] = list(tensor.shape)
-    return wanted
+    """{key in these files: shape} of what a network needs; `whole`: they are one file, no
+    shards."""
+    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+    names = stored_names(part, shapes, stored, whole)
+    return {names[key]: shape for key, shape in shapes.items()}
 
 
 def _in_one_file(part: str, network: "nn.Module", stored: Stored) -> Shapes:

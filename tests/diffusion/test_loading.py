@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from std_cli.diffusion.pipeline import join_motion
+from std_cli.weights.files import mapped_tensors
 from std_cli.weights.motion import HOTSHOT_CONFIG
-from std_cli.weights.resolve import TINY
+from std_cli.weights.networks import read_network, read_tensors
+from std_cli.weights.resolve import TINY, resolve_model
 from tests.weights.sdxl import NARROW_UNET
 
 
@@ -40,3 +44,48 @@ def test_a_motion_unet_is_that_of_diffusers_and_holds_the_unet_once(make) -> Non
     assert not any(t.is_meta for t in (*moving.parameters(), *moving.buffers()))
     places = {k: t.data_ptr() for k, t in unet.state_dict().items()}
     assert {k: found[k].data_ptr() for k in places} == places
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("unet", UNet2DConditionModel),
+        ("vae", AutoencoderKL),
+        ("text_encoder", CLIPTextModel),
+        ("text_encoder_2", CLIPTextModelWithProjection),
+        ("image_encoder", CLIPVisionModelWithProjection),
+    ],
+)
+def test_a_network_is_that_of_its_library(part, kind, dtype) -> None:
+    wanted = kind.from_pretrained(TINY / part, dtype=dtype)
+    found = read_network(part, resolve_model("tiny"), dtype, torch.device("cpu"))
+    assert type(found) is kind and not found.training and not wanted.training
+    for name in ("parameters", "buffers"):  # with those that are in no file
+        ours, theirs = (dict(getattr(n, f"named_{name}")()) for n in (found, wanted))
+        assert list(ours) == list(theirs)
+        assert [k for k, t in theirs.items() if not torch.equal(ours[k], t)] == []
+        assert [k for k, t in theirs.items() if ours[k].dtype != t.dtype] == []
+        assert [k for k, t in theirs.items() if ours[k].requires_grad != t.requires_grad] == []
+    if part in ("unet", "vae"):
+        ours, theirs = (
+            {k: v for k, v in n.config.items() if not k.startswith("_")} for n in (found, wanted)
+        )
+        assert ours == theirs
+    else:
+        assert found.config._attn_implementation == wanted.config._attn_implementation
+
+
+def test_a_file_is_mapped_anew_and_never_written_to(tmp_path, monkeypatch) -> None:
+    state = {f"{i}": torch.randn(8, generator=torch.Generator().manual_seed(i)) for i in range(9)}
+    path = tmp_path / "x.safetensors"
+    save_file(state, path)
+    before = path.read_bytes()
+    monkeypatch.setattr("std_cli.weights.files._MAPPED", 50)  # two tensors at once
+    found = dict(mapped_tensors(path, state))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    read = read_tensors(path, ["3", "4"], torch.float32, torch.device("cpu"))
+    read["3"].add_(1)
+    assert read.keys() == {"3", "4"} and path.read_bytes() == before
+    assert torch.equal(read["3"], state["3"] + 1)

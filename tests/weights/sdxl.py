@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -279,11 +280,49 @@ def write_tokenizer(folder: Path, pad: str) -> None:
     write_json(folder / "tokenizer_config.json", tokens | settings)
 
 
-class Sdxl:
-    """SDXL base 1.0, h94/IP-Adapter and a published STD LoRA, narrow, on disk; and what is in their
-    files."""
+@dataclass(frozen=True)
+class Shapes:
+    """The configs of a model with SDXL's layers."""
 
-    def __init__(self, root: Path) -> None:
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text: dict[str, Any]
+    text_2: dict[str, Any]
+    vision: dict[str, Any]
+    heads: int
+    """Of the IP-Adapter's resampler, each 64 wide."""
+
+
+REAL = Shapes(UNET, VAE, TEXT, TEXT_2, VISION, 20)
+NARROW = Shapes(NARROW_UNET, NARROW_VAE, NARROW_TEXT, NARROW_TEXT_2, NARROW_VISION, 2)
+MEDIUM = Shapes(
+    UNET
+    | {
+        "attention_head_dim": [2, 4, 8],
+        "block_out_channels": [128, 256, 512],
+        "cross_attention_dim": 512,
+        "projection_class_embeddings_input_dim": 256 + 6 * 256,
+    },
+    VAE,
+    TEXT | {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4},
+    TEXT_2
+    | {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 4,
+        "projection_dim": 256,
+    },
+    VISION | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+    8,
+)
+"""0.6 billion parameters in all; REAL has 4.5."""
+
+
+class Sdxl:
+    """SDXL base 1.0, h94/IP-Adapter and a published STD LoRA, narrow unless other shapes are given,
+    on disk; and what is in their files."""
+
+    def __init__(self, root: Path, given: Shapes = NARROW) -> None:
         torch.manual_seed(0)
         self.base, self.h94, self.lora = (
             root / "sdxl",
@@ -294,25 +333,25 @@ class Sdxl:
         write_json(self.base / "scheduler" / "scheduler_config.json", SCHEDULER)
         write_tokenizer(self.base / "tokenizer", "<|endoftext|>")
         write_tokenizer(self.base / "tokenizer_2", "!")
-        unet = UNet2DConditionModel.from_config(NARROW_UNET)
-        text = CLIPTextModel(CLIPTextConfig(**NARROW_TEXT)).state_dict()
+        unet = UNet2DConditionModel.from_config(given.unet)
+        text = CLIPTextModel(CLIPTextConfig(**given.text)).state_dict()
         self.states: dict[str, State] = {
             "unet": unet.state_dict(),
-            "vae": AutoencoderKL.from_config(NARROW_VAE).state_dict(),
+            "vae": AutoencoderKL.from_config(given.vae).state_dict(),
             # transformers 5 dropped the prefix from its names, not from the files of old
             "text_encoder": {
                 f"text_model.{key.removeprefix('text_model.')}": tensor
                 for key, tensor in text.items()
             },
             "text_encoder_2": CLIPTextModelWithProjection(
-                CLIPTextConfig(**NARROW_TEXT_2)
+                CLIPTextConfig(**given.text_2)
             ).state_dict(),
         }
         configs = {
-            "unet": NARROW_UNET,
-            "vae": NARROW_VAE,
-            "text_encoder": NARROW_TEXT,
-            "text_encoder_2": NARROW_TEXT_2,
+            "unet": given.unet,
+            "vae": given.vae,
+            "text_encoder": given.text,
+            "text_encoder_2": given.text_2,
         }
         for part, config in configs.items():
             write_json(self.base / part / "config.json", config)
@@ -322,10 +361,10 @@ class Sdxl:
                 self.states[part], self.base / part / f"{stem}.fp16.safetensors", {"format": "pt"}
             )
 
-        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**NARROW_VISION)).state_dict()
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**given.vision)).state_dict()
         # as transformers 4.28 saved it
         vision["vision_model.embeddings.position_ids"] = torch.arange(257)[None]
-        write_json(self.h94 / "models" / "image_encoder" / "config.json", NARROW_VISION)
+        write_json(self.h94 / "models" / "image_encoder" / "config.json", given.vision)
         save_file(
             vision, self.h94 / "models" / "image_encoder" / "model.safetensors", {"format": "pt"}
         )
@@ -334,7 +373,7 @@ class Sdxl:
         for kind, stem in self.adapters.items():
             self.states[kind] = {
                 k: t.half()
-                for k, t in ip_adapter(kind, NARROW_UNET, NARROW_VISION, heads=2).items()
+                for k, t in ip_adapter(kind, given.unet, given.vision, heads=given.heads).items()
             }
             save_file(self.states[kind], self.h94 / "sdxl_models" / f"{stem}.safetensors")
 

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from std_cli import stylize_image
 from std_cli.diffusion.pipeline import not_a_number
 from std_cli.errors import InputError
-from std_cli.weights.motion import resolve_motion
-from std_cli.weights.parts import check_finite, check_model
-from std_cli.weights.resolve import TINY, resolve_model
+from std_cli.weights.motion import MotionFiles, resolve_motion
+from std_cli.weights.networks import read_ip_adapter, read_motion, read_network
+from std_cli.weights.parts import check_model
+from std_cli.weights.resolve import TINY, ModelFiles, resolve_model
+from std_cli.weights.sdxl_files import WEIGHTS
 from tests.weights.sdxl import NARROW_VAE
 
 FILES = {
@@ -123,6 +125,8 @@ def test_the_old_names_of_the_vae(folder: Path) -> None:
     check(folder)
     loaded = AutoencoderKL.from_pretrained(folder / "vae")
     assert all(torch.equal(t, vae.state_dict()[k]) for k, t in loaded.state_dict().items())
+    ours = read_network("vae", resolve_model(str(folder)), torch.float32, torch.device("cpu"))
+    assert all(torch.equal(t, vae.state_dict()[k]) for k, t in ours.state_dict().items())
     del old["decoder.mid_block.attentions.0.query.weight"]
     rewrite(path, old)
     refused(folder, "vae lacks 1 of 248 tensors .first decoder.mid_block.attentions.0.to_q.weight")
@@ -143,6 +147,12 @@ def test_shards(part: str, folder: Path) -> None:
     refused(folder, f"lacks {part}/{index.name}: complete it")
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     check(folder)
+    cpu = torch.device("cpu")
+    whole, ours = (
+        read_network(part, resolve_model(name), torch.float16, cpu)
+        for name in ("tiny", str(folder))
+    )
+    assert all(torch.equal(t, whole.state_dict()[k]) for k, t in ours.state_dict().items())
     index.write_text(json.dumps({"weight_map": places | {"x": "more.safetensors"}}))
     refused(folder, "more.safetensors.*: fetch it again")
     index.write_text(json.dumps({"weight_map": []}))
@@ -168,6 +178,15 @@ def test_nothing_is_computed_with_a_model_that_is_not_whole(
     assert not out.exists()
 
 
+def read(model: ModelFiles, motion: MotionFiles | None, dtype: torch.dtype) -> None:
+    device = torch.device("cpu")
+    for part in ("image_encoder", *WEIGHTS):
+        read_network(part, model, dtype, device)
+    read_ip_adapter(model, dtype, device)
+    if motion is not None:
+        read_motion(motion, dtype, device)
+
+
 @pytest.mark.parametrize("part", FILES)
 def test_nan_is_named_by_file_and_tensor(part: str, folder: Path) -> None:
     path = folder / FILES[part]
@@ -181,7 +200,7 @@ def test_nan_is_named_by_file_and_tensor(part: str, folder: Path) -> None:
         InputError,
         match=rf"{path.name}: NaN or infinity in 1 of {len(state)} tensors .*{key}",
     ):
-        check_finite(model, motion, torch.float32)
+        read(model, motion, torch.float32)
 
 
 def test_half_precision_is_asked_only_for_itself(folder: Path) -> None:
@@ -190,12 +209,12 @@ def test_half_precision_is_asked_only_for_itself(folder: Path) -> None:
     state["conv_in.bias"][0] = 1e6
     rewrite(path, state)
     model = resolve_model(str(folder))
-    check_finite(model, None, torch.bfloat16)
+    read(model, None, torch.bfloat16)
     with pytest.raises(
         InputError,
         match=r"65504, which fp16 cannot hold, in 1 of .* .first conv_in.bias.: use --dtype bf16",
     ):
-        check_finite(model, None, torch.float16)
+        read(model, None, torch.float16)
 
 
 def test_no_remedy_names_the_precision_in_use() -> None:
