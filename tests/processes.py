@@ -59,6 +59,11 @@ class Command:
         assert self._process.exitcode is not None, "it runs"
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        """The exit code; None of one that runs."""
+        code: int | None = self._process.exitcode
+        return code
+
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

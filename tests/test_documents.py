@@ -145,7 +145,12 @@ def test_what_the_documents_name_exists(document):
     codes = [code for code in INLINE.findall(FENCED.sub("", text)) if "python" not in code]
     known = options(typer.main.get_command(app)) | {"--help"}
     of_others = {"--multi_gpu", "--nproc-per-node", "--fix", "--cpu", "--num_processes"}
-    if document.name not in {"CONTRIBUTING.md", "distill-compare.md", "distill-mixture.md"}:
+    if document.name not in {
+        "CONTRIBUTING.md",
+        "distill-compare.md",
+        "distill-mixture.md",
+        "gpu.md",
+    }:
         flags = {flag for code in codes for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", code)}
         if document.parent.name != "tiny":  # its commands are those of tinypack
             assert flags - known - of_others == set()

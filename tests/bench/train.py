@@ -7,10 +7,8 @@ encoded, pictures encoded (again for the real branch, unless --encode-once) in e
 decoded for the generator and once more for the discriminator, all pictures of a batch at once. Same
 weights, shapes, LoRA, losses, discriminator and features on both sides; no style reference.
 Printed: seconds per update, wall and CPU time, and peak memory: of the process, and net of what it
-was after the imports. Side by side in turns, so that what else the machine does falls on all.
-
-    python -m tests.bench.train                                        # the embedded pack, on a CPU
-    python -m tests.bench.train --device cuda --sdxl --size 512 --batch 1 4  # a GPU; never run
+was after the imports. Side by side in turns, so that what else the machine does falls on all. The
+embedded pack, on a CPU; tests.bench.gpu measures the same sides on a GPU, with SDXL's shapes.
 """
 
 import argparse
@@ -18,45 +16,82 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-SIDES = {"port": {}, "ours": {}, "ours, checkpointing": {"gradient_checkpointing": True}}
+from tests.bench.gpu.machine import Peak, synchronize
+
+Changes = dict[str, dict[str, Any]]
+SIDES: dict[str, Changes] = {
+    "port": {},
+    "ours": {},
+    "ours, checkpointing": {"model": {"gradient_checkpointing": True}},
+}
+"""What is compared, with what it changes in the configuration."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one process measures."""
+
+    side: Literal["port", "ours"]
+    changes: Changes
+    folder: str
+    """With the folder "pictures" of `make_pictures` in it."""
+    size: int
+    """Of the pictures, pixels."""
+    batch: int
+    steps: int
+    """Updates that are timed, after `warmup` others."""
+    warmup: int
+    model: str = "tiny"
+    device: str = "cpu"
+    rank: int = 16
+    encode_once: bool = False
+
+
+class Measured(TypedDict):
+    wall: list[float]
+    """Seconds of each update."""
+    cpu: list[float]
+    first: float
+    """Seconds of the very first update."""
+    base: int
+    """Bytes before anything is loaded, 0 on a GPU."""
+    peak: int
 
 
 # --- what both sides share ---------------------------------------------------------------------
 
 
-def make_config(a, folder):
+def make_config(request: Request, run: str):
     from std_cli.distill.config import make_config
 
+    sections = {
+        "run": {"output": f"{run}/run", "max_steps": request.warmup + request.steps},
+        "model": {"name": request.model, "device": request.device},
+        "data": {
+            "sources": [f"{request.folder}/pictures"],
+            "size": [request.size, request.size],
+            "workers": 1,
+            "held_out": 0,
+        },
+        "lora": {"rank": request.rank, "alpha": request.rank},
+        "distill": {"unconditional_pooled": "caption", "ema": 0.95},
+        "adversarial": {"features": "random", "mode": "xs-xr"},
+        "optimizer": {
+            "batch": request.batch,
+            "accumulation": 1,
+            "scale_lr": False,
+            "warmup_steps": 1,
+        },
+    }
     return make_config(
-        {
-            "run": {"output": str(folder / "run"), "max_steps": a.warmup + a.steps},
-            "model": {
-                "name": str(folder / "sdxl") if a.sdxl else "tiny",
-                "device": a.device,
-                "gradient_checkpointing": SIDES[a.one].get("gradient_checkpointing", False),
-            },
-            "data": {
-                "sources": [str(folder / "pictures")],
-                "size": [a.size, a.size],
-                "workers": 1,
-                "held_out": 0,
-            },
-            "lora": {"rank": a.rank, "alpha": a.rank},
-            "distill": {"unconditional_pooled": "caption", "ema": 0.95},
-            "adversarial": {"features": "random", "mode": "xs-xr"},
-            "optimizer": {
-                "batch": a.batch[0],
-                "accumulation": 1,
-                "scale_lr": False,
-                "warmup_steps": 1,
-            },
-        }
+        {name: values | request.changes.get(name, {}) for name, values in sections.items()}
     )
 
 
@@ -72,73 +107,6 @@ def make_pictures(folder, side):
         )
         rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture number {i}"}))
     (folder / "metadata.jsonl").write_text("\n".join(rows))
-
-
-def make_sdxl(folder):
-    """A model folder with SDXL's UNet and VAE sizes, random weights; all else is the embedded
-    pack's, made wider."""
-    import shutil
-
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    from std_cli.diffusion.memory import SDXL_UNET, SDXL_VAE
-    from std_cli.weights.files import read_object
-    from std_cli.weights.resolve import TINY
-    from tests.weights.sdxl import ip_adapter
-
-    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("std.json", "motion_adapter"))
-    torch.manual_seed(0)
-    vision = read_object(TINY / "image_encoder" / "config.json")
-    [adapter] = (folder / "ip_adapter").glob("*.safetensors")
-    # both sides leave it out, but it must fit
-    save_file(ip_adapter("plain", SDXL_UNET, vision, heads=2), adapter)
-    with torch.device("cuda"):
-        UNet2DConditionModel.from_config(SDXL_UNET).half().save_pretrained(folder / "unet")
-        AutoencoderKL.from_config(SDXL_VAE).half().save_pretrained(folder / "vae")
-        for name, kind, width in (
-            ("text_encoder", CLIPTextModel, 768),
-            ("text_encoder_2", CLIPTextModelWithProjection, 1280),
-        ):
-            config = kind.config_class.from_pretrained(TINY / name)
-            config.hidden_size, config.intermediate_size, config.num_attention_heads = (
-                width,
-                4 * width,
-                width // 64,
-            )
-            config.projection_dim = width
-            kind(config).half().save_pretrained(folder / name)
-
-
-class Peak:
-    """The most memory in use from `start` on: resident memory on a CPU, sampled; else the
-    device's."""
-
-    def __init__(self, device):
-        import psutil
-
-        self.cuda, self.process = device.startswith("cuda"), psutil.Process()
-        self.base = 0 if self.cuda else self.process.memory_info().rss
-        self.most, self.stop = self.base, False
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        if not self.cuda:
-            self.thread.start()
-
-    def _watch(self):
-        while not self.stop:
-            self.most = max(self.most, self.process.memory_info().rss)
-            time.sleep(0.002)
-
-    def read(self):
-        self.stop = True
-        if self.cuda:
-            import torch
-
-            return 0, torch.cuda.max_memory_allocated()
-        self.thread.join()
-        return self.base, self.most
 
 
 # --- ours --------------------------------------------------------------------------------------
@@ -183,7 +151,7 @@ def port(config, encode_once):
     from std_cli.weights.resolve import resolve_model
 
     device = choose_device(config.model.device)
-    files = resolve_model("tiny" if config.model.name == "tiny" else config.model.name)
+    files = resolve_model(config.model.name)
     pipe = Pipeline(files, None, device, torch.float32).pipe
     pipe.unload_ip_adapter()
     unet, vae = pipe.unet.requires_grad_(False), pipe.vae.requires_grad_(False)
@@ -302,52 +270,47 @@ def port(config, encode_once):
 # --- measure -----------------------------------------------------------------------------------
 
 
-def measure(a):
+def measure(request: Request) -> Measured:
     import torch
     from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel  # noqa: F401  imports are the base
 
     import std_cli.distill.train  # noqa: F401
     from std_cli.distill.loader import Loader
 
-    torch.set_num_threads(a.threads)
-    folder = Path(a.folder)
-    with tempfile.TemporaryDirectory(dir=folder) as run:
-        config = make_config(a, folder)
-        config = config.model_copy(
-            update={"run": config.run.model_copy(update={"output": f"{run}/run"})}
-        )
-        peak = Peak(a.device)
-        data, step = port(config, a.encode_once) if a.one == "port" else ours(config)
+    device = torch.device(request.device)
+    wall, cpu = [], []
+    with tempfile.TemporaryDirectory(dir=request.folder) as run, Peak(device) as peak:
+        config = make_config(request, run)
+        data, step = port(config, request.encode_once) if request.side == "port" else ours(config)
         how = {
             "lanes": [0],
             "lane_count": 1,
-            "batch": a.batch[0],
+            "batch": request.batch,
             "start_step": 0,
             "seed": 0,
             "workers": 1,
         }
-        wall, cpu = [], []
         with Loader(data, **how) as loader:
-            for i in range(a.warmup + a.steps):
+            for i in range(request.warmup + request.steps):
                 batch = next(loader)
+                synchronize(device)
                 begin = time.perf_counter(), time.process_time()
                 step(i, batch)
-                if a.device.startswith("cuda"):
-                    torch.cuda.synchronize()
+                synchronize(device)
                 wall.append(time.perf_counter() - begin[0])
                 cpu.append(time.process_time() - begin[1])
-        base, most = peak.read()
-    print(
-        json.dumps({"wall": wall[a.warmup :], "cpu": cpu[a.warmup :], "base": base, "peak": most})
-    )
+    return {
+        "wall": wall[request.warmup :],
+        "cpu": cpu[request.warmup :],
+        "first": wall[0],
+        "base": peak.base,
+        "peak": peak.most,
+    }
 
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("--one", choices=[*SIDES])
-    p.add_argument("--folder")
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--sdxl", action="store_true")
+    p.add_argument("--one", metavar="REQUEST", help=argparse.SUPPRESS)
     p.add_argument("--size", type=int, default=128)
     p.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     p.add_argument("--rank", type=int, default=16)
@@ -358,40 +321,39 @@ def main():
     p.add_argument("--encode-once", action="store_true")
     a = p.parse_args()
     if a.one:
-        return measure(a)
+        import torch
+
+        torch.set_num_threads(a.threads)
+        return print(json.dumps(measure(Request(**json.loads(a.one)))))
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder) / "pictures", a.size)
-        if a.sdxl:
-            make_sdxl(Path(folder) / "sdxl")
         for batch in a.batch:
             compare(a, folder, batch)
 
 
 def compare(a, folder, batch):
     found = {side: [] for side in SIDES}
-    same = ["--folder", folder, "--batch", str(batch), *(["--sdxl"] if a.sdxl else [])]
-    same += ["--encode-once"] if a.encode_once else []
-    for name in ("device", "size", "rank", "steps", "warmup", "threads"):
-        same += [f"--{name}", str(getattr(a, name))]
     for i in range(a.rounds):
         for side in list(SIDES)[:: 1 if i % 2 else -1]:
-            command = [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "tests.bench.train",
-                "--one",
-                side,
-                *same,
-            ]
+            request = Request(
+                side="port" if side == "port" else "ours",
+                changes=SIDES[side],
+                folder=folder,
+                size=a.size,
+                batch=batch,
+                steps=a.steps,
+                warmup=a.warmup,
+                rank=a.rank,
+                encode_once=a.encode_once,
+            )
+            command = [sys.executable, "-W", "ignore", "-m", "tests.bench.train"]
+            command += ["--threads", str(a.threads), "--one", json.dumps(asdict(request))]
             out = subprocess.run(command, capture_output=True, text=True)
             if out.returncode:
                 sys.exit(out.stderr)
             found[side].append(json.loads(out.stdout.splitlines()[-1]))
     print(
-        f"{a.device}, {a.size} x {a.size}, batch {batch}, rank {a.rank}, {a.rounds} rounds of "
-        f"{a.steps} updates"
+        f"{a.size} x {a.size}, batch {batch}, rank {a.rank}, {a.rounds} rounds of {a.steps} updates"
     )
     print(f"{'':22}{'wall s':>9}{'CPU s':>9}{'imports MiB':>13}{'peak MiB':>10}{'net MiB':>9}")
     rows = {}

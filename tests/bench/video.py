@@ -1,10 +1,10 @@
 """`stylize_video` against a loop as one would write it on diffusers: `python -m tests.bench.video`.
 
-A process each: on a CPU a second of one and a second of the other in turn, on a GPU one after the
-other. The plain loop reads the whole clip, denoises window after window with the same motion UNet
-at the same overlap, blends the decoded windows in pixels, and writes. Printed for each length:
-frames per second, the share of the time that is not in UNet or VAE, peak RSS; then the ratios. All
-on the embedded pack, on generated clips, on one device (`--device`).
+A process each, a second of one and a second of the other in turn. The plain loop reads the whole
+clip, denoises window after window with the same motion UNet at the same overlap, blends the decoded
+windows in pixels, and writes. Printed for each length: frames per second, the share of the time
+that is not in UNet or VAE, peak RSS; then the ratios. All on the embedded pack, on generated clips,
+on a CPU; tests.bench.gpu measures both on a GPU, with SDXL's shapes.
 """
 
 import argparse
@@ -73,10 +73,12 @@ class Spent:
 
 def settings(a):
     size = {"size": tuple(a.size), "output_size": "model"}
-    return {"model": "tiny", "motion": "auto", "steps": a.steps, "device": a.device, **size}
+    return {"model": "tiny", "motion": "auto", "steps": a.steps, "device": "cpu", **size}
 
 
-def ours(a, source, reference, out):
+def ours(source, reference, out, options, on_begin):
+    """(seconds, share of them outside UNet and VAE) of std with these options, once the model is
+    loaded, which `on_begin` is called for."""
     from std_cli import stylize_video
     from std_cli.diffusion.video_pipeline import VideoPipeline
 
@@ -91,15 +93,17 @@ def ours(a, source, reference, out):
         ):
             spent.wrap(owner, name)
         begun.append(time.perf_counter())
-        print("begin", flush=True)
+        on_begin()
         return conditions
 
     VideoPipeline.prepare = hooked
-    stylize_video(source, reference, out, cuts="off", **settings(a))
-    return spent.seconds / (time.perf_counter() - begun[0])
+    stylize_video(source, reference, out, cuts="off", **options)
+    seconds = time.perf_counter() - begun[0]
+    return seconds, 1 - spent.seconds / seconds
 
 
-def plain(a, source, reference, out):
+def plain(source, reference, out, options, on_begin):
+    """As `ours`."""
     import av
     import torch
     from PIL import Image
@@ -111,15 +115,15 @@ def plain(a, source, reference, out):
     from std_cli.weights.motion import resolve_motion
     from std_cli.weights.resolve import resolve_model
 
-    files = resolve_model("tiny")
-    s = video_settings(settings(a), files.pack)
+    files = resolve_model(options["model"])
+    s = video_settings(options, files.pack)
     motion = resolve_motion(s.motion, files)
-    device = choose_device(s.device)
-    p = VideoPipeline(files, None, device, choose_dtype("auto", device), motion=motion)
-    p.set_style([reference], [1.0], 1.0, "all")
-    conditions = p.prepare(s, "quickstart", tuple(a.size))
+    device, size = choose_device(s.device), options["size"]
+    p = VideoPipeline(files, None, device, choose_dtype(s.dtype, device), motion=motion)
+    p.set_style([reference], [1.0], 1.0, s.style_blocks)
+    conditions = p.prepare(s, "quickstart", size)
     spent, begin = Spent(), time.perf_counter()
-    print("begin", flush=True)
+    on_begin()
     for owner, name in ((p.pipe.unet, "forward"), (p.pipe.vae, "encode"), (p.pipe.vae, "decode")):
         spent.wrap(owner, name)
     with av.open(str(source)) as file:
@@ -127,12 +131,12 @@ def plain(a, source, reference, out):
     length = motion.window if motion else 1
     overlap = length // 2
     total, weight = (
-        [np.zeros((a.size[1], a.size[0], 3), np.float32) for _ in frames],
+        [np.zeros((size[1], size[0], 3), np.float32) for _ in frames],
         np.zeros(len(frames)),
     )
     for start in window_starts(len(frames), length, length - overlap):
         clip = frames[start : start + length]
-        encoded = [p.encode(f.resize(tuple(a.size))) for f in clip]
+        encoded = [p.encode(f.resize(size)) for f in clip]
         latents = torch.stack([p.add_noise(conditions, latent) for latent in encoded], 1)
         numbers = range(start, start + len(clip))
         for k in range(s.steps):
@@ -143,12 +147,13 @@ def plain(a, source, reference, out):
             weight[start + i] += w
     with av.open(str(out), "w") as file:
         stream = file.add_stream("libx264", rate=25, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = *a.size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for picture, w in zip(total, weight, strict=True):
             image = Image.fromarray((picture / w).round().astype(np.uint8))
             file.mux(stream.encode(av.VideoFrame.from_image(image)))
         file.mux(stream.encode())
-    return spent.seconds / (time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return seconds, 1 - spent.seconds / seconds
 
 
 def measure(a, frames):
@@ -158,18 +163,15 @@ def measure(a, frames):
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.mp4"
         make_clip(source, frames, a.size)
-        inside = {"plain": plain, "ours": ours}[a.one](
-            a, source, reference, Path(folder) / "out.mp4"
+        _, outside = {"plain": plain, "ours": ours}[a.one](
+            source,
+            reference,
+            Path(folder) / "out.mp4",
+            settings(a),
+            lambda: print("begin", flush=True),
         )
-        found = {
-            "outside": 1 - inside,
-            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-        if a.device.startswith("cuda"):
-            import torch
-
-            found["device"] = torch.cuda.max_memory_allocated() / 2**20
-        print(json.dumps(found), flush=True)
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"outside": outside, "rss": rss}), flush=True)
 
 
 def main():
@@ -178,7 +180,6 @@ def main():
     p.add_argument("--frames", type=int, nargs="+", default=[200, 1000])
     p.add_argument("--size", type=int, nargs=2, default=[128, 72])
     p.add_argument("--steps", type=int, default=4)
-    p.add_argument("--device", default="cpu")
     a = p.parse_args()
     if working_size(*a.size, tuple(a.size), 0, False) != tuple(a.size):
         p.error(
@@ -187,27 +188,24 @@ def main():
         )
     if a.one:
         return measure(a, a.frames[0])
-    print(f"{a.size[0]} x {a.size[1]}, {a.steps} steps, {a.device}")
-    print(f"{'frames':>7}{'':8}{'fps':>8}{'outside':>9}{'RSS MiB':>9}{'device MiB':>12}")
+    print(f"{a.size[0]} x {a.size[1]}, {a.steps} steps")
+    print(f"{'frames':>7}{'':8}{'fps':>8}{'outside':>9}{'RSS MiB':>9}")
     all_found = {}
-    turn = 1.0 if a.device == "cpu" else float("inf")
     one = [
         sys.executable,
         "-W",
         "ignore",
         "-m",
         "tests.bench.video",
-        f"--device={a.device}",
         f"--steps={a.steps}",
     ]
     one += ["--size", *map(str, a.size), "--frames"]
     for frames in a.frames:
         commands = {which: [*one, str(frames), "--one", which] for which in ("plain", "ours")}
-        for which, ((begin, _), (end, facts)) in in_turns(commands, turn).items():
+        for which, ((begin, _), (end, facts)) in in_turns(commands).items():
             m = all_found[which, frames] = {"fps": frames / (end - begin)} | json.loads(facts)
-            device = f"{m['device']:12.0f}" if "device" in m else ""
             print(
-                f"{frames:7}  {which:6}{m['fps']:8.2f}{m['outside']:9.1%}{m['rss']:9.0f}{device}",
+                f"{frames:7}  {which:6}{m['fps']:8.2f}{m['outside']:9.1%}{m['rss']:9.0f}",
                 flush=True,
             )
     for frames in a.frames:
@@ -215,10 +213,8 @@ def main():
         print(f"ours / plain, fps, {frames} frames: {ratio:.3f}")
     few, many = min(a.frames), max(a.frames)
     for which in ("plain", "ours"):
-        for key in ("rss", "device"):
-            if key in all_found[which, few]:
-                ratio = all_found[which, many][key] / all_found[which, few][key]
-                print(f"{which}, {key}, {many} / {few} frames: {ratio:.3f}")
+        ratio = all_found[which, many]["rss"] / all_found[which, few]["rss"]
+        print(f"{which}, rss, {many} / {few} frames: {ratio:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Slices of pictures: the plain diffusers snippet, and std's own path."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from tests.bench.gpu import machine
+from tests.bench.gpu.bench import Bench
+from tests.bench.gpu.machine import DTYPES
+from tests.bench.gpu.rows import Facts, Goal, Row
+from tests.bench.gpu.scale import Scale
+
+GUIDED_GOAL = Goal("seconds", 0.35)
+FEW_GOAL = Goal("seconds", 0.15)
+
+
+def kinds(scale: Scale) -> list[tuple[str, int, float, Goal]]:
+    """(name, steps, CFG, goal) of the two ways to make a picture."""
+    guided, few = scale.guided_steps, scale.few_steps
+    return [
+        (f"{guided} steps, CFG 6", guided, 6.0, GUIDED_GOAL),
+        (f"{few} steps, no CFG", few, 1.0, FEW_GOAL),
+    ]
+
+
+def plain_rows(bench: Bench) -> Iterator[Row]:
+    """The snippet as a user would write it."""
+    for name, steps, cfg, _ in kinds(bench.scale):
+        yield Row(f"{name}, fp16", partial(_plain, bench, steps, cfg))
+
+
+def own_rows(bench: Bench) -> Iterator[Row]:
+    for dtype in ("fp16", "bf16"):
+        for name, steps, cfg, goal in kinds(bench.scale):
+            yield Row(f"{name}, {dtype}", partial(own, bench, steps, cfg, dtype), goal)
+    for batch in bench.scale.batches[1:]:
+        # a picture after the other is all that std's functions do: the row says so, with what a
+        # picture takes in a request of so many
+        name, steps, cfg, _ = kinds(bench.scale)[1]
+        yield Row(f"{name}, fp16, {batch} pictures", partial(_several, bench, steps, cfg, batch))
+
+
+def compiled_rows(bench: Bench) -> Iterator[Row]:
+    for name, steps, cfg, goal in kinds(bench.scale):
+        yield Row(
+            f"{name}, fp16, --compile", partial(own, bench, steps, cfg, "fp16", compile=True), goal
+        )
+
+
+def own(
+    bench: Bench, steps: int, cfg: float, dtype: str, compile: bool = False, offload: str = "none"
+) -> Facts:
+    """Pictures one after the other through one Stylizer."""
+    side, guided = bench.scale.side, cfg > 1
+    spent: list[float] = []
+    begin = time.perf_counter()
+    first = 0.0
+    stylizer = bench.stylizer(dtype=bench.runs_in(dtype), compile=compile, offload=offload)
+    with machine.Peak(bench.device) as peak:
+        pictures = stylizer.images(
+            bench.photos(1 + bench.scale.pictures),
+            bench.style,
+            steps=steps,
+            cfg=cfg,
+            size=(side, side),
+            output_size="model",
+            on_event=lambda e: spent.append(e["seconds"]) if e["event"] == "result" else None,
+        )
+        for _ in pictures:
+            first = first or time.perf_counter() - begin
+    seconds = statistics.median(spent[1:])
+    needs = bench.picture_needs(side, guided, offload)
+    return {
+        "seconds": seconds,
+        "first": round(first, 2),
+        **bench.speed(bench.picture_flop(side, steps, guided), seconds, dtype),
+        **peak.facts(needs.needed(bench.runs_in(dtype), offload, 1)),
+    }
+
+
+def _several(bench: Bench, steps: int, cfg: float, batch: int) -> Facts:
+    """A request of several pictures, which std makes one by one."""
+    side = bench.scale.side
+    stylizer = bench.stylizer(dtype=bench.runs_in("fp16"), compile=False, offload="none")
+    look = {"steps": steps, "cfg": cfg, "size": (side, side), "output_size": "model"}
+    for _ in stylizer.images(bench.photos(1), bench.style, **look):
+        pass
+    begin = time.perf_counter()
+    with machine.Peak(bench.device) as peak:
+        for _ in stylizer.images(bench.photos(batch), bench.style, **look):
+            pass
+    seconds = (time.perf_counter() - begin) / batch
+    return {
+        "seconds": round(seconds, 4),
+        **bench.speed(bench.picture_flop(side, steps, cfg > 1), seconds, "fp16"),
+        **peak.facts(),
+        "note": "std stylizes pictures one by one; seconds of each",
+    }
+
+
+def _plain(bench: Bench, steps: int, cfg: float) -> Facts:
+    from diffusers import StableDiffusionXLImg2ImgPipeline, TCDScheduler
+
+    bench.close()
+    begin = time.perf_counter()
+    dtype = DTYPES[bench.runs_in("fp16")]
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(bench.model, dtype=dtype)
+    pipe.to(bench.device)
+    pipe.scheduler = TCDScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="leading", steps_offset=1
+    )
+    pipe.load_ip_adapter(
+        str(bench.model),
+        subfolder="ip_adapter",
+        weight_name=next((bench.model / "ip_adapter").glob("*.safetensors")).name,
+        image_encoder_folder=None,
+    )
+    pipe.set_ip_adapter_scale({"down": 0, "mid": 0, "up": {"block_0": [0, 1, 0], "block_1": 0}})
+    pipe.set_progress_bar_config(disable=True)
+    side, spent = bench.scale.side, []
+    first = 0.0
+    with machine.Peak(bench.device) as peak:
+        for picture in bench.photos(1 + bench.scale.pictures):
+            start = time.perf_counter()
+            pipe(
+                prompt="a picture",
+                negative_prompt="blurry",
+                # of which strength leaves the last three quarters
+                num_inference_steps=-(-steps * 4 // 3),
+                guidance_scale=cfg,
+                strength=0.75,
+                image=picture,
+                ip_adapter_image=bench.style,
+            )
+            machine.synchronize(bench.device)
+            spent.append(time.perf_counter() - start)
+            first = first or time.perf_counter() - begin
+    del pipe
+    seconds = statistics.median(spent[1:])
+    return {
+        "seconds": round(seconds, 4),
+        "first": round(first, 2),
+        **bench.speed(bench.picture_flop(side, steps, cfg > 1), seconds, "fp16"),
+        **peak.facts(),
+    }
