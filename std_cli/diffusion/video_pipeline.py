@@ -32,6 +32,10 @@ class Conditions:
     latent_shape: tuple[int, int, int]
     """(4, h, w) of a frame."""
     seed: int
+    noise: Tensor
+    """That all frames begin with, (4, h, w), in the run's dtype on its device."""
+    times: Tensor
+    """The timesteps on the device, (steps,)."""
     cfg: float
     states: Tensor
     """Hidden states of the prompt, (1, tokens, C); with guidance (2, ...): negative, positive. So
@@ -92,10 +96,13 @@ class VideoPipeline(Pipeline):
             for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
                 encoder.to("cpu")
         factor = pipe.vae_scale_factor
+        shape = (4, size[1] // factor, size[0] // factor)
         return Conditions(
             scheduler=scheduler,
-            latent_shape=(4, size[1] // factor, size[0] // factor),
+            latent_shape=shape,
             seed=settings.seed,
+            noise=seeded_noise(settings.seed, shape).to(self.device, self.dtype),
+            times=scheduler.timesteps.to(self.device),
             cfg=settings.cfg,
             states=states,
             pooled=pooled,
@@ -134,8 +141,8 @@ class VideoPipeline(Pipeline):
     def add_noise(self, conditions: Conditions, latent: Tensor) -> Tensor:
         """The latent (4, h, w) at the first timestep. The noise follows from the seed alone,
         whichever frame a run begins with."""
-        noise = seeded_noise(conditions.seed, conditions.latent_shape).to(latent)
-        return conditions.scheduler.add_noise(latent, noise, conditions.timesteps[:1])  # type: ignore[no-any-return]
+        first = conditions.timesteps[:1]
+        return conditions.scheduler.add_noise(latent, conditions.noise, first)  # type: ignore[no-any-return]
 
     def predict(
         self,
@@ -158,7 +165,8 @@ class VideoPipeline(Pipeline):
     @torch.inference_mode()
     def _predict(self, conditions: Conditions, latents: Tensor, steps: Sequence[int]) -> Tensor:
         count, frames = len(latents), latents.shape[2]
-        t = conditions.timesteps[list(steps)].to(self.device)
+        # one by one: a list of numbers would have to be copied to the device, and waited for
+        t = torch.stack([conditions.times[k] for k in steps])
         pairs = zip(latents, steps, strict=True)
         latents = torch.stack(
             [conditions.fresh().scale_model_input(x, conditions.timesteps[k]) for x, k in pairs]
@@ -184,18 +192,21 @@ class VideoPipeline(Pipeline):
             out = unconditional + conditions.cfg * (conditional - unconditional)
         return out
 
-    def step(self, conditions: Conditions, prediction: Tensor, latent: Tensor, k: int) -> Tensor:
-        """Step k of the method's scheduler, of one frame (4, h, w).
+    def step(self, conditions: Conditions, predictions: Tensor, latents: Tensor, k: int) -> Tensor:
+        """Step k of the method's scheduler, of N frames at once (N, 4, h, w), each as if it were
+        alone: the schedulers work element by element.
 
         Its noise, if it adds any, follows from the seed and k: all frames share it, as they do the
         first noise.
         """
         scheduler, t = conditions.fresh(), conditions.timesteps[k]
-        scheduler.scale_model_input(latent, t)  # Euler warns where this was not called
+        scheduler.scale_model_input(latents, t)  # Euler warns where this was not called
         options: dict[str, Any] = {}
         if not isinstance(scheduler, DDIMScheduler):
-            options["generator"] = step_generator(conditions.seed, k)
-        return scheduler.step(prediction, t, latent, **self.gamma, **options, return_dict=False)[0]  # type: ignore[no-any-return]
+            options["generator"] = [step_generator(conditions.seed, k) for _ in latents]
+        return scheduler.step(predictions, t, latents, **self.gamma, **options, return_dict=False)[
+            0
+        ]  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Levels:

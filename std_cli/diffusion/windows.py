@@ -45,7 +45,8 @@ Predict = Callable[[Tensor, list[int], list[range]], Tensor]
 """(latents (B, C, F, h, w), step of each of the B windows, numbers of the F frames of each) ->
 predictions of the same shape."""
 Step = Callable[[Tensor, Tensor, int], Tensor]
-"""(prediction (C, h, w), latent (C, h, w), step k) -> latent of step k + 1."""
+"""(predictions (N, C, h, w), latents (N, C, h, w), step k) -> the N frames' latents of step k + 1,
+of which each follows from its own prediction and latent alone."""
 
 
 def window_starts(frames: int, length: int, stride: int) -> list[int]:
@@ -115,6 +116,9 @@ class Wavefront:
     batch: int
     """At most so many windows go into one call of `predict`. Halved when memory runs out."""
     on_halved: Callable[[int], None] = lambda batch: None
+    fill: bool = False
+    """Every call of `predict` gets `batch` windows, the first again where fewer are ready: for a
+    network that is compiled for one shape."""
     first: int = 0
     """Number of the frame that is pushed first; `predict` gets numbers that count from there."""
     _frames: dict[int, _Frame] = field(default_factory=dict)
@@ -246,29 +250,42 @@ class Wavefront:
         for length in sorted({w.length for w in ready}, reverse=True):
             for _ in self._predict([w for w in ready if w.length == length]):
                 yield []
-        for i, f in self._frames.items():
-            if f.weighted is not None and f.pending == 0 and i < self._settled:
-                f.latent = self.step(f.weighted / f.weight, f.latent, f.step)
-                f.step, f.pending, f.weight, f.weighted = f.step + 1, f.windows, 0.0, None
+        self._advance()
         self._windows = [w for w in self._windows if w.step < self.steps]
         self._due = False
         yield list(self._finished())
+
+    def _advance(self) -> None:
+        """Take the frames that are complete to their next step, all of a step at once."""
+        steps: dict[int, list[tuple[_Frame, Tensor]]] = {}
+        for i, f in self._frames.items():
+            if f.weighted is not None and f.pending == 0 and i < self._settled:
+                steps.setdefault(f.step, []).append((f, f.weighted / f.weight))
+        for k, complete in steps.items():
+            predictions = torch.stack([prediction for _, prediction in complete])
+            latents = torch.stack([f.latent for f, _ in complete])
+            advanced = self.step(predictions, latents, k).unbind()
+            for (f, _), latent in zip(complete, advanced, strict=True):
+                f.latent = latent
+                f.step, f.pending, f.weight, f.weighted = k + 1, f.windows, 0.0, None
 
     def _predict(self, windows: list[_Window]) -> Iterator[None]:
         """For windows of one length, in batches; stops after each."""
         weights = blend_weights(windows[0].length, self.length - self.stride)
         while windows:
             now = windows[: self.batch]
+            more = now[:1] * (self.batch - len(now)) if self.fill else []
             latents = torch.stack(
-                [torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now]
+                [torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now + more]
             )
+            steps, frames = [w.step for w in now + more], [w.frames for w in now + more]
             try:
                 # (B, C, F, h, w)
-                predictions = self.predict(latents, [w.step for w in now], [w.frames for w in now])
+                predictions = self.predict(latents, steps, frames)[: len(now)]
             except torch.OutOfMemoryError:
-                if len(now) == 1:
+                if len(latents) == 1:
                     raise
-                self.batch = len(now) // 2
+                self.batch = len(latents) // 2
                 self.on_halved(self.batch)
                 continue
             windows = windows[len(now) :]

@@ -279,6 +279,7 @@ class Run:
             partial(pipeline.step, conditions),
             self.settings.batch or pipeline.windows_at_once(conditions, self.window),
             lambda now: self.notice(f"the GPU is out of memory: continuing with --batch {now}"),
+            fill=self.settings.compile,
         )
 
     def _resume(

@@ -141,7 +141,8 @@ def plain(source, reference, out, options, on_begin):
         numbers = range(start, start + len(clip))
         for k in range(s.steps):
             prediction = p.predict(conditions, latents[None], [k], [numbers])[0]
-            latents = p.step(conditions, prediction, latents, k)
+            frames_first = (x.transpose(0, 1) for x in (prediction, latents))
+            latents = p.step(conditions, *frames_first, k).transpose(0, 1)
         for i, w in enumerate(blend_weights(len(clip), overlap)):
             total[start + i] += p.decode(latents[:, i]).astype(np.float32) * w
             weight[start + i] += w

@@ -5,20 +5,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from diffusers import MotionAdapter
+from diffusers import DDIMScheduler, MotionAdapter
 from PIL import Image
 
 from std_cli.config import ImageSettings
-from std_cli.diffusion.pipeline import ImagePipeline
-from std_cli.diffusion.video_pipeline import VideoPipeline, seeded_noise
+from std_cli.diffusion.pipeline import ImagePipeline, make_scheduler
+from std_cli.diffusion.video_pipeline import VideoPipeline, seeded_noise, step_generator
 from std_cli.diffusion.windows import Wavefront
 from std_cli.errors import InputError
 from std_cli.schedule import timesteps
 from std_cli.weights.files import read_object
 from std_cli.weights.motion import HOTSHOT_CONFIG, from_hotshot, resolve_motion
 from std_cli.weights.resolve import resolve_model
+from std_cli.weights.zoo import zoo
 from tests.diffusion.test_windows import run
 from tests.micro import micro
+from tests.weights.test_zoo import spacing
 
 IMG2IMG = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -102,6 +104,45 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
             **still.encode_prompt(s.prompt, s.negative_prompt),
         ).images[0]
         assert np.abs(out * 255 - ours[i]).max() < 0.51  # ours is rounded to bytes
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_step_of_many_frames_is_the_scheduler_s_of_each(dtype):
+    """Of every method, those that add noise too: bit for bit, at every step, with a generator for
+    each frame."""
+    video = VideoPipeline(resolve_model(micro()), None, CPU, dtype)
+    video.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], 1.0, "all")
+    base, noisy = dict(video.pipe.scheduler.config), 0
+    for name, method in zoo().methods.items():
+        video.method = method
+        video.pipe.scheduler = make_scheduler(method, base)
+        s = ImageSettings(
+            model=micro(), prompt="", negative_prompt="", steps=3, method=name, lora="none"
+        )
+        conditions = video.prepare(s, spacing(name), (64, 48))
+        random = torch.Generator().manual_seed(1)
+        shape = (5, *conditions.latent_shape)
+        predictions, latents = (torch.randn(shape, generator=random).to(dtype) for _ in range(2))
+        for k, t in enumerate(conditions.timesteps):
+            together = video.step(conditions, predictions, latents, k)
+            alone = []
+            for prediction, latent in zip(predictions, latents, strict=True):
+                scheduler = conditions.fresh()
+                scheduler.scale_model_input(latent, t)
+                more = {} if isinstance(scheduler, DDIMScheduler) else {"generator": drawn(k)}
+                more |= video.gamma
+                alone.append(scheduler.step(prediction, t, latent, **more).prev_sample)
+                drew = more.get("generator")
+                noisy += drew is not None and not torch.equal(
+                    drew.get_state(), drawn(k).get_state()
+                )
+            assert together.dtype == dtype and torch.equal(together, torch.stack(alone)), (name, k)
+    assert noisy > 0
+
+
+def drawn(k):
+    return step_generator(0, k)
 
 
 def test_motion_makes_frames_depend_on_their_neighbours(tmp_path):

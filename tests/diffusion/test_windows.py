@@ -124,6 +124,35 @@ def test_the_batch_does_not_change_the_result(batch):
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(one, other, strict=True))
 
 
+def test_a_batch_may_be_filled_up_without_an_effect():
+    """Every call gets as many windows as one that is full, and the first of them again."""
+    sizes = []
+
+    def counted(latents, steps, numbers):
+        sizes.append((len(latents), len(steps), len(numbers)))
+        return predict(latents, steps, numbers)
+
+    wave = Wavefront(8, 4, STEPS, counted, step, batch=3, fill=True)
+    filled, other = run(wave, clip(30), {13}), run(wavefront(8, 4, 3), clip(30), {13})
+    assert set(sizes) == {(3, 3, 3)}
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(filled, other, strict=True))
+
+
+def test_frames_of_a_step_advance_together():
+    calls = []
+
+    def counted(predictions, latents, k):
+        calls.append((k, len(latents)))
+        return step(predictions, latents, k)
+
+    wave = Wavefront(8, 4, STEPS, predict, counted, 4)
+    done = run(wave, clip(60))
+    assert sum(count for _, count in calls) == 60 * STEPS
+    assert len(calls) <= 60 * STEPS / 4 + 2 * STEPS  # four frames a round, and the edges
+    one = run(wavefront(8, 4), clip(60))
+    assert all(torch.equal(a.latent, b.latent) for a, b in zip(done, one, strict=True))
+
+
 def test_holds_a_bounded_number_of_frames_and_fills_its_batches():
     """METHOD's bound: about m K S + L live frames, m = 2, and one window per step in a batch."""
     length, stride, sizes, live = 8, 4, [], []

@@ -271,7 +271,7 @@ def test_a_video_takes_the_steps_of_the_picture(method, monkeypatch):
     latent = video.add_noise(conditions, clean)
     for k in range(3):
         prediction = video.predict(conditions, latent[None, :, None], [k], [range(1)])[0, :, 0]
-        latent = video.step(conditions, prediction, latent, k)
+        [latent] = video.step(conditions, prediction[None], latent[None], k)
     ours = video.decode(latent)
 
     still = ImagePipeline(tiny, None, torch.device("cpu"), torch.float32, method=method)
