@@ -3,6 +3,7 @@ the first time that it meets a GPU."""
 
 import inspect
 import re
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,8 @@ from tests.bench.gpu.scale import NARROW, REAL, Clip
 from tests.micro import micro
 from tests.processes import Command
 from tests.weights import sdxl
+
+pytestmark = pytest.mark.long
 
 CPU = torch.device("cpu")
 SMALLEST = replace(
@@ -176,6 +179,23 @@ def test_a_row_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path):
     assert bench.rows.find("slice", "works")["ms"] == 1.0
     assert "cut short" in bench.rows.find("slice", "takes too long")["error"]
     assert not bench.rows.has("slice", "never begun")
+
+
+def test_a_process_that_cannot_use_its_gpu_any_more_is_followed_by_another(tmp_path, monkeypatch):
+    """As after an illegal access to memory: the row failed, and the new process has the same run,
+    which does not measure it again."""
+    bench = make_bench(tmp_path, tmp_path)
+    rows = [Row("first", lambda: {}["nothing"]), Row("second", lambda: {"ms": 1.0})]
+    monkeypatch.setattr(gpu, "slices", lambda scale: {"slice": gpu.Slice("", lambda b: iter(rows))})
+    monkeypatch.setattr(machine, "usable", lambda device: False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "tests.bench.gpu", "out"])
+    started = []
+    monkeypatch.setattr(gpu.os, "execv", lambda program, arguments: started.append(arguments))
+    gpu.finish(bench, ["slice"], 480)
+    again = [sys.executable, "-m", "tests.bench.gpu", "out", "--run", "the first run"]
+    assert started == [again]
+    assert bench.rows.has("slice", "first") and not bench.rows.has("slice", "second")
+    assert gpu.parse(again[3:]).run == "the first run"
 
 
 def test_ctrl_c_keeps_what_is_there(tmp_path, monkeypatch, capsys):
