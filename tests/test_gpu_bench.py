@@ -33,7 +33,7 @@ SMALLEST = replace(
     pictures=1,
     vae_sides=(64,),
     clips=(Clip("small", (64, 64), 2, 1.0),),
-    frames=12,
+    frames=9,
     batches=(1, 2),
     kills=("SIGTERM",),
     killed_frames=24,
@@ -109,9 +109,10 @@ def test_the_narrow_model_runs_in_sdxls_topology(tmp_path):
     assert gpu.finish(bench, [], 480) == 0
     assert not list(tmp_path.glob(".*"))  # of the model
     assert 0.02 < bench.rows.find("machine", "making the model")["GiB"] < 0.1
-    rows = [list(rows(bench))[1] for rows in (pictures.plain_rows, pictures.own_rows)]
-    plain, own = (row.measure() for row in rows)
-    assert plain["TFLOP"] == own["TFLOP"] > 0 and own["plan GiB"] > 0
+    assert bench.picture_needs(64, guided=False).needed("fp32", "none", 1) > 0
+    [*_, few] = pictures.plain_rows(bench)
+    facts = few.measure()
+    assert facts["seconds"] > 0 and facts["TFLOP"] > 0
 
 
 def test_work_is_that_of_sdxl(tmp_path):
