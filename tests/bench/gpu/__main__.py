@@ -64,7 +64,11 @@ def slices(scale: Scale) -> dict[str, Slice]:
     }
     for clip in scale.clips:
         about = f"videos of {clip.size[0]} x {clip.size[1]}, by windows at once"
-        found[f"video-{clip.name}"] = Slice(about, partial(videos.rows, clip=clip))
+        for name, motion, how in (
+            (f"video-{clip.name}", "none", "frame by frame"),
+            (f"motion-{clip.name}", "auto", "with the motion adapter"),
+        ):
+            found[name] = Slice(f"{about}, {how}", partial(videos.rows, clip=clip, motion=motion))
     found |= {
         "precision": Slice("fp16 and bf16 against fp32", memory.precision_rows),
         "offload": Slice("memory by --offload next to the plan's", memory.offload_rows),

@@ -15,15 +15,14 @@ GOALS = {"small": Goal("fps", 40, at_least=True), "large": Goal("fps", 2.5, at_l
 """Of videos with the motion adapter."""
 
 
-def rows(bench: Bench, clip: Clip) -> Iterator[Row]:
-    for motion in ("none", "auto"):
-        goal = GOALS.get(clip.name) if motion == "auto" else None
-        for batch in bench.scale.batches:
-            name = f"{title(clip, motion)}, --batch {batch}"
-            yield Row(name, partial(own, bench, clip, motion, batch), goal)
-        name = f"{title(clip, motion)}, --batch not given"
-        yield Row(name, partial(own, bench, clip, motion, None), goal)
-        yield Row(f"{title(clip, motion)}, the plain loop", partial(_plain, bench, clip, motion))
+def rows(bench: Bench, clip: Clip, motion: str) -> Iterator[Row]:
+    goal = GOALS.get(clip.name) if motion == "auto" else None
+    for batch in bench.scale.batches:
+        name = f"{title(clip, motion)}, --batch {batch}"
+        yield Row(name, partial(own, bench, clip, motion, batch), goal)
+    name = f"{title(clip, motion)}, --batch not given"
+    yield Row(name, partial(own, bench, clip, motion, None), goal)
+    yield Row(f"{title(clip, motion)}, the plain loop", partial(_plain, bench, clip, motion))
 
 
 def compiled_rows(bench: Bench) -> Iterator[Row]:
