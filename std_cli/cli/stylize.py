@@ -34,6 +34,7 @@ from std_cli.cli.flags import (
     ready,
 )
 from std_cli.cli.help import Command, Group
+from std_cli.cli.imports import import_less
 from std_cli.cli.options import takes_settings
 from std_cli.config import CELL_SIDE, ImageSettings, VideoSettings
 from std_cli.environment import silence_libraries
@@ -396,4 +397,6 @@ def _given(
             "--style is missing: give a reference picture, such as --style painting.png, or a "
             "--look that names one"
         )
+    if not given.values.get("compile"):
+        import_less()
     return given

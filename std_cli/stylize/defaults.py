@@ -259,7 +259,7 @@ def _unknown_variables() -> list[str]:
     known = [_variable(name) for name in (*_NAMES, "look")]
     found = []
     for name in os.environ:
-        ours = not name.startswith("STD_") or name in (*known, "STD_DEBUG")
+        ours = not name.startswith("STD_") or name in (*known, "STD_DEBUG", "STD_IMPORTS")
         if not ours and (close := get_close_matches(name, known, 1, 0.85)):
             found.append(f"{name} is no setting: did you mean {close[0]}?")
     return found
