@@ -36,7 +36,7 @@ def keep_colors(source: NDArray[np.uint8], result: Levels) -> Levels:
 
     A colour that sRGB lacks at a lightness loses as much chroma as it takes, and keeps its hue.
     """
-    lab = _to_oklab(source.astype(np.float32))
+    lab = _oklab_of(_LIGHT[source])
     lab[..., 0] = _to_oklab(result)[..., 0]
     light = _to_light(lab)
     outside = ~_shown(light)
@@ -70,13 +70,25 @@ def _to_light(lab: Levels) -> Levels:
 
 
 def _to_oklab(picture: Levels) -> Levels:
-    share = picture / 255
-    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return _oklab_of(_linear(picture))
+
+
+def _oklab_of(light: Levels) -> Levels:
     return np.asarray(np.cbrt(light @ _TO_CONES.T) @ _TO_LAB.T, np.float32)
 
 
+def _linear(levels: Levels) -> Levels:
+    """Levels of sRGB -> linear light (IEC 61966-2-1)."""
+    share = levels / np.float32(255)
+    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+
+
+_LIGHT = _linear(np.arange(256, dtype=np.float32))
+"""Of each whole level."""
+
+
 def _from_light(light: Levels) -> Levels:
-    """Linear light -> levels of sRGB (IEC 61966-2-1)."""
+    """The inverse of `_linear`."""
     light = light.clip(0, 1)
     share = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.asarray(share.clip(0, 1) * 255, np.float32)

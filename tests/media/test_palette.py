@@ -6,6 +6,7 @@ from PIL import Image
 from skimage import data
 from skimage.exposure import match_histograms
 
+from std_cli.media.fit import fit_to
 from std_cli.media.palette import (
     LEAST_CONTRAST,
     MOST_GAIN,
@@ -59,6 +60,16 @@ def test_hidden_pixels_count_for_nothing():
     reference = mix(OTHER)
     a, b = (with_palette(x.astype(np.float32), reference, 1, cover) for x in (PHOTO, other))
     assert np.array_equal(a[40:], b[40:])
+
+
+def test_padding_and_what_is_transparent_is_not_covered():
+    fit = fit_to(100, 50, (64, 64))
+    box = np.zeros((64, 64), bool)
+    box[16:48] = True
+    assert np.array_equal(fit.cover(None), np.where(box, 255, 0))
+    alpha = Image.new("L", (100, 50), 255)
+    alpha.paste(0, (0, 0, 50, 50))
+    assert fit.cover(alpha)[16:48, 33:].min() == 255 and not fit.cover(alpha)[:, :31].any()
 
 
 def test_several_references_are_one_mix():

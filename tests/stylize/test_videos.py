@@ -127,6 +127,28 @@ def test_the_result_is_the_styles_not_the_sources(tmp_path, source, reference):
     assert np.abs(np.asarray(a[9][1], int) - b[9][1]).mean() > 4
 
 
+def test_colors_follow_the_reference_or_the_source(tmp_path, source, reference):
+    """In every frame, the first of the clip included."""
+    style = Image.new("RGB", (32, 32), "#2040a0")
+    style.paste("#e0d080", (0, 0, 32, 12))
+    wanted = np.asarray(style).mean((0, 1))
+    made, looks = {}, {"plain": {"palette": 0}, "mixed": {"palette": 1}}
+    looks["kept"] = {"palette": 1, "keep_colors": True}
+    for name, look in looks.items():
+        stylize_video(source, style, tmp_path / f"{name}.mkv", codec="ffv1", max_frames=4,
+                      steady=0, **FAST, **look)  # fmt: skip
+        made[name] = np.stack([rgb for _, rgb in frames_of(tmp_path / f"{name}.mkv")]).astype(float)
+    for i in range(4):
+        off = [np.abs(made[name][i].mean((0, 1)) - wanted).max() for name in ("plain", "mixed")]
+        assert off[1] < 10 < off[0]
+    sources = np.stack([rgb for _, rgb in frames_of(source)[:4]]).astype(float)
+    colors = {k: v - v.mean(-1, keepdims=True) for k, v in (made | {"source": sources}).items()}
+    away = [np.abs(colors[name] - colors["source"]).mean() for name in ("kept", "mixed")]
+    assert away[0] < 0.5 * away[1]
+    kept = read_comment(tmp_path / "kept.mkv")
+    assert kept["settings"]["palette"] == 1 and kept["settings"]["keep_colors"] is True
+
+
 def test_windows_do_not_cross_a_cut(tmp_path, reference):
     """With the cut known, the first shot is what it is alone."""
     clip = make_clip(tmp_path / "two.mp4", 24, sound=False, cut_at=11)
