@@ -37,7 +37,7 @@ def test_colours_move_to_the_reference_and_the_subject_stays(styled):
         colour_distance(out, ref) / colour_distance(source, ref) for ref, out in outputs.values()
     ]
     kept = [edge_correlation(out, source) for _, out in outputs.values()]
-    assert np.mean(moved) < 0.6, moved  # 0.53 at 256 px over all pairs
+    assert np.mean(moved) < 0.45, moved  # 0.27 at 256 px over all pairs
     assert np.mean(kept) > 0.5, kept
 
 
