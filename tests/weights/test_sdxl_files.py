@@ -30,6 +30,7 @@ from std_cli import stylize_image
 from std_cli.config import image_settings
 from std_cli.diffusion.pipeline import ImagePipeline
 from std_cli.errors import InputError
+from std_cli.media.palette import rounded
 from std_cli.media.write_picture import read_metadata
 from std_cli.weights import resolve
 from std_cli.weights.convert import convert
@@ -182,7 +183,8 @@ def render(
 ) -> Image.Image:
     """Once more with a pipeline that is there already."""
     whole.set_style([style.convert("RGB")], [1.0], 1.0, "style")
-    return whole.stylize(image, image_settings(request), "quickstart", lambda step: None)
+    levels = whole.stylize(image, image_settings(request), "quickstart", lambda step: None)
+    return Image.fromarray(rounded(levels))
 
 
 def assert_fused(found: State, base: State, lora: State) -> None:
