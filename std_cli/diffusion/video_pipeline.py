@@ -204,9 +204,10 @@ class VideoPipeline(Pipeline):
         options: dict[str, Any] = {}
         if not isinstance(scheduler, DDIMScheduler):
             options["generator"] = [step_generator(conditions.seed, k) for _ in latents]
-        return scheduler.step(predictions, t, latents, **self.gamma, **options, return_dict=False)[
-            0
-        ]  # type: ignore[no-any-return]
+        out: tuple[Tensor] = scheduler.step(
+            predictions, t, latents, **self.gamma, **options, return_dict=False
+        )
+        return out[0]
 
     @torch.inference_mode()
     def decode(self, latent: Tensor) -> Levels:
