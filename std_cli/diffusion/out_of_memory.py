@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from std_cli.config import Offload
+from std_cli.diffusion.compiled import undo_compilation
 from std_cli.errors import InputError, StdError
 
 T = TypeVar("T")
@@ -106,8 +107,7 @@ class Savings:
 
     def _offload(self, mode: Offload) -> None:
         self.offload = mode
-        # a compiled one cannot be moved so
-        self.pipe.unet = getattr(self.pipe.unet, "_orig_mod", self.pipe.unet)
+        undo_compilation(self.pipe)  # compiled blocks cannot be moved so
         with torch.inference_mode(False):  # the weights stay ordinary tensors
             enable_offload(self.pipe, mode, self.device)
 

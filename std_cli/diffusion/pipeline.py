@@ -27,6 +27,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from std_cli.config import ImageSettings, Offload
+from std_cli.diffusion.compiled import compile_networks
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, counted, printable
@@ -166,7 +167,7 @@ class Pipeline:
                     lambda: pipe.to(device) if self.savings.offload == "none" else None
                 )
         if compile:
-            pipe.unet = torch.compile(pipe.unet)
+            compile_networks(pipe, device)
         pipe.set_progress_bar_config(disable=True)
         self._prompts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self.style: torch.Tensor | None = None
@@ -310,7 +311,7 @@ class ImagePipeline(Pipeline):
 
         def run() -> Any:
             left()
-            unet = self.pipe.unet  # another one, should a compiled one have been given up
+            unet = self.pipe.unet
             hooks = [unet.register_forward_pre_hook(entered), unet.register_forward_hook(left)]
             try:
                 return self.pipe(

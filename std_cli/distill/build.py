@@ -191,9 +191,10 @@ def _load_conditioner(run: TrainingRun, parts: Parts, device: torch.device) -> C
         None,
         device,
         choose_dtype(config.model.dtype, device),
-        compile=config.model.compile,
         motion=parts.motion,
     )
+    if config.model.compile:  # the whole UNet, with its backward pass
+        pipeline.pipe.unet = torch.compile(pipeline.pipe.unet)
     if run.references:
         scale = config.style.scale
         blocks = scale if config.style.blocks == "all" else scaled(STYLE_BLOCK, scale)
