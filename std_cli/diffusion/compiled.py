@@ -7,6 +7,7 @@ between runs.
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from std_cli.diffusion.devices import device_name
 from std_cli.paths import cache_folder
 
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
 """Classes of diffusers' UNets, the motion UNet's too, whose temporal layers are the first's."""
 SHAPES = 64
@@ -29,7 +31,9 @@ def compile_networks(pipe: Any, device: torch.device, backend: str = "inductor")
 
     versions = f"{torch.__version__}-{device_name(device)}"
     folder = cache_folder() / "compiled" / re.sub(r"[^\w.]+", "-", versions)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    # torch may have set it to a folder of the system's temporary ones, which are not kept
+    if Path(os.environ.get(_CACHE, "torchinductor_")).name.startswith("torchinductor_"):
+        os.environ[_CACHE] = str(folder)
     name = "recompile_limit"
     if not hasattr(torch._dynamo.config, name):  # before torch 2.7
         name = "cache_size_limit"
