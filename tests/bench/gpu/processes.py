@@ -37,11 +37,13 @@ def _artifacts(bench: Bench) -> Path:
 def _cold(bench: Bench) -> Facts:
     """Compiled with nothing kept from before; what it leaves is for the next row."""
     shutil.rmtree(_artifacts(bench), ignore_errors=True)
-    return _first(bench, ["--compile"])
+    facts = _first(bench, ["--compile"])
+    (_artifacts(bench) / "complete").touch()
+    return facts
 
 
 def _kept(bench: Bench) -> Facts:
-    if not _artifacts(bench).is_dir():
+    if not (_artifacts(bench) / "complete").exists():  # or those of a run that was cut short
         _cold(bench)
     return _first(bench, ["--compile"])
 
@@ -50,6 +52,7 @@ def _first(bench: Bench, more: list[str]) -> Facts:
     """Seconds from the start of the process to the result's line, and to its end."""
     side = bench.scale.side
     folder = _artifacts(bench)
+    folder.mkdir(exist_ok=True)
     env = os.environ | {
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "TRITON_CACHE_DIR": str(folder / "triton"),
