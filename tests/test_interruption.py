@@ -116,7 +116,9 @@ def test_ctrl_c_at_a_terminal_is_answered_at_once(tmp_path, reference, moment):
     seconds = time.monotonic() - begin
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 130
-    assert first < 1 and seconds < 2, (first, seconds)
+    # while torch's libraries are loaded, which is one call of the system's, no Python code can run
+    slow = 2 if moment == "imports" else 0
+    assert first < 1 + slow and seconds < 2 + slow, (first, seconds)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"in.mp4", "style.png"} | (
         {".in_stylized.mp4.std"} if moment == "work" else set()
