@@ -27,6 +27,7 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from std_cli.diffusion.pipeline import join_motion
 from std_cli.tinypack.export import load_parts
 from std_cli.tinypack.model import (
     TEXT_LENGTH,
@@ -108,9 +109,7 @@ def make_motion_unet(net: Denoiser, adapter: MotionAdapter) -> UNetMotionModel:
     plain = make_unet()
     own = plain.state_dict().keys()
     plain.load_state_dict({k: v for k, v in net.unet.state_dict().items() if k in own})
-    unet = UNetMotionModel.from_unet2d(plain, adapter)
-    # from_unet2d leaves it random
-    unet.add_embedding.load_state_dict(plain.add_embedding.state_dict())
+    unet = join_motion(plain, adapter)
     theirs = net.unet.attn_processors
     unet.set_attn_processor(
         {name: theirs.get(name, own) for name, own in unet.attn_processors.items()}

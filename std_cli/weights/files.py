@@ -24,7 +24,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """Floating-point numbers that torch can read, as safetensors calls them."""
 _MAPPED = 2**28
-"""Bytes of tensors after which a file is mapped anew."""
+"""Bytes of tensors after which a file is mapped again."""
 _OTHER_PRECISION = "use --dtype bf16 or --dtype fp32"
 
 
@@ -153,8 +153,8 @@ def stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
 def mapped_tensors(path: Path, keys: Collection[str]) -> "Iterator[tuple[str, torch.Tensor]]":
     """(key, tensor) of these tensors of a safetensors file, as views of its mapped memory.
 
-    The file is mapped anew from time to time: pages that were read count as the process's memory as
-    long as their mapping lives.
+    The file is mapped again from time to time: pages that were read count as the process's memory
+    as long as their mapping lives.
     """
     from safetensors import safe_open
 

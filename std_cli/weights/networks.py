@@ -4,9 +4,7 @@ A network is made without numbers, and each tensor goes from its memory-mapped f
 and device of the run, one by one: no weight is held twice. On its way it is checked to be a number.
 """
 
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +28,6 @@ _OLD_ATTENTION = {
     ".to_v.": ".value.",
     ".to_out.0.": ".proj_attn.",
 }
-_PIECE = 2**24
-"""Bytes that are read ahead at once."""
 
 
 def make_network(part: str, folder: Path) -> "nn.Module":
@@ -183,48 +179,3 @@ def _as_in(part: str, key: str, shape: "torch.Size", tensor: "Tensor") -> "Tenso
     if part == "vae" and tensor.ndim == 4 and len(shape) == 2:
         return tensor[:, :, 0, 0]  # a convolution of 1 x 1 in the original
     return tensor
-
-
-# --- from the disk ------------------------------------------------------------------------------
-
-
-def files_of(model: ModelFiles, motion: MotionFiles | None) -> list[Path]:
-    """The weight files of a model and its motion adapter, each once, in the order in which they are
-    read."""
-    files = [model.image_encoder / "model.safetensors"]
-    files += [file for found, _ in weight_files(model).values() for file in found]
-    files += [motion.weights] if motion else []
-    return list(dict.fromkeys([*files, model.ip_adapter]))
-
-
-@contextmanager
-def reading_ahead(files: Iterable[Path]) -> Iterator[None]:
-    """Inside, a thread reads the files from front to end, for the system to keep them in memory.
-
-    A disk gives large pieces several times faster than the pages that a mapped file is read by.
-    Nothing is read where free memory could not keep it.
-    """
-    import psutil
-
-    stop = threading.Event()
-
-    def read(paths: Iterable[Path]) -> None:
-        piece = bytearray(_PIECE)
-        with suppress(OSError):  # whoever needs the file says so
-            for path in paths:
-                with path.open("rb", buffering=0) as file:
-                    while not stop.is_set() and file.readinto(piece):
-                        pass
-
-    paths = list(files)
-    sizes = sum(path.stat().st_size for path in paths)
-    if sizes > psutil.virtual_memory().available / 2:
-        yield
-        return
-    thread = threading.Thread(target=read, args=(paths,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

@@ -84,8 +84,7 @@ def measure(folder, case, dtype, warm):
     from std_cli.diffusion.pipeline import Pipeline, choose_dtype
     from std_cli.weights.lora import LoraFile
     from std_cli.weights.motion import resolve_motion
-    from std_cli.weights.networks import files_of
-    from std_cli.weights.resolve import resolve_model
+    from std_cli.weights.resolve import resolve_model, weight_files
 
     which, moving, adapted = CASES[case]
     cpu = torch.device("cpu")
@@ -96,18 +95,19 @@ def measure(folder, case, dtype, warm):
     motion = resolve_motion(str(folder / "motion"), files) if moving else None
     [path] = folder.glob("std_sdxl_*.safetensors")
     lora = LoraFile(path.name, path, 1.0, None, {}, None) if adapted else None
-    read = files_of(files, motion) + ([path] if lora else [])
-    for _ in range(1 if warm else 0):
-        read_once(read)
-    if not warm:
-        drop(read)
+    read = [file for part, _ in weight_files(files).values() for file in part]
+    read += [files.image_encoder / "model.safetensors", files.ip_adapter]
+    read += [motion.weights] if motion else []
+    read += [path] if lora else []
+    read = list(dict.fromkeys(read))
+    (read_once if warm else drop)(read)
     reading = timed(lambda: read_once(read))
     if not warm:
         drop(read)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
     loading = timed(lambda: Pipeline(files, lora, cpu, dtype, motion=motion))
     parts = {id(part): part for part in loading[2].pipe.components.values()}.values()
     tensors = [t for part in parts if isinstance(part, torch.nn.Module) for t in part.parameters()]

@@ -29,6 +29,7 @@ def commands(folder, side, steps):
     for name, values in zip(("in", "style"), pixels, strict=True):
         Image.fromarray(values).save(folder / f"{name}.png")
     one = ["in.png", "-s", "style.png", "--model", "tiny", "--steps", steps, "-y"]
+    one += ["--size", str(side)]
     std = {
         "--version": ["--version"],
         "--help": ["--help"],
@@ -76,7 +77,7 @@ def run(arguments, folder, **environment):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--repeat", type=int, default=5)
-    p.add_argument("--side", type=int, default=256, help="of the picture, pixels")
+    p.add_argument("--side", type=int, default=256, help="of the picture and at work, pixels")
     p.add_argument("--steps", default="8")
     p.add_argument("--only", help="names of commands, separated by commas")
     p.add_argument("--all-imports", action="store_true", help="with STD_IMPORTS=all, to compare")
@@ -84,9 +85,8 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         chosen = commands(folder, a.side, a.steps)
-        run(
-            chosen["stylize image"], folder
-        )  # makes what std show reads; and everything is compiled
+        # makes what std show reads, and compiles all modules
+        run(chosen["stylize image"], folder)
         if a.only:
             chosen = {name: chosen[name] for name in a.only.split(",")}
         cases = {name: (command, {}) for name, command in chosen.items()}

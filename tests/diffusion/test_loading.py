@@ -2,15 +2,23 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    MotionAdapter,
+    StableDiffusionXLImg2ImgPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from std_cli.diffusion.pipeline import join_motion
-from std_cli.weights.files import mapped_tensors
+from std_cli.diffusion.pipeline import Pipeline, join_motion
+from std_cli.weights.files import mapped_tensors, read_header
+from std_cli.weights.lora import LoraFile
 from std_cli.weights.motion import HOTSHOT_CONFIG
 from std_cli.weights.networks import read_network, read_tensors
 from std_cli.weights.resolve import TINY, resolve_model
+from tests.micro import micro
 from tests.weights.sdxl import NARROW_UNET
 
 
@@ -76,7 +84,7 @@ def test_a_network_is_that_of_its_library(part, kind, dtype) -> None:
         assert found.config._attn_implementation == wanted.config._attn_implementation
 
 
-def test_a_file_is_mapped_anew_and_never_written_to(tmp_path, monkeypatch) -> None:
+def test_a_file_is_mapped_again_and_never_written_to(tmp_path, monkeypatch) -> None:
     state = {f"{i}": torch.randn(8, generator=torch.Generator().manual_seed(i)) for i in range(9)}
     path = tmp_path / "x.safetensors"
     save_file(state, path)
@@ -89,3 +97,34 @@ def test_a_file_is_mapped_anew_and_never_written_to(tmp_path, monkeypatch) -> No
     read["3"].add_(1)
     assert read.keys() == {"3", "4"} and path.read_bytes() == before
     assert torch.equal(read["3"], state["3"] + 1)
+
+
+def test_a_gpu_that_is_too_small_to_load_to_is_no_second_message(tmp_path, monkeypatch) -> None:
+    """The model is loaded again, to main memory."""
+    files = resolve_model(micro())
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = read_header(files.base / "unet" / "diffusion_pytorch_model.safetensors")[0][
+        f"{name.removeprefix('unet.')}.weight"
+    ][0]
+    lora = {f"{name}.lora_A.weight": torch.zeros(2, width)}
+    lora |= {f"{name}.lora_B.weight": torch.zeros(width, 2)}
+    lora |= {"text_encoder.a.lora_A.weight": torch.zeros(2, 2)}
+    save_file(lora, tmp_path / "a.safetensors")
+    load, tries = StableDiffusionXLImg2ImgPipeline.load_ip_adapter, []
+
+    def full_at_first(*arguments, **options):
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(StableDiffusionXLImg2ImgPipeline, "load_ip_adapter", full_at_first)
+    pipeline = Pipeline(
+        files,
+        LoraFile("a", tmp_path / "a.safetensors", 1.0, None, {}, None),
+        torch.device("cpu"),
+        torch.float32,
+    )
+    assert len(tries) == 2
+    [notice] = pipeline.notices
+    assert "text encoder" in notice

@@ -5,7 +5,6 @@ HotShot-XL's. What timings and memory need, without a download; the pictures mea
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel
@@ -23,11 +22,6 @@ from std_cli.weights.files import read_object
 from std_cli.weights.motion import HOTSHOT_CONFIG
 from tests.weights import sdxl
 
-NARROW_MOTION = HOTSHOT_CONFIG | {
-    "block_out_channels": sdxl.NARROW_UNET["block_out_channels"],
-    "motion_num_attention_heads": 2,
-}
-
 
 def make_model(folder: Path, narrow: bool, device: torch.device) -> None:
     """Write the folder; nothing is left of one that was not finished. On a GPU SDXL's 10 GB take
@@ -35,14 +29,12 @@ def make_model(folder: Path, narrow: bool, device: torch.device) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    shapes = sdxl.NARROW if narrow else sdxl.REAL
     torch.manual_seed(0)
     with torch.device(device), torch.no_grad():
-        _networks(part, narrow)
-        _encoders(part, narrow)
-        unet, vision = (
-            (sdxl.NARROW_UNET, sdxl.NARROW_VISION) if narrow else (sdxl.UNET, sdxl.VISION)
-        )
-        layers = sdxl.ip_adapter("plus", unet, vision, heads=2 if narrow else 20)
+        _networks(part, shapes)
+        _encoders(part, shapes)
+        layers = sdxl.ip_adapter("plus", shapes.unet, shapes.vision, shapes.heads)
     (part / "ip_adapter").mkdir()
     state = {name: tensor.half().cpu() for name, tensor in layers.items()}
     save_file(state, part / "ip_adapter" / "ip-adapter-plus_random.safetensors", {"format": "pt"})
@@ -50,38 +42,29 @@ def make_model(folder: Path, narrow: bool, device: torch.device) -> None:
     os.replace(part, folder)
 
 
-def _networks(folder: Path, narrow: bool) -> None:
-    unet = UNet2DConditionModel.from_config(sdxl.NARROW_UNET if narrow else sdxl.UNET)
+def _networks(folder: Path, shapes: sdxl.Shapes) -> None:
+    unet = UNet2DConditionModel.from_config(shapes.unet)
     unet.conv_out.weight.mul_(0.1)  # else the latents grow beyond fp16
     unet.half().save_pretrained(folder / "unet")
     del unet
-    vae = AutoencoderKL.from_config(sdxl.NARROW_VAE if narrow else sdxl.VAE)
+    vae = AutoencoderKL.from_config(shapes.vae)
     vae.decoder.conv_out.weight.mul_(0.1)
     vae.half().save_pretrained(folder / "vae")
-    motion = MotionAdapter.from_config(NARROW_MOTION if narrow else HOTSHOT_CONFIG)
-    motion.half().save_pretrained(folder / "motion_adapter")
-
-
-def _encoders(folder: Path, narrow: bool) -> None:
-    kinds: tuple[tuple[str, Any, Any, dict[str, Any], dict[str, Any]], ...] = (
-        ("text_encoder", CLIPTextModel, CLIPTextConfig, sdxl.TEXT, sdxl.NARROW_TEXT),
-        (
-            "text_encoder_2",
-            CLIPTextModelWithProjection,
-            CLIPTextConfig,
-            sdxl.TEXT_2,
-            sdxl.NARROW_TEXT_2,
-        ),
-        (
-            "image_encoder",
-            CLIPVisionModelWithProjection,
-            CLIPVisionConfig,
-            sdxl.VISION,
-            sdxl.NARROW_VISION,
-        ),
+    widths = shapes.unet["block_out_channels"]
+    heads = min(8, widths[0] // 16)  # 8 of HotShot-XL's
+    config = {"block_out_channels": widths, "motion_num_attention_heads": heads}
+    MotionAdapter.from_config(HOTSHOT_CONFIG | config).half().save_pretrained(
+        folder / "motion_adapter"
     )
-    for name, kind, config, real, small in kinds:
-        kind(config(**(small if narrow else real))).half().save_pretrained(folder / name)
+
+
+def _encoders(folder: Path, shapes: sdxl.Shapes) -> None:
+    for name, network in (
+        ("text_encoder", CLIPTextModel(CLIPTextConfig(**shapes.text))),
+        ("text_encoder_2", CLIPTextModelWithProjection(CLIPTextConfig(**shapes.text_2))),
+        ("image_encoder", CLIPVisionModelWithProjection(CLIPVisionConfig(**shapes.vision))),
+    ):
+        network.half().save_pretrained(folder / name)
 
 
 def _descriptions(folder: Path) -> None:
