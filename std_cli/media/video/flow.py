@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from std_cli.media.video.clip import Pixels
+
 Grey = NDArray[np.uint8]  # (H, W)
 Floats = NDArray[np.float32]
 
@@ -15,6 +17,11 @@ have at least the first: the method needs the one, and larger frames move no dif
 def grey(image: Image.Image) -> Grey:
     """The luma (H, W) of an RGB picture."""
     return np.asarray(image.convert("L"))
+
+
+def grey_of(rgb: Pixels) -> Grey:
+    """The luma (H, W) of RGB pixels."""
+    return grey(Image.fromarray(rgb))
 
 
 class Flow:

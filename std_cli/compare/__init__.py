@@ -1,0 +1,1 @@
+"""Stylizations measured and set side by side: `std compare`."""

@@ -1,0 +1,11 @@
+"""What is measured of a stylization. `MEASURES` has every measure by its name."""
+
+from std_cli.compare.measures.base import Measure, Moment, Sample
+from std_cli.compare.measures.clips import Flicker, Seams, WarpError
+from std_cli.compare.measures.plain import Colour, Edges, Texture
+
+__all__ = ["MEASURES", "Measure", "Moment", "Sample"]
+
+MEASURES: dict[str, type[Measure]] = {
+    measure.name: measure for measure in (Colour, Texture, Edges, Flicker, WarpError, Seams)
+}
