@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "std_cli"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("compare",),
+    ("comparison",),
     ("stylize", "distill"),
     ("diffusion",),
     ("media",),

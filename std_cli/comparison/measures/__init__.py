@@ -1,8 +1,8 @@
 """What is measured of a stylization. `MEASURES` has every measure by its name."""
 
-from std_cli.compare.measures.base import Measure, Moment, Sample
-from std_cli.compare.measures.clips import Flicker, Seams, WarpError
-from std_cli.compare.measures.plain import Colour, Edges, Texture
+from std_cli.comparison.measures.base import Measure, Moment, Sample
+from std_cli.comparison.measures.clips import Flicker, Seams, WarpError
+from std_cli.comparison.measures.plain import Colour, Edges, Texture
 
 __all__ = ["MEASURES", "Measure", "Moment", "Sample"]
 

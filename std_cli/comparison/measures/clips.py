@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from std_cli.compare.measures.base import Measure, Moment, Sample
+from std_cli.comparison.measures.base import Measure, Moment, Sample
 from std_cli.media.video.flow import Flow, grey_of
 from std_cli.media.video.quality import VISIBLE, Quality
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from std_cli.compare.measures.base import Direction
+from std_cli.comparison.measures.base import Direction
 
 Figures = Mapping[tuple[str, int], float]
 """{(sample, seed): a figure}."""

@@ -1,6 +1,6 @@
 """Measures of pictures that need no weights: colour, texture, edges."""
 
-from std_cli.compare.measures.base import Moment, PictureMeasure, Sample
+from std_cli.comparison.measures.base import Moment, PictureMeasure, Sample
 from std_cli.media.measures import (
     colour_distance,
     edge_correlation,
