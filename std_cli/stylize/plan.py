@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from std_cli.diffusion.devices import device_name
 from std_cli.diffusion.memory import MARGIN
-from std_cli.errors import InputError, NotDownloaded, OutputExists
+from std_cli.errors import InputError, NotDownloaded, OutputExists, counted
 from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime, ResolvedSetting
 from std_cli.stylize.defaults import Origin, resolved
 from std_cli.stylize.memory_needs import MemoryNeeds
@@ -22,7 +22,7 @@ from std_cli.stylize.outputs import Existing, existing_rule
 from std_cli.stylize.pictures import ImageRequest, Output, prepare_images
 from std_cli.stylize.probe import time_picture, time_windows
 from std_cli.stylize.request import Input, Style
-from std_cli.stylize.videos import VideoRequest, prepare_video
+from std_cli.stylize.videos import VideoRequest, prepare_video, stage_threads
 from std_cli.stylize.workload import COUNTED, area, part_bytes, picture_inputs, video_input
 from std_cli.weights.hub import without_downloads
 
@@ -129,6 +129,12 @@ def plan_video(
             f"shots of videos of more than {COUNTED} frames are not counted: each has one or more"
         )
     notes += _left_out(request)
+    threads = stage_threads(request)
+    if threads is not None:
+        notes.append(
+            f"on this CPU each stage takes {counted(threads, 'thread')}: the environment variable "
+            "OMP_NUM_THREADS sets another number"
+        )
     notes += notices
     planner = _Planner(
         request,
@@ -144,8 +150,20 @@ def plan_video(
         request.jobs[0].target.path,
         probe,
         on_event,
-        lambda: time_windows(request, working, notes.append),
+        lambda: _time_windows(request, working, threads, notes.append),
     )
+
+
+def _time_windows(
+    request: VideoRequest,
+    working: tuple[int, int],
+    threads: int | None,
+    on_notice: Callable[[str], None],
+) -> PlannedTime:
+    from std_cli.diffusion.threads import torch_threads
+
+    with torch_threads(threads):
+        return time_windows(request, working, on_notice)
 
 
 def _resolved(

@@ -430,12 +430,15 @@ class _Output:
 
     def _save(self) -> None:
         """Save the state, and first the frames that it counts."""
+        import torch
+
         if self.written.part:
             self._part.sync()
         denoised, tensors = self.denoised.state()
         state = {
             "written": self.written.state(),
             "savings": self.pipeline.savings.state(),
+            "threads": torch.get_num_threads(),
             "denoised": denoised,
         }
         arrays = {"quality": self.quality.state(), **self._filters}

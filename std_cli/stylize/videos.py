@@ -1,6 +1,7 @@
 """Stylization of videos: a request checked, then one video after another."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -166,11 +167,30 @@ def _stylize_one(
         if job.target.path.exists() and not overwrite:
             raise exists_already(job.target.path)
         on_event({"event": "start", **facts, **run.about, **job.facts})
-        with use(on_event) as pipeline:
+        with _threads(r, work), use(on_event) as pipeline:
             pipeline.on_notice = run.notice
             conditions = pipeline.prepare(r.s, r.schedule, job.working)
             with at_work(), stoppable():
                 return run.go(pipeline, conditions, work, overwrite, keep_work)
+
+
+def _threads(r: VideoRequest, work: WorkFolder) -> AbstractContextManager[None]:
+    """Around all that the networks do for a video: the threads that they take. A run that resumes
+    has those of the interrupted one: sums in another order have other bits."""
+    from std_cli.diffusion.threads import torch_threads
+
+    if work.state is not None:
+        return torch_threads(work.state["threads"])
+    return torch_threads(stage_threads(r))
+
+
+def stage_threads(r: VideoRequest) -> int | None:
+    """Threads that each stage of a request takes; None: torch's number stays."""
+    from std_cli.diffusion.pipeline import choose_device
+    from std_cli.diffusion.threads import threads_of_a_stage
+
+    on_cpu = choose_device(r.s.device).type == "cpu"
+    return threads_of_a_stage(r.files) if on_cpu and r.files is not None else None
 
 
 def prepare_video(
