@@ -24,7 +24,7 @@ from pydantic import (
 
 from std_cli.errors import InputError, printable, quote, wrong_values
 from std_cli.paths import user_path
-from std_cli.schedule import MAX_STEPS
+from std_cli.schedule import MAX_CFG, MAX_STEPS
 from std_cli.weights.zoo import MethodName, method_defaults
 
 StyleBlocks = Literal["style", "all"]
@@ -106,7 +106,7 @@ class ImageDefaults(Frozen):
     """Partial noise level: how far from the input the run starts (diffusers' strength)."""
     steps: int = Field(8, ge=1, le=MAX_STEPS)
     """Denoising steps that really run (NFE)."""
-    cfg: float = Field(6.0, ge=0, le=50)
+    cfg: float = Field(6.0, ge=0, le=MAX_CFG)
     """Classifier-free guidance scale; 1 and less run without guidance."""
     style_scale: Annotated[float, Flag(panel="Style")] = Field(1.0, ge=0, le=5)
     """Strength of the style reference in the network; 0 leaves it out."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from std_cli.errors import InputError, OutputExists, StdError
 from std_cli.interruption import at_quit
@@ -237,6 +237,31 @@ def remove(path: Path) -> None:
 def hidden_next_to(path: Path) -> Path:
     # Not named after `path`, whose name may already be as long as the file system allows.
     return path.with_name(f".std-{uuid.uuid4().hex}.tmp")
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or its process ends; False if another process holds it.
+
+    Raises StdError where the file system has no locks.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except PermissionError:  # on Windows
+        return False
+    except OSError as e:
+        raise StdError(
+            f"{file.name} cannot be locked ({e.strerror}): choose an output on another disk"
+        ) from None
+    return True
 
 
 def _hold(file: Path, stack: ExitStack) -> bool | None:

@@ -15,6 +15,7 @@ from std_cli.errors import InputError, counted
 TRAIN_TIMESTEPS = 1000
 TRAIN_GRID = 50
 MAX_STEPS = 50
+MAX_CFG = 50.0
 GRIDS = (TRAIN_GRID, 100, 200, 250, 500, TRAIN_TIMESTEPS)  # every multiple of 50 that divides 1000
 
 Schedule = Literal["quickstart", "aligned", "trailing", "leading"]

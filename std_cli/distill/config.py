@@ -21,6 +21,7 @@ from std_cli.distill.solver import TargetMode
 from std_cli.distill.step import ConsistencyLoss, NoiseMode
 from std_cli.errors import InputError, printable, wrong_values
 from std_cli.paths import user_path
+from std_cli.schedule import MAX_CFG
 
 ExportedWeights = Literal["student", "average"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -250,6 +251,9 @@ class ExportSection(Frozen):
     """student: the trained adapter, as the published LoRAs are; average: its moving average
     (distill.ema). Both are validated at the end, and a finished run exports the other one when it
     is started again."""
+    cfg: Number | None = Field(None, ge=0, le=MAX_CFG)
+    """CFG scale that the LoRA is meant to be run at; its file says so, and without `--cfg` it is
+    used: 1 for guidance that is distilled. Not given: the file says nothing."""
 
 
 class DistillConfig(Frozen):
@@ -299,7 +303,7 @@ _IGNORED = {
     },
     "data": {"workers", "text_cache"},
     "model": {"device", "compile", "gradient_checkpointing"},
-    "export": {"weights"},
+    "export": {"weights", "cfg"},
 }  # fmt: skip
 """Keys that do not change the trained weights."""
 # Keys that name files count by the files' contents: a checkpoint has fingerprints of data,

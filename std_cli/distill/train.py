@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, cast
@@ -35,11 +35,14 @@ from std_cli.distill.trainer import Trainer
 from std_cli.distill.trainer_state import load, metadata, save
 from std_cli.distill.training_run import TrainingRun, plan_run
 from std_cli.distill.validation import SCHEDULES, Validation
-from std_cli.errors import InputError, StdError, at_work, counted
+from std_cli.errors import Busy, InputError, StdError, at_work, counted
 from std_cli.events import OnEvent, TrainingProgress, TrainingResult
 from std_cli.interruption import at_quit, deferred
-from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file
+from std_cli.paths import FULL_DISK, remove_stale_drafts, replace_file, try_lock
 from std_cli.schedule import Schedule
+
+_LOCK = "lock"
+"""In the run's folder: the run that works there holds it."""
 
 
 def distill(
@@ -60,22 +63,23 @@ def distill(
     """
     world = PartialState(cpu=config.model.device == "cpu")
     on_event = on_event if world.is_main_process else lambda event: None
-    with _all_together(world):
-        run = plan_run(config, world, resume=resume, on_event=on_event)
-        parts = find_parts(config)
-        trainer, first = _set_up(run, parts, on_ready)
-        validation = Validation(trainer, run.held_out) if run.held_out else None
-    begin = time.monotonic()
-    saved, validated = _train(trainer, validation, first)
-    path = run.folder / DIFFUSERS
-    measured: dict[str, Any] = {}
-    with _all_together(world):
-        if world.is_main_process:
-            path, measured = _export(trainer, validation)
-            if config.run.push:
-                from std_cli.weights.hub import push_lora
+    with ExitStack() as held:
+        with _all_together(world):
+            run = plan_run(config, world, resume=resume, on_event=on_event)
+            parts = find_parts(config)
+            trainer, first = _set_up(run, parts, on_ready, held)
+            validation = Validation(trainer, run.held_out) if run.held_out else None
+        begin = time.monotonic()
+        saved, validated = _train(trainer, validation, first)
+        path = run.folder / DIFFUSERS
+        measured: dict[str, Any] = {}
+        with _all_together(world):
+            if world.is_main_process:
+                path, measured = _export(trainer, validation)
+                if config.run.push:
+                    from std_cli.weights.hub import push_lora
 
-                push_lora(path, config.run.push)
+                    push_lora(path, config.run.push)
     result = {
         "event": "result",
         "input": str(saved),
@@ -187,11 +191,10 @@ def _make_loader(trainer: Trainer, first: int) -> Loader:
 
 
 def _set_up(
-    run: TrainingRun, parts: Parts, on_ready: Callable[[Trainer], None]
+    run: TrainingRun, parts: Parts, on_ready: Callable[[Trainer], None], held: ExitStack
 ) -> tuple[Trainer, int]:
     """(the trainer, resumed where there is a checkpoint; updates done before)."""
-    with _new_folder(run.folder):
-        _make_folder(run.folder)
+    with _new_folder(run, held):
         if run.world.is_main_process:
             remove_stale_drafts(run.folder)
             checkpoint.remove_drafts(run.folder)
@@ -218,9 +221,10 @@ def _set_up(
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """A run's folder that was not there, and the folders above it, are removed again if its set-up
-    fails."""
+def _new_folder(run: TrainingRun, held: ExitStack) -> Iterator[None]:
+    """A run's folder, which no other run may write until `held` is left. One that was not there,
+    and the folders above it, are removed again if the set-up fails."""
+    folder = run.folder
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     ready = False
 
@@ -232,6 +236,14 @@ def _new_folder(folder: Path) -> Iterator[None]:
                     place.rmdir()
 
     with at_quit(undo):
+        _make_folder(folder)
+        main = run.world.is_main_process
+        if main and not try_lock(held.enter_context((folder / _LOCK).open("ab"))):
+            ready = True  # the folder is the other run's
+            raise Busy(
+                f"run.output {folder}: another run is writing it: wait for it, or name another "
+                f"folder"
+            )
         yield
         ready = True
 

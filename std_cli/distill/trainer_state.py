@@ -132,4 +132,6 @@ def metadata(
         "trained_steps": step,
         "std_version": __version__,
     }
+    if config.export.cfg is not None:
+        facts["cfg"] = f"{config.export.cfg:g}"
     return {key: str(value) for key, value in facts.items()}

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from std_cli.config import (
     ImageSettings,
+    Task,
     VideoSettings,
     check_settings,
     layers,
@@ -28,6 +29,8 @@ from std_cli.config import (
 from std_cli.errors import InputError, quote
 from std_cli.events import Config, ResolvedSetting, SettingSource
 from std_cli.paths import config_folder
+from std_cli.stylize.model_choice import follow_lora
+from std_cli.weights.lora.find import pack_lora
 from std_cli.weights.resolve import find_pack
 from std_cli.weights.zoo import method_defaults
 
@@ -313,6 +316,11 @@ def show_defaults(
     given = join(kind, flags or {}, own=own)
     pack, pack_name = find_pack(settings_of(kind, given.values, None).model)
     settings = settings_of(kind, given.values, pack, pack_name)
+    if settings.lora == "auto" and settings.method == "std":
+        moving = getattr(settings, "motion", "none") != "none"
+        task: Task = "v2v" if moving else "i2i"
+        lora = pack_lora(pack, Path(pack_name).parent, settings.model, task, settings.eta)
+        settings, _ = follow_lora(settings, lora, given.values)
     found = resolved(settings, given.values, given.origins, pack, pack_name)
     if given.style:
         origin = given.origins["style"]

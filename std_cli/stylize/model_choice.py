@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from std_cli.config import ImageSettings, S, VideoSettings, settings_of
 from std_cli.environment import LOADING
 from std_cli.errors import InputError
-from std_cli.schedule import MAX_STEPS, TRAIN_TIMESTEPS, timesteps
+from std_cli.schedule import TRAIN_TIMESTEPS, timesteps
 from std_cli.weights.lora import LoraFile, resolve_lora
 from std_cli.weights.motion import MotionFiles, resolve_motion
 from std_cli.weights.parts import check_adapter, check_model
@@ -65,7 +65,7 @@ def choose_model(given: dict[str, Any], asked: S, needed: bool, find: Find) -> M
             check_model(files, motion)
             if lora is not None and not _lacks_motion(s, files, motion):
                 check_adapter(files, motion, lora, s.allow_partial)
-    s, lora = _follow_lora(s, lora, given)
+    s, lora = follow_lora(s, lora, given)
     schedule = choose_schedule(s, lora)
     if files:
         check_noise(s, schedule, files)
@@ -79,18 +79,25 @@ def _lacks_motion(s: ImageSettings, files: ModelFiles | None, motion: MotionFile
     return not own
 
 
-def _follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
-    """Where the user named a LoRA but gave no eta or steps, those that its file says it was made
-    for."""
-    if lora is None or s.lora == "auto":
+def follow_lora(s: S, lora: LoraFile | None, given: dict[str, Any]) -> tuple[S, LoraFile | None]:
+    """What the LoRA's file says it was made for, where the user gave none: steps and CFG scale, and
+    eta if the user named the file ("auto" was chosen by eta)."""
+    if lora is None:
         return s, lora
     made_for: dict[str, Any] = {}
-    if given.get("eta") is None and lora.eta is not None:
+    if s.lora != "auto" and given.get("eta") is None and lora.eta is not None:
         made_for["eta"], lora = lora.eta, replace(lora, notice=None)
-    trained = lora.metadata.get("steps", "")
-    if given.get("steps") is None and trained.isdecimal() and 1 <= int(trained) <= MAX_STEPS:
-        made_for["steps"] = int(trained)
-    return s.model_copy(update=made_for), lora
+    for name, found in (("steps", lora.steps), ("cfg", lora.cfg)):
+        if given.get(name) is None and found is not None:
+            made_for[name] = found
+    s = s.model_copy(update=made_for)
+    if lora.cfg is not None and lora.cfg <= 1 < s.cfg:
+        twice = (
+            f"guidance is distilled into {lora.name}, and --cfg {s.cfg:g} guides a second time: "
+            f"leave --cfg out, or give --lora none"
+        )
+        lora = replace(lora, notice="; ".join(filter(None, (lora.notice, twice))))
+    return s, lora
 
 
 def choose_schedule(s: ImageSettings, lora: LoraFile | None) -> "Schedule":

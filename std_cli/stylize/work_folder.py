@@ -27,10 +27,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from std_cli.errors import Busy, InputError, StdError
+from std_cli.errors import Busy, InputError
 from std_cli.events import VideoFigures
 from std_cli.interruption import at_quit
-from std_cli.paths import check_path, remove, replace_file
+from std_cli.paths import check_path, remove, replace_file, try_lock
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class WorkFolder:
                     f"the work folder {self.path} cannot be made ({e.strerror}): choose another -o"
                 ) from None
             try:
-                if not _try_lock(lock):
+                if not try_lock(lock):
                     raise Busy(
                         f"another run is writing {self.output}: wait for it, or choose another -o"
                     )
@@ -313,25 +313,3 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         for key, inner in value.items()
         for k, v in _flat(inner, f"{name}.{key}" if name else key).items()
     }
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed or its process ends; False if another process holds it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except PermissionError:  # on Windows
-        return False
-    except OSError as e:
-        raise StdError(
-            f"{file.name} cannot be locked ({e.strerror}): choose an output on another disk"
-        ) from None
-    return True

@@ -17,8 +17,9 @@ from std_cli.distill import checkpoint
 from std_cli.distill.config import to_toml
 from std_cli.distill.monitor import COLUMNS
 from std_cli.distill.train import distill
-from std_cli.errors import InputError, StdError
+from std_cli.errors import Busy, InputError, StdError
 from std_cli.media.sheets import GAP
+from std_cli.paths import try_lock
 from std_cli.weights.lora import read_lora
 from std_cli.weights.resolve import TINY
 from tests.distill.runs import SIZE, a_config, copy_of, lines, same
@@ -209,6 +210,16 @@ def test_what_does_not_suit_the_model_is_one_line(pictures, clips, tmp_path):
     long = {"run": {"task": "v2v"}, "data": {"frames": 25}}
     problem = "data.frames 25: the motion adapter .* takes at most 24: lower it"
     refused(a_config(clips, tmp_path / "new" / "run", **long), problem)
+
+
+def test_a_folder_that_another_run_writes_is_not_touched(pictures, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / "lock").open("ab") as other:
+        assert try_lock(other)
+        with pytest.raises(Busy, match="another run is writing it: wait for it"):
+            distill(a_config(pictures, folder))
+    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def refused(config, problem):

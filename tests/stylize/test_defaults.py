@@ -4,15 +4,26 @@ import json
 import os
 import shlex
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from std_cli import read_defaults
 from std_cli.cli.commands import run
 from std_cli.config import ImageSettings, VideoSettings, image_settings
 from std_cli.errors import InputError
-from std_cli.stylize.defaults import LARGEST_FILE, Origin, join, resolved, user_file
+from std_cli.stylize.defaults import (
+    LARGEST_FILE,
+    Origin,
+    join,
+    resolved,
+    show_defaults,
+    user_file,
+)
+from std_cli.stylize.model_choice import follow_lora
 from std_cli.stylize.pictures import prepare_images
+from std_cli.weights.lora import LoraFile
 from std_cli.weights.resolve import TINY
 
 
@@ -78,6 +89,58 @@ def test_what_a_lora_is_made_for_is_said_to_be_its():
     found = resolved(settings, {"lora": "mine.safetensors"}, {}, {}, "")
     assert found["eta"] == {"value": 0.65, "source": "LoRA", "where": "mine.safetensors"}
     assert found["lora"]["source"] == "given" and found["steps"]["source"] == "built in"
+
+
+def lora_of(**metadata: str) -> LoraFile:
+    return LoraFile("mine.safetensors", Path("mine.safetensors"), 1.0, 0.65, metadata, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "metadata", "expected"),
+    [
+        ({}, {"steps": "4", "cfg": "1"}, (0.75, 4, 1)),  # auto was chosen by eta
+        ({"lora": "mine.safetensors"}, {"steps": "4", "cfg": "1.5"}, (0.65, 4, 1.5)),
+        ({"steps": 6, "cfg": 2.0}, {"steps": "4", "cfg": "1.5"}, (0.75, 6, 2)),
+        ({}, {}, (0.75, 8, 6)),
+        ({}, {"steps": "0", "cfg": "nan"}, (0.75, 8, 6)),
+        ({}, {"steps": "51", "cfg": "-1"}, (0.75, 8, 6)),
+        ({}, {"steps": "four", "cfg": "1e9"}, (0.75, 8, 6)),
+    ],
+)
+def test_what_a_lora_was_made_for_is_taken_where_nothing_is_given(given, metadata, expected):
+    settings, lora = follow_lora(image_settings(given), lora_of(**metadata), given)
+    assert (settings.eta, settings.steps, settings.cfg) == expected
+    assert lora.notice is None
+
+
+def test_a_second_guidance_is_said():
+    given = {"cfg": 3.0}
+    _, lora = follow_lora(image_settings(given), lora_of(cfg="1"), given)
+    assert "--cfg 3 guides a second time" in lora.notice and "--lora none" in lora.notice
+    given = {"cfg": 0.5}
+    assert follow_lora(image_settings(given), lora_of(cfg="1"), given)[1].notice is None
+
+
+def test_defaults_of_a_pack_are_those_of_its_lora(here, tmp_path):
+    (tmp_path / "std.json").write_text(
+        json.dumps(
+            {
+                "i2i": {"steps": 8, "cfg": 3.0},
+                "v2v": {"eta": 0.6},
+                "motion": "none",
+                "loras": [{"file": "l.safetensors", "task": "i2i", "eta": 0.75}],
+            }
+        )
+    )
+    save_file({}, tmp_path / "l.safetensors", {"steps": "4", "cfg": "1", "eta": "0.75"})
+    shown = show_defaults(ImageSettings, {"model": str(tmp_path)}, own=False)["settings"]
+    assert shown["steps"] == {"value": 4, "source": "LoRA", "where": "auto"}
+    assert shown["cfg"]["value"] == 1 and shown["eta"]["value"] == 0.75
+    shown = show_defaults(flags={"model": str(tmp_path), "cfg": 2.0}, own=False)["settings"]
+    assert [shown[name]["value"] for name in ("eta", "steps", "cfg")] == [0.6, 4, 2]
+    flags = {"model": str(tmp_path), "lora": "none"}
+    shown = show_defaults(ImageSettings, flags, own=False)["settings"]
+    assert shown["steps"] == {"value": 8, "source": "model", "where": str(tmp_path / "std.json")}
 
 
 def test_looks(here, tmp_path):

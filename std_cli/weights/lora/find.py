@@ -7,10 +7,11 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from std_cli.errors import InputError, counted
 from std_cli.paths import user_path
+from std_cli.schedule import MAX_CFG, MAX_STEPS
 from std_cli.weights.files import read_header, read_object
 from std_cli.weights.hub import HubRepo, fetch, hub_id, only_file, source
 from std_cli.weights.lora.read import LoraWeights, read_lora
@@ -32,6 +33,20 @@ class LoraFile:
     """Of the safetensors header."""
     notice: str | None
     """What the user should know about the choice."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps that it was made for; None if its header has none."""
+        text = self.metadata.get("steps", "")
+        return int(text) if text.isdecimal() and 1 <= int(text) <= MAX_STEPS else None
+
+    @property
+    def cfg(self) -> float | None:
+        """The CFG scale that it was made to be run at; None if its header has none."""
+        with suppress(ValueError):
+            if 0 <= (cfg := float(self.metadata.get("cfg", ""))) <= MAX_CFG:
+                return cfg
+        return None
 
 
 def resolve_lora(
@@ -125,11 +140,31 @@ def _nearest_lora(
         entry = std_lora(task, eta)
         assert entry.eta is not None
         return fetch([source(entry.name)])[0] / entry.files[0], entry.eta
-    choices = _pack_loras(model, task)
+    return _nearest_in_pack(model.pack, model.base, model.name, task, eta)
+
+
+def pack_lora(
+    pack: dict[str, Any], folder: Path, name: str, task: Literal["i2i", "v2v"], eta: float
+) -> LoraFile | None:
+    """What "auto" takes from a pack's own list, by its header alone; None if the list is empty.
+
+    pack, folder, name: of the model. Raises InputError.
+    """
+    nearest = _nearest_in_pack(pack, folder, name, task, eta)
+    if nearest is None:
+        return None
+    path, trained = nearest
+    return LoraFile(path.name, path, 1.0, trained, read_header(path)[1], None)
+
+
+def _nearest_in_pack(
+    pack: dict[str, Any], folder: Path, name: str, task: Literal["i2i", "v2v"], eta: float
+) -> tuple[Path, float] | None:
+    choices = _pack_loras(pack, name, task)
     if not choices:
         return None
     nearest = min(choices, key=lambda e: (round(abs(e - eta), 6), e))
-    return model.base / choices[nearest], nearest
+    return folder / choices[nearest], nearest
 
 
 def _baseline(method: MethodName, steps: int, model: ModelFiles) -> ModelEntry:
@@ -146,9 +181,9 @@ def _baseline(method: MethodName, steps: int, model: ModelFiles) -> ModelEntry:
     return entry
 
 
-def _pack_loras(model: ModelFiles, task: str) -> dict[float, str]:
+def _pack_loras(pack: dict[str, Any], name: str, task: str) -> dict[float, str]:
     """{eta: file inside the pack} of the LoRAs for a task that a pack's std.json lists."""
-    loras = model.pack.get("loras", [])
+    loras = pack.get("loras", [])
     found = {}
     for lora in loras if isinstance(loras, list) else [loras]:
         match lora:
@@ -158,12 +193,11 @@ def _pack_loras(model: ModelFiles, task: str) -> dict[float, str]:
                 inside = PurePosixPath(file)
             case _:
                 raise InputError(
-                    f"std.json of the model {model.name}: a LoRA needs file, task and eta, not "
-                    f"{lora!r}"
+                    f"std.json of the model {name}: a LoRA needs file, task and eta, not {lora!r}"
                 )
         if inside.is_absolute() or ".." in inside.parts or re.search(r"[\\:]", file):
             raise InputError(
-                f"std.json of the model {model.name}: the LoRA {file!r} is outside of its folder"
+                f"std.json of the model {name}: the LoRA {file!r} is outside of its folder"
             )
         if lora["task"] == task:
             found[float(eta)] = file
