@@ -144,6 +144,29 @@ class VideoProgress(Place, Thumbnail):
     steps: int
 
 
+class SpreadProgress(TypedDict):
+    """Work that is spread over several workers has advanced."""
+
+    event: Literal["progress"]
+    stage: Literal["spread"]
+    unit: int
+    """Finished units."""
+    units: int
+    workers: int
+    """Workers that are ready or at work."""
+    frame: float
+    """Finished frames or pictures, with those at work in part."""
+    frames: int
+    fps: float
+    """Frames or pictures per second of all workers together."""
+    eta: float | None
+    """Seconds left; None if not known."""
+    lost: int
+    """Workers that died."""
+    retried: int
+    """Units that were given to another worker after that."""
+
+
 class Counting(TypedDict):
     """The shots of a video are counted for a plan."""
 
@@ -212,6 +235,7 @@ Progress = (
     Loading
     | PictureProgress
     | VideoProgress
+    | SpreadProgress
     | Reporting
     | Counting
     | Checking

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "std_cli"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("comparison",),
+    ("comparison", "spread"),
     ("stylize", "distill"),
     ("diffusion",),
     ("media",),
@@ -41,6 +41,7 @@ OWNERS = {
         "weights/parts",
         "tinypack",
     },
+    "ray": {"spread/ray_start", "spread/ray_executor", "spread/ray_worker"},
     "std_cli.tinypack": {"tinypack"},
 }
 

@@ -155,6 +155,8 @@ class Reporter:
             self._distill(e)
         elif stage == "video":
             self._video(e)
+        elif stage == "spread":
+            self._spread(e)
         else:
             self._picture(e)
 
@@ -173,6 +175,12 @@ class Reporter:
         where = f"  shot {e['shot']}  step {e['step']}/{e['steps']}"
         more = f"  {e['fps']:.1f} fps{where if self.err.width >= 100 else ''}"
         self._advance(_which(e), e["progress"], e["frames"], frames, more, e["eta"])
+
+    def _spread(self, e: Shown) -> None:
+        units = f"{e['unit']}/{counted(e['units'], 'unit')} on {counted(e['workers'], 'worker')}"
+        lost = f"  {e['lost']} lost, {counted(e['retried'], 'unit')} retried" if e["lost"] else ""
+        more = f"  {e['fps']:.1f} fps"
+        self._advance("stylizing", e["frame"], e["frames"], f"{units}{lost}", more, e["eta"])
 
     def _distill(self, e: Shown) -> None:
         losses = [f"{short} {e[name]:.4f}" for name, short in _LOSSES.items() if name in e]

@@ -1,0 +1,98 @@
+"""Ray started on this machine, or a cluster of it joined; silently, and with errors in one line."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from std_cli.errors import InputError, StdError
+from std_cli.interruption import at_quit
+
+OBJECT_STORE = 80 * 2**20
+"""Bytes; the least that Ray takes: no frame passes through it."""
+_MISSING = "Ray is not installed, on which --devices and --cluster run: pip install 'std-cli[ray]'"
+
+
+def check_installed() -> None:
+    """Raises InputError if Ray is not there. It is imported nowhere before."""
+    from importlib.util import find_spec
+
+    if find_spec("ray") is None:
+        raise InputError(_MISSING)
+
+
+@contextmanager
+def local_ray(processors: int, gpus: int) -> Iterator[None]:
+    """A Ray of this machine alone, for as long as the run takes, with so many processors and GPUs
+    to give to workers. Raises StdError if it cannot be started."""
+    how: dict[str, Any] = {"address": "local", "num_cpus": processors, "num_gpus": gpus}
+    how |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    with _connection(how):
+        yield
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Connected to a cluster that runs; "auto": the one of this machine, or of RAY_ADDRESS.
+
+    Raises StdError if it cannot be reached.
+    """
+    try:
+        with _connection({"address": address}):
+            yield
+    except ConnectionError as e:
+        raise StdError(
+            f"--cluster {address}: no Ray cluster answers there ({_first_line(e)}): start one "
+            f"with ray start, or give its address"
+        ) from None
+
+
+@contextmanager
+def _connection(how: dict[str, Any]) -> Iterator[None]:
+    check_installed()
+    # read when Ray is imported: it would report its use over the network, and warn
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():  # by the caller, whose it stays
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with at_quit(ray.shutdown):
+        _connect(how)
+        yield
+
+
+def _connect(how: dict[str, Any], again: bool = True) -> None:
+    """Start or join; once more where the start timed out, as it does on slow machines."""
+    import ray
+    import ray._private.worker
+    from ray.exceptions import AuthenticationError
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**how, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
+    except AuthenticationError as e:
+        raise StdError(
+            f"Ray: {_first_line(e)}: set RAY_AUTH_TOKEN to the cluster's token (on its head: ray "
+            f"get-auth-token)"
+        ) from None
+    except Exception as e:  # of many kinds, some of them plain ones
+        ray.shutdown()
+        if isinstance(e, ConnectionError):
+            raise
+        if again and "timed out" in str(e):
+            return _connect(how, again=False)
+        raise StdError(f"Ray cannot be started: {_first_line(e)}") from e
+    finally:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, before)
+    # Ray prints the deaths of workers to stdout, which is for results; there is no setting
+    ray._private.worker._worker_logs_enabled = False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

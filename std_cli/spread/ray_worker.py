@@ -1,0 +1,146 @@
+"""The processes of a run on Ray: workers, which are warm for the whole run, and the mailbox through
+which they report. Only small records pass between them; frames and weights never do."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from std_cli.environment import go_offline, silence_libraries
+from std_cli.errors import Cancelled, Kind, StdError
+from std_cli.events import Event, OnEvent
+from std_cli.interruption import install, stoppable
+from std_cli.spread.devices import processors
+
+T_contra = TypeVar("T_contra", contravariant=True)
+POST_EVERY = 1.0
+"""Seconds between two reports of progress of a worker."""
+
+
+class Work(Protocol[T_contra]):
+    """What the workers do. It is sent to each of them when it starts, and lives there as long."""
+
+    def facts(self) -> Mapping[str, str]:
+        """What results follow from and must be the same at all workers: versions, the kind of
+        device."""
+
+    def run(self, unit: T_contra, on_event: OnEvent) -> Mapping[str, Any]:
+        """Do a unit, or what is left of it; returns a small record. What it leaves when it is
+        interrupted, another worker continues.
+
+        Raises StdError for what fails whoever does it. `on_event` may raise Cancelled.
+        """
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker, as it introduces itself."""
+
+    name: str
+    """Its machine and its process."""
+    node: str
+    """Ray's id of the machine."""
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a unit ended at a worker that lives."""
+
+    how: Literal["done", "failed", "stopped", "leaving"]
+    """stopped: because the run ends; leaving: because the worker does."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+    kind: Kind = "failed"
+
+
+class Worker(Generic[T_contra]):
+    """Does one unit after the other. Its calls run in the main thread of its process, where a
+    signal can interrupt them."""
+
+    def __init__(
+        self,
+        number: int,
+        mailbox: Any,
+        work: Work[T_contra],
+        threads: int | None,
+        offline: bool,
+    ) -> None:
+        """mailbox: the handle of a `Mailbox`. threads: how many this worker has; None: its share of
+        the machine's, by GPUs."""
+        # in place of Ray's handler, which ends the process with its work undone
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        install()
+        silence_libraries()
+        if offline:
+            go_offline()
+        # torch reads it when it is imported; Ray has set it to 1
+        os.environ["OMP_NUM_THREADS"] = str(threads or _share_by_gpus())
+        self._number, self._mailbox, self._work = number, mailbox, work
+        self._posted = 0.0
+        self._reply: Any = None
+
+    def join(self) -> Joined:
+        """Introduce this worker."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        return Joined(f"{socket.gethostname()}:{os.getpid()}", node, dict(self._work.facts()))
+
+    def run(self, unit: T_contra) -> Outcome:
+        """Do a unit. Raises what is a bug."""
+        try:
+            with stoppable():
+                return Outcome("done", self._work.run(unit, self._on_event))
+        except KeyboardInterrupt:
+            return Outcome("leaving")
+        except Cancelled:
+            return Outcome("stopped")
+        except StdError as e:
+            return Outcome("failed", message=str(e), kind=e.kind)
+
+    def _on_event(self, event: Event) -> None:
+        """Report an event, progress now and then. Raises Cancelled where the run is to end."""
+        import ray
+
+        progress = event["event"] == "progress"
+        if progress and time.monotonic() - self._posted < POST_EVERY:
+            return
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            stop = ray.get(self._reply)
+            self._reply = None
+            if stop and progress:
+                raise Cancelled("the run is to end")
+        reply = self._mailbox.post.remote(self._number, event)
+        if progress:
+            self._posted, self._reply = time.monotonic(), reply
+
+
+class Mailbox:
+    """What workers report, until it is taken; and whether they are to stop."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[int, Event]] = []
+        self._stop = False
+
+    def post(self, worker: int, event: Event) -> bool:
+        """Returns whether the run is to end."""
+        self._events.append((worker, event))
+        return self._stop
+
+    def take(self, stop: bool) -> list[tuple[int, Event]]:
+        """What has come since the last call. stop: whether the workers are to end."""
+        events, self._events, self._stop = self._events, [], stop
+        return events
+
+
+def _share_by_gpus() -> int:
+    """The processors of this machine for each of its GPUs."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    gpus = next((n["Resources"].get("GPU", 1) for n in ray.nodes() if n["NodeID"] == here), 1)
+    return max(1, processors() // max(1, int(gpus)))
