@@ -1,5 +1,6 @@
 """What `std models` calls: list, download, verify and remove the models of the table."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from std_cli.events import Model, OnEvent, Pulled, Removed, Verified
 from std_cli.weights import downloads
 from std_cli.weights.hub import source
 from std_cli.weights.resolve import TINY
+from std_cli.weights.web_files import web_file
 from std_cli.weights.zoo import ModelEntry, TaskName, find_entry, std_lora, zoo
 
 
@@ -18,7 +20,7 @@ def list_models() -> list[Model]:
 
 
 def _embedded() -> Model:
-    size = sum(file.stat().st_size for file in _here("tiny").values())
+    size = sum(file.stat().st_size for file in files_of("tiny").values())
     return {
         "event": "model",
         "name": "tiny",
@@ -37,7 +39,7 @@ def _embedded() -> Model:
 
 
 def _describe(entry: ModelEntry) -> Model:
-    here = {} if entry.url else downloads.files_here(source(entry.name))
+    here = files_here(entry.name)
     tasks = [task for task, names in zoo().tasks.items() if entry.name in names]
     if entry.method == "std":
         tasks.append("image" if entry.task == "i2i" else "video")
@@ -68,27 +70,15 @@ def needed(task: TaskName, eta: float = 0.75) -> list[str]:
 def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> list[Pulled]:
     """Bring models into the cache, those that are not there; returns the `pulled` events.
 
-    Raises InputError for an unknown name, or one that is not on the Hub; StdError if the Hub or the
-    disk fails.
+    Raises InputError for an unknown name; StdError if the Hub, another server or the disk fails.
     """
-    embedded = "tiny" in names
-    names = [name for name in names if name != "tiny"]
-    by_hand = [name for name in names if find_entry(name).url]
-    for name in by_hand if len(by_hand) < len(names) else ():
-        on_event(
-            {
-                "event": "notice",
-                "message": f"{name} is not on the Hub: download {find_entry(name).url}",
-            }
-        )
-    sources = {
-        name: source(name)
-        for name in dict.fromkeys(names)
-        if name not in by_hand or len(by_hand) == len(names)
-    }
+    names = list(dict.fromkeys(names))
+    of_web = {name: file for name in names if name != "tiny" and (file := web_file(name))}
+    of_hub = {name: source(name) for name in names if name != "tiny" and name not in of_web}
     missing = {
-        name: downloads.list_files(s) for name, s in sources.items() if not downloads.files_here(s)
+        name: downloads.list_files(s) for name, s in of_hub.items() if not downloads.files_here(s)
     }
+    sizes = {name: sum(f.size for f in files) for name, files in missing.items()}
     files = list(
         {
             (f.source.repo, f.source.revision, f.name): f for fs in missing.values() for f in fs
@@ -104,19 +94,25 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
 
     if files:
         downloads.download(files, on_bytes)
+    for name, file in of_web.items():
+        if not file.path.is_file():
+            downloads.download_web_file(file, on_bytes)
+            sizes[name] = file.path.stat().st_size
     results: list[Pulled] = []
-    if embedded:
-        results.append({"event": "pulled", "name": "tiny", "path": str(TINY), "bytes": 0})
-        on_event(results[0])
-    for name, s in sources.items():
-        here = downloads.files_here(s)
+    for name in names:
+        here = {name: TINY} if name == "tiny" else files_here(name)
         if not here:
             raise StdError(
                 f"{name} is not whole in the cache although it was downloaded: run std models "
                 f"verify {name}"
             )
-        size = sum(f.size for f in missing.get(name, ()))
-        pulled: Pulled = {"event": "pulled", "name": name, "path": _place(here), "bytes": size}
+        place = str(TINY) if name == "tiny" else _place(here)
+        pulled: Pulled = {
+            "event": "pulled",
+            "name": name,
+            "path": place,
+            "bytes": sizes.get(name, 0),
+        }
         results.append(pulled)
         on_event(pulled)
     return results
@@ -124,7 +120,7 @@ def pull(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> lis
 
 def path_of(name: str) -> str:
     """Where a model is: its file, or the folder of several. Raises InputError if it is not here."""
-    return str(TINY) if name == "tiny" else _place(_here(name))
+    return str(TINY) if name == "tiny" else _place(files_of(name))
 
 
 def verify(
@@ -135,16 +131,14 @@ def verify(
 
     `repair` fetches again what is damaged. Raises StdError if something is damaged and stays so.
     """
-    wanted = list(names) or [
-        e.name for e in zoo().models.values() if e.repo and downloads.files_here(source(e.name))
-    ]
+    wanted = list(names) or [name for name in zoo().models if files_here(name)]
     if not wanted:
         message = "nothing to verify: no downloaded model is here (std models pull gets some)"
         on_event({"event": "notice", "message": message})
     results: list[Verified] = []
     damaged: dict[str, list[Path]] = {}
     for name in wanted:
-        here = _here(name)
+        here = files_of(name)
         wrong = dict(downloads.problems(here))
         results.append(
             {
@@ -161,7 +155,8 @@ def verify(
         raise StdError("tiny is damaged, and it is part of the package: install std again")
     if damaged and repair:
         for name in damaged:
-            downloads.list_files(source(name))  # the Hub must have them, before anything is deleted
+            if web_file(name) is None:  # the Hub must have them, before anything is deleted
+                downloads.list_files(source(name))
         for path in {path for paths in damaged.values() for path in paths}:
             downloads.discard(path)
         pull(list(damaged), on_event=on_event)
@@ -181,7 +176,7 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
     """
     if "tiny" in names:
         raise InputError("tiny is part of the package: it cannot be removed")
-    found = {name: _here(name, "there is nothing to remove") for name in names}
+    found = {name: files_of(name, "there is nothing to remove") for name in names}
     results = []
     for name, here in found.items():
         others = [
@@ -189,24 +184,35 @@ def remove(names: Sequence[str], *, on_event: OnEvent = lambda event: None) -> l
             for e in zoo().models.values()
             if e.repo == find_entry(name).repo and e.name not in names
         ]
-        kept = {path for e in others for path in downloads.files_here(source(e.name)).values()}
+        kept = {path for e in others for path in files_here(e.name).values()}
         freed = sum(downloads.discard(path) for path in here.values() if path not in kept)
-        downloads.tidy(_folder(here))
+        if web_file(name) is None:
+            downloads.tidy(_folder(here))
+        else:
+            shutil.rmtree(_folder(here), ignore_errors=True)
         removed: Removed = {"event": "removed", "name": name, "bytes": freed}
         results.append(removed)
         on_event(removed)
     return results
 
 
-def _here(name: str, remedy: str = "") -> dict[str, Path]:
+def files_of(name: str, remedy: str = "") -> dict[str, Path]:
     """{file name: path} of a model that is here. Raises InputError, with the remedy, if it is
     not."""
     if name == "tiny":
         return {f.relative_to(TINY).as_posix(): f for f in sorted(TINY.rglob("*")) if f.is_file()}
-    here = downloads.files_here(source(name))
+    here = files_here(name)
     if not here:
         raise InputError(f"{name} is not here: {remedy or f'run std models pull {name}'}")
     return here
+
+
+def files_here(name: str) -> dict[str, Path]:
+    """{file name: path} of a model of the table if all of it is here, else {}."""
+    file = web_file(name)
+    if file is None:
+        return downloads.files_here(source(name))
+    return {file.name: file.path} if file.path.is_file() else {}
 
 
 def _folder(here: dict[str, Path]) -> Path:

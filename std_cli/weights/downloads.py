@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from std_cli.errors import InputError, NetworkError, StdError
+from std_cli.paths import writing
 from std_cli.weights.files import file_names, read_header
 from std_cli.weights.fingerprints import sha256
 from std_cli.weights.hub import (
@@ -31,6 +32,8 @@ from std_cli.weights.hub import (
     why_offline,
 )
 from std_cli.weights.sdxl_files import wanted_files
+from std_cli.weights.web_files import WebFile
+from std_cli.weights.zoo import corrections_file
 
 T = TypeVar("T")
 PARALLEL = 4  # files at once
@@ -106,29 +109,47 @@ def download(files: list[HubFile], on_bytes: Callable[[int, int], None]) -> None
             raise
 
 
-def check_room(size: int) -> None:
-    """Raises StdError unless `size` bytes and a little more fit where the cache is."""
+def check_room(size: int, place: Path | None = None) -> None:
+    """Raises StdError unless `size` bytes and a little more fit where the cache is, or in
+    `place`."""
     from huggingface_hub import constants
 
-    place = Path(constants.HF_HUB_CACHE)
+    variable = "XDG_CACHE_HOME" if place else "HF_HOME"
+    place = place or Path(constants.HF_HUB_CACHE)
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if size * 1.02 > free:
         raise StdError(
             f"the download takes {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left: "
-            f"free some, or set "
-            "HF_HOME"
+            f"free some, or set {variable}"
         )
 
 
 def _download(file: HubFile, count: Callable[[int], None]) -> None:
     from huggingface_hub import hf_hub_download
+
+    source, bar = file.source, _bar(count)
+    with hub_errors(source, [source]):
+        if len(file.digest) == 64:
+            _bring(file, count, bar)
+        path = Path(
+            _patiently(
+                lambda: hf_hub_download(
+                    source.repo, file.name, revision=source.revision, tqdm_class=bar
+                )
+            )
+        )
+    if len(file.digest) == 40 and not _is(path, file.digest):
+        discard(path)
+        raise _damaged(file)
+
+
+def _bar(count: Callable[[int], None]) -> Any:
+    """A progress bar of huggingface_hub's that only counts: nothing is drawn."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Count(tqdm):
-        """Only counts: nothing is drawn."""
-
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
 
@@ -136,20 +157,7 @@ def _download(file: HubFile, count: Callable[[int], None]) -> None:
             count(int(n or 0))
             return None
 
-    source = file.source
-    with hub_errors(source, [source]):
-        if len(file.digest) == 64:
-            _bring(file, count, Count)
-        path = Path(
-            _patiently(
-                lambda: hf_hub_download(
-                    source.repo, file.name, revision=source.revision, tqdm_class=Count
-                )
-            )
-        )
-    if len(file.digest) == 40 and not _is(path, file.digest):
-        discard(path)
-        raise _damaged(file)
+    return Count
 
 
 def _bring(file: HubFile, count: Callable[[int], None], bar: Any) -> None:
@@ -224,6 +232,79 @@ def _patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
+# --- files that are not on the Hub -------------------------------------------------------------
+
+
+def download_web_file(file: WebFile, on_bytes: Callable[[int, int], None]) -> None:
+    """Bring a file to its place; `on_bytes` gets (bytes done, bytes in all). What an earlier try
+    brought is kept, where the server can send the rest.
+
+    Raises NotDownloaded off-line; StdError if the server fails, or if the file is not the one that
+    the table knows by its hash. Then nothing of it is kept.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    if why := why_offline():
+        raise file.unreachable(why)
+    part = file.path.with_name(f"{file.name}.incomplete")
+    with writing(file.path):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(part.with_name(".lock")):
+            if file.path.is_file():
+                return
+            with _web_errors(file):
+                _get_web_file(file, part, on_bytes)
+            if not _is(part, file.sha256):
+                part.unlink()
+                raise NetworkError(
+                    f"{file.url} arrived damaged, or is another file now (its hash is not the "
+                    f"table's): run the command again"
+                )
+            part.rename(file.path)
+
+
+def _get_web_file(file: WebFile, part: Path, on_bytes: Callable[[int, int], None]) -> None:
+    from huggingface_hub import get_session
+    from huggingface_hub.file_download import http_get
+
+    head = get_session().head(file.url, follow_redirects=True, timeout=10)
+    total = int(head.headers.get("Content-Length", 0)) if head.is_success else 0
+    done = part.stat().st_size if part.exists() else 0
+    if total:
+        check_room(total - done, part.parent)
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_bytes(done, max(done, total))
+
+    def get() -> None:
+        with part.open("ab") as target:
+            http_get(file.url, target, resume_size=target.tell(), tqdm_class=_bar(count))
+            target.flush()
+            os.fsync(target.fileno())
+
+    if not total or done != total:
+        _patiently(get)
+
+
+@contextmanager
+def _web_errors(file: WebFile) -> Iterator[None]:
+    """Say what an exception of huggingface_hub means for a file that is elsewhere."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HfHubHTTPError as error:
+        raise NetworkError(
+            f"the server of {file.model} answered {error.response.status_code} about {file.url}: "
+            f"try again later; if the file has moved, correct [models.{file.model}] in "
+            f"{corrections_file()}"
+        ) from error
+    except (errors.HTTPError, ConnectionError) as error:  # type: ignore[attr-defined]  # httpx's
+        raise file.unreachable("its server cannot be reached") from error
+
+
 # --- what is in the cache ----------------------------------------------------------------------
 
 
@@ -241,7 +322,10 @@ def problems(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) of every file that is not what was downloaded, or whose safetensors
     header is damaged."""
     for name, path in files.items():
-        digest = path.resolve().name  # the cache names files by their hash, and links to them
+        # the Hub's cache names files by their hash, and links to them; ours names their folders
+        digest = next(
+            (n for n in (path.resolve().name, path.parent.name) if len(n) in (40, 64)), ""
+        )
         if len(digest) in (40, 64) and not _is(path, digest):
             yield name, "its hash is wrong"
         elif path.suffix == ".safetensors":

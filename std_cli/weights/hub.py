@@ -42,7 +42,7 @@ def source(name: str) -> HubRepo:
     the table."""
     entry = find_entry(name)
     if entry.url:
-        raise InputError(f"{name} is not on the Hub: download {entry.url} and give the file")
+        raise InputError(f"{name} is not on the Hub: run std models pull {name} and give the file")
     return HubRepo(entry.repo, entry.revision, entry.files, entry.include or HubRepo.include)
 
 

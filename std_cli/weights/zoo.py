@@ -18,7 +18,7 @@ Kind = Literal[
     "base", "config", "vae", "lora", "ip-adapter", "motion", "backbone", "text-encoder", "metric"
 ]
 LoraLayout = Literal["diffusers", "kohya", "peft"]
-TaskName = Literal["image", "video", "distill"]
+TaskName = Literal["image", "video", "distill", "compare"]
 
 
 TABLE = Path(__file__).parent / "zoo.toml"
@@ -66,6 +66,8 @@ class ModelEntry(Frozen):
     """A commit, or a branch where none is known."""
     url: str = ""
     """Of a file that is not on the Hub."""
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    """Of that file."""
     files: tuple[str, ...] = ()
     """All of them are needed; without any it is the SDXL folder that `include` covers."""
     include: tuple[str, ...] = ()
@@ -95,6 +97,8 @@ class ModelEntry(Frozen):
     def _whole(self) -> Self:
         if bool(self.repo) == bool(self.url):
             raise ValueError(f"{self.name}: give either repo or url")
+        if bool(self.url) != bool(self.sha256) or (self.url and len(self.files) != 1):
+            raise ValueError(f"{self.name}: a url has one file with its sha256")
         if not self.files and not self.include:
             raise ValueError(f"{self.name}: give files, or include")
         if self.checked and self.repo and len(self.revision) != 40:

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from std_cli.media.measures import resized
 from std_cli.media.video.clip import Pixels
+from std_cli.weights.cache import files_here
+from std_cli.weights.zoo import find_entry
 
 Direction = Literal["higher", "lower", "none"]
 Domain = Literal["picture", "clip"]
@@ -72,14 +74,34 @@ class Measure(ABC):
     """The paper, or the page."""
     weights: ClassVar[tuple[str, ...]] = ()
     """Names of the models that it needs, as `std models` has them."""
-    licence: ClassVar[str] = ""
-    """Of those weights."""
     domain: ClassVar[Domain]
     """What it is taken of. A measure of pictures is also taken of clips, as a mean over frames."""
 
+    def __init__(self, device: str = "cpu") -> None:
+        """device: where its network runs, as torch names it."""
+        self.device = device
+
+    @property
+    def licence(self) -> str:
+        """Of its weights; "" if it has none."""
+        return ", ".join(dict.fromkeys(find_entry(name).licence for name in self.weights))
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What identifies its weights: {name: the commit on the Hub, or the SHA-256}."""
+        entries = [find_entry(name) for name in self.weights]
+        return {entry.name: entry.sha256 or entry.revision for entry in entries}
+
     def available(self) -> str | None:
         """Why it cannot be taken at all, with what to do about it; None if it can."""
-        return None
+        missing = [name for name in self.weights if not files_here(name)]
+        if not missing:
+            return None
+        verb = "is" if len(missing) == 1 else "are"
+        return (
+            f"{' and '.join(missing)} {verb} not downloaded: run std models pull "
+            f"{' '.join(missing)}"
+        )
 
     def lacks(self, sample: Sample) -> str | None:
         """Why it cannot be taken of this sample; None if it can."""
@@ -120,7 +142,8 @@ class PictureMeasure(Measure):
 
     domain = "picture"
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(device)
         self._sample: Sample
         self._values: list[float] = []
 

@@ -12,7 +12,8 @@ class _OfQuality(Measure):
 
     domain = "clip"
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(device)
         self._quality = Quality()
 
     def begin(self, sample: Sample) -> None:
@@ -58,7 +59,8 @@ class WarpError(Measure):
     source = "Lai et al., Learning Blind Video Temporal Consistency, 2018 (arXiv 1808.00449), eq. 8"
     domain = "clip"
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(device)
         self._flow = Flow()
         self._before: Moment | None = None
         self._errors: list[float] = []
