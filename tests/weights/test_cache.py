@@ -1,5 +1,6 @@
 """`std models`, against a small Hub on this machine that also fails as a real one does."""
 
+import hashlib
 import json
 import re
 import signal
@@ -337,10 +338,10 @@ def test_names_and_tasks(capsys):
         "sdxl",
         "dinov2-small",
     ]
+    assert needed("compare") == ["csd", "clip-l", "aesthetic", "vgg16", "lpips", "raft"]
     for arguments, message in [
         (["pull"], "nothing to pull"),
         (["pull", "lcn"], "did you mean lcm"),
-        (["pull", "dinov2-original"], "is not on the Hub: download https://"),
         (["rm"], "nothing to remove"),
         (["inspect", "gone.safetensors"], "is not a file"),
         (["pull", "--for", "cooking"], "cooking"),
@@ -432,3 +433,62 @@ def test_a_wrong_correction_is_one_line(corrections, capsys, text, message):
     assert (
         out == "" and err.count("\n") == 1 and re.search(message, err) and str(corrections) in err
     )
+
+
+@pytest.fixture
+def elsewhere(corrections, tmp_path, monkeypatch, hub):
+    """(the path of lpips, which is on a server that is not the Hub; its handler)"""
+    _, handler = hub
+    data = b"weights" * 1000
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "vgg.pth").write_bytes(data)
+    handler.repos["a/b"] = tmp_path / "served"
+    url, digest = f"{handler.store}/cdn/a/b/vgg.pth", hashlib.sha256(data).hexdigest()
+    corrections.write_text(f'[models.lpips]\nurl = "{url}"\nsha256 = "{digest}"\n')
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(downloads, "PAUSES", (0, 0, 0))
+    return tmp_path / "cache" / "std" / "downloads" / digest / "vgg.pth", handler
+
+
+def test_the_life_of_a_model_that_is_not_on_the_hub(elsewhere, capsys):
+    path, handler = elsewhere
+    handler.faults["vgg.pth"] = ["503"]
+    assert run(["models", "pull", "lpips"]) == 0 and path.read_bytes() == b"weights" * 1000
+    assert handler.sent == ["vgg.pth"]
+    assert set(handler.tokens) == {None}, "the token is the Hub's alone"
+    assert run(["models", "pull", "lpips"]) == 0 and handler.sent == ["vgg.pth"]
+    capsys.readouterr()
+    assert run(["models", "path", "lpips"]) == 0 and capsys.readouterr().out == f"{path}\n"
+    assert run(["models", "verify"]) == 0
+    path.write_bytes(b"weightz" * 1000)
+    assert (
+        run(["models", "verify", "lpips"]) == 1 and "its hash is wrong" in capsys.readouterr().out
+    )
+    assert run(["models", "verify", "--repair", "lpips"]) == 0
+    assert path.read_bytes() == b"weights" * 1000
+    assert run(["models", "rm", "lpips"]) == 0 and not path.parent.exists()
+
+
+def test_a_file_from_elsewhere_resumes_and_is_checked(elsewhere, capsys, monkeypatch):
+    path, handler = elsewhere
+    path.parent.mkdir(parents=True)
+    part = path.with_name("vgg.pth.incomplete")
+    part.write_bytes(b"weights" * 400)
+    assert run(["models", "pull", "lpips"]) == 0 and handler.sent == ["vgg.pth@2800"]
+    path.unlink()
+    handler.faults["vgg.pth"] = ["wrong"]
+    capsys.readouterr()
+    for code, message in ((5, "arrived damaged, or is another file now"), (0, "")):
+        assert run(["models", "pull", "lpips"]) == code and message in capsys.readouterr().err
+        assert not part.exists() and path.exists() == (code == 0)
+    path.unlink()
+    handler.faults["vgg.pth"] = ["503"] * 4
+    assert run(["models", "pull", "lpips"]) == 5
+    err = capsys.readouterr().err
+    assert "answered 503" in err and "correct [models.lpips] in" in err and err.count("\n") == 1
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(["models", "pull", "lpips"]) == 5
+    assert "lpips is not downloaded, and HF_HUB_OFFLINE is set" in capsys.readouterr().err

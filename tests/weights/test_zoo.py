@@ -53,7 +53,9 @@ def test_every_entry_is_whole():
     assert source("lcm").command.startswith(
         "hf download latent-consistency/lcm-lora-sdxl --revision a18548dd"
     )
-    with pytest.raises(InputError, match="not on the Hub: download https://dl.fbaipublicfiles"):
+    with pytest.raises(
+        InputError, match="not on the Hub: run std models pull dinov2-original and give"
+    ):
         source("dinov2-original")
     with pytest.raises(
         InputError, match="no model 'lightnin-8' in the table: did you mean lightning-8"
@@ -65,6 +67,7 @@ def test_every_entry_is_whole():
     "wrong",
     [
         {"repo": "", "url": ""},
+        {"repo": "", "url": "https://example.org/a.pth"},
         {"files": ()},
         {"revision": "main"},
         {"checked": False},
