@@ -12,7 +12,7 @@ The words are each error's `kind`; `EXIT_CODES` has the exit codes. The message 
 wrong, the value, and what to do about it. Only `std_cli.cli.commands` catches these.
 
 Names and values in it may come from files of anyone. So every message is made printable and cut
-here, and `quote` shows a value out of a file.
+here, and `quote` shows a value out of a file. URLs are shown without what may be secret in them.
 """
 
 import re
@@ -67,6 +67,20 @@ def _printable(character: str) -> str:
     ):
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+_USER = re.compile(r"(?<=://)[^/\s'\"@]*@")
+_QUERY = re.compile(
+    r"(https?://[^\s'\"?#]*|[a-z][a-z0-9+.-]+://[^\s'\"?]*(?=\?[^\s'\"]*=))[?#][^\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """Text in which URLs have neither user and password nor a query, which may hold a token."""
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))
 
 
 def quote(value: object) -> str:
@@ -193,7 +207,7 @@ class StdError(Exception):
     """Another process of the same run reports it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(redacted(message)))
 
     @property
     def exit_code(self) -> int:

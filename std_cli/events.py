@@ -200,6 +200,15 @@ class Downloading(TypedDict):
     total: int
 
 
+class Copying(TypedDict):
+    """Bytes of inputs have arrived from their storage."""
+
+    event: Literal["progress"]
+    stage: Literal["copy"]
+    done: int
+    total: int
+
+
 class TrainingProgress(TypedDict):
     """An update of the training is done. Losses are means over the lanes of all processes."""
 
@@ -240,6 +249,7 @@ Progress = (
     | Counting
     | Checking
     | Downloading
+    | Copying
     | TrainingProgress
 )
 

@@ -37,7 +37,7 @@ def user_path(given: str | os.PathLike[str], what: str) -> Path:
     "--style", "data.sources"). A name that exists as it is written is not expanded. Raises
     InputError for what cannot be a path here: an empty text, "-", bytes that are not UTF-8, NUL, a
     name that is too long or may not be looked up, an unknown user's folder, a file with a slash
-    after its name.
+    after its name, a URL.
     """
     try:
         text = os.fspath(given)
@@ -52,6 +52,10 @@ def user_path(given: str | os.PathLike[str], what: str) -> Path:
     if text == "-":
         raise InputError(
             f"{what} '-': neither standard input nor standard output can be used; give a path"
+        )
+    if is_url(text):
+        raise InputError(
+            f"{what} {quoted(text)}: a URL cannot be used here; give a path on this machine"
         )
     path = check_path(Path(text), what)
     if text.startswith("~") and not os.path.lexists(path):
@@ -89,6 +93,23 @@ def check_path(path: Path, what: str) -> Path:
             remedy = _REMEDY.get(e.errno or 0, "check the disk")
             raise InputError(f"{what} {quoted(path)}: {e.strerror or e}; {remedy}") from None
     return path
+
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://")
+
+
+def is_url(given: object) -> bool:
+    """Whether a text names a file in a storage, as s3://bucket/name does.
+
+    Only texts that begin with a scheme that fsspec knows do, and no name that exists on this
+    machine: a colon makes no URL.
+    """
+    match = _URL.match(given) if isinstance(given, str) else None
+    if match is None or os.path.lexists(str(given)):
+        return False
+    from fsspec.registry import available_protocols
+
+    return match[1] in available_protocols()
 
 
 def config_folder() -> Path:

@@ -21,6 +21,7 @@ LAYERS = (
     ("media",),
     ("config",),
     ("weights",),
+    ("storage",),
     ("paths", "schedule"),
     ("errors", "environment", "events", "interruption"),
 )
@@ -31,6 +32,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"cli/console", "cli/tables"},
     "huggingface_hub": {"weights/hub", "weights/downloads"},
+    "fsspec": {"storage", "paths"},
     "av": {"media/video", "tinypack"},
     "diffusers": {
         "diffusion",

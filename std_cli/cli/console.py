@@ -148,9 +148,14 @@ class Reporter:
         elif stage in ("count", "check", "report"):
             words = {"count": "counting the shots of", "check": "checking", "report": "reading"}
             self._advance(f"{words[stage]} {_short(e.get('input') or e['what'])}")
-        elif stage == "pull":
+        elif stage in ("pull", "copy"):
             done, total = e["done"], e["total"]
-            self._advance("downloading", done, total, f"{done / 1e9:.2f}/{total / 1e9:.2f} GB")
+            self._advance(
+                "downloading" if stage == "pull" else "copying",
+                done,
+                total,
+                f"{done / 1e9:.2f}/{total / 1e9:.2f} GB",
+            )
         elif stage == "distill":
             self._distill(e)
         elif stage == "video":

@@ -28,7 +28,7 @@ from std_cli.config import (
 )
 from std_cli.errors import InputError, quote
 from std_cli.events import Config, ResolvedSetting, SettingSource
-from std_cli.paths import config_folder
+from std_cli.paths import config_folder, is_url
 from std_cli.stylize.model_choice import follow_lora
 from std_cli.weights.lora.find import pack_lora
 from std_cli.weights.resolve import find_pack
@@ -229,14 +229,14 @@ def _references(value: object, folder: Path, where: str) -> list[str]:
     texts = [text for text in given if isinstance(text, str) and text]
     if not texts or len(texts) < len(given):
         raise InputError(f"{where}: style {quote(value)}: give a file, or a list of files")
-    return [text if text.startswith("~") else str(folder / text) for text in texts]
+    return [text if text.startswith("~") or is_url(text) else str(folder / text) for text in texts]
 
 
 def _check_references(given: Given) -> None:
     """Raises InputError, which names the file of defaults, for a reference that is not there."""
     origin = given.origins.get("style", Origin("flag"))
     for text in given.style if origin.source in ("look", "folder", "user file") else ():
-        if not parse_style(text)[0].is_file():
+        if not is_url(text) and not parse_style(text)[0].is_file():
             raise InputError(
                 f"{origin.where}: style {quote(text)}: no such file; a path starts from the folder "
                 "of the file of defaults"

@@ -11,6 +11,7 @@ from std_cli.media.video.animations import ANIMATIONS, is_still
 from std_cli.media.video.clip import VIDEO_SUFFIXES
 from std_cli.media.write_picture import OUTPUT_SUFFIXES
 from std_cli.paths import user_path
+from std_cli.storage.scratch import LOCAL_ONLY, Scratch
 from std_cli.stylize.outputs import identity
 from std_cli.stylize.settings import read_settings
 
@@ -21,22 +22,33 @@ def files_of(
     what: str,
     references: Sequence[Path],
     notices: list[str],
+    scratch: Scratch = LOCAL_ONLY,
 ) -> list[Path]:
     """The files that an input stands for: itself, or those that a folder holds or a pattern
     matches, without the style references and the results of std.
 
     what: "picture" or "video", for messages. `notices` receives a line for what is left out. A file
-    that is named is always taken. Raises InputError if nothing is left.
+    that is named is always taken. Results whose content is in a storage are known by their names.
+    Raises InputError if nothing is left.
     """
     found = expand_inputs([item], suffixes, what, notices)
     if found == [user_path(item, "input")]:
+        if found[0].suffix.lower() in ANIMATIONS:
+            scratch.fetch(found)
         _check_kind(found[0], what)
         return found
+    stems = {path.stem for path in found}
+
+    def is_result(path: Path) -> bool:
+        if scratch.is_empty(path):
+            return path.stem.endswith("_stylized") and path.stem[: -len("_stylized")] in stems
+        return _is_result(path)
+
     styles = {identity(path) for path in references if path.exists()}
     kept = found
     for is_left_out, reason in (
         (lambda path: identity(path) in styles, "which --style names"),
-        (_is_result, "which std wrote"),
+        (is_result, "which std wrote"),
     ):
         kept = _without(kept, is_left_out, reason, item, notices)
     if not kept:
@@ -80,7 +92,8 @@ def _without(
         notices.append(
             f"{item}: left out: {gone[0].name}{more}, {reason}; name a file to take it all the same"
         )
-    return [path for path in found if path not in set(gone)]
+    left_out = set(gone)
+    return [path for path in found if path not in left_out]
 
 
 def _is_result(path: Path) -> bool:

@@ -29,6 +29,7 @@ from std_cli.media.write_picture import (
     save_picture,
 )
 from std_cli.paths import names_folder, remove_stale_drafts, user_path, write_stream
+from std_cli.storage.scratch import LOCAL_ONLY, Scratch
 from std_cli.stylize.inputs import files_of
 from std_cli.stylize.model_choice import Find, call, choose_model
 from std_cli.stylize.options import ImageOptions
@@ -115,6 +116,8 @@ class ImageRequest:
     """What the user should know of inputs, references and outputs."""
     given: Mapping[str, Any]
     """The options that the user gave."""
+    scratch: Scratch
+    """The copies of what URLs name."""
 
 
 def run_images(
@@ -197,7 +200,7 @@ def _stylize_one(
     result = _compared(picture, result, r.s)
     sha256 = fingerprint(job.source) if isinstance(job.source, Path) else None
     record = {**facts, "input": source_name(job.source)}
-    record["origin"] = origin(job.source, sha256, r.styles, r.given)
+    record["origin"] = origin(job.source, sha256, r.styles, r.given, r.scratch)
     parameters = parameters_text(facts, job.working)
     if r.stream is not None:
         write_stream(r.stream, encode_picture(result, "PNG", record, parameters))
@@ -233,6 +236,7 @@ def prepare_images(
     style: Style | Sequence[Style],
     output: Output = None,
     *,
+    scratch: Scratch = LOCAL_ONLY,
     existing: Existing = "refuse",
     keep_going: bool = False,
     find: Find = call,
@@ -240,20 +244,27 @@ def prepare_images(
 ) -> ImageRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
 
-    Parameters and errors as of `Stylizer.images`.
+    scratch: what receives copies of the inputs and references that URLs name. Other parameters and
+    errors as of `Stylizer.images`.
     """
     given: dict[str, Any] = dict(options)
     asked = image_settings(given)  # raises what is wrong whatever the model says
-    styles = weigh_styles(style)
+    styles = weigh_styles(scratch.style(style))
     named = [path for path, _ in styles if isinstance(path, Path)]
-    sources, notices = _sources(inputs, named, once=output is not None)
+    output = scratch.output(output, try_it=existing != "note")
+    sources, notices = _sources(scratch.inputs(inputs), named, output is not None, scratch)
+    scratch.fetch(named)
     pictures, white = read_references(styles)
     notices += white
     jobs, folder, stream = _jobs(sources, output, notices)
     reads = [*named, *(job.source for job in jobs if isinstance(job.source, Path))]
     check_outputs([job.target for job in jobs if job.target], folder, reads)
     jobs = _to_do(jobs, existing, notices)
-    jobs, sizes, failed = _read_once(jobs, existing, keep_going, notices)
+    wanted = [
+        j for j in jobs if existing != "refuse" or not (j.target and os.path.lexists(j.target))
+    ]
+    scratch.fetch(job.source for job in wanted if isinstance(job.source, Path))
+    jobs, sizes, failed = _read_once(jobs, existing, keep_going, notices, scratch)
     if try_folder(folder) is None:
         _check_writable(jobs, existing)
     choice = choose_model(given, asked, bool(jobs), find)
@@ -274,11 +285,12 @@ def prepare_images(
         choice.schedule,
         notices,
         given,
+        scratch,
     )
 
 
 def _sources(
-    inputs: object, references: Sequence[Path], once: bool
+    inputs: object, references: Sequence[Path], once: bool, scratch: Scratch
 ) -> tuple[list[tuple[Source, str]], list[str]]:
     """The pictures that the inputs name or are, with their names as given, and what the user should
     know of those that are left out.
@@ -290,10 +302,11 @@ def _sources(
     ) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     sources: list[tuple[Source, str]] = []
+    paths: set[Path] = set()
     notices: list[str] = []
     for item in inputs:
         if isinstance(item, str | Path):
-            files = files_of(item, PICTURE_SUFFIXES, "picture", references, notices)
+            files = files_of(item, PICTURE_SUFFIXES, "picture", references, notices, scratch)
             named = files == [user_path(item, "input")]
             found: list[tuple[Source, str]] = [
                 (file, str(item if named else file)) for file in files
@@ -302,10 +315,12 @@ def _sources(
             source = take_source(item, "input")
             found = [(source, source_name(source))]
         for source, name in found:
-            if once and isinstance(source, Path) and source in (s for s, _ in sources):
+            if once and isinstance(source, Path) and source in paths:
                 notices.append(f"{name} is named more than once: it is stylized once")
-            else:
-                sources.append((source, name))
+                continue
+            sources.append((source, name))
+            if isinstance(source, Path):
+                paths.add(source)
     if not sources:
         raise InputError(
             "no input: give pictures, folders of pictures, or patterns such as 'photos/*.jpg'"
@@ -356,11 +371,16 @@ def _to_do(jobs: list[PictureJob], existing: Existing, notices: list[str]) -> li
     there = [job.target for job in jobs if job.target and os.path.lexists(job.target)]
     if there and existing in ("skip", "note"):
         notices.append(existing_notice(there, existing))
-    return jobs if existing != "skip" else [job for job in jobs if job.target not in set(there)]
+    skipped = set(there)
+    return jobs if existing != "skip" else [job for job in jobs if job.target not in skipped]
 
 
 def _read_once(
-    jobs: list[PictureJob], existing: Existing, keep_going: bool, notices: list[str]
+    jobs: list[PictureJob],
+    existing: Existing,
+    keep_going: bool,
+    notices: list[str],
+    scratch: Scratch,
 ) -> tuple[list[PictureJob], list[tuple[int, int]], list[Error]]:
     """(those that can be stylized, the sizes of their pictures, errors of the others): each picture
     is decoded once, so that a damaged one is known before the work.
@@ -372,6 +392,8 @@ def _read_once(
         try:
             if existing == "refuse" and job.target and os.path.lexists(job.target):
                 raise exists_already(job.target)
+            if isinstance(job.source, Path):
+                scratch.check(job.source)
             picture = read_source(job.source, side=1)
         except InputError as e:
             if len(jobs) == 1:

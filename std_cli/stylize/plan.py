@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from std_cli.diffusion.devices import device_name
 from std_cli.diffusion.memory import MARGIN
 from std_cli.errors import InputError, NotDownloaded, OutputExists, counted
 from std_cli.events import OnEvent, Plan, PlannedInput, PlannedTime, ResolvedSetting
+from std_cli.storage.scratch import Scratch
 from std_cli.stylize.defaults import Origin, resolved
 from std_cli.stylize.memory_needs import MemoryNeeds
 from std_cli.stylize.options import ImageOptions, VideoOptions
@@ -76,22 +77,31 @@ def plan_images(
     Raises the errors that it would raise before it loads a weight, but for outputs that exist,
     which are a note.
     """
-    found, existing = Found(), _rule(overwrite, skip_existing)
-    request = prepare_images(
-        inputs, style, output, existing=existing, keep_going=keep_going, find=found, **options
-    )
-    _check_any(request)
-    working = max((job.working for job in request.jobs), key=area)
-    notes = [*request.notices, *found.notes(), *_left_out(request)]
-    settings = _resolved(request, options, origins)
-    inputs_planned = picture_inputs(request)
-    planner = _Planner(request, settings, found.missing, working, inputs_planned, 1, 0, notes)
-    return planner.plan(
-        request.jobs[0].target,
-        probe,
-        on_event,
-        lambda: time_picture(request, working, notes.append),
-    )
+    with Scratch(on_event) as scratch:
+        found, existing = Found(), _rule(overwrite, skip_existing)
+        request = prepare_images(
+            inputs,
+            style,
+            output,
+            scratch=scratch,
+            existing=existing,
+            keep_going=keep_going,
+            find=found,
+            **options,
+        )
+        _check_any(request)
+        working = max((job.working for job in request.jobs), key=area)
+        notes = [*request.notices, *found.notes(), *_left_out(request)]
+        settings = _resolved(request, options, origins)
+        inputs_planned = picture_inputs(request)
+        planner = _Planner(request, settings, found.missing, working, inputs_planned, 1, 0, notes)
+        plan = planner.plan(
+            request.jobs[0].target,
+            probe,
+            on_event,
+            lambda: time_picture(request, working, notes.append),
+        )
+        return cast(Plan, scratch.shown(plan))
 
 
 def plan_video(
@@ -108,50 +118,60 @@ def plan_video(
     **options: Unpack[VideoOptions],
 ) -> Plan:
     """The plan of `stylize_video` with the same arguments, but for those of its work folder."""
-    found, existing = Found(), _rule(overwrite, skip_existing)
-    request = prepare_video(
-        inputs, style, output, existing=existing, keep_going=keep_going, find=found, **options
-    )
-    _check_any(request)
-    planned = []
-    notices = []
-    for job in request.jobs:
-        name = job.source.name
-        on_event({"event": "progress", "stage": "count", "input": job.name})
-        heard = list(job.extras.notices)
-        stride = request.window - request.overlap
-        planned.append(video_input(job, request.s, request.window, stride, heard.append))
-        notices += [notice if name in notice else f"{name}: {notice}" for notice in heard]
-    working = max((job.working for job in request.jobs), key=area)
-    notes = [*request.notices, *found.notes()]
-    if any(each["shots"] is None for each in planned):
-        notes.append(
-            f"shots of videos of more than {COUNTED} frames are not counted: each has one or more"
+    with Scratch(on_event) as scratch:
+        found, existing = Found(), _rule(overwrite, skip_existing)
+        request = prepare_video(
+            inputs,
+            style,
+            output,
+            scratch=scratch,
+            existing=existing,
+            keep_going=keep_going,
+            find=found,
+            **options,
         )
-    notes += _left_out(request)
-    threads = stage_threads(request)
-    if threads is not None:
-        notes.append(
-            f"on this CPU each stage takes {counted(threads, 'thread')}: the environment variable "
-            "OMP_NUM_THREADS sets another number"
+        _check_any(request)
+        planned = []
+        notices = []
+        for job in request.jobs:
+            name = job.source.name
+            on_event({"event": "progress", "stage": "count", "input": job.name})
+            heard = list(job.extras.notices)
+            stride = request.window - request.overlap
+            planned.append(video_input(job, request.s, request.window, stride, heard.append))
+            notices += [notice if name in notice else f"{name}: {notice}" for notice in heard]
+        working = max((job.working for job in request.jobs), key=area)
+        notes = [*request.notices, *found.notes()]
+        if any(each["shots"] is None for each in planned):
+            notes.append(
+                f"shots of videos of more than {COUNTED} frames are not counted: each has one or "
+                "more"
+            )
+        notes += _left_out(request)
+        threads = stage_threads(request)
+        if threads is not None:
+            notes.append(
+                f"on this CPU each stage takes {counted(threads, 'thread')}: the environment "
+                "variable OMP_NUM_THREADS sets another number"
+            )
+        notes += notices
+        planner = _Planner(
+            request,
+            _resolved(request, options, origins),
+            found.missing,
+            working,
+            planned,
+            request.window,
+            request.overlap,
+            notes,
         )
-    notes += notices
-    planner = _Planner(
-        request,
-        _resolved(request, options, origins),
-        found.missing,
-        working,
-        planned,
-        request.window,
-        request.overlap,
-        notes,
-    )
-    return planner.plan(
-        request.jobs[0].target.path,
-        probe,
-        on_event,
-        lambda: _time_windows(request, working, threads, notes.append),
-    )
+        plan = planner.plan(
+            request.jobs[0].target.path,
+            probe,
+            on_event,
+            lambda: _time_windows(request, working, threads, notes.append),
+        )
+        return cast(Plan, scratch.shown(plan))
 
 
 def _time_windows(

@@ -11,7 +11,7 @@ from std_cli.errors import InputError, quote
 from std_cli.events import Event, OnEvent
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.video.clip import VIDEO_SUFFIXES
-from std_cli.paths import user_path
+from std_cli.paths import is_url, user_path
 from std_cli.stylize.frames import input_fingerprint
 from std_cli.stylize.request import RESOLVED, Style
 from std_cli.stylize.settings import read_record
@@ -56,18 +56,19 @@ def repeat(
         raise InputError(f"{str(file)!r} holds no settings of one result: give a result of std")
     was_video = "motion" in kept
     places = [made.get("input"), record.get("input")]
-    source = Path(input) if input is not None else _find(places, path, "INPUT")
-    video = _is_video(source, was_video)
+    source = input if input is not None else _find(places, path, "INPUT")
+    named = Path(source)
+    video = _is_video(named, was_video)
     given = {name: value for name, value in changes.items() if value is not None}
     options = _options(kept, made, VideoSettings if video else ImageSettings) | given
     for name in given.keys() - ImageSettings.model_fields.keys() if not video else ():
         flag = f"--{name.replace('_', '-')}"
-        raise InputError(f"{flag} is for videos, and {source.name} is a picture: leave it out")
+        raise InputError(f"{flag} is for videos, and {named.name} is a picture: leave it out")
     changed = {*given, *(["style"] if style else [])}
     differences = _Differences(path.name, record, changed, on_event)
     if was_video and not video:
-        differences.notice(f"{source.name} is a picture: the settings of videos are left out")
-    differences.compare_origin(source if input is None else None)
+        differences.notice(f"{named.name} is a picture: the settings of videos are left out")
+    differences.compare_origin(named if input is None and not is_url(source) else None)
     if output is None:
         as_file = input is None and not (video and path.suffix.lower() in STILL_SUFFIXES)
         output = f"{path.stem}_again{path.suffix}" if as_file else "."
@@ -120,11 +121,13 @@ def _styles(kept: Mapping[str, Any], made: Mapping[str, Any], file: Path) -> lis
     return found
 
 
-def _find(places: Sequence[object], file: Path, what: str) -> Path:
-    """Where a file of a record is: as it was given, next to the result, or here. Raises
-    InputError."""
+def _find(places: Sequence[object], file: Path, what: str) -> str | Path:
+    """Where a file of a record is: as it was given, next to the result, or here; a URL is taken as
+    it is. Raises InputError."""
     names = [name for name in places if isinstance(name, str) and name not in ("", "-")]
     for name in names:
+        if is_url(name):
+            return name
         path = user_path(name, what)
         for candidate in (path, file.parent / path.name, Path(path.name)):
             if candidate.exists():

@@ -27,6 +27,7 @@ from std_cli.media.pictures import (
     take_picture,
 )
 from std_cli.paths import user_path
+from std_cli.storage.scratch import Scratch
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.lora import LoraFile
 from std_cli.weights.resolve import ModelFiles
@@ -211,22 +212,24 @@ def origin(
     sha256: str | None,
     styles: list[tuple[Source, float]],
     given: Mapping[str, Any],
+    scratch: Scratch,
 ) -> dict[str, Any]:
     """Where a result comes from, as it keeps it in addition to its facts: what `std repeat` needs
     to make it again. Paths are as they were given; None for pictures given in memory.
 
-    given: the options that the user gave.
+    given: the options that the user gave. scratch: what holds the copies of files in a storage,
+    which the result names by their URLs.
     """
+
+    def path_of(source: Source) -> str | None:
+        return scratch.in_urls(str(source)) if isinstance(source, Path) else None
+
     return {
-        "input": _path_of(source),
+        "input": path_of(source),
         "sha256": sha256,
-        "style": [_path_of(style) for style, _ in styles],
+        "style": [path_of(style) for style, _ in styles],
         "options": {name: given[name] for name in RESOLVED if given.get(name) is not None},
     }
-
-
-def _path_of(source: Source) -> str | None:
-    return str(source) if isinstance(source, Path) else None
 
 
 def source_name(source: Source) -> str:

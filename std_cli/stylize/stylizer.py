@@ -15,6 +15,7 @@ from std_cli.config import ImageSettings, video_settings
 from std_cli.environment import silent_libraries
 from std_cli.errors import Cancelled, InputError, StdError, in_callers_words
 from std_cli.events import Event, OnEvent, VideoResult
+from std_cli.storage.scratch import Scratch
 from std_cli.stylize.load import load_pipeline, set_style
 from std_cli.stylize.options import (
     ClipOptions,
@@ -127,7 +128,8 @@ class Stylizer:
         or a pair); the weights are normalised. What is transparent in a reference counts as white;
         colours under alpha 0 have no effect anywhere.
         output: a file (one input), a folder, a binary stream that a PNG is written to (one input),
-        or None to write nothing. An output is never an input or a reference.
+        or None to write nothing. An output is never an input or a reference. Inputs, references and
+        outputs may be URLs that fsspec knows, such as "s3://bucket/in/*.png".
         overwrite: replace outputs that exist; skip_existing: leave out inputs whose outputs exist;
         else OutputExists is raised. keep_going: a picture that fails, as an "error" event reports,
         does not stop the others; a StdError at the end says how many did.
@@ -156,24 +158,32 @@ class Stylizer:
         only_one: bool = False,
         page: str | Path | None = None,
     ) -> Iterator[Image.Image]:
-        with self._quietly():
-            every = _joined(_for_pictures(self._options), options)
-            r = prepare_images(
-                inputs, style, output, existing=existing, keep_going=keep_going, **every
-            )
-            if only_one and len(r.jobs) > 1:
-                raise InputError(
-                    f"image takes one picture, and {len(r.jobs)} were named: use images"
-                )
-            if page is not None and (output is None or r.stream is not None):
-                raise InputError(
-                    "--report shows pictures that are written to files: give an output that is one"
-                )
         with ExitStack() as stack:
+            scratch = stack.enter_context(Scratch(report))
             with self._quietly():
+                every = _joined(_for_pictures(self._options), options)
+                r = prepare_images(
+                    inputs,
+                    style,
+                    output,
+                    scratch=scratch,
+                    existing=existing,
+                    keep_going=keep_going,
+                    **every,
+                )
+                if only_one and len(r.jobs) > 1:
+                    raise InputError(
+                        f"image takes one picture, and {len(r.jobs)} were named: use images"
+                    )
+                if page is not None and (output is None or r.stream is not None):
+                    raise InputError(
+                        "--report shows pictures that are written to files: give an output that is "
+                        "one"
+                    )
                 on_event = stack.enter_context(
                     reporting(page, existing == "replace", report, r.jobs, r.s)
                 )
+                on_event = scratch.events(on_event, existing == "replace")
                 self._announce(r, report)
             pictures = run_images(r, existing, keep_going, on_event, partial(self._use, r))
             stack.callback(pictures.close)  # type: ignore[attr-defined]
@@ -215,16 +225,24 @@ class Stylizer:
         it is made again.
         """
         notify = _reporter(on_event, cancel)
-        with self._quietly():
+        with self._quietly(), Scratch(notify) as scratch:
             every = _joined(self._options, options)
             existing = existing_rule(overwrite, skip_existing)
             r = prepare_video(
-                inputs, style, output, existing=existing, keep_going=keep_going, **every
+                inputs,
+                style,
+                output,
+                scratch=scratch,
+                existing=existing,
+                keep_going=keep_going,
+                **every,
             )
             use = partial(self._use, r)
             with reporting(report, overwrite, notify, r.jobs, r.s) as notify:
+                notify = scratch.events(notify, overwrite)
                 self._announce(r, notify)
-                return run_videos(r, overwrite, resume, keep_work, keep_going, notify, use)
+                found = run_videos(r, overwrite, resume, keep_work, keep_going, notify, use)
+                return [scratch.shown(result) for result in found]
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:

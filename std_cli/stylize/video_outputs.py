@@ -11,6 +11,7 @@ from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import expand_inputs
 from std_cli.media.video.clip import VIDEO_SUFFIXES
 from std_cli.paths import check_path, names_folder, user_path
+from std_cli.storage.scratch import Scratch
 from std_cli.stylize.inputs import files_of
 from std_cli.stylize.outputs import (
     Existing,
@@ -37,7 +38,7 @@ class VideoOutput:
 
 
 def find_videos(
-    inputs: Sequence[str | Path], references: Sequence[Path], notices: list[str]
+    inputs: Sequence[str | Path], references: Sequence[Path], notices: list[str], scratch: Scratch
 ) -> dict[Path, str]:
     """The videos that the inputs name, each with its name as it was given."""
     found: dict[Path, str] = {}
@@ -47,7 +48,7 @@ def find_videos(
             _check_frames(path, references, notices)
             found.setdefault(path, str(item))
             continue
-        files = files_of(item, VIDEO_SUFFIXES, "video", references, notices)
+        files = files_of(item, VIDEO_SUFFIXES, "video", references, notices, scratch)
         for file in files:
             found.setdefault(file, str(item if files == [path] else file))
     if not found:

@@ -401,7 +401,7 @@ class _Output:
         if len(self._part.times) >= SEGMENT:
             self._finish_part()
         elif time.monotonic() - self._saved >= SAVE_EVERY:
-            self._save()
+            self._save(store=False)  # the frames at hand are many bytes
         if isinstance(item, Tick):  # last, as the receiver may stop the run
             self._meter.report(self.written, item, self.thumbnail)
 
@@ -428,8 +428,8 @@ class _Output:
         self._save()
         self._part = self._open_part()  # after the state, which no longer needs the old one
 
-    def _save(self) -> None:
-        """Save the state, and first the frames that it counts."""
+    def _save(self, store: bool = True) -> None:
+        """Save the state, and first the frames that it counts; `store`: as of `WorkFolder.save`."""
         import torch
 
         if self.written.part:
@@ -442,7 +442,7 @@ class _Output:
             "denoised": denoised,
         }
         arrays = {"quality": self.quality.state(), **self._filters}
-        self.work_folder.save(state, {"denoised": tensors}, arrays)
+        self.work_folder.save(state, {"denoised": tensors}, arrays, store)
         self._saved = time.monotonic()
 
     def _stop(self, why: BaseException) -> None:

@@ -20,6 +20,7 @@ from std_cli.media.video.extras import choose_extras
 from std_cli.media.video.opening import FOLDER_RATE, open_clip
 from std_cli.media.video.target import choose_target
 from std_cli.paths import check_path, remove_stale_drafts, user_path
+from std_cli.storage.scratch import LOCAL_ONLY, Scratch
 from std_cli.stylize.model_choice import Find, call, choose_model
 from std_cli.stylize.options import VideoOptions
 from std_cli.stylize.outputs import (
@@ -90,6 +91,8 @@ class VideoRequest:
     """What the user should know of inputs and references."""
     given: Mapping[str, Any]
     """The options that the user gave."""
+    scratch: Scratch
+    """The copies of what URLs name."""
 
 
 def run_videos(
@@ -157,8 +160,9 @@ def _stylize_one(
     use: "Use[VideoPipeline]",
 ) -> VideoResult:
     run = Run(job, facts, r.s, r.mix, r.window, r.window - r.overlap, on_event)
-    run.origin = origin(job.source, run.input_sha256, r.styles, r.given)
-    with WorkFolder(job.target.path, run.record(), resume) as work:
+    run.origin = origin(job.source, run.input_sha256, r.styles, r.given, r.scratch)
+    stored = r.scratch.work_folder(folder_of(job.target.path))
+    with WorkFolder(job.target.path, run.record(), resume, stored) as work:
         # killed after the result was moved into its place
         if kept := finished(job.target.path):
             result = run.report(kept)
@@ -171,7 +175,10 @@ def _stylize_one(
             pipeline.on_notice = run.notice
             conditions = pipeline.prepare(r.s, r.schedule, job.working)
             with at_work(), stoppable():
-                return run.go(pipeline, conditions, work, overwrite, keep_work)
+                result = run.go(pipeline, conditions, work, overwrite, keep_work)
+    if stored is not None and not keep_work:
+        stored.remove()  # not before the result is in the storage
+    return result
 
 
 def _threads(r: VideoRequest, work: WorkFolder) -> AbstractContextManager[None]:
@@ -198,6 +205,7 @@ def prepare_video(
     style: Style | Sequence[Style],
     output: str | Path = ".",
     *,
+    scratch: Scratch = LOCAL_ONLY,
     existing: Existing = "refuse",
     keep_going: bool = True,
     find: Find = call,
@@ -205,15 +213,19 @@ def prepare_video(
 ) -> VideoRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
 
-    Parameters and errors as of `Stylizer.video`.
+    scratch: what receives copies of the inputs and references that URLs name. Other parameters and
+    errors as of `Stylizer.video`.
     """
     given: dict[str, Any] = dict(options)
     asked = video_settings(given)  # raises what is wrong whatever the model says
     notices: list[str] = []
-    styles = weigh_styles(style)
+    styles = weigh_styles(scratch.style(style))
     named = [path for path, _ in styles if isinstance(path, Path)]
+    output = scratch.output(output, try_it=existing != "note")
+    inputs = scratch.inputs(inputs)
     listed = [inputs] if isinstance(inputs, str | Path) else inputs
-    sources = find_videos(listed, named, notices)
+    sources = find_videos(listed, named, notices, scratch)
+    scratch.fetch(named)
     pictures, white = read_references(styles)
     notices += white
     preview = asked.preview is not None
@@ -221,6 +233,7 @@ def prepare_video(
     cuts_file = None if asked.cuts in ("auto", "off") else user_path(asked.cuts, "--cuts")
     check_video_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
     outputs = left_to_do(outputs, existing, notices)
+    scratch.fetch(place.source for place in outputs)
     choice = choose_model(given, asked, bool(outputs), find)
     s, files, motion = choice.s, choice.files, choice.motion
     window, overlap = _window(s, motion.window if motion else WINDOW if choice.lacks_motion else 1)
@@ -232,6 +245,7 @@ def prepare_video(
         try:
             if existing == "refuse":
                 refuse_existing(place, s.preview is not None)
+            scratch.check(place.source)
             jobs.append(_plan(place, i, len(outputs), s, pack, cuts, made is not None))
         except StdError as e:
             if len(outputs) == 1 or not keep_going:
@@ -253,6 +267,7 @@ def prepare_video(
         overlap,
         notices,
         given,
+        scratch,
     )
 
 

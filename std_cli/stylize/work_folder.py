@@ -31,6 +31,7 @@ from std_cli.errors import Busy, InputError
 from std_cli.events import VideoFigures
 from std_cli.interruption import at_quit
 from std_cli.paths import check_path, remove, replace_file, try_lock
+from std_cli.storage.transfer import StoredFolder
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +48,21 @@ class WorkFolder:
     """Use it as a context manager: the lock is held inside. `state` is None in a run that starts
     from the beginning."""
 
-    def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
-        """Raises Busy if the folder is in use, InputError if it does not belong to std, or is of a
+    def __init__(
+        self,
+        output: Path,
+        run: dict[str, Any],
+        resume: bool,
+        stored: StoredFolder | None = None,
+    ) -> None:
+        """stored: a copy of the folder that another machine can resume from.
+
+        Raises Busy if the folder is in use, InputError if it does not belong to std, or is of a
         run that differs from `run`."""
         self.path = folder_of(output)
         # as JSON has it
         self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume
+        self.stored = stored
         self.state: dict[str, Any] | None = None
         self._tensors: dict[str, torch.Tensor] = {}
         self._stack = ExitStack()
@@ -112,6 +122,8 @@ class WorkFolder:
             lock.close()
 
     def _open(self) -> None:
+        if self.stored is not None and self.resume:
+            self.stored.pull(self.path)
         check_folder(self.path)  # again, with the lock: no other run changes it now
         before = _read_run(self.path)
         if (
@@ -123,6 +135,8 @@ class WorkFolder:
             self._load()
             return
         self._empty()
+        if self.stored is not None:
+            self.stored.remove()
         self._write_run({})
 
     def _compare(self, before: dict[str, Any]) -> None:
@@ -159,9 +173,13 @@ class WorkFolder:
         state: dict[str, Any],
         tensors: "dict[str, dict[str, torch.Tensor]]",
         arrays: dict[str, dict[str, NDArray[np.generic]]],
+        store: bool = True,
     ) -> None:
         """Replace the state. `state` is what JSON can hold; its "written" has the count of
-        "segments". Tensors and arrays are grouped by the part of the run that they belong to."""
+        "segments". Tensors and arrays are grouped by the part of the run that they belong to.
+
+        store: also in the folder's copy.
+        """
         import torch
         from safetensors.torch import save
 
@@ -174,6 +192,11 @@ class WorkFolder:
             for name, array in group.items():
                 flat[f"{part}.{name}"] = torch.from_numpy(array.copy(order="C"))
         replace_file(self.path / _STATE, save(flat, {"std": json.dumps(state)}))
+        if self.stored is not None and store:
+            segments = self.segments(state["written"]["segments"])
+            frames = [self.frames] if state["written"]["part"] else []
+            files = [self.path / _RUN, *segments, *frames, self.path / _STATE]
+            self.stored.push(self.path, [file.name for file in files])
 
     def tensors_of(self, part: str) -> "dict[str, torch.Tensor]":
         """The saved tensors of a part of the run; none in a run that starts from the beginning."""

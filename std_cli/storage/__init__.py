@@ -1,0 +1,1 @@
+"""Files in any storage that fsspec knows: s3://, gs://, memory://, https:// and the like."""
