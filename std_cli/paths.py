@@ -107,9 +107,9 @@ def is_url(given: object) -> bool:
     match = _URL.match(given) if isinstance(given, str) else None
     if match is None or os.path.lexists(str(given)):
         return False
-    from fsspec.registry import available_protocols
+    from fsspec.registry import available_protocols, registry
 
-    return match[1] in available_protocols()
+    return match[1] in available_protocols() or match[1] in registry
 
 
 def config_folder() -> Path:
