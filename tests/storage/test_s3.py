@@ -1,0 +1,154 @@
+"""Pictures from an S3 server and to it: moto's, on this machine."""
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from std_cli.cli.commands import run
+from std_cli.storage.remote import open_url
+from std_cli.storage.transfer import put_file
+from tests.micro import micro
+from tests.processes import server
+
+ACCOUNT = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "sesame",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_MAX_ATTEMPTS": "1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+PART = 5 * 2**20
+"""Bytes of a part of an upload: the fewest that S3 takes."""
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A client of the server."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    patch = pytest.MonkeyPatch()
+    for name, value in ACCOUNT.items():
+        patch.setenv(name, value)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="box")
+    yield client
+    client.close()
+    moto.stop()
+    patch.undo()
+
+
+def connect_again():
+    """Let the next connection look at the environment."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def new_connections():
+    connect_again()
+
+
+def keys(client, start=""):
+    return [
+        o["Key"] for o in client.list_objects_v2(Bucket="box", Prefix=start).get("Contents", [])
+    ]
+
+
+def stylize(*arguments):
+    fast = ["-m", micro(), "--steps", "1", "--size", "64"]
+    return run(["stylize", "image", *arguments, *fast, "--json"])
+
+
+def test_pictures_in_and_out(s3, photo, capsys):
+    for key in ("in/a.png", "ref.png"):
+        data = io.BytesIO()
+        photo.resize((64, 64)).save(data, "PNG")
+        s3.put_object(Bucket="box", Key=key, Body=data.getvalue())
+    request = ["s3://box/in/*.png", "-s", "s3://box/ref.png:2", "-o", "s3://box/out/"]
+    assert stylize(*request) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1]["input"] == "s3://box/in/a.png"
+    assert events[-1]["output"] == "s3://box/out/a_stylized.png"
+    assert keys(s3) == ["in/a.png", "out/a_stylized.png", "ref.png"]
+    result = s3.get_object(Bucket="box", Key="out/a_stylized.png")["Body"].read()
+    record = json.loads(Image.open(io.BytesIO(result)).info["std"])
+    assert record["origin"]["input"] == "s3://box/in/a.png"
+    assert record["origin"]["style"] == ["s3://box/ref.png"]
+
+    assert stylize(*request) == 3
+    assert "'s3://box/out/a_stylized.png' exists" in capsys.readouterr().out
+    assert stylize(*request, "--skip-existing") == 0
+    assert s3.get_object(Bucket="box", Key="out/a_stylized.png")["Body"].read() == result
+
+
+def failed(capsys, *arguments):
+    """(exit code, message) of a command whose only line is its error."""
+    code = stylize(*arguments)
+    said = capsys.readouterr()
+    assert "sesame" not in said.out + said.err and not said.err
+    [line] = said.out.splitlines()
+    return code, json.loads(line)["message"]
+
+
+def test_what_cannot_be_reached_is_one_line(s3, picture, reference, monkeypatch, capsys):
+    files = [str(picture), "-s", str(reference)]
+    code, message = failed(capsys, *files, "-o", "s3://none/out/")
+    assert code == 2 and "s3://none/out/: no such file, folder or bucket" in message
+    code, message = failed(capsys, "s3://none/a.png", *files[1:], "-o", "s3://box/new/")
+    assert code == 2 and "s3://none/a.png: no such file, folder or bucket" in message
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
+        code, message = failed(capsys, *files, "-o", "s3://box/new/")
+        assert code == 2 and "s3://box/new/: no access (" in message
+        assert "check the credentials" in message
+    with monkeypatch.context() as patch:
+        patch.setattr("s3fs.S3FileSystem.retries", 1)
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        connect_again()
+        code, message = failed(capsys, *files, "-o", "s3://box/new/")
+        assert code == 5 and "s3://box/new/: the storage cannot be reached" in message
+    assert not keys(s3, "new/")
+
+
+def _put_and_die(folder: str, environment: dict[str, str]) -> None:
+    """Put a unit, its record last, in a process that is killed when all parts of the first file
+    have arrived."""
+    import s3fs
+
+    os.environ.update(environment)
+    call = s3fs.S3FileSystem._call_s3
+
+    async def killed(self, method, *arguments, **options):
+        if method == "complete_multipart_upload":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await call(self, method, *arguments, **options)
+
+    s3fs.S3FileSystem._call_s3 = killed
+    s3fs.core.calculate_chunksize = lambda size, **_: PART
+    for name in ("segment-00000", "done.json"):
+        put_file(Path(folder, name), open_url(f"s3://box/unit/{name}", "-o"), overwrite=True)
+
+
+def test_a_killed_upload_leaves_no_object(s3, tmp_path):
+    with (tmp_path / "segment-00000").open("wb") as file:
+        file.truncate(2 * PART)
+    (tmp_path / "done.json").write_text("{}")
+    environment = {name: os.environ[name] for name in (*ACCOUNT, "AWS_ENDPOINT_URL")}
+    process = server().Process(target=_put_and_die, args=(str(tmp_path), environment))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert s3.list_multipart_uploads(Bucket="box")["Uploads"], "it was under way"
+    assert keys(s3, "unit/") == []
