@@ -2,18 +2,16 @@
 
 import io
 import json
-import os
 import signal
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from std_cli.cli.commands import run
-from std_cli.storage.remote import open_url
-from std_cli.storage.transfer import put_file
 from tests.micro import micro
-from tests.processes import server
+from tests.storage.killed_upload import PART
 
 ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -22,8 +20,6 @@ ACCOUNT = {
     "AWS_MAX_ATTEMPTS": "1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-PART = 5 * 2**20
-"""Bytes of a part of an upload: the fewest that S3 takes."""
 
 
 @pytest.fixture(scope="module")
@@ -122,33 +118,11 @@ def test_what_cannot_be_reached_is_one_line(s3, picture, reference, monkeypatch,
     assert not keys(s3, "new/")
 
 
-def _put_and_die(folder: str, environment: dict[str, str]) -> None:
-    """Put a unit, its record last, in a process that is killed when all parts of the first file
-    have arrived."""
-    import s3fs
-
-    os.environ.update(environment)
-    call = s3fs.S3FileSystem._call_s3
-
-    async def killed(self, method, *arguments, **options):
-        if method == "complete_multipart_upload":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return await call(self, method, *arguments, **options)
-
-    s3fs.S3FileSystem._call_s3 = killed
-    s3fs.core.calculate_chunksize = lambda size, **_: PART
-    for name in ("segment-00000", "done.json"):
-        put_file(Path(folder, name), open_url(f"s3://box/unit/{name}", "-o"), overwrite=True)
-
-
 def test_a_killed_upload_leaves_no_object(s3, tmp_path):
     with (tmp_path / "segment-00000").open("wb") as file:
         file.truncate(2 * PART)
     (tmp_path / "done.json").write_text("{}")
-    environment = {name: os.environ[name] for name in (*ACCOUNT, "AWS_ENDPOINT_URL")}
-    process = server().Process(target=_put_and_die, args=(str(tmp_path), environment))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    command = [sys.executable, "-m", "tests.storage.killed_upload", str(tmp_path)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
     assert s3.list_multipart_uploads(Bucket="box")["Uploads"], "it was under way"
     assert keys(s3, "unit/") == []
