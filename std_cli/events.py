@@ -291,6 +291,23 @@ class VideoResult(Place, VideoFigures):
     codec: str
 
 
+class UnitResult(TypedDict):
+    """A unit of a request that is made in units is done."""
+
+    event: Literal["unit"]
+    unit: str
+    """Its id."""
+    input: str
+    number: int
+    """Of the units that this process runs, from 1."""
+    total: int
+    frames: int
+    """Frames, or pictures, that it has."""
+    resumed: int
+    """Of these, how many an earlier attempt had finished."""
+    seconds: float
+
+
 class SheetResult(TypedDict):
     """A contact sheet is finished."""
 
@@ -700,6 +717,7 @@ Event = (
     | Progress
     | PictureResult
     | VideoResult
+    | UnitResult
     | SheetResult
     | TrainingResult
     | Plan

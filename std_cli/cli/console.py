@@ -265,6 +265,10 @@ class Reporter:
             line
         )
 
+    def _unit(self, e: Shown) -> None:
+        which = f"{e['unit']}  {e['number']} of {e['total']}"
+        self._say(f"{which}  {counted(e['frames'], 'frame')}  {duration(e['seconds'])}")
+
     def _plan(self, e: Shown) -> None:
         self._print(plan_lines(e))  # type: ignore[arg-type]
 

@@ -1,0 +1,1 @@
+"""One request on several devices or machines: units of work, run apart and joined again."""

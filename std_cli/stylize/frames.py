@@ -4,6 +4,8 @@ It is a function of the clip and the settings: a run reads its frames so, and a 
 """
 
 import hashlib
+import math
+import zlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -49,6 +51,33 @@ class SourceFrame:
     """None if all is opaque, or transparency is not kept."""
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive frames of one shot that are made apart from all others, by number.
+
+    The frames `begin` to `stop` are denoised, of which `first` to `end` are kept: what lies around
+    those has an influence on them (the halo).
+    """
+
+    shot: int
+    """The number of the shot, from 1."""
+    shot_first: int
+    """Number of the first frame of the shot."""
+    first: int
+    end: int
+    begin: int
+    stop: int
+    pts: Fraction
+    """When frame `begin` is shown, in seconds on the clip's clock."""
+    checksum: int
+    """Of the pixels of frame `begin`, see `checksum`."""
+
+
+def checksum(rgb: Pixels) -> int:
+    """A number by which a frame is known again: Adler-32 of its pixels."""
+    return zlib.adler32(np.ascontiguousarray(rgb).data)
+
+
 def source_frames(
     clip: Clip,
     settings: VideoSettings,
@@ -90,6 +119,79 @@ def source_frames(
                 yield SourceFrame(place, rgb, frame.alpha)
             index += 1
             if index == end:
+                return
+
+
+_LEAD = 1
+"""Seconds that are read before the frame that is looked for: what removes interlacing needs the
+frames before."""
+
+
+def stretch_frames(
+    clip: Clip,
+    settings: VideoSettings,
+    cuts: Sequence[Fraction] | None,
+    stretch: Stretch,
+    *,
+    keep_alpha: bool = False,
+    begin: int = 0,
+) -> Generator[SourceFrame, None, None]:
+    """The frames of a stretch from number `begin` on, as `source_frames` gives them.
+
+    The clip is read from a little before the stretch on. Where the pixels of its first frame are
+    then not what they were when all was read, as in a file without an index, or with --preview,
+    whose times are not the clip's, it is read from its beginning.
+    """
+    if settings.preview is None:
+        frames = _read_near(clip, settings, stretch, keep_alpha)
+        with closing(frames):
+            first = next(frames, None)
+            if first is not None and checksum(first.rgb) == stretch.checksum:
+                if begin <= stretch.begin:
+                    yield first
+                for frame in frames:
+                    if frame.place.index >= begin:
+                        yield frame
+                return
+    yield from source_frames(
+        clip,
+        settings,
+        cuts,
+        keep_alpha=keep_alpha,
+        begin=max(begin, stretch.begin),
+        end=stretch.stop,
+    )
+
+
+def _read_near(
+    clip: Clip, settings: VideoSettings, stretch: Stretch, keep_alpha: bool
+) -> Generator[SourceFrame, None, None]:
+    """The frames of a stretch; none if no frame has the time of its first."""
+    fps = None if clip.kind == "folder" else settings.fps
+    lead = Fraction(math.ceil(fps * _LEAD)) / fps if fps else Fraction(_LEAD)
+    start = max(stretch.pts - clip.start - lead, settings.start or Fraction(0))
+    frames = read_frames(
+        clip,
+        start=start,
+        end=settings.end,
+        fps=fps,
+        deinterlace=settings.deinterlace,
+        keep_alpha=keep_alpha,
+    )
+    index = None
+    with closing(frames):
+        for frame in frames:
+            if index is None:
+                if frame.pts < stretch.pts:
+                    continue
+                if frame.pts > stretch.pts:
+                    return
+                index = stretch.begin
+            cut = index == stretch.shot_first
+            place = Place(index, stretch.shot, cut, frame.pts, frame.duration)
+            yield SourceFrame(place, _without_hidden_colours(frame), frame.alpha)
+            index += 1
+            if index == stretch.stop:
                 return
 
 

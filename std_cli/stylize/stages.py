@@ -2,14 +2,15 @@
 
     read | encode to latents | denoise | decode latents | write
 
-`stylized` wires those in the middle for the frames that it is given, whichever range of the video
-they are. Frames stream through bounded queues; what is held is the wavefront's band of latents and
-a few frames, whatever the length of the video.
+`denoised_items` and `pictures` wire those in the middle for the frames that they are given,
+whichever range of the video they are. Frames stream through bounded queues; what is held is the
+wavefront's band of latents and a few frames, whatever the length of the video.
 """
 
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -155,9 +156,10 @@ class Denoised:
             self._finished.update({frame.number: frame for frame in finished})
 
     def drop(self, number: int) -> None:
-        """A frame is written."""
+        """A frame is written, or is not kept; one that was denoised before is not here."""
         with self._lock:
-            del self._finished[number]
+            self.begun = True
+            self._finished.pop(number, None)
 
     def state(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
         """(what JSON can hold, tensors) for `restored`."""
@@ -184,23 +186,57 @@ class Denoised:
         )
 
 
-def stylized(
+def denoised_items(
     frames: Generator[SourceFrame, None, None],
     pipeline: "VideoPipeline",
     conditions: "Conditions",
     wave: "Wavefront",
     denoised: Denoised,
     view: View,
-    filters: Mapping[str, Filter],
+    filtered: bool,
 ) -> Generator[Item | Tick, None, None]:
-    """The finished frames in order, and ticks in between. `denoised` is kept up to date.
+    """The frames with finished latents, in order, and ticks in between. `denoised` is kept up to
+    date.
 
-    The first of `frames` is the first that is not written: the first of a range that begins with a
-    shot, or that from which a run resumes.
+    The first of `frames` is the first that has not come out: the first of a range that begins with
+    a shot or with its halo, or that from which a run resumes. filtered: there is a filter that
+    needs the source.
     """
-    encoded = in_thread(encode(in_thread(frames), pipeline, wave.pushed, view, bool(filters)))
-    latents = in_thread(denoise(encoded, pipeline, conditions, wave, denoised))
-    return in_thread(decode(latents, pipeline, view, filters))
+    encoded = in_thread(encode(in_thread(frames), pipeline, wave.pushed, view, filtered))
+    return in_thread(denoise(encoded, pipeline, conditions, wave, denoised))
+
+
+def stored_items(
+    frames: Generator[SourceFrame, None, None],
+    latents: "Iterator[tuple[Tensor, bool]]",
+    view: View,
+    steps: int,
+) -> Generator[Item | Tick, None, None]:
+    """As `denoised_items`, of frames that were denoised before: `latents` gives for each its
+    finished latent, and whether a window starts or ends there."""
+    read = in_thread(frames)
+
+    def items() -> Generator[Item | Tick, None, None]:
+        with closing(read):
+            for frame, (latent, joint) in zip(read, latents, strict=False):
+                item = _item(frame, view, np.asarray(view.seen(frame.rgb)), latent)
+                item.joint = joint
+                yield item
+                yield Tick(frame.place.index + 1, steps)
+
+    return in_thread(items())
+
+
+def pictures(
+    items: Generator[Item | Tick, None, None],
+    pipeline: "VideoPipeline",
+    view: View,
+    filters: Mapping[str, Filter],
+    first: int,
+) -> Generator[Item | Tick, None, None]:
+    """The items with their pictures, from frame number `first` on; those before it, which are there
+    for their influence alone, and the ticks as they are."""
+    return in_thread(decode(items, pipeline, view, filters, first))
 
 
 def in_thread(items: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -263,13 +299,22 @@ def encode(
     for frame in frames:
         new = frame.place.index >= pushed
         seen = view.seen(frame.rgb) if filtered or new else None
-        yield Item(
-            place=frame.place,
-            source=view.kept(frame.rgb),
-            alpha=resized(frame.alpha, view.written) if frame.alpha is not None else None,
-            seen=np.asarray(seen) if filtered and seen is not None else None,
-            latent=pipeline.encode(seen) if new and seen is not None else None,
+        yield _item(
+            frame,
+            view,
+            np.asarray(seen) if filtered and seen is not None else None,
+            pipeline.encode(seen) if new and seen is not None else None,
         )
+
+
+def _item(frame: SourceFrame, view: View, seen: Pixels | None, latent: "Tensor | None") -> Item:
+    return Item(
+        place=frame.place,
+        source=view.kept(frame.rgb),
+        alpha=resized(frame.alpha, view.written) if frame.alpha is not None else None,
+        seen=seen,
+        latent=latent,
+    )
 
 
 def denoise(
@@ -318,10 +363,11 @@ def decode(
     pipeline: "VideoPipeline",
     view: View,
     filters: Mapping[str, Filter],
+    first: int,
 ) -> Generator[Item | Tick, None, None]:
-    """The items with their pictures, filtered; the ticks as they are."""
+    """The items with their pictures, filtered, from frame number `first` on; all else as it is."""
     for item in items:
-        if isinstance(item, Item):
+        if isinstance(item, Item) and item.place.index >= first:
             assert item.latent is not None
             levels = pipeline.decode(item.latent)
             if filters:

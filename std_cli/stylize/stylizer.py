@@ -185,7 +185,7 @@ class Stylizer:
                 )
                 on_event = scratch.events(on_event, existing == "replace")
                 self._announce(r, report)
-            pictures = run_images(r, existing, keep_going, on_event, partial(self._use, r))
+            pictures = run_images(r, existing, keep_going, on_event, partial(self.use, r))
             stack.callback(pictures.close)  # type: ignore[attr-defined]
             while True:
                 with self._quietly():
@@ -237,7 +237,7 @@ class Stylizer:
                 keep_going=keep_going,
                 **every,
             )
-            use = partial(self._use, r)
+            use = partial(self.use, r)
             with reporting(report, overwrite, notify, r.jobs, r.s) as notify:
                 notify = scratch.events(notify, overwrite)
                 self._announce(r, notify)
@@ -258,8 +258,9 @@ class Stylizer:
             on_event({"event": "progress", "stage": "load", "model": r.s.model})
 
     @contextmanager
-    def _use(self, r: ImageRequest | VideoRequest, on_event: OnEvent) -> Iterator[Any]:
-        """The pipeline for a request with its style: the one that is loaded if its weights are."""
+    def use(self, r: ImageRequest | VideoRequest, on_event: OnEvent) -> Iterator[Any]:
+        """The pipeline for a checked request with its style: the one that is loaded if its weights
+        are. For `std_cli.spread`; callers of the package need it not."""
         assert r.files is not None
         motion = r.motion if isinstance(r, VideoRequest) else None
         settings = r.s

@@ -7,7 +7,7 @@ run is stopped.
 
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -40,9 +40,28 @@ from std_cli.media.video.steady import Steady
 from std_cli.media.video.target import Target
 from std_cli.media.write_picture import save_picture
 from std_cli.paths import move, remove, writing
-from std_cli.stylize.frames import check_unchanged, input_fingerprint, source_frames, unchanged
+from std_cli.stylize.frames import (
+    SourceFrame,
+    Stretch,
+    check_unchanged,
+    input_fingerprint,
+    source_frames,
+    stretch_frames,
+    unchanged,
+)
+from std_cli.stylize.latents import LatentPart, read_latents
 from std_cli.stylize.part import Part
-from std_cli.stylize.stages import Arrays, Denoised, Filter, Item, Tick, View, stylized
+from std_cli.stylize.stages import (
+    Arrays,
+    Denoised,
+    Filter,
+    Item,
+    Tick,
+    View,
+    denoised_items,
+    pictures,
+    stored_items,
+)
 from std_cli.stylize.work_folder import WorkFolder
 
 if TYPE_CHECKING:
@@ -50,7 +69,8 @@ if TYPE_CHECKING:
     from std_cli.diffusion.windows import Wavefront
 
 SEGMENT = 48
-"""Frames of a part of the result."""
+"""Frames of a part of the result, at most: a part ends with its shot, so that a shot, or what
+begins after a whole number of parts of it, has the same parts wherever it is made."""
 SAVE_EVERY = 30.0
 """Seconds: what a kill or a power cut costs at most, in addition to the step at work."""
 
@@ -101,6 +121,8 @@ class _Written:
     part: list[Fraction] = field(default_factory=list)
     """Times of the frames of the part at hand."""
     frames: int = 0
+    following: int = 0
+    """Number of the next frame that comes out of the stages, to be written or not."""
     shot: int = 0
     """The number of the last frame's shot, from 1."""
     first_pts: Fraction | None = None
@@ -128,10 +150,26 @@ class _Written:
             segments=state["segments"],
             part=[Fraction(time) for time in state["part"]],
             frames=state["frames"],
+            following=state["following"],
             shot=state["shot"],
             first_pts=Fraction(first) if first is not None else None,
             end=Fraction(state["end"]),
         )
+
+
+@dataclass(frozen=True)
+class Made:
+    """Finished frames in their segments, and what was measured of them."""
+
+    segments: Sequence[Path]
+    frames: int
+    resumed: int
+    """Frames that an earlier run had finished."""
+    first_pts: Fraction
+    end: Fraction
+    """When the last frame ends; seconds on the clip's clock, as `first_pts`."""
+    quality: Quality
+    thumbnail: Thumbnail = field(default_factory=Thumbnail)
 
 
 @dataclass
@@ -149,7 +187,7 @@ class Run:
     input_sha256: str = field(init=False)
     origin: Mapping[str, Any] = field(default_factory=dict)
     """See `request.origin`."""
-    _late_notices: list[str] = field(default_factory=list)
+    late_notices: list[str] = field(default_factory=list)
     """Of the reader, which has its own thread: they are said when all frames are read."""
 
     def __post_init__(self) -> None:
@@ -195,50 +233,101 @@ class Run:
     ) -> VideoResult:
         """Make the result and put it in its place; returns the result event."""
         begin = time.monotonic()
+        self.begin_notices()
+        made = self.make(pipeline, conditions, work_folder)
+        return self.finish(made, work_folder, time.monotonic() - begin, overwrite, keep_work)
+
+    def begin_notices(self) -> None:
+        """Say what was noticed of the input and of what goes with it."""
         for message in (*self.job.clip.notices, *self.job.extras.notices):
             self.notice(message)
-        wave = self._wavefront(pipeline, conditions)
+
+    def make(
+        self,
+        pipeline: "VideoPipeline",
+        conditions: "Conditions",
+        work_folder: WorkFolder,
+        stretch: Stretch | None = None,
+        *,
+        keep_latents: bool = False,
+        latents: Sequence[Path] | None = None,
+    ) -> Made:
+        """Make the frames of the result, or of a stretch of it, as segments in the work folder.
+
+        keep_latents: the segments hold finished latents, of which another call makes the frames.
+        latents: the segments of such calls, in order: the frames are not denoised.
+
+        Raises StdError if there are no frames, or if the work fails.
+        """
+        wave = self._wavefront(pipeline, conditions, stretch)
         written, denoised = self._resume(pipeline, wave, work_folder)
         resumed = written.frames
         quality = Quality.from_state(work_folder.arrays("quality"))
-        filters = self._filters(work_folder)
-        pictures = stylized(
-            unchanged(self._frames(resumed), self.job.source, self.input_sha256),
-            pipeline,
-            conditions,
-            wave,
-            denoised,
-            self._view,
-            filters,
+        filters = {} if keep_latents else self._filters(work_folder)
+        frames = unchanged(
+            self._frames(written.following, stretch), self.job.source, self.input_sha256
         )
+        if latents is not None:
+            stored = read_latents(latents, written.frames)
+            items = stored_items(frames, stored, self._view, self.settings.steps)
+        else:
+            items = denoised_items(
+                frames, pipeline, conditions, wave, denoised, self._view, bool(filters)
+            )
+        if not keep_latents:
+            first = stretch.first if stretch else 0
+            items = pictures(items, pipeline, self._view, filters, first)
         output = _Output(
-            self, pipeline, work_folder, written, denoised, quality, filters, wave.progress
+            self,
+            pipeline,
+            work_folder,
+            written,
+            denoised,
+            quality,
+            filters,
+            wave.progress,
+            stretch,
+            keep_latents,
         )
-        output.write(pictures)
-        if not written.frames:
+        output.write(items)
+        if written.first_pts is None:
             raise StdError(
                 f"{self.job.source.name}: no frames between --start and --end: widen them"
             )
-        figures = quality.figures
+        return Made(
+            work_folder.segments(written.segments),
+            written.frames,
+            resumed,
+            written.first_pts,
+            written.end,
+            quality,
+            output.thumbnail,
+        )
+
+    def finish(
+        self, made: Made, work_folder: WorkFolder, seconds: float, overwrite: bool, keep_work: bool
+    ) -> VideoResult:
+        """Join what was made, and put it in its place; returns the result event. seconds: what it
+        took."""
+        figures = made.quality.figures
         with writing(self.job.target.path):
             try:
-                self._join(work_folder, written, figures)
-                seconds = time.monotonic() - begin
+                self._join(work_folder, made, figures)
                 report: VideoFigures = {
-                    "frames": written.frames,
-                    "resumed": resumed,
+                    "frames": made.frames,
+                    "resumed": made.resumed,
                     "seconds": round(seconds, 3),
-                    "fps": round((written.frames - resumed) / seconds, 3),
+                    "fps": round((made.frames - made.resumed) / seconds, 3) if seconds else 0.0,
                     "seam_ratio": figures["seam_ratio"],
                     "flicker": figures["flicker"],
-                    **output.thumbnail,
+                    **made.thumbnail,
                 }
                 work_folder.finish(report)
                 move(work_folder.draft, self.job.target.path, overwrite)
                 work_folder.remove(keep_work)
             finally:
                 remove(work_folder.draft)
-        for message in self._late_notices:
+        for message in self.late_notices:
             if message not in self.job.clip.notices:  # said at the beginning
                 self.notice(message)
         return self.report(report)
@@ -258,17 +347,24 @@ class Run:
             filters["steady"] = Steady.from_state(settings.steady, state)
         return filters
 
-    def _frames(self, begin: int) -> Generator[Any, None, None]:
+    def _frames(self, begin: int, stretch: Stretch | None) -> Generator[SourceFrame, None, None]:
+        job, alpha = self.job, self.job.target.alpha
+        if stretch is not None:
+            return stretch_frames(
+                job.clip, self.settings, job.cuts, stretch, keep_alpha=alpha, begin=begin
+            )
         return source_frames(
-            self.job.clip,
+            job.clip,
             self.settings,
-            self.job.cuts,
-            keep_alpha=self.job.target.alpha,
+            job.cuts,
+            keep_alpha=alpha,
             begin=begin,
-            on_notice=self._late_notices.append,
+            on_notice=self.late_notices.append,
         )
 
-    def _wavefront(self, pipeline: "VideoPipeline", conditions: "Conditions") -> "Wavefront":
+    def _wavefront(
+        self, pipeline: "VideoPipeline", conditions: "Conditions", stretch: Stretch | None
+    ) -> "Wavefront":
         from std_cli.diffusion.windows import Wavefront
 
         return Wavefront(
@@ -280,6 +376,7 @@ class Run:
             self.settings.batch or pipeline.windows_at_once(conditions, self.window),
             lambda now: self.notice(f"the GPU is out of memory: continuing with --batch {now}"),
             fill=self.settings.compile,
+            first=stretch.begin if stretch else 0,
         )
 
     def _resume(
@@ -289,7 +386,7 @@ class Run:
         written and denoised, nothing in a run that starts from the beginning."""
         state = work_folder.state
         if state is None:
-            return _Written(), Denoised(wave, ())
+            return _Written(following=wave.pushed), Denoised(wave, ())
         pipeline.savings.restore(state["savings"])
         tensors = work_folder.tensors_of("denoised")
         tensors = {name: tensor.to(pipeline.device) for name, tensor in tensors.items()}
@@ -299,32 +396,31 @@ class Run:
         return written, denoised
 
     def _join(
-        self, work_folder: WorkFolder, written: _Written, figures: Mapping[str, float | None]
+        self, work_folder: WorkFolder, made: Made, figures: Mapping[str, float | None]
     ) -> None:
         """Make the result of the finished parts and all that it has in addition, as a draft."""
         target, clip, settings = self.job.target, self.job.clip, self.settings
         about: dict[str, object] = {"input": self.job.source.name, "origin": self.origin}
-        about |= {"frames": written.frames, **figures}
-        assert written.first_pts is not None
-        begin = written.first_pts if settings.start is not None else None
+        about |= {"frames": made.frames, **figures}
+        begin = made.first_pts if settings.start is not None else None
         sound = clip.audio > 0 and settings.audio == "copy" and settings.preview is None
-        zero = round(written.first_pts / target.time_base)  # ticks, as the parts have them
+        zero = round(made.first_pts / target.time_base)  # ticks, as the parts have them
         if sound and target.holds_sound and begin is None and clip.origin is not None:
             # sound that is there before the picture
             zero = min(zero, clip.origin // target.time_base)
         cut_off = settings.end is not None or settings.max_frames is not None
         check_unchanged(self.job.source, self.input_sha256)
         remove(work_folder.draft)  # of a run that was killed
-        self._late_notices += join(
-            work_folder.segments(written.segments),
+        self.late_notices += join(
+            made.segments,
             target,
             clip,
             out=work_folder.draft,
             extras=self.job.extras,
             begin=begin,
-            until=written.end if cut_off else None,
+            until=made.end if cut_off else None,
             shift=zero * target.time_base,
-            end=written.end,
+            end=made.end,
             comment=json.dumps({"std": self.facts | about}),
         )
 
@@ -355,8 +451,8 @@ class Run:
 
 
 class _Output:
-    """Writes finished frames into parts, measures them, and saves the state from which the rest can
-    be made."""
+    """Writes finished frames, or their latents, into parts, measures them, and saves the state from
+    which the rest can be made."""
 
     def __init__(
         self,
@@ -368,15 +464,20 @@ class _Output:
         quality: Quality,
         filters: Mapping[str, Filter],
         progress: float,
+        stretch: Stretch | None,
+        keep_latents: bool,
     ) -> None:
-        """`progress`: of the wavefront when the run begins."""
+        """`progress`: of the wavefront when the run begins. Others as of `Run.make`."""
         self.run, self.pipeline, self.work_folder = run, pipeline, work_folder
         self.written, self.denoised, self.quality = written, denoised, quality
         self.thumbnail: Thumbnail = {}
         """{"thumbnail": path} once there is one."""
         self._filters: dict[str, Arrays] = {name: f.state() for name, f in filters.items()}
         self._saved = time.monotonic()
-        self._meter = _Meter(run, progress)
+        self._first = stretch.first if stretch else 0
+        self._end = stretch.end if stretch else None
+        self._keep_latents = keep_latents
+        self._meter = _Meter(run, progress, stretch)
         self._part = self._open_part()
 
     def write(self, pictures: Generator[Item | Tick, None, None]) -> None:
@@ -385,6 +486,8 @@ class _Output:
             for item in pictures:
                 with unbroken():  # here the state is not that of a moment
                     self._take(item)
+                if self.written.following == self._end:
+                    break  # what follows was there for its influence alone
             with unbroken():
                 if self._part.times:
                     self._finish_part()
@@ -406,20 +509,33 @@ class _Output:
             self._meter.report(self.written, item, self.thumbnail)
 
     def _add(self, item: Item) -> None:
+        if item.place.index >= self._first:
+            if item.place.cut and self._part.times:
+                self._finish_part()
+            self._write(item)
+            self.written.add(item)
+        self.written.following = item.place.index + 1
+        self.denoised.drop(item.place.index)
+
+    def _write(self, item: Item) -> None:
+        if isinstance(self._part, LatentPart):
+            assert item.latent is not None
+            self._part.write(item.latent, item.joint, item.place.pts)
+            return
         assert item.picture is not None
         self._part.write(self.run.composed(item), item.place.pts, item.alpha)
         self.quality.add(item.source, item.picture, joint=item.joint, shot=item.place.shot)
         self._filters = item.filters
-        self.written.add(item)
-        self.denoised.drop(item.place.index)
         if self.run.settings.preview is not None and item.place.cut:
             path = thumbnail_path(self.run.job.target.path)
             _save_thumbnail(item.picture, path)
             self.thumbnail = {"thumbnail": str(path)}
 
-    def _open_part(self) -> Part:
-        target = self.run.job.target
-        return Part(self.work_folder, target, self.written.segments, self.written.part)
+    def _open_part(self) -> Part | LatentPart:
+        number, times = self.written.segments, self.written.part
+        if self._keep_latents:
+            return LatentPart(self.work_folder, number, times)
+        return Part(self.work_folder, self.run.job.target, number, times)
 
     def _finish_part(self) -> None:
         self._part.close()
@@ -442,7 +558,10 @@ class _Output:
             "denoised": denoised,
         }
         arrays = {"quality": self.quality.state(), **self._filters}
-        self.work_folder.save(state, {"denoised": tensors}, arrays, store)
+        groups = {"denoised": tensors}
+        if isinstance(self._part, LatentPart) and self.written.part:
+            groups["part"] = {"like": self._part.like}
+        self.work_folder.save(state, groups, arrays, store)
         self._saved = time.monotonic()
 
     def _stop(self, why: BaseException) -> None:
@@ -459,8 +578,10 @@ class _Meter:
     """Reports the progress. Frames in flight count by the steps that they have behind them, so that
     it always moves."""
 
-    def __init__(self, run: Run, progress: float) -> None:
+    def __init__(self, run: Run, progress: float, stretch: Stretch | None) -> None:
         self.run, self.begin, self.first = run, time.monotonic(), progress
+        self.zero = stretch.begin if stretch else 0
+        self.frames = stretch.end - stretch.begin if stretch else run.job.frames
         self._last: tuple[int, float] | None = None
 
     def report(self, written: _Written, tick: Tick, thumbnail: Thumbnail) -> None:
@@ -469,9 +590,10 @@ class _Meter:
         if now == self._last:
             return
         self._last = now
-        seconds, frames = time.monotonic() - self.begin, self.run.job.frames
+        seconds, frames = time.monotonic() - self.begin, self.frames
         rate = (tick.progress - self.first) / seconds if seconds else 0.0
-        left = max(0.0, frames - tick.progress) if frames is not None else None
+        progress = tick.progress - self.zero
+        left = max(0.0, frames - progress) if frames is not None else None
         self.run.on_event(
             {
                 "event": "progress",
@@ -479,7 +601,7 @@ class _Meter:
                 **self.run.about,
                 "frame": written.frames,
                 "frames": frames,
-                "progress": round(tick.progress, 3),
+                "progress": round(progress, 3),
                 "fps": round(rate, 3),
                 "eta": round(left / rate, 1) if left is not None and rate else None,
                 "shot": max(1, written.shot),

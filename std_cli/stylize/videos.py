@@ -171,7 +171,7 @@ def _stylize_one(
         if job.target.path.exists() and not overwrite:
             raise exists_already(job.target.path)
         on_event({"event": "start", **facts, **run.about, **job.facts})
-        with _threads(r, work), use(on_event) as pipeline:
+        with run_threads(r, work), use(on_event) as pipeline:
             pipeline.on_notice = run.notice
             conditions = pipeline.prepare(r.s, r.schedule, job.working)
             with at_work(), stoppable():
@@ -181,7 +181,7 @@ def _stylize_one(
     return result
 
 
-def _threads(r: VideoRequest, work: WorkFolder) -> AbstractContextManager[None]:
+def run_threads(r: VideoRequest, work: WorkFolder) -> AbstractContextManager[None]:
     """Around all that the networks do for a video: the threads that they take. A run that resumes
     has those of the interrupted one: sums in another order have other bits."""
     from std_cli.diffusion.threads import torch_threads

@@ -10,6 +10,13 @@ from.
     state.safetensors   everything in flight, the number of segments, the times of those frames
     result.tmp          the result before it is moved to its place
 
+Where the result is made in units (`spread`), each unit has such a folder in `units/`, and the
+folder next to the output holds no segments, but:
+
+    plan.json           the units
+    units/ID/           a unit's folder; `done.json` in it is written when all else is
+    attempts/           for each run of units which were done, and which failed and why
+
 Each file but frames.raw is written next to its name, flushed to the disk and renamed, so that it is
 whole or not there. A folder belongs to std only if its run file says so; another one, or one that
 holds anything else, is refused and not touched. The run file is removed last: as long as anything
@@ -27,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from std_cli.errors import Busy, InputError
+from std_cli.errors import Busy, InputError, StdError
 from std_cli.events import VideoFigures
 from std_cli.interruption import at_quit
 from std_cli.paths import check_path, remove, replace_file, try_lock
@@ -36,10 +43,11 @@ from std_cli.storage.transfer import StoredFolder
 if TYPE_CHECKING:
     import torch
 
-_LOCK, _RUN, _STATE = "lock", "run.json", "state.safetensors"
+_LOCK, _RUN, _STATE, _PLAN = "lock", "run.json", "state.safetensors", "plan.json"
 _MARK = {"std": "work folder"}
 _OURS = re.compile(
     r"lock|run\.json|state\.safetensors|frames\.raw|result\.tmp|segment-\d{5,}(\.part)?"
+    r"|plan\.json|done\.json|units|attempts"
     r"|\.std-[0-9a-f]{32}\.tmp"
 )
 
@@ -54,12 +62,19 @@ class WorkFolder:
         run: dict[str, Any],
         resume: bool,
         stored: StoredFolder | None = None,
+        *,
+        unit: Path | None = None,
+        of_units: bool = False,
     ) -> None:
-        """stored: a copy of the folder that another machine can resume from.
+        """stored: a copy of the folder that another machine can resume from. unit: the folder of a
+        unit, in place of the one next to the output. of_units: the result is made of units, which
+        the folder next to the output has.
 
         Raises Busy if the folder is in use, InputError if it does not belong to std, or is of a
         run that differs from `run`."""
-        self.path = folder_of(output)
+        self.path = unit or folder_of(output)
+        self._stays = unit is not None or of_units
+        self._of_units = of_units
         # as JSON has it
         self.output, self.run, self.resume = output, json.loads(json.dumps(run)), resume
         self.stored = stored
@@ -109,7 +124,7 @@ class WorkFolder:
         if lock.closed:
             return
         try:
-            if self._opened and not (self.path / _STATE).exists():
+            if self._opened and not self._stays and not (self.path / _STATE).exists():
                 self._empty()
                 remove(self.path / _RUN)
                 if os.name == "nt":  # an open file cannot be removed there
@@ -126,6 +141,16 @@ class WorkFolder:
             self.stored.pull(self.path)
         check_folder(self.path)  # again, with the lock: no other run changes it now
         before = _read_run(self.path)
+        if self._of_units:
+            self._compare(before or {"run": self.run})
+            self._write_run({})
+            return
+        if self.resume and (self.path / _PLAN).exists():
+            raise InputError(
+                f"{self.output} was begun in units, as of --shard or --devices: give the same "
+                f"command again, std join {self.output} when all are done, or --no-resume to "
+                f"start over"
+            )
         if (
             self.resume
             and before is not None
@@ -140,29 +165,15 @@ class WorkFolder:
         self._write_run({})
 
     def _compare(self, before: dict[str, Any]) -> None:
-        a, b = _flat(before["run"]), _flat(self.run)
-        differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-        if differing:
-            key = differing[0]
-            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-            raise InputError(
-                f"{self.output} was begun with another {key}: {a.get(key)!r}, now "
-                f"{b.get(key)!r}{more}: give the same "
-                "again to resume, or --no-resume to start over"
-            )
+        check_same(self.output, before["run"], self.run)
 
     def _load(self) -> None:
         path = self.path / _STATE
         if not path.exists():
             return
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, framework="pt") as file:
-                self.state = json.loads((file.metadata() or {})["std"])
-                keys = file.keys()  # it cannot be iterated itself
-                self._tensors = {key: file.get_tensor(key) for key in keys}
-        except (SafetensorError, OSError, KeyError, ValueError):
+            self.state, self._tensors = _read_state(path)
+        except ValueError:
             raise InputError(f"{path} is damaged: give --no-resume to start over") from None
         missing = [s for s in self.segments(self.state["written"]["segments"]) if not s.exists()]
         if missing:
@@ -200,16 +211,16 @@ class WorkFolder:
 
     def tensors_of(self, part: str) -> "dict[str, torch.Tensor]":
         """The saved tensors of a part of the run; none in a run that starts from the beginning."""
-        start = f"{part}."
-        return {
-            key.removeprefix(start): tensor
-            for key, tensor in self._tensors.items()
-            if key.startswith(start)
-        }
+        return _part_of(self._tensors, part)
 
     def arrays(self, part: str) -> dict[str, NDArray[np.generic]]:
         """The saved arrays of a part of the run; none in a run that starts from the beginning."""
         return {name: tensor.numpy() for name, tensor in self.tensors_of(part).items()}
+
+    @property
+    def done(self) -> Path:
+        """What the folder of a unit holds when all is done."""
+        return self.path / "done.json"
 
     @property
     def draft(self) -> Path:
@@ -239,11 +250,10 @@ class WorkFolder:
             self._write_run({})
         else:
             (self.path / _STATE).unlink(missing_ok=True)
+            self._stays = False
 
     def _write_run(self, more: dict[str, Any]) -> None:
-        replace_file(
-            self.path / _RUN, json.dumps(_MARK | {"run": self.run} | more, indent=1).encode()
-        )
+        write_run(self.path, self.run, more)
 
     def _empty(self) -> None:
         """Remove all but the lock and the run file; the state first, as it needs the others."""
@@ -251,6 +261,62 @@ class WorkFolder:
         for file in list(self.path.iterdir()):
             if _OURS.fullmatch(file.name) and file.name not in (_LOCK, _RUN):
                 remove(file)
+
+
+def stored_arrays(folder: Path, part: str) -> dict[str, NDArray[np.generic]]:
+    """The saved arrays of a part of a run, out of its folder, which no run works in. Raises
+    StdError if they cannot be read."""
+    try:
+        _, tensors = _read_state(folder / _STATE)
+    except ValueError:
+        raise StdError(
+            f"{folder / _STATE} is damaged: remove {folder} and run the same command again"
+        ) from None
+    return {name: tensor.numpy() for name, tensor in _part_of(tensors, part).items()}
+
+
+def _read_state(path: Path) -> "tuple[dict[str, Any], dict[str, torch.Tensor]]":
+    """(what JSON holds, the tensors by name). Raises ValueError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})["std"])
+            keys = file.keys()  # it cannot be iterated itself
+            return state, {key: file.get_tensor(key) for key in keys}
+    except (SafetensorError, OSError, KeyError) as e:
+        raise ValueError from e
+
+
+def _part_of(tensors: "dict[str, torch.Tensor]", part: str) -> "dict[str, torch.Tensor]":
+    start = f"{part}."
+    return {
+        key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)
+    }
+
+
+def check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises InputError if a run was begun with something else."""
+    a, b = _flat(before), _flat(now)
+    differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    if differing:
+        key = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise InputError(
+            f"{output} was begun with another {key}: {a.get(key)!r}, now "
+            f"{b.get(key)!r}{more}: give the same "
+            "again to resume, or --no-resume to start over"
+        )
+
+
+def write_run(folder: Path, run: dict[str, Any], more: dict[str, Any]) -> None:
+    """Write the run file: the folder belongs to std. Raises StdError if it cannot be written."""
+    replace_file(folder / _RUN, json.dumps(_MARK | {"run": run} | more, indent=1).encode())
+
+
+def plan_of(output: Path) -> Path:
+    """The plan file of an output that is made in units."""
+    return folder_of(output) / _PLAN
 
 
 def folder_of(output: Path) -> Path:

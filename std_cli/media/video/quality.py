@@ -1,6 +1,7 @@
 """How steady a result is, measured while it is written: seams where windows join, and flicker."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,18 @@ VISIBLE = 1.0
 hidden by something."""
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What is kept of a frame."""
+
+    source: Grey
+    result: Grey
+    joint: bool
+    shot: int
+
+
 class Quality:
-    """`add` the frames of a range in order, then read `figures`. It holds one frame.
+    """`add` the frames of a range in order, then read `figures`. It holds the first and the last.
 
     seam_ratio: mean change from one frame to the next where stitching windows start or end, divided
     by the mean change elsewhere; 1 is no seam. flicker: mean difference between a frame and the one
@@ -26,8 +37,8 @@ class Quality:
 
     def __init__(self) -> None:
         self._sums = np.zeros(6)  # change and count at joints, elsewhere; flicker and count
-        self._before: tuple[Grey, Grey] | None = None
-        self._shot = 0
+        self._first: _Measured | None = None
+        self._last: _Measured | None = None
         self._flow = Flow()
 
     def add(self, source: Pixels, result: Pixels, *, joint: bool, shot: int) -> float | None:
@@ -37,28 +48,32 @@ class Quality:
         Returns the flicker of this frame, None of the first of a shot, or where nothing stays in
         view.
         """
-        flicker = None
-        now = _small(source), _small(result)
-        if self._before is not None and shot == self._shot:
-            old_source, old_result = self._before
-            at = 0 if joint else 2
-            self._sums[at : at + 2] += float(np.abs(now[1].astype(float) - old_result).mean()), 1
-            coords, error = self._flow.flow_back(old_source, now[0])
+        return self._take(_Measured(_small(source), _small(result), joint, shot))
+
+    def _take(self, now: "_Measured") -> float | None:
+        before, flicker = self._last, None
+        if before is not None and now.shot == before.shot:
+            at = 0 if now.joint else 2
+            change = np.abs(now.result.astype(float) - before.result).mean()
+            self._sums[at : at + 2] += float(change), 1
+            coords, error = self._flow.flow_back(before.source, now.source)
             visible = error < VISIBLE
-            difference = np.abs(self._flow.warp(old_result, coords) - now[1])
+            difference = np.abs(self._flow.warp(before.result, coords) - now.result)
             total, pixels = float(difference[visible].sum(dtype=float)), int(visible.sum())
             self._sums[4:] += total, pixels
             flicker = total / pixels if pixels else None
-        self._before = now
-        self._shot = shot
+        self._first = self._first or now
+        self._last = now
         return flicker
 
     def merge(self, following: "Quality") -> None:
-        """Take in what was measured of the range of frames that follows."""
+        """Take in what was measured of the range of frames that follows, the change from one range
+        to the next included."""
+        if following._first is None:
+            return
+        self._take(following._first)
         self._sums += following._sums
-        if following._before is not None:
-            self._before = following._before
-            self._shot = following._shot
+        self._last = following._last
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -73,9 +88,9 @@ class Quality:
     def state(self) -> dict[str, NDArray[np.generic]]:
         """The arrays that `from_state` continues from."""
         state: dict[str, NDArray[np.generic]] = {"sums": self._sums.copy()}
-        if self._before is not None:
-            state["source"], state["result"] = self._before
-            state["shot"] = np.array(self._shot)
+        for name, frame in (("first", self._first), ("last", self._last)):
+            if frame is not None:
+                state |= {f"{name}_{key}": np.array(value) for key, value in vars(frame).items()}
         return state
 
     @classmethod
@@ -84,10 +99,18 @@ class Quality:
         new = cls()
         if state:
             new._sums = state["sums"].astype(np.float64)
-        if "source" in state:
-            new._before = state["source"].astype(np.uint8), state["result"].astype(np.uint8)
-            new._shot = int(state["shot"])
+        if "last_source" in state:
+            new._first, new._last = _kept(state, "first"), _kept(state, "last")
         return new
+
+
+def _kept(state: Mapping[str, NDArray[np.generic]], name: str) -> _Measured:
+    return _Measured(
+        state[f"{name}_source"].astype(np.uint8),
+        state[f"{name}_result"].astype(np.uint8),
+        bool(state[f"{name}_joint"]),
+        int(state[f"{name}_shot"]),
+    )
 
 
 def _small(rgb: Pixels) -> Grey:

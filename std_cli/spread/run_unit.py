@@ -1,0 +1,224 @@
+"""The run of one unit: the same wherever it runs, from what an earlier attempt left to the record
+that says that it is done."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from std_cli.errors import Busy, StdError, at_work
+from std_cli.events import OnEvent, RequestFacts
+from std_cli.interruption import stoppable
+from std_cli.paths import replace_file
+from std_cli.spread.saved_request import SavedRequest
+from std_cli.spread.units import Unit
+from std_cli.stylize.frames import check_unchanged
+from std_cli.stylize.request import Use, origin
+from std_cli.stylize.video_run import Job, Run
+from std_cli.stylize.videos import VideoRequest, run_threads, video_facts
+from std_cli.stylize.work_folder import WorkFolder, folder_of
+from std_cli.weights.fingerprints import sha256
+
+if TYPE_CHECKING:
+    from std_cli.diffusion.video_pipeline import VideoPipeline
+    from std_cli.stylize.stylizer import Stylizer
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What a unit made, as `done.json` in its folder keeps it; JSON-able."""
+
+    id: str
+    files: dict[str, str]
+    """SHA-256 of each segment, by name, in order."""
+    frames: int
+    resumed: int
+    """Of these, how many an earlier attempt had finished."""
+    first_pts: str
+    end: str
+    """When the last frame ends: a fraction of seconds on the clip's clock, as `first_pts`."""
+    seconds: float
+    """That the last attempt took."""
+
+    def json(self) -> dict[str, Any]:
+        """What `done.json` holds."""
+        return asdict(self)
+
+
+def units_folder(output: Path) -> Path:
+    """The folder that has a folder for each unit of an output."""
+    return folder_of(output) / "units"
+
+
+def read_done(folder: Path) -> UnitRecord | None:
+    """The record of a unit that is done; None of one that is not.
+
+    Raises StdError for one that is damaged.
+    """
+    file = folder / "done.json"
+    try:
+        return UnitRecord(**json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError):
+        raise StdError(
+            f"{file} is damaged: remove {folder} and run the same command again"
+        ) from None
+
+
+def job_of(unit: Unit, request: VideoRequest) -> Job:
+    """The video that a unit is of."""
+    return next(job for job in request.jobs if job.index == unit.index)
+
+
+def run_of(job: Job, request: VideoRequest, facts: RequestFacts, on_event: OnEvent) -> Run:
+    """The run of a video of a request: what units and the joining of them have in common."""
+    stride = request.window - request.overlap
+    run = Run(job, facts, request.s, request.mix, request.window, stride, on_event)
+    run.origin = origin(
+        job.source, run.input_sha256, request.styles, request.given, request.scratch
+    )
+    return run
+
+
+def run_unit(
+    unit: Unit,
+    request: VideoRequest,
+    folder: Path,
+    use: "Use[VideoPipeline]",
+    on_event: OnEvent,
+    resume: bool = True,
+) -> UnitRecord:
+    """Make a unit of a video in its folder, and `done.json` last of all.
+
+    It continues from what an earlier attempt stored there; one that is done is not made again.
+    folder: next to those of the units that this one is made of. use: gives the loaded pipeline.
+    resume: False starts over.
+
+    Raises Busy if another process makes it, InputError if the folder is of something else, StdError
+    if the work fails.
+    """
+    if resume and (done := read_done(folder)) is not None:
+        return done
+    run = run_of(job_of(unit, request), request, video_facts(request), on_event)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    record = run.record() | {"unit": unit.json()}
+    try:
+        with WorkFolder(run.job.target.path, record, resume, unit=folder) as work:
+            if resume and (done := read_done(folder)) is not None:
+                return done
+            work.done.unlink(missing_ok=True)
+            with run_threads(request, work), use(on_event) as pipeline:
+                pipeline.on_notice = run.notice
+                conditions = pipeline.prepare(request.s, request.schedule, run.job.working)
+                with at_work(), stoppable():
+                    return _make(unit, run, pipeline, conditions, work)
+    except Busy:
+        raise Busy(
+            f"another process makes unit {unit.id} of {run.job.target.path}: wait for it, or give "
+            f"each shard a number of its own"
+        ) from None
+
+
+def _make(
+    unit: Unit, run: Run, pipeline: "VideoPipeline", conditions: Any, work: WorkFolder
+) -> UnitRecord:
+    begin = time.monotonic()
+    made = run.make(
+        pipeline,
+        conditions,
+        work,
+        unit.stretch,
+        keep_latents=unit.keeps == "latents",
+        latents=_latents_of(unit, work.path.parent) if unit.of else None,
+    )
+    check_unchanged(run.job.source, run.input_sha256)
+    record = UnitRecord(
+        unit.id,
+        {segment.name: sha256(segment) for segment in made.segments},
+        made.frames,
+        made.resumed,
+        str(made.first_pts),
+        str(made.end),
+        round(time.monotonic() - begin, 3),
+    )
+    replace_file(work.done, json.dumps(record.json(), indent=1).encode())
+    return record
+
+
+def _latents_of(unit: Unit, units: Path) -> list[Path]:
+    """The files of the latents that a unit is made of, in order. Raises StdError if one is not
+    done."""
+    files: list[Path] = []
+    for id in unit.of:
+        done = read_done(units / id)
+        if done is None:
+            raise StdError(f"unit {id} is not done, which unit {unit.id} is made of: run it first")
+        files += [units / id / name for name in done.files]
+    return files
+
+
+class UnitWork:
+    """What a worker of any kind does with the units of a request. It can be sent to another
+    process, prepares the request there, and holds the loaded model."""
+
+    def __init__(self, saved: SavedRequest, resume: bool = True, verbose: bool = False) -> None:
+        self._saved, self._resume, self._verbose = saved, resume, verbose
+        self._request: VideoRequest | None = None
+        self._stylizer: Stylizer | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UnitWork, (self._saved, self._resume, self._verbose)
+
+    @property
+    def request(self) -> VideoRequest:
+        """The request, prepared in this process."""
+        if self._request is None:
+            request = self._saved.prepare("note")
+            assert isinstance(request, VideoRequest)
+            self._request = request
+        return self._request
+
+    def facts(self) -> Mapping[str, str]:
+        """What results follow from and what must be the same at all workers: the versions, and the
+        kind of device."""
+        from importlib.metadata import version
+
+        from std_cli.diffusion.devices import device_name
+        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
+
+        device = choose_device(self.request.s.device)
+        dtype = choose_dtype(self.request.s.dtype, device)
+        return {
+            "std": video_facts(self.request)["version"],
+            "torch": version("torch"),
+            "diffusers": version("diffusers"),
+            "dtype": name_dtype(dtype),
+            "device": device_name(device),
+        }
+
+    def run(self, unit: Unit, on_event: OnEvent) -> dict[str, Any]:
+        """Make a unit, or what is left of it; returns its record. Errors as of `run_unit`."""
+        request = self.request
+        output = job_of(unit, request).target.path
+        folder = units_folder(output) / unit.id
+        use = partial(self.stylizer.use, request)
+        return run_unit(unit, request, folder, use, on_event, self._resume).json()
+
+    @property
+    def stylizer(self) -> "Stylizer":
+        """The model of this process, loaded when it is first needed."""
+        if self._stylizer is None:
+            from std_cli.stylize.stylizer import Stylizer
+
+            self._stylizer = Stylizer(verbose=self._verbose)
+        return self._stylizer
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        if self._stylizer is not None:
+            self._stylizer.close()
+            self._stylizer = None
