@@ -8,6 +8,7 @@ from std_cli.errors import StdError, at_work, counted
 from std_cli.events import OnEvent, VideoResult
 from std_cli.media.video.quality import Quality
 from std_cli.spread.run_unit import UnitRecord, read_done, run_of, units_folder
+from std_cli.spread.storage import pull_records, pull_unit, remove_all
 from std_cli.spread.units import Plan, Unit, shared_out
 from std_cli.stylize.outputs import exists_already
 from std_cli.stylize.video_run import Made
@@ -41,14 +42,21 @@ def finish(
             return result
         if target.exists() and not overwrite:
             raise exists_already(target)
+        pull_records(target, request.scratch)
         if left := left_of(plan):
             raise StdError(missing([plan], left))
+        for unit in plan.units:
+            if unit.keeps == "frames":
+                pull_unit(units_folder(target) / unit.id, request.scratch)
         run.begin_notices()
         begin = time.monotonic()
         made, seconds = _made(plan, units_folder(target))
         run.late_notices += [n for n in plan.notices if n not in run.late_notices]
         seconds += time.monotonic() - begin
-        return run.finish(made, work, seconds, overwrite, keep_work)
+        result = run.finish(made, work, seconds, overwrite, keep_work)
+    if not keep_work:
+        remove_all(target, request.scratch)  # not before the result is in its storage
+    return result
 
 
 def missing(plans: Sequence[Plan], left: Sequence[Unit]) -> str:

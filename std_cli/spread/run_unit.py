@@ -14,7 +14,9 @@ from std_cli.events import OnEvent, RequestFacts
 from std_cli.interruption import stoppable
 from std_cli.paths import replace_file
 from std_cli.spread.saved_request import SavedRequest
+from std_cli.spread.storage import pull_unit
 from std_cli.spread.units import Unit
+from std_cli.storage.scratch import Scratch
 from std_cli.stylize.frames import check_unchanged
 from std_cli.stylize.request import Use, origin
 from std_cli.stylize.video_run import Job, Run
@@ -106,8 +108,11 @@ def run_unit(
     run = run_of(job_of(unit, request), request, video_facts(request), on_event)
     folder.parent.mkdir(parents=True, exist_ok=True)
     record = run.record() | {"unit": unit.json()}
+    stored = request.scratch.work_folder(folder)
+    for id in unit.of:
+        pull_unit(folder.parent / id, request.scratch)
     try:
-        with WorkFolder(run.job.target.path, record, resume, unit=folder) as work:
+        with WorkFolder(run.job.target.path, record, resume, stored, unit=folder) as work:
             if resume and (done := read_done(folder)) is not None:
                 return done
             work.done.unlink(missing_ok=True)
@@ -115,7 +120,10 @@ def run_unit(
                 pipeline.on_notice = run.notice
                 conditions = pipeline.prepare(request.s, request.schedule, run.job.working)
                 with at_work(), stoppable():
-                    return _make(unit, run, pipeline, conditions, work)
+                    done = _make(unit, run, pipeline, conditions, work)
+            if stored is not None:
+                stored.push(folder, [work.done.name])
+            return done
     except Busy:
         raise Busy(
             f"another process makes unit {unit.id} of {run.job.target.path}: wait for it, or give "
@@ -168,6 +176,7 @@ class UnitWork:
     def __init__(self, saved: SavedRequest, resume: bool = True, verbose: bool = False) -> None:
         self._saved, self._resume, self._verbose = saved, resume, verbose
         self._request: VideoRequest | None = None
+        self._scratch: Scratch | None = None
         self._stylizer: Stylizer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -177,7 +186,8 @@ class UnitWork:
     def request(self) -> VideoRequest:
         """The request, prepared in this process."""
         if self._request is None:
-            request = self._saved.prepare("note")
+            self._scratch = Scratch().__enter__()
+            request = self._saved.prepare("note", self._scratch)
             assert isinstance(request, VideoRequest)
             self._request = request
         return self._request
@@ -222,3 +232,6 @@ class UnitWork:
         if self._stylizer is not None:
             self._stylizer.close()
             self._stylizer = None
+        if self._scratch is not None:
+            self._scratch.__exit__(None, None, None)
+            self._scratch = self._request = None

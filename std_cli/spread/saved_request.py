@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from std_cli.errors import InputError
-from std_cli.paths import names_folder
+from std_cli.paths import is_url, names_folder
+from std_cli.storage.scratch import LOCAL_ONLY, Scratch
 from std_cli.stylize.outputs import Existing
 from std_cli.stylize.pictures import ImageRequest, prepare_images
 from std_cli.stylize.request import Style
@@ -59,7 +60,9 @@ class SavedRequest:
             {name: _plain(value) for name, value in options.items() if value is not None},
         )
 
-    def prepare(self, existing: Existing) -> "VideoRequest | ImageRequest":
+    def prepare(
+        self, existing: Existing, scratch: Scratch = LOCAL_ONLY
+    ) -> "VideoRequest | ImageRequest":
         """Check the request as `prepare_video` and `prepare_images` do; raises their errors."""
         style: list[Style] = [
             (self._here(item[0]), item[1]) if len(item) == 2 else self._here(item[0])
@@ -71,6 +74,7 @@ class SavedRequest:
             [self._here(item) for item in self.inputs],
             style,
             self._here(self.output),
+            scratch=scratch,
             existing=existing,
             keep_going=self.keep_going,
             **options,
@@ -78,8 +82,9 @@ class SavedRequest:
         return request
 
     def json(self) -> dict[str, Any]:
-        """What `from_json` takes."""
-        return asdict(self)
+        """What `from_json` takes; without what may be secret in URLs, since it is kept."""
+        kept: dict[str, Any] = LOCAL_ONLY.shown(asdict(self))
+        return kept
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
@@ -87,7 +92,9 @@ class SavedRequest:
 
     def _here(self, name: str) -> str:
         """A path as it was given, or where that is now that the working folder is another."""
-        if os.path.isabs(name) or name.startswith("~") or os.getcwd() == self.folder:
+        if is_url(name) or os.path.isabs(name) or name.startswith("~"):
+            return name
+        if os.getcwd() == self.folder:
             return name
         return os.path.join(self.folder, name)
 

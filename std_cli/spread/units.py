@@ -21,6 +21,7 @@ from std_cli.errors import InputError, StdError
 from std_cli.events import OnEvent
 from std_cli.paths import remove, replace_file
 from std_cli.spread.saved_request import SavedRequest
+from std_cli.spread.storage import pull_plan, push_plan
 from std_cli.stylize import video_run
 from std_cli.stylize.frames import Place, Stretch, checksum, source_frames
 from std_cli.stylize.video_run import Job, Run
@@ -215,6 +216,8 @@ def find_units(
         try:
             run = Run(job, facts, request.s, request.mix, request.window, stride, on_event)
             record = run.record()
+            if resume:
+                pull_plan(job.target.path, request.scratch)
             if resume and (kept := read_plan(job, record)) is not None:
                 plans.append(kept)
                 continue
@@ -229,6 +232,7 @@ def find_units(
         plan = _plan(job, record, found, request, parts if shards else None)
         if saved is not None:
             write_plan(plan, saved, resume)
+            push_plan(job.target.path, request.scratch, resume)
         plans.append(plan)
     return sorted(plans, key=lambda plan: plan.job.index)
 
@@ -300,7 +304,7 @@ def _piece(job: Job, shot: _Shot, first: int, end: int, request: VideoRequest) -
     return Unit(
         id="",
         kind="frames",
-        input=job.name,
+        input=request.scratch.in_urls(job.name),
         index=job.index,
         shot=shot.number,
         shot_first=shot.first,
@@ -340,7 +344,7 @@ def write_plan(plan: Plan, saved: SavedRequest, resume: bool) -> None:
     write_run(folder, plan.record, {})
     kept = {
         "request": saved.json(),
-        "input": plan.job.name,
+        "input": plan.units[0].input,
         "record": plan.record,
         "frames": plan.frames,
         "shots": plan.shots,

@@ -183,10 +183,11 @@ class Scratch:
         server, *names = place.split("/")
         if {".", ".."} & {server, *names}:
             raise InputError(f"{url}: '.' and '..' name no file there; leave them out")
-        return self._folder.joinpath(scheme, server.rpartition("@")[2], *filter(None, names))
+        return self.folder.joinpath(scheme, server.rpartition("@")[2], *filter(None, names))
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """The scratch folder itself. Raises InputError where URLs cannot be used."""
         if not self._entered:
             raise InputError("a URL cannot be used here; give paths on this machine")
         if self._root is None:
@@ -280,7 +281,8 @@ class Scratch:
             return stored
         if path.is_relative_to(local):
             return stored.child(path.relative_to(local).as_posix())
-        return stored.next_to(path.name)  # a file that is named after the output
+        # what is named after the output
+        return stored.next_to(path.relative_to(local.parent).as_posix())
 
     # --- what is said ---
 

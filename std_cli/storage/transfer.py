@@ -186,7 +186,8 @@ class StoredFolder:
         """Copy all files of the storage's folder to this machine's, in place of those."""
         found = children(self.stored)
         files = {name: size for name, size in found.items() if size is not None}
-        pairs = [(self.stored.child(name, size), folder / name) for name, size in files.items()]
+        left = files.keys() - {n for n in self._there if (folder / n).exists()}
+        pairs = [(self.stored.child(name, files[name]), folder / name) for name in sorted(left)]
         for error in get_files(pairs, folder, on_copied).values():
             raise error
         self._there = {name for name in files if name.startswith("segment-")}
@@ -206,6 +207,6 @@ class StoredFolder:
         self._there = set()
         with remote_errors(self.stored.url):
             for name in sorted(found, key=lambda name: (name == "run.json", "state" not in name)):
-                self.stored.fs.rm_file(self.stored.child(name).path)
+                self.stored.fs.rm(self.stored.child(name).path, recursive=found[name] is None)
             if not self.stored.is_object and found:
                 self.stored.fs.rmdir(self.stored.path)
