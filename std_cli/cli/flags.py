@@ -6,7 +6,7 @@ import typer
 
 from std_cli.environment import go_offline, silence_libraries
 
-IN_AND_OUT, STYLE, MESSAGES = "Input and output", "Style", "Messages"
+IN_AND_OUT, STYLE, MACHINE, MESSAGES = "Input and output", "Style", "Machine", "Messages"
 
 # What pictures and videos have in common in addition to their settings.
 StyleFlag = Annotated[
@@ -74,6 +74,42 @@ FailedFlag = Annotated[
         metavar="FILE",
         help="List the inputs that failed in a text file, one a line.",
         rich_help_panel=IN_AND_OUT,
+    ),
+]
+DevicesFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--devices",
+        metavar="WHICH",
+        help="Spread the work: all (every GPU), 2 (so many), cuda:0,cuda:1, or cpu:2 (two workers "
+        "on the processor). Needs std-cli[ray].",
+        rich_help_panel=MACHINE,
+    ),
+]
+ClusterFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Spread the work over a Ray cluster: its address, or auto. It continues there where "
+        "this process is lost.",
+        rich_help_panel=MACHINE,
+    ),
+]
+DetachFlag = Annotated[
+    bool,
+    typer.Option(
+        "--detach",
+        help="With --cluster: return at once; the same command without it shows the run.",
+        rich_help_panel=MACHINE,
+    ),
+]
+MixedGpusFlag = Annotated[
+    bool,
+    typer.Option(
+        "--mixed-gpus",
+        help="Accept workers with GPUs of several kinds, whose results differ in their last bits.",
+        rich_help_panel=MACHINE,
     ),
 ]
 OfflineFlag = Annotated[

@@ -14,11 +14,15 @@ from std_cli.cli.failures import list_failures
 from std_cli.cli.flags import (
     IN_AND_OUT,
     STYLE,
+    ClusterFlag,
+    DetachFlag,
+    DevicesFlag,
     DryRunFlag,
     FailedFlag,
     JsonFlag,
     KeepGoingFlag,
     LookFlag,
+    MixedGpusFlag,
     NoConfigFlag,
     NoProbeFlag,
     OfflineFlag,
@@ -41,6 +45,7 @@ from std_cli.environment import silence_libraries
 from std_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from std_cli.spread.on_ray import Where
     from std_cli.stylize.defaults import Given
 
 
@@ -99,6 +104,10 @@ def image(
     keep_going: KeepGoingFlag = False,
     failed: FailedFlag = None,
     report_file: ReportFlag = None,
+    devices: DevicesFlag = None,
+    cluster: ClusterFlag = None,
+    detach: DetachFlag = False,
+    mixed_gpus: MixedGpusFlag = False,
     look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
@@ -165,6 +174,10 @@ def video(
         ),
     ] = False,
     report_file: ReportFlag = None,
+    devices: DevicesFlag = None,
+    cluster: ClusterFlag = None,
+    detach: DetachFlag = False,
+    mixed_gpus: MixedGpusFlag = False,
     look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
@@ -196,7 +209,28 @@ def video(
         options |= {"resume": resume, "keep_work": keep_work, "verbose": verbose}
         with list_failures(failed, report) as on_event:
             options |= {"on_event": on_event, "report": report_file}
+            if (where := _where(devices, cluster, detach, mixed_gpus)) is not None:
+                from std_cli.spread.on_ray import spread_video
+
+                spread_video(*request, where, **options)
+                return
             stylize_video(*request, **options)
+
+
+def _where(
+    devices: str | None, cluster: str | None, detach: bool, mixed_gpus: bool
+) -> "Where | None":
+    """On which devices the work is spread; None if it is not."""
+    if devices is None and cluster is None:
+        for flag, given in (("--detach", detach), ("--mixed-gpus", mixed_gpus)):
+            if given:
+                raise InputError(
+                    f"{flag} is for work in a cluster: give --cluster, or leave it out"
+                )
+        return None
+    from std_cli.spread.on_ray import Where
+
+    return Where(devices or "all", cluster, detach, mixed_gpus)
 
 
 def _only_planned(command: Callable[..., None]) -> Callable[..., None]:

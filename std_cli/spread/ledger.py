@@ -9,6 +9,9 @@ DEATHS_OF_A_UNIT = 3
 DEATHS_IN_A_ROW = 4
 """Deaths of a worker, with nothing finished in between, before it is dropped."""
 
+BUSY_TIMES = 20
+"""How often a unit is tried that another process is at work on."""
+
 
 class Task(Protocol):
     """A unit of work."""
@@ -46,6 +49,7 @@ class Ledger(Generic[T]):
         self.retried = 0
         """Units that were given to another worker after a death."""
         self._died_with: dict[str, list[int]] = {}
+        self._busy: dict[str, int] = {}
         self._row: dict[int, list[str | None]] = {}
         """What each worker died with since it last finished something; None: with nothing."""
 
@@ -66,6 +70,14 @@ class Ledger(Generic[T]):
     def give_back(self, unit: T) -> None:
         """A worker was asked to end, and left a unit for another one."""
         self.waiting.insert(0, unit)
+
+    def wait_for_other(self, unit: T) -> bool:
+        """Another process is at work on a unit: it waits again, unless that has been so for
+        long."""
+        times = self._busy[unit.id] = self._busy.get(unit.id, 0) + 1
+        if times <= BUSY_TIMES:
+            self.waiting.append(unit)
+        return times <= BUSY_TIMES
 
     def die(self, worker: int, unit: T | None, reason: str) -> None:
         """A worker has died, with or without a unit, which waits again or is set aside."""

@@ -4,13 +4,13 @@ again elsewhere, what fails is not."""
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from std_cli.errors import Cancelled, StdError, counted, printable
 from std_cli.events import Event, OnEvent, SpreadProgress
-from std_cli.interruption import deferred
+from std_cli.interruption import at_quit, deferred
 from std_cli.spread.ledger import Ledger, Task
 from std_cli.spread.ray_worker import Joined, Mailbox, Outcome, Work, Worker
 
@@ -33,7 +33,9 @@ class Pool:
     """None: one for each GPU of the cluster, also of those that join it later."""
     gpu: bool
     threads: int | None
-    """Processors of each; None: its share of those of its machine, by GPUs."""
+    """Of each worker; None: its share of those of its machine, by GPUs."""
+    cpus: int = 1
+    """Processors that Ray counts for each worker without a GPU."""
     mixed: bool = False
     """Whether GPUs of several kinds are accepted, whose results differ in their last bits."""
 
@@ -57,7 +59,8 @@ class _Slot(Generic[T]):
 
 
 class RayExecutor(Generic[T]):
-    """Runs units on the Ray that this process is connected to."""
+    """Runs units on the Ray that this process is connected to. Use it as a context manager: the
+    workers end with it, and are warm until then."""
 
     def __init__(
         self,
@@ -76,6 +79,20 @@ class RayExecutor(Generic[T]):
         self._nodes: set[str] = set()
         self._begin = self._alone_since = time.monotonic()
         self._reported = 0.0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._mailbox = _make_mailbox()
+        self._stack.enter_context(at_quit(self._end))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def parts(self) -> int:
+        """How many workers there may be as far as is known: so many units are wanted at least."""
+        return max(1, self._count())
 
     def run(self, units: Iterable[T]) -> Ledger[T]:
         """Run all units; returns which are finished and which failed.
@@ -86,22 +103,19 @@ class RayExecutor(Generic[T]):
         self._ledger = Ledger(units)
         self._units = len(self._ledger.waiting)
         self._total = sum(unit.frames for unit in self._ledger.waiting)
-        self._mailbox = _make_mailbox()
-        try:
-            with deferred() as interrupted:
-                try:
-                    while self._ledger.waiting or self._busy:
-                        if interrupted() or self._stop():
-                            raise Cancelled("the run was stopped")
-                        self._round()
-                except Cancelled:
-                    self._let_workers_stop()
-                    if not interrupted():
-                        raise
-            if interrupted():
-                raise KeyboardInterrupt
-        finally:
-            self._end()
+        self._finished_frames, self._begin = 0.0, time.monotonic()
+        with deferred() as interrupted:
+            try:
+                while self._ledger.waiting or self._busy:
+                    if interrupted() or self._stop():
+                        raise Cancelled("the run was stopped")
+                    self._round()
+            except Cancelled:
+                self._let_workers_stop()
+                if not interrupted():
+                    raise
+        if interrupted():
+            raise KeyboardInterrupt
         return self._ledger
 
     # --- one round ---
@@ -158,7 +172,7 @@ class RayExecutor(Generic[T]):
         """(a new worker, what it introduces itself with)."""
         import ray
 
-        needs = {"num_gpus": 1} if self._pool.gpu else {"num_cpus": self._pool.threads}
+        needs = {"num_gpus": 1} if self._pool.gpu else {"num_cpus": self._pool.cpus}
         kind: Any = ray.remote(Worker)
         actor = kind.options(max_restarts=0, max_task_retries=0, **needs).remote(
             number,
@@ -222,7 +236,10 @@ class RayExecutor(Generic[T]):
             self._ledger.finish(slot.number, unit)
             self._finished_frames += unit.frames
         elif outcome.how == "failed":
-            self._fail(unit, outcome.message, others_too=True)
+            if outcome.kind == "busy" and self._ledger.wait_for_other(unit):
+                time.sleep(LOOK_EVERY)  # a process that was lost may still be about to end
+            else:
+                self._fail(unit, outcome.message, others_too=True)
         else:
             self._ledger.give_back(unit)
         if outcome.how == "leaving":
@@ -393,10 +410,9 @@ def _cause(error: Exception) -> str:
     text = str(error)
     if isinstance(error, exceptions.OutOfMemoryError) or "memory usage threshold" in text:
         return "the machine was out of memory"
-    if isinstance(error, exceptions.NodeDiedError) or "node has died" in text.lower():
-        return "its machine is gone"
-    if isinstance(error, exceptions.ActorUnavailableError):
-        return "it cannot be reached"
+    gone = isinstance(error, exceptions.NodeDiedError | exceptions.ActorUnavailableError)
+    if gone or "node has died" in text.lower():
+        return "its machine is gone, or cannot be reached"
     return "its process ended unexpectedly"
 
 

@@ -1,19 +1,20 @@
 """Units on Ray: what becomes of them when workers die, are asked to end, or fail."""
 
+import re
+
 import pytest
 
+from std_cli.errors import Cancelled
+from std_cli.spread import ray_start
 from std_cli.spread.ray_executor import Pool, RayExecutor
 from tests.spread.works import Small, SmallWork
 
-ray = pytest.importorskip("ray")
 TWO = Pool(2, gpu=False, threads=1)
 
 
 @pytest.fixture(scope="module")
 def cluster():
     from ray.cluster_utils import Cluster
-
-    from std_cli.spread import ray_start
 
     cluster = Cluster(
         initialize_head=True,
@@ -32,10 +33,11 @@ def cluster():
 def run(cluster, tmp_path):
     """Runs units; `run.events` are what was reported, `run.begun` the units that were begun."""
 
-    def run(units, pool=TWO, **more):
-        executor = RayExecutor(pool, SmallWork(tmp_path), run.events.append, **more)
-        ledger = executor.run(units)
-        run.begun = (tmp_path / "begun").read_text().split()
+    def run(units, pool=TWO, work=None, on_event=None, **more):
+        given = work or SmallWork(tmp_path), on_event or run.events.append
+        with RayExecutor(pool, *given, **more) as executor:
+            ledger = executor.run(units)
+        run.begun, run.workers = read(tmp_path / "begun"), read(tmp_path / "workers")
         return ledger
 
     run.events = []
@@ -83,3 +85,55 @@ def test_a_worker_that_is_asked_to_end_leaves_its_unit_to_another(run, tmp_path)
     ledger = run([Small("a", how="asked_to_end"), Small("b", how="waits")])
     assert len(ledger.finished) == 2 and (ledger.lost, ledger.retried) == (0, 0)
     assert (tmp_path / "a.steps").read_text() == "..." and run.begun.count("a") == 2
+
+
+def test_a_worker_that_would_make_other_results_is_refused(run, tmp_path):
+    ledger = run([Small(name) for name in "abc"], work=SmallWork(tmp_path, others_differ=True))
+    assert len(ledger.finished) == 3 and len(set(run.workers)) == 1
+    [refused] = [message for message in said(run) if "refused" in message]
+    assert re.fullmatch(
+        r"the worker \S+:\d+ is refused: torch 1, where \S+:\d+ has 2: install the same on both",
+        refused,
+    )
+
+
+def test_a_run_that_is_stopped_keeps_what_is_done(run, tmp_path):
+    def stop():
+        return len(marks(tmp_path)) > 3
+
+    units = [Small(name, frames=80) for name in "ab"]
+    with pytest.raises(Cancelled):
+        run(units, stop=stop)
+    done = len(marks(tmp_path))
+    assert 3 < done < 160
+    assert len(run(units).finished) == 2 and len(marks(tmp_path)) == 160  # none was done twice
+
+
+def test_a_machine_that_is_lost_is_replaced_by_one_that_joins(run, cluster, tmp_path):
+    """It has the only room for the third worker."""
+    how = {"num_cpus": 1, "object_store_memory": ray_start.OBJECT_STORE}
+    lost = [cluster.add_node(**how)]
+
+    def on_event(event):
+        run.events.append(event)
+        if lost and len(read(tmp_path / "begun")) == 3:
+            cluster.remove_node(lost.pop(), allow_graceful=False)
+        if event["event"] == "notice" and "goes to" in event["message"]:
+            cluster.add_node(**how)
+
+    units, three = [Small(name, frames=150) for name in "abc"], Pool(3, gpu=False, threads=1)
+    ledger = run(units, three, on_event=on_event)
+    assert len(ledger.finished) == 3 and (ledger.lost, ledger.retried) == (1, 1), said(run)
+    assert len(marks(tmp_path)) == 450
+    [died] = [message for message in said(run) if "died" in message]
+    assert re.match(
+        "worker . died: its machine is gone, or cannot be reached; . goes to another worker", died
+    )
+
+
+def marks(folder):
+    return "".join(file.read_text() for file in folder.glob("*.steps"))
+
+
+def read(file):
+    return file.read_text().split() if file.exists() else []

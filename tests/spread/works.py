@@ -22,12 +22,16 @@ class SmallWork:
     """Notes in a folder what is begun, each step, and what is finished."""
 
     folder: Path
+    others_differ: bool = False
+    """Whether all workers but the first have another version of torch."""
 
     def facts(self):
-        return {"std": "1", "torch": os.environ.get("TESTS_TORCH", "2"), "device": "none"}
+        differs = self.others_differ and not self.first("worker")
+        return {"std": "1", "torch": "1" if differs else "2", "device": "none"}
 
     def run(self, unit, on_event):
-        self.note("begun", unit)
+        self.note("begun", unit.id)
+        self.note("workers", os.getpid())
         marks = self.folder / f"{unit.id}.steps"
         done = len(marks.read_text()) if marks.exists() else 0
         for step in range(done, unit.frames):
@@ -38,12 +42,12 @@ class SmallWork:
             on_event(
                 {"event": "progress", "stage": "video", "progress": float(step + 1), "frame": step}
             )
-        self.note("finished", unit)
+        self.note("finished", unit.id)
         return {"pid": os.getpid()}
 
-    def note(self, what, unit):
+    def note(self, what, value):
         with (self.folder / what).open("a") as file:
-            file.write(f"{unit.id}\n")
+            file.write(f"{value}\n")
 
     def nothing(self, unit, step):
         pass
@@ -53,7 +57,7 @@ class SmallWork:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def kills_once(self, unit, step):
-        if step == 1 and self.first(unit):
+        if step == 1 and self.first(unit.id):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def raises(self, unit, step):
@@ -65,7 +69,7 @@ class SmallWork:
         raise StdError("the disk is full")
 
     def asked_to_end(self, unit, step):
-        if step == 1 and self.first(unit):
+        if step == 1 and self.first(unit.id):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
@@ -73,9 +77,10 @@ class SmallWork:
         if step == 1:
             time.sleep(0.5)
 
-    def first(self, unit):
+    def first(self, what):
+        """Whether this is asked for the first time."""
         try:
-            (self.folder / f"{unit.id}.was").touch(exist_ok=False)
+            (self.folder / f"{what}.was").touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
