@@ -224,9 +224,7 @@ def _where(
     if devices is None and cluster is None:
         for flag, given in (("--detach", detach), ("--mixed-gpus", mixed_gpus)):
             if given:
-                raise InputError(
-                    f"{flag} is for work in a cluster: give --cluster, or leave it out"
-                )
+                raise InputError(f"{flag} needs --cluster: give it, or leave out {flag}")
         return None
     from std_cli.spread.on_ray import Where
 

@@ -3,7 +3,7 @@ joined, one video after another as its units are done."""
 
 from collections.abc import Sequence
 
-from std_cli.errors import Cancelled, StdError
+from std_cli.errors import Cancelled, StdError, counted
 from std_cli.events import OnEvent, VideoResult
 from std_cli.paths import remove_stale_drafts
 from std_cli.spread.executor import Executor
@@ -74,7 +74,8 @@ class _Drive:
         for plan in plans:
             try:
                 if why := [reasons[unit.id] for unit in plan.units if unit.id in reasons]:
-                    raise StdError(_with_more(why))
+                    units = counted(len(plan.units), "unit")
+                    raise StdError(f"{len(why)} of {units} of {plan.job.name} failed: {why[0]}")
                 results.append(finish(plan, request, overwrite, keep_work, self.on_event))
             except StdError as e:
                 if self.total == 1 or isinstance(e, Cancelled):

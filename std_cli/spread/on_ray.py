@@ -1,5 +1,5 @@
-"""`--devices` and `--cluster`: a request on a Ray of this machine, or in a cluster, where it runs on
-though the process that asked for it is gone."""
+"""`--devices` and `--cluster`: a request on a Ray of this machine, or in a cluster, where it
+continues though the process that asked for it is gone."""
 
 import hashlib
 import json
@@ -104,7 +104,7 @@ def spread_video(
         _run_in_cluster(spread, wanted, where, on_event)
         return
     if where.detach:
-        raise InputError("--detach is for work in a cluster: give --cluster, or leave it out")
+        raise InputError("--detach needs --cluster: give it, or leave out --detach")
     with _local(wanted) as pool:
         _drive(spread, replace(pool, mixed=where.mixed_gpus), on_event)
 
