@@ -137,8 +137,17 @@ def image(
             return
         from std_cli.stylize.stylizer import stylize_images
 
+        where = _where(devices, cluster, detach, mixed_gpus)
         with list_failures(failed, report) as on_event:
             options |= {"on_event": on_event, "report": report_file}
+            if where is not None:
+                if piped or "-" in inputs:
+                    raise InputError("-: several devices read and write files: give files")
+                from std_cli.spread.on_ray import spread_images
+
+                files = (inputs, given.style, output or ".")
+                spread_images(*files, where, verbose=verbose, **options)
+                return
             for _ in stylize_images(*request, verbose=verbose, **options):
                 pass
 
@@ -207,9 +216,10 @@ def video(
         from std_cli.stylize.stylizer import stylize_video
 
         options |= {"resume": resume, "keep_work": keep_work, "verbose": verbose}
+        where = _where(devices, cluster, detach, mixed_gpus)
         with list_failures(failed, report) as on_event:
             options |= {"on_event": on_event, "report": report_file}
-            if (where := _where(devices, cluster, detach, mixed_gpus)) is not None:
+            if where is not None:
                 from std_cli.spread.on_ray import spread_video
 
                 spread_video(*request, where, **options)

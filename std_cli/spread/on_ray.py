@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from std_cli.config import video_settings
+from std_cli.config import image_settings, video_settings
 from std_cli.errors import Cancelled, InputError, Kind, StdError, flags_named
 from std_cli.events import Event, OnEvent
 from std_cli.interruption import deferred
@@ -25,12 +25,14 @@ from std_cli.spread.devices import (
     threads_of_each,
     visible,
 )
-from std_cli.spread.drive import drive_videos
+from std_cli.spread.drive import drive_pictures, drive_videos
+from std_cli.spread.pictures import Chunk, PictureWork
 from std_cli.spread.ray_executor import Pool, RayExecutor, deaths
 from std_cli.spread.ray_start import check_installed, cluster, local_ray
 from std_cli.spread.run_unit import UnitWork
 from std_cli.spread.saved_request import SavedRequest
-from std_cli.stylize.options import VideoOptions
+from std_cli.spread.units import Unit
+from std_cli.stylize.options import ImageOptions, VideoOptions
 from std_cli.stylize.outputs import Existing, existing_rule
 from std_cli.stylize.request import Style
 
@@ -93,12 +95,45 @@ def spread_video(
     are finished.
     """
     check_installed()
-    wanted = parse_devices(where.devices)
     video_settings(dict(options))  # raises what is wrong of them before Ray is started
     saved = SavedRequest.of("video", inputs, style, output, keep_going, options)
-    page = None if report is None else str(user_path(report, "--report").absolute())
-    existing = existing_rule(overwrite, skip_existing)
-    spread = Spread(saved, existing, resume, keep_work, page, verbose)
+    rule = existing_rule(overwrite, skip_existing)
+    _run(Spread(saved, rule, resume, keep_work, _page(report), verbose), where, on_event)
+
+
+def spread_images(
+    inputs: str | Path | Sequence[str | Path],
+    style: Style | Sequence[Style],
+    output: str | Path,
+    where: Where,
+    *,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    keep_going: bool = True,
+    on_event: OnEvent,
+    verbose: bool = False,
+    report: str | Path | None = None,
+    **options: Unpack[ImageOptions],
+) -> None:
+    """Stylize picture files on several devices; parameters as of `stylize_images`, errors as of
+    `spread_video`.
+
+    keep_going: whether pictures that cannot be read do not stop the others; one that fails later
+    never does.
+    """
+    check_installed()
+    image_settings(dict(options))
+    saved = SavedRequest.of("image", inputs, style, output, keep_going, options)
+    rule = existing_rule(overwrite, skip_existing)
+    _run(Spread(saved, rule, True, False, _page(report), verbose), where, on_event)
+
+
+def _page(report: str | Path | None) -> str | None:
+    return None if report is None else str(user_path(report, "--report").absolute())
+
+
+def _run(spread: Spread, where: Where, on_event: OnEvent) -> None:
+    wanted = parse_devices(where.devices)
     spread = _on_device(spread, wanted)
     if where.cluster is not None:
         _run_in_cluster(spread, wanted, where, on_event)
@@ -147,19 +182,17 @@ def _on_device(spread: Spread, wanted: Devices) -> Spread:
 def _drive(
     spread: Spread, pool: Pool, on_event: OnEvent, stop: Callable[[], bool] = lambda: False
 ) -> None:
+    rules: dict[str, Any] = {"existing": spread.existing, "report": spread.report}
+    if spread.saved.task == "image":
+        pictures = PictureWork(spread.saved, spread.existing == "replace", spread.verbose)
+        with RayExecutor[Chunk](pool, pictures, on_event, stop) as executor:
+            drive_pictures(spread.saved, executor, executor.parts, on_event, **rules)
+        return
     # what a worker left, another continues; a run that starts over has removed it before
     work = UnitWork(spread.saved, resume=True, verbose=spread.verbose)
-    with RayExecutor(pool, work, on_event, stop) as executor:
-        drive_videos(
-            spread.saved,
-            executor,
-            executor.parts,
-            on_event,
-            existing=spread.existing,
-            resume=spread.resume,
-            keep_work=spread.keep_work,
-            report=spread.report,
-        )
+    rules |= {"resume": spread.resume, "keep_work": spread.keep_work}
+    with RayExecutor[Unit](pool, work, on_event, stop) as on_ray:
+        drive_videos(spread.saved, on_ray, on_ray.parts, on_event, **rules)
 
 
 # --- in a cluster ------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ class RayExecutor(Generic[T]):
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """stop: whether the run is to end, which is asked again and again."""
-        self._pool, self._work, self._on_event, self._stop = pool, work, on_event, stop
+        self._pool, self._work, self._stop = pool, work, stop
+        self.on_event = on_event
+        """Receives what is said of the run; it may be replaced."""
         self._slots: list[_Slot[T]] = []
         self._reference: Joined | None = None
         self._counted = (-COUNT_EVERY, 0)
@@ -110,6 +112,7 @@ class RayExecutor(Generic[T]):
                     if interrupted() or self._stop():
                         raise Cancelled("the run was stopped")
                     self._round()
+                self._report()
             except Cancelled:
                 self._let_workers_stop()
                 if not interrupted():
@@ -337,7 +340,7 @@ class RayExecutor(Generic[T]):
     # --- reports ---
 
     def _say(self, message: str) -> None:
-        self._on_event({"event": "notice", "message": message})
+        self.on_event({"event": "notice", "message": message})
 
     def _letters(self, stop: bool) -> list[tuple[int, Event]]:
         """What the workers have reported; `stop` asks them to end."""
@@ -352,8 +355,8 @@ class RayExecutor(Generic[T]):
         """Pass on what the workers report, and how far the run is."""
         for number, event in self._letters(stop=False):
             if event["event"] != "progress":
-                self._on_event(event)
-            elif event["stage"] in ("video", "picture"):
+                self.on_event(event)
+            if event["event"] == "result" or event.get("stage") == "video":
                 self._advance(number, event)
         now = time.monotonic()
         if self._live:
@@ -363,13 +366,15 @@ class RayExecutor(Generic[T]):
             self._say("no worker has started yet: Ray looks for a machine that has room for one")
         if now - self._reported >= LOOK_EVERY:
             self._reported = now
-            self._on_event(self._progress())
+            self.on_event(self._progress())
 
     def _advance(self, number: int, event: Any) -> None:
         """Note how far a worker is with its unit."""
         for slot in self._busy:
-            if slot.number == number:
-                slot.frames = event["progress"] if event["stage"] == "video" else event["index"] - 1
+            if slot.number == number and event["event"] == "result":  # one picture of a chunk
+                slot.frames += 1
+            elif slot.number == number:
+                slot.frames = event["progress"]
 
     def _progress(self) -> SpreadProgress:
         frames = self._finished_frames + sum(slot.frames for slot in self._busy)

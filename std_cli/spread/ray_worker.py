@@ -16,6 +16,8 @@ from std_cli.interruption import install, stoppable
 from std_cli.spread.devices import processors
 
 T_contra = TypeVar("T_contra", contravariant=True)
+LAST_POST = 10.0
+"""Seconds that a worker waits until its last report has arrived."""
 POST_EVERY = 1.0
 """Seconds between two reports of progress of a worker."""
 
@@ -82,6 +84,7 @@ class Worker(Generic[T_contra]):
         self._number, self._mailbox, self._work = number, mailbox, work
         self._posted = 0.0
         self._reply: Any = None
+        self._last: Any = None
 
     def join(self) -> Joined:
         """Introduce this worker."""
@@ -92,9 +95,14 @@ class Worker(Generic[T_contra]):
 
     def run(self, unit: T_contra) -> Outcome:
         """Do a unit. Raises what is a bug."""
+        import ray
+
         try:
             with stoppable():
-                return Outcome("done", self._work.run(unit, self._on_event))
+                record = self._work.run(unit, self._on_event)
+            if self._last is not None:  # what is reported is there before the unit is
+                ray.wait([self._last], timeout=LAST_POST)
+            return Outcome("done", record)
         except KeyboardInterrupt:
             return Outcome("leaving")
         except Cancelled:
@@ -114,9 +122,9 @@ class Worker(Generic[T_contra]):
             self._reply = None
             if stop and progress:
                 raise Cancelled("the run is to end")
-        reply = self._mailbox.post.remote(self._number, event)
+        self._last = self._mailbox.post.remote(self._number, event)
         if progress:
-            self._posted, self._reply = time.monotonic(), reply
+            self._posted, self._reply = time.monotonic(), self._last
 
 
 class Mailbox:

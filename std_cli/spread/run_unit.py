@@ -13,6 +13,7 @@ from std_cli.errors import Busy, StdError, at_work
 from std_cli.events import OnEvent, RequestFacts
 from std_cli.interruption import stoppable
 from std_cli.paths import replace_file
+from std_cli.spread.facts import worker_facts
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.storage import pull_unit
 from std_cli.spread.units import Unit
@@ -195,20 +196,8 @@ class UnitWork:
     def facts(self) -> Mapping[str, str]:
         """What results follow from and what must be the same at all workers: the versions, and the
         kind of device."""
-        from importlib.metadata import version
-
-        from std_cli.diffusion.devices import device_name
-        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
-
-        device = choose_device(self.request.s.device)
-        dtype = choose_dtype(self.request.s.dtype, device)
-        return {
-            "std": video_facts(self.request)["version"],
-            "torch": version("torch"),
-            "diffusers": version("diffusers"),
-            "dtype": name_dtype(dtype),
-            "device": device_name(device),
-        }
+        settings = self.request.s
+        return worker_facts(settings.device, settings.dtype)
 
     def run(self, unit: Unit, on_event: OnEvent) -> dict[str, Any]:
         """Make a unit, or what is left of it; returns its record. Errors as of `run_unit`."""
