@@ -43,7 +43,7 @@ OWNERS = {
         "weights/parts",
         "tinypack",
     },
-    "ray": {"spread/ray_start", "spread/ray_executor", "spread/ray_worker"},
+    "ray": {"spread/ray_start", "spread/ray_executor", "spread/ray_worker", "spread/on_ray"},
     "std_cli.tinypack": {"tinypack"},
 }
 
@@ -106,4 +106,4 @@ def test_the_command_line_answers_without_the_heavy_libraries(flag):
         if line.startswith("import time:")
     }
     assert "std_cli.cli.commands" in loaded
-    assert not loaded & {"torch", "diffusers", "transformers"}
+    assert not loaded & {"torch", "diffusers", "transformers", "ray"}

@@ -1,4 +1,4 @@
-"""Which workers a run has, as `--devices` names them, and what of the machine each gets."""
+"""`--devices`: which workers a run has, and what of the machine each of them gets."""
 
 import os
 import re

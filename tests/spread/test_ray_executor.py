@@ -14,6 +14,7 @@ from tests.micro import micro
 from tests.spread.works import Small, SmallWork
 from tests.stylize.test_videos import make_clip
 
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 TWO = Pool(2, gpu=False, threads=1)
 
 

@@ -1,0 +1,46 @@
+"""`--devices` and `--cluster`: what is refused before anything is started."""
+
+import sys
+
+import pytest
+
+from std_cli.cli.commands import run
+
+
+@pytest.fixture
+def std(picture, reference, tmp_path, capsys):
+    """Runs `std stylize image` with more flags; (exit code, stderr)."""
+
+    def std(*flags):
+        given = ["stylize", "image", str(picture), "-s", str(reference), "-o", f"{tmp_path}/out/"]
+        code = run([*given, "--model", "tiny", *flags])
+        assert "ray" not in sys.modules or sys.modules["ray"] is None or "ray" in BEFORE
+        return code, capsys.readouterr().err
+
+    return std
+
+
+BEFORE = set(sys.modules)
+
+
+def test_without_ray_one_line_says_how_it_is_installed(std, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    line = "Ray is not installed, on which --devices and --cluster run: pip install 'std-cli[ray]'"
+    for flags in (["--devices", "cpu:2"], ["--cluster", "auto"]):
+        assert std(*flags) == (2, f"error: {line}\n")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--devices", "gpu"], "--devices gpu: give all, a number of GPUs, cuda:0,cuda:1 or cpu:2"),
+        (["--devices", "cpu:2", "--detach"], "--detach needs --cluster"),
+        (["--detach"], "--detach needs --cluster"),
+        (["--devices", "cpu:2", "--device", "cuda:1"], "--device cuda:1: each worker has the one"),
+        (["--cluster", "auto", "--devices", "cuda:0,cuda:1"], "give --devices 2"),
+        (["--devices", "cpu:2", "--steps", "0"], "--steps 0"),
+    ],
+)
+def test_what_contradicts_is_refused_before_ray_is_started(std, flags, message):
+    code, said = std(*flags)
+    assert code == 2 and message in said and said.count("\n") == 1
