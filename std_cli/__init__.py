@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     __version__: str
+    from std_cli.comparison.run import compare
     from std_cli.errors import (
         Busy,
         Cancelled,
@@ -30,6 +31,7 @@ __all__ = [
     "StdError",
     "Stylizer",
     "__version__",
+    "compare",
     "read_defaults",
     "read_settings",
     "stylize_image",
@@ -39,6 +41,7 @@ __all__ = [
 _ERRORS = ("Busy", "Cancelled", "InputError", "NetworkError", "NotDownloaded", "OutputExists")
 _MODULES = {
     **dict.fromkeys((*_ERRORS, "StdError"), "std_cli.errors"),
+    "compare": "std_cli.comparison.run",
     "read_defaults": "std_cli.stylize.defaults",
     "read_settings": "std_cli.stylize.settings",
 }

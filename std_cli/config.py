@@ -66,6 +66,7 @@ Device = Annotated[
 
 Panel = Literal[
     "Input and output",
+    "Comparison",
     "Style",
     "Sampling",
     "Motion and time",

@@ -191,6 +191,13 @@ class Checking(TypedDict):
     what: str
 
 
+class Measuring(Place):
+    """A result of a comparison is measured; `input` is its name."""
+
+    event: Literal["progress"]
+    stage: Literal["measure"]
+
+
 class Downloading(TypedDict):
     """Bytes of models have arrived."""
 
@@ -248,6 +255,7 @@ Progress = (
     | Reporting
     | Counting
     | Checking
+    | Measuring
     | Downloading
     | Copying
     | TrainingProgress
@@ -319,6 +327,21 @@ class SheetResult(TypedDict):
     cells: int
     cached: int
     """Cells that were there already."""
+
+
+class ComparisonResult(TypedDict):
+    """A comparison is finished, and its report is written."""
+
+    event: Literal["result"]
+    output: str
+    """The page."""
+    cells: int
+    cached: int
+    """Cells that were there already."""
+    failed: int
+    skipped: list[str]
+    """What could not be compared or measured; notices say why."""
+    seconds: float
 
 
 class TrainingResult(TypedDict):
@@ -679,6 +702,29 @@ class Inspected(TypedDict):
     notices: NotRequired[list[str]]
 
 
+class PlannedComparison(TypedDict):
+    """What a comparison would take."""
+
+    event: Literal["comparison"]
+    output: str
+    """The folder of the report."""
+    cells: int
+    cached: int
+    """Cells that are there already."""
+    compared: dict[str, int]
+    """The cells of each that is compared."""
+    measures: list[str]
+    skipped: dict[str, str]
+    """What cannot be compared or measured here, with the reason."""
+    evaluations: int | None
+    """Of the cells that are to be made."""
+    seconds: float | None
+    """The time that these take, by a measured step; None if none was measured, or they need
+    none."""
+    disk: PlannedDisk
+    notes: list[str]
+
+
 class Check(TypedDict):
     """What a training would take, and what is known of its data."""
 
@@ -719,6 +765,7 @@ Event = (
     | VideoResult
     | UnitResult
     | SheetResult
+    | ComparisonResult
     | TrainingResult
     | Plan
     | Doctor
@@ -732,6 +779,7 @@ Event = (
     | Inspected
     | Record
     | Check
+    | PlannedComparison
 )
 OnEvent = Callable[[Event], None]
 """What a caller gives to be informed; it may raise to stop the work."""

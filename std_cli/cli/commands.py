@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from std_cli import __version__, interruption
-from std_cli.cli import models, stylize
+from std_cli.cli import compare, models, stylize
 from std_cli.cli.console import Reporter
 from std_cli.cli.flags import JsonFlag, LookFlag, QuietFlag, VerboseFlag
 from std_cli.cli.help import Command, Group
@@ -38,6 +38,7 @@ app.add_typer(stylize.plan, name="plan")
 app.add_typer(models.app, name="models")
 app.add_typer(config, name="config")
 app.command("sheet", cls=Command, epilog=stylize.SHEET_EXAMPLES)(stylize.sheet)
+app.command("compare", cls=Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command("show", cls=Command)(stylize.show)
 app.command("repeat", cls=Command)(stylize.repeat)
 

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from std_cli.cli.progress_lines import ProgressLines
 from std_cli.cli.tables import (
+    comparison_lines,
     config_lines,
     doctor_lines,
     duration,
@@ -148,6 +149,8 @@ class Reporter:
         elif stage in ("count", "check", "report"):
             words = {"count": "counting the shots of", "check": "checking", "report": "reading"}
             self._advance(f"{words[stage]} {_short(e.get('input') or e['what'])}")
+        elif stage == "measure":
+            self._advance("measuring", e["index"], e["total"], f"{e['index']}/{e['total']}")
         elif stage in ("pull", "copy"):
             done, total = e["done"], e["total"]
             self._advance(
@@ -246,6 +249,12 @@ class Reporter:
                 line
             )
             return
+        if "failed" in e:
+            there = f", {e['cached']} of them were there" if e["cached"] else ""
+            self._say(
+                f"{e['output']}  {counted(e['cells'], 'cell')}{there}  {duration(e['seconds'])}"
+            )
+            return
         if "frames" in e:
             self.inputs.append(
                 (
@@ -271,6 +280,9 @@ class Reporter:
 
     def _plan(self, e: Shown) -> None:
         self._print(plan_lines(e))  # type: ignore[arg-type]
+
+    def _comparison(self, e: Shown) -> None:
+        self._print(comparison_lines(e))  # type: ignore[arg-type]
 
     def _doctor(self, e: Shown) -> None:
         self._print(doctor_lines(e))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """The options of a command, made from the fields of its settings: a new setting is one field."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from functools import wraps
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -17,12 +17,12 @@ _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
 
 
 def takes_settings(
-    kind: type[ImageSettings], with_defaults: bool = True
+    kind: type[ImageSettings], with_defaults: bool = True, without: Collection[str] = ()
 ) -> Callable[[Command], Command]:
     """Give a command the flags of all fields of `kind`; it receives them as `settings`, by name.
 
     with_defaults: whether what is not given is the user's default, or else the one built in, as the
-    help then shows.
+    help then shows. without: fields that are no flags of this command.
 
     Values are texts, which the settings check, and switches are True or False; a value that was not
     given is None. In the help they are where the command has its parameter `settings`.
@@ -30,7 +30,11 @@ def takes_settings(
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True)
-        fields = {name: _parameter(name, field) for name, field in kind.model_fields.items()}
+        fields = {
+            name: _parameter(name, field)
+            for name, field in kind.model_fields.items()
+            if name not in without
+        }
 
         @wraps(command)
         def run(**given: Any) -> None:

@@ -16,6 +16,7 @@ from std_cli.events import (
     Model,
     Picks,
     Plan,
+    PlannedComparison,
     PlannedInput,
     PlannedMemory,
     PlannedTime,
@@ -63,6 +64,25 @@ def plan_lines(plan: Plan) -> Iterator[RenderableType]:
     yield _settings_table(plan["settings"])
     yield Text()
     yield _verdict(plan["picks"], plan["task"] == "video")
+    for note in plan["notes"]:
+        yield Text(f"note: {note}", "dim")
+
+
+def comparison_lines(plan: PlannedComparison) -> Iterator[RenderableType]:
+    """What a comparison would take, and notes."""
+    to_make = plan["cells"] - plan["cached"]
+    disk, seconds = plan["disk"], plan["seconds"]
+    needed = "unknown" if disk["needed"] is None else f"about {as_bytes(disk['needed'])}"
+    rows = [
+        *((name, counted(cells, "cell")) for name, cells in plan["compared"].items()),
+        ("all", f"{counted(plan['cells'], 'cell')}, {plan['cached']} of them are there already"),
+        ("measures", ", ".join(plan["measures"]) or "none"),
+        *((name, f"skipped: {reason}") for name, reason in plan["skipped"].items()),
+        ("to make", counted(plan["evaluations"], "evaluation") if to_make else "nothing"),
+        ("disk", f"{needed} of {as_bytes(disk['free'])} free in {disk['where']}"),
+        ("time", "unknown" if seconds is None else f"about {duration(seconds)}, without measuring"),
+    ]
+    yield _two_columns(rows)
     for note in plan["notes"]:
         yield Text(f"note: {note}", "dim")
 

@@ -1,0 +1,157 @@
+"""Cells made: those that are not there, with one loaded model after another."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from std_cli.comparison.cells import OF_CLIPS, Cell, prepare_clip
+from std_cli.comparison.cost import Memory
+from std_cli.errors import Cancelled, StdError
+from std_cli.events import Event, OnEvent
+from std_cli.paths import remove_stale_drafts
+from std_cli.stylize.stylizer import Stylizer
+from std_cli.stylize.workload import video_input
+from std_cli.weights.fingerprints import fingerprint
+
+
+def make(cells: Sequence[Cell], verbose: bool, on_event: OnEvent) -> int:
+    """Make the cells that are not there; returns how many were there. One that fails keeps the
+    reason, and the others are made."""
+    missing = []
+    for cell in cells:
+        if cell.is_made():
+            continue
+        if cell.of_peer:
+            cell.record = {"key": cell.key, "result": fingerprint(cell.path), "figures": {}}
+            cell.save()
+            continue
+        missing.append(cell)
+    own = sum(not cell.of_peer for cell in cells)
+    here = own - len(missing)
+    if missing and here:
+        on_event({"event": "notice", "message": f"{here} of {own} cells are there already"})
+    remove_stale_drafts(cells[0].record_path.parent)
+    report = Numbered(len(missing), on_event)
+    stylizer: Stylizer | None = None
+    loaded: dict[str, Any] | None = None
+    try:
+        for cell in in_order(missing):
+            if stylizer is None or cell.loaded_by != loaded:
+                if stylizer is not None:
+                    stylizer.close()
+                loaded = cell.loaded_by
+                stylizer = Stylizer(verbose=verbose, **loaded)
+            report.done += 1
+            try:
+                _make_one(cell, stylizer, report)
+            except Cancelled:
+                raise
+            except StdError as e:
+                cell.failure = str(e)
+                on_event({"event": "notice", "message": f"{cell.path.name}: failed: {e}"})
+    finally:
+        if stylizer is not None:
+            stylizer.close()
+    return here
+
+
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Those of the same weights after each other, and of these the ones of the same style, so that
+    nothing is loaded or encoded twice."""
+    places: dict[str, int] = {}
+    for cell in cells:
+        for part in _parts(cell):
+            places.setdefault(part, len(places))
+    return sorted(cells, key=lambda cell: [places[part] for part in _parts(cell)])
+
+
+def _parts(cell: Cell) -> list[str]:
+    return [
+        f"options {sorted(cell.loaded_by.items())}",
+        f"kind {cell.content.kind}",
+        f"weights {cell.weights}",
+        f"style {cell.style.path} {cell.options.get('style_scale')}",
+    ]
+
+
+def _make_one(cell: Cell, stylizer: Stylizer, on_event: OnEvent) -> None:
+    """Make a cell's result, then its record: one without it is made again."""
+    options = {k: v for k, v in cell.options.items() if k not in cell.loaded_by}
+    options["seed"] = cell.seed
+    content, style = cell.content.path, cell.style.path
+    with ExitStack() as stack:
+        watched = _Watched(on_event, stack)
+        if cell.content.kind == "picture":
+            for _ in stylizer.images(
+                content, style, cell.path, overwrite=True, on_event=watched, **options
+            ):
+                pass
+        else:
+            options |= OF_CLIPS
+            stylizer.video(content, style, cell.path, overwrite=True, on_event=watched, **options)
+    cell.record = {
+        "key": cell.key,
+        "result": fingerprint(cell.path),
+        "cost": {
+            "seconds": watched.seconds,
+            "evaluations": evaluations(cell),
+            "memory": watched.memory.peak,
+        },
+        "figures": {},
+    }
+    cell.save()
+
+
+def evaluations(cell: Cell) -> int | None:
+    """Evaluations of the network for a cell, of every window of frames and with guidance two a
+    step; None of a clip that is too long to be counted."""
+    settings = cell.facts["settings"]
+    if cell.content.kind == "picture":
+        return int(settings["steps"]) * (2 if settings["cfg"] > 1 else 1)
+    request = prepare_clip(cell)
+    stride = request.window - request.overlap
+    [job] = request.jobs
+    return video_input(job, request.s, request.window, stride, lambda _: None)["evaluations"]
+
+
+class _Watched:
+    """Passes the events of a cell on, and takes its cost from them: time and memory count from when
+    its model is loaded."""
+
+    def __init__(self, on_event: OnEvent, stack: ExitStack) -> None:
+        self.on_event, self.stack = on_event, stack
+        self.seconds = 0.0
+        self.memory = Memory()
+        self.begun = False
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "result" and "seconds" in event:
+            self.seconds = float(event["seconds"])
+        works = event["event"] == "progress" and event["stage"] in ("picture", "video")
+        if works and not self.begun:
+            self.begun = True
+            self.stack.enter_context(self.memory)
+        self.on_event(event)
+
+
+class Numbered:
+    """Passes events of single cells on as those of one run: numbered, without results, and without
+    starts and notices that are repeated."""
+
+    def __init__(self, total: int, on_event: OnEvent) -> None:
+        self.total, self.done, self.on_event = total, 0, on_event
+        self.said: list[object] = []
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "result":
+            return
+        if event["event"] in ("start", "notice"):
+            what = event.get("message") or (event["model"], event["lora"])  # type: ignore[typeddict-item]
+            if what in self.said:
+                return
+            self.said.append(what)
+        if event["event"] == "progress" and (
+            event["stage"] == "picture" or event["stage"] == "video"
+        ):
+            event["index"], event["total"] = self.done, self.total
+        self.on_event(event)

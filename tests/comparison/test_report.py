@@ -1,0 +1,145 @@
+"""The report's page, opened in a browser, and the charts in it."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import std_cli
+from std_cli.comparison.charts import _places, _scale, line_charts, scatters
+from std_cli.comparison.statistics import Interval
+from std_cli.comparison.thumbnails import MOST_BYTES, SIDE, thumbnail
+from tests.browser import CHROMIUM, Page
+from tests.comparison.pictures import FAST, draw, peer
+
+HOSTILE = "<img src=x onerror=alert(1)>'\"&"
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(the folder, the table) of a comparison whose names are markup."""
+    folder = draw(tmp_path_factory.mktemp("report"))
+    (folder / "photos" / "coffee.png").rename(folder / "photos" / f"{HOSTILE}.png")
+    peer(folder / "other", folder)
+    table = std_cli.compare(
+        folder / "photos", folder / "styles", folder / "r", methods=["std"],
+        contenders={HOSTILE: {"style_scale": 0.5}}, vary={"cfg": [1, 4]}, seeds=2,
+        against={"peer": folder / "other"}, prompt="</pre><script>alert(2)</script>", **FAST,
+    )  # fmt: skip
+    return folder / "r", table
+
+
+@in_a_browser
+def test_the_page(made, tmp_path):
+    folder, _ = made
+    with Page(folder / "report.html", tmp_path) as page:
+        assert page.run("document.scripts.length") == 1
+        every = "[...document.querySelectorAll('#table %s')].map(%s)"
+        names = page.run(every % ("tbody th", "h => h.textContent"))
+        assert names == ["std", "std", HOSTILE, HOSTILE, "peer"]
+        assert "<script>alert(2)" in page.run("document.querySelectorAll('pre')[1].textContent")
+
+        # sorted by figures, both ways, and what has none comes last
+        heads = page.run(every % ("thead button", "b => b.textContent"))
+        column = next(i for i, head in enumerate(heads) if head.startswith("evaluations"))
+        button = f"document.querySelectorAll('#table th button')[{column}]"
+        shown = every % ("tbody tr", f"r => r.cells[{column}].textContent")
+        page.run(f"{button}.click()")
+        assert page.run(shown) == ["1", "1", "2", "2", "–"]
+        page.run(f"{button}.click()")
+        assert page.run(shown) == ["2", "2", "1", "1", "–"]
+        assert page.run(f"{button}.parentElement.ariaSort") == "descending"
+
+        # one group at a time, by what is chosen
+        visible = "[...document.querySelectorAll('.group:not([hidden])')].map(g => g.dataset.group)"
+        assert page.run(visible) == ["0 0 0"]
+        page.run("(s => { s.value = '1'; s.onchange(); })(document.querySelectorAll('select')[1])")
+        assert page.run(visible) == ["0 1 0"]
+        assert page.run("document.querySelectorAll('.group').length") == 8
+        assert page.run("document.querySelectorAll('.group:not([hidden]) .pair').length") == 5
+        assert page.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+
+        # the line: by the keyboard, for all pictures of the group; and in the zoom
+        slider = "document.querySelector('.group:not([hidden]) .pair input')"
+        page.run(f"{slider}.focus()")
+        for _ in range(3):
+            for kind in ("keyDown", "keyUp"):
+                page._send("Input.dispatchKeyEvent", type=kind, key="ArrowRight",
+                           code="ArrowRight", windowsVirtualKeyCode=39)  # fmt: skip
+        assert page.run("document.querySelector('#grid').style.getPropertyValue('--at')") == "3%"
+        assert page.run(f"getComputedStyle({slider}.closest('.pair').querySelector('.source'))"
+                        ".clipPath") == "inset(0px 97% 0px 0px)"  # fmt: skip
+        page.run("document.querySelector('.group:not([hidden]) .zoom').click()")
+        assert page.run("document.querySelector('dialog').open")
+        width = page.run("document.querySelector('#zoomed .pair').getBoundingClientRect().width")
+        assert width > 400 and page.run("document.activeElement.id") == "close"
+        page.run("document.querySelector('#close').click()")
+        assert not page.run("document.querySelector('dialog').open")
+
+        # links lead to the files next to the page; nothing is asked for
+        links = page.run("[...document.querySelectorAll('figcaption a')].map(a => a.href)")
+        assert len(links) == 2 * 2 * (2 * 4 + 2)
+        assert page.problems == []
+        assert page.requests == [(folder / "report.html").as_uri()]
+        for width in (320, 900):
+            page._send("Emulation.setDeviceMetricsOverride", width=width, height=800,
+                       deviceScaleFactor=1, mobile=False)  # fmt: skip
+            assert page.run("document.documentElement.scrollWidth") <= width + 1  # it is rounded up
+
+
+@in_a_browser
+def test_the_pictures_are_the_results(made, tmp_path):
+    folder, table = made
+    text = (folder / "report.html").read_text()
+    assert len(re.findall(r'<img alt="[^"]*" src="data:image/jpeg', text)) == 8 * 4 + 8
+    cell = table.cells[0]
+    with Image.open(cell.path) as result, Image.open(cell.thumbnail) as small:
+        assert np.abs(np.asarray(result, int) - np.asarray(small, int)).mean() < 8
+
+
+def test_a_small_copy_has_its_limits():
+    noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
+    data = thumbnail(Image.fromarray(noise))
+    assert len(data) <= MOST_BYTES
+    assert max(Image.open(io.BytesIO(data)).size) <= SIDE
+
+
+def test_the_lines_go_through_the_means(made):
+    _, table = made
+    charts = line_charts(table)
+    assert [chart.title for chart in charts] == [f"{name} over cfg" for name in table.measures]
+    edges = next(chart for chart in charts if chart.title.startswith("edges"))
+    assert [(s.name, len(s.points), s.constant) for s in edges.series] == [
+        ("std", 2, False), (HOSTILE, 2, False), ("peer", 2, True),
+    ]  # fmt: skip
+    low, high = edges.y_ticks[0], edges.y_ticks[-1]
+    share = (float(high.text) - float(low.text)) / (high.at - low.at)
+    for row, point in zip(table.rows[:2], edges.series[0].points, strict=True):
+        found = row.entries["edges"].estimate
+        assert float(low.text) + (point.y - low.at) * share == pytest.approx(found.mean, abs=1e-3)
+        half = (point.bottom - point.top) / 2 * abs(share)
+        assert half == pytest.approx(found.over_samples.half, abs=1e-3)
+
+
+def test_right_and_up_are_better_in_the_scatter(made):
+    _, table = made
+    chart = next(c for c in scatters(table) if c.title.startswith("colour against edges"))
+    figures = {
+        row.variant.label: tuple(row.entries[n].estimate.mean for n in ("edges", "colour"))
+        for row in table.rows
+    }
+    points = {p.text.split(":")[0]: p for s in chart.series for p in s.points}
+    most = max(figures, key=lambda label: figures[label][0])
+    nearest = min(figures, key=lambda label: figures[label][1])
+    assert points[most].x == max(point.x for point in points.values())
+    assert points[nearest].y == min(point.y for point in points.values())
+
+
+def test_ticks_are_round_and_words_are_side_by_side():
+    scale = _scale([Interval(0.412, 0.05, 4), Interval(0.6, None, 4)], 300, 0)
+    assert [tick.text for tick in scale.marks()] == ["0.35", "0.40", "0.45", "0.50", "0.55", "0.60"]
+    assert scale(0.35) == pytest.approx(300) and scale(0.6) == pytest.approx(0)
+    assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {"a": 0, "b": 1}
