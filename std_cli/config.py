@@ -29,7 +29,7 @@ from std_cli.weights.zoo import MethodName, method_defaults
 
 StyleBlocks = Literal["style", "all"]
 ScheduleChoice = Literal["auto", "quickstart", "aligned"]
-Offload = Literal["none", "model", "sequential"]
+Offload = Literal["none", "model", "group", "sequential"]
 Audio = Literal["copy", "none"]
 Subtitles = Literal["copy", "none"]
 Deinterlace = Literal["auto", "off", "on"]
@@ -131,6 +131,8 @@ class ImageSettings(ImageDefaults):
     """Keep the input's colours: the result gives the light alone, and --palette acts on that."""
     size: Annotated[tuple[int, int] | int | None, Flag(metavar="WxH|N")] = None
     """Working size: width and height, or the long side; the model's own if not given."""
+    cfg_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    """Guide only the first N steps, the others take half the time; all of them if not given."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of all noise; every picture of a run starts from the same."""
     schedule: ScheduleChoice = "auto"
@@ -154,8 +156,8 @@ class ImageSettings(ImageDefaults):
     dtype: Annotated[Dtype, Flag(panel="Machine")] = "auto"
     """Precision of the network; auto is fp16 on a GPU and fp32 on a CPU."""
     offload: Annotated[Offload, Flag(panel="Machine")] = "none"
-    """Keep the weights in main memory and move to the GPU whole models (model) or layers
-    (sequential)."""
+    """Keep the weights in main memory and move to the GPU whole models (model), layers while others
+    compute (group), or layers (sequential)."""
     compile: Annotated[bool, Flag(panel="Machine")] = False
     """Compile the UNet: minutes once, then faster steps."""
 
@@ -168,6 +170,13 @@ class ImageSettings(ImageDefaults):
     moves over a video."""
     labels: Annotated[bool, Flag(panel="Input and output")] = False
     """With --compare: write "source" and "result" into the pictures."""
+
+    @property
+    def guided_steps(self) -> int:
+        """The first steps, which have guidance: two evaluations of the network in place of one."""
+        if self.cfg <= 1:
+            return 0
+        return self.steps if self.cfg_steps is None else self.cfg_steps
 
     @field_validator("size", mode="before")
     @classmethod

@@ -475,7 +475,7 @@ class Plan(TypedDict):
     dtype: str
     steps: int
     guided: bool
-    """Whether each step takes two evaluations (CFG above 1)."""
+    """Whether steps, or the first of them, take two evaluations (CFG above 1)."""
     window: int
     overlap: int
     inputs: list[PlannedInput]

@@ -3,6 +3,12 @@
 To compile a whole UNet takes minutes, and its blocks seconds, for nearly the same speed:
 https://docs.pytorch.org/tutorials/recipes/regional_compilation.html. What the compiler made is kept
 between runs.
+
+There are no CUDA graphs ("reduce-overhead"): a graph is recorded for each block's call, with the
+addresses of its inputs. All blocks of a kind share their compiled code and have other weights, so
+that each call would either be a graph of its own or copy its weights into one; what one block
+returns would be overwritten by the next call of the same graph while the network still holds it;
+and torch's graphs belong to one thread, while the stages of a video have one each.
 """
 
 import os
@@ -18,6 +24,8 @@ from std_cli.paths import cache_folder
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
 """Classes of diffusers' UNets, the motion UNet's too, whose temporal layers are the first's."""
+_COMPILERS = ("torch._dynamo.", "torch._inductor.", "triton.")
+"""Packages whose errors are of the compiler."""
 SHAPES = 64
 """Shapes that a block is compiled for; torch would give up after 8, and SDXL with a motion adapter
 has about 20."""
@@ -50,3 +58,16 @@ def undo_compilation(pipe: Any) -> None:
     for network in (pipe.unet, pipe.vae):
         for module in network.modules():
             module._compiled_call_impl = None
+
+
+def is_of_the_compiler(error: Exception) -> bool:
+    """Whether an error comes from compiling: it is missing, or cannot compile a network."""
+    return any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in type(error).__mro__)
+
+
+def compiler_s_reason(error: Exception) -> str:
+    """Why a compilation failed, in one line."""
+    cause = getattr(error, "inner_exception", error)
+    lines = [" ".join(line.split()) for line in str(cause).splitlines() if line.strip()]
+    line = next((line for line in lines if "error:" in line), lines[0] if lines else "no message")
+    return f"{type(cause).__name__}: {line}"[:240]

@@ -39,6 +39,8 @@ SDXL = {
     "motion": 236_779_200,
 }
 """Parameters of SDXL base 1.0, CLIP ViT-H, IP-Adapter-plus ViT-H and HotShot-XL."""
+SDXL_LAYER = 2560 * 1280 * 9
+"""Parameters of its UNet's largest layer, a convolution."""
 SDXL_UNET: dict[str, Any] = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
@@ -91,11 +93,20 @@ def model_parameters(model: ModelFiles | None, motion: MotionFiles | None = None
     return counts | ({"motion": count_parameters([motion.weights])} if motion else {})
 
 
+def largest_layer(model: ModelFiles | None) -> int:
+    """Parameters of the largest layer of the UNet; SDXL's of a model that is not downloaded."""
+    if model is None:
+        return SDXL_LAYER
+    files, prefix = weight_files(model)["unet"]
+    shapes = [item for file in files for item in read_header(file)[0].items()]
+    return max(_product(shape) for key, shape in shapes if key.startswith(prefix))
+
+
 def weight_bytes(
     parameters: Mapping[str, int], dtype: str, vae_in_fp32: bool = False
 ) -> dict[str, int]:
-    """Bytes of the weights by part, in fp32, fp16 or bf16. `vae_in_fp32`: it is upcast where fp16
-    would overflow."""
+    """Bytes of the weights by part, in fp32, fp16 or bf16. `vae_in_fp32`: whatever the others are
+    in."""
     return {
         part: count * (4 if part == "vae" and vae_in_fp32 else BYTES[dtype])
         for part, count in parameters.items()
@@ -125,6 +136,7 @@ def activation_bytes(
     frames: int = 1,
     guided: bool = True,
     tokens: int = 77,
+    vae_in_fp32: bool = False,
 ) -> dict[str, int]:
     """Bytes that live at once, in addition to the weights: "unet" at one step of one window,
     "vae_encode" and "vae_decode" of one frame. `size` is (width, height) in pixels; windows
@@ -136,10 +148,8 @@ def activation_bytes(
     import torch
     from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
-    from std_cli.diffusion.vae import works_in_fp32
-
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    vae_kind = torch.float32 if works_in_fp32(vae_config, dtype == "fp16") else kind
+    vae_kind = torch.float32 if vae_in_fp32 else kind
     with loading("the UNet or the VAE", Path("its config.json")), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
         if motion_config is not None:
@@ -283,14 +293,16 @@ def offload_parts(
     batch: int = 1,
     encoders_leave: bool = False,
     together: bool = False,
+    layer: int = 0,
 ) -> dict[str, dict[str, int]]:
     """{--offload mode: {part: bytes}}: what is on the device when a run takes the most of it, in
-    the modes none, model and sequential. The parts are those of the weights, and at_work.
+    the modes none, model, group and sequential. The parts are those of the weights, layers (those
+    that are there in group: the one at work and the next), and at_work.
 
     encoders_leave: in a video on a GPU the text and image encoders go to main memory once
     prompts and references are encoded. together: in a video on a CPU the UNet and the VAE work at
     the same time. What the encoders need at work is small and left out, as are the layers that are
-    on the GPU in sequential.
+    on the GPU in sequential. layer: bytes of the largest.
     """
     encoders = {part: weights[part] for part in ("text_encoder", "text_encoder_2", "image_encoder")}
     whole = {part: size for part, size in weights.items() if part not in encoders}
@@ -310,6 +322,7 @@ def offload_parts(
             {"vae": weights["vae"], "at_work": max(coder)},
             *({part: size} for part, size in encoders.items()),
         ),
+        "group": {"vae": weights["vae"], "layers": 2 * layer, **work},
         "sequential": work,
     }
 

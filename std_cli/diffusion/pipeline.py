@@ -5,7 +5,6 @@ snippet. This module decides which weights go where, keeps embeddings between pi
 exact timesteps. `video_pipeline` builds on it.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -27,8 +26,10 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from std_cli.config import ImageSettings, Offload
+from std_cli.diffusion import vae as own_vae
 from std_cli.diffusion.compiled import compile_networks
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
+from std_cli.diffusion.streams import Streams
 from std_cli.environment import LOADING
 from std_cli.errors import InputError, StdError, counted, printable
 from std_cli.media.palette import Levels
@@ -141,6 +142,7 @@ class Pipeline:
         check_offload(offload, device)
         self.device, self.dtype = device, dtype
         self.method = zoo().methods[method]
+        self._parts = files.base  # for errors
         self.notices: list[str] = []
         self.on_notice: Callable[[str], None] = self.notices.append
         # straight to the GPU; if it is too small, its memory is freed and the savings take over
@@ -154,7 +156,6 @@ class Pipeline:
             self.pipe = pipe = pipe or load(torch.device("cpu"))
         self.savings = Savings(pipe, device, offload, lambda message: self.on_notice(message))
         enable_offload(pipe, offload, device)
-        self._parts = files.base  # for errors
         if offload == "none" and pipe.device.type != device.type:
             with self._first_use():
                 self.savings.attempt(
@@ -162,7 +163,9 @@ class Pipeline:
                 )
         if compile:
             compile_networks(pipe, device)
+            self.savings.compiled = True
         pipe.set_progress_bar_config(disable=True)
+        self.streams = Streams(device)
         self._prompts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self.style: torch.Tensor | None = None
         """What `set_style` encoded, without and with the style: (2, 1, tokens, C) of an IP-Adapter
@@ -205,7 +208,19 @@ class Pipeline:
         if self.device.type == "cuda":
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
+        if dtype == torch.float16:
+            self._choose_precision(pipe.vae)
         return pipe
+
+    def _choose_precision(self, vae: Any) -> None:
+        """Of the VAE in a run in fp16, by what its weights allow."""
+        with self._first_use():
+            chosen = own_vae.choose_precision(vae, self.device)
+        if chosen != torch.float16:
+            self.notices.append(
+                f"the VAE works in {name_dtype(chosen)}: in fp16 its weights can lead to numbers "
+                "that fp16 does not hold"
+            )
 
     def _first_use(self) -> AbstractContextManager[None]:
         """Around the first use of a part: what its library raises there is due to its files."""
@@ -288,51 +303,86 @@ class ImagePipeline(Pipeline):
         """
         style = self.style if s.cfg > 1 or self.style is None else self.style.chunk(2)[1]
 
+        guided = True
+
         def step_done(pipe: Any, index: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal guided
+            guided = index + 1 < s.guided_steps
             on_step(index + 1)
             return {}
 
         prompt = self.encode_prompt(s.prompt, s.negative_prompt)
-        in_unet = False
+        pipe, side = self.pipe, max(image.size)
+        generator = torch.Generator("cpu")
+        pixels = pipe.image_processor.preprocess(image).to(self.device)
 
-        def entered(*_: Any) -> None:
-            nonlocal in_unet
-            in_unet = True
+        def encode() -> torch.Tensor:
+            generator.manual_seed(s.seed)
+            return own_vae.sample(pipe.vae, pixels, self.dtype, generator)
 
-        def left(*_: Any) -> None:
-            nonlocal in_unet
-            in_unet = False
+        def denoise() -> torch.Tensor:
+            nonlocal guided
+            guided = True
+            generator.set_state(drawn)
+            latents: torch.Tensor = pipe(
+                image=latent,  # of 4 channels: it is not encoded again
+                ip_adapter_image_embeds=[style],
+                guidance_scale=s.cfg,
+                callback_on_step_end=step_done,
+                generator=generator,
+                timesteps=self.choose_timesteps(pipe.scheduler, s, schedule),
+                **self.gamma,
+                # img2img would cut the timesteps by it: they are the whole run already
+                strength=1.0,
+                output_type="latent",
+                **prompt,
+            ).images
+            return latents
 
-        def run() -> Any:
-            left()
-            unet = self.pipe.unet
-            hooks = [unet.register_forward_pre_hook(entered), unet.register_forward_hook(left)]
-            try:
-                return self.pipe(
-                    image=image,
-                    ip_adapter_image_embeds=[style],
-                    guidance_scale=s.cfg,
-                    callback_on_step_end=step_done,
-                    generator=torch.Generator("cpu").manual_seed(s.seed),
-                    timesteps=self.choose_timesteps(self.pipe.scheduler, s, schedule),
-                    **self.gamma,
-                    # img2img would cut the timesteps by it: they are the whole run already
-                    strength=1.0,
-                    output_type="np",
-                    **prompt,
-                )
-            finally:
-                for hook in hooks:
-                    hook.remove()
-
-        with warnings.catch_warnings():
-            # diffusers calls it itself
-            warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)
-            out = self.savings.attempt(run, lambda: 0 if in_unet else max(image.size))
-        shares: Levels = out.images[0]  # 0 to 1
+        with torch.inference_mode():
+            latent = self.savings.attempt(encode, lambda: side)
+            drawn = generator.get_state()
+            with _guided_while(pipe.unet, lambda: guided or s.cfg <= 1):
+                denoised = self.savings.attempt(denoise)
+            decoded = self.savings.attempt(lambda: own_vae.decode(pipe.vae, denoised), lambda: side)
+            pipe.maybe_free_model_hooks()
+        # 0 to 1
+        shares: Levels = pipe.image_processor.postprocess(decoded, output_type="np")[0]
         if not np.isfinite(shares).all():
             raise StdError(not_a_number(self.dtype))
         return shares * 255
+
+
+@contextmanager
+def _guided_while(unet: Any, guided: Callable[[], bool]) -> Iterator[None]:
+    """Inside, the UNet evaluates the conditional half of diffusers' batches alone while `guided`
+    says no, and returns it for both halves: guidance then adds `cfg` times 0."""
+
+    def half(values: Any) -> Any:
+        if isinstance(values, list):
+            return [half(each) for each in values]
+        return values.chunk(2)[1]
+
+    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if guided():
+            return None
+        added = {name: half(values) for name, values in kwargs["added_cond_kwargs"].items()}
+        states = half(kwargs["encoder_hidden_states"])
+        fewer = {"encoder_hidden_states": states, "added_cond_kwargs": added}
+        return (half(args[0]), *args[1:]), kwargs | fewer
+
+    def after(module: Any, args: Any, output: Any) -> Any:
+        return None if guided() else (torch.cat([output[0]] * 2),)
+
+    hooks = [
+        unet.register_forward_pre_hook(before, with_kwargs=True),
+        unet.register_forward_hook(after),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class oom_is_one_line:

@@ -5,18 +5,21 @@ piece is given: nothing of a run is left on the pipeline.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNetMotionModel
+from diffusers import UNetMotionModel
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from std_cli.config import ImageSettings
 from std_cli.diffusion import vae
 from std_cli.diffusion.pipeline import Pipeline, not_a_number
+from std_cli.diffusion.streams import Arriving, to_device
 from std_cli.errors import StdError
 from std_cli.media.palette import Levels
 from std_cli.schedule import Schedule
@@ -32,11 +35,17 @@ class Conditions:
     latent_shape: tuple[int, int, int]
     """(4, h, w) of a frame."""
     seed: int
+    share: Tensor
+    """Of a frame's latent at the first timestep, (4, h, w), in the run's dtype on its device."""
     noise: Tensor
-    """That all frames begin with, (4, h, w), in the run's dtype on its device."""
+    """The rest of it, the same for all frames, like `share`."""
+    step_noise: Tensor
+    """What a step adds if its scheduler adds noise, (steps, 4, h, w), like `share`."""
     times: Tensor
     """The timesteps on the device, (steps,)."""
     cfg: float
+    guided_steps: int
+    """The first steps, which have guidance; 0 without."""
     states: Tensor
     """Hidden states of the prompt, (1, tokens, C); with guidance (2, ...): negative, positive. So
     are the next three."""
@@ -90,25 +99,49 @@ class VideoPipeline(Pipeline):
             pooled = torch.cat([text["negative_pooled_prompt_embeds"], pooled])
             time_ids = torch.cat([ids[1].to(self.device), time_ids])
         assert self.style is not None
-        vae.upcast_vae(pipe.vae, self.dtype)
         if self.device.type == "cuda" and self.savings.offload == "none":
             # their embeddings are known: the memory is for the frames
             for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
                 encoder.to("cpu")
         factor = pipe.vae_scale_factor
         shape = (4, size[1] // factor, size[0] // factor)
+        share, noise = (
+            each.to(self.device) for each in self._first_latent(scheduler, settings.seed, shape)
+        )
         return Conditions(
             scheduler=scheduler,
             latent_shape=shape,
             seed=settings.seed,
-            noise=seeded_noise(settings.seed, shape).to(self.device, self.dtype),
+            share=share,
+            noise=noise,
+            step_noise=self._step_noise(settings, shape).to(self.device),
             times=scheduler.timesteps.to(self.device),
             cfg=settings.cfg,
+            guided_steps=settings.guided_steps,
             states=states,
             pooled=pooled,
             time_ids=time_ids,
             style=self.style if guided else self.style.chunk(2)[1],
         )
+
+    def _first_latent(
+        self, scheduler: Any, seed: int, shape: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """What a latent is multiplied by and what is added for the first timestep: the scheduler's
+        own `add_noise`, which would wait for a GPU at every frame, of one and nothing, and of
+        nothing and the noise."""
+        noise = seeded_noise(seed, shape).to(self.dtype)
+        zeros, first = torch.zeros_like(noise), scheduler.timesteps[:1]
+        add = copy.copy(scheduler).add_noise
+        return add(torch.ones_like(noise), zeros, first), add(zeros, noise, first)
+
+    def _step_noise(self, settings: ImageSettings, shape: tuple[int, int, int]) -> Tensor:
+        """Drawn for each step as the schedulers draw it, from a CPU generator."""
+        drawn = [
+            torch.randn((1, *shape), generator=step_generator(settings.seed, k), dtype=self.dtype)
+            for k in range(settings.steps)
+        ]
+        return torch.cat(drawn)
 
     def windows_at_once(self, conditions: Conditions, window: int) -> int:
         """How many windows of `window` frames fit into the GPU's free memory together; at most one
@@ -132,7 +165,7 @@ class VideoPipeline(Pipeline):
     def encode(self, image: Image.Image) -> Tensor:
         """A frame of the working size -> its latent (4, h, w) in the run's dtype, by
         `vae.encode`."""
-        pixels = self.pipe.image_processor.preprocess(image).to(self.device)
+        pixels = to_device(self.pipe.image_processor.preprocess(image), self.device)
         latents = self.savings.attempt(
             lambda: vae.encode(self.pipe.vae, pixels), lambda: max(image.size)
         )
@@ -141,8 +174,7 @@ class VideoPipeline(Pipeline):
     def add_noise(self, conditions: Conditions, latent: Tensor) -> Tensor:
         """The latent (4, h, w) at the first timestep. The noise follows from the seed alone,
         whichever frame a run begins with."""
-        first = conditions.timesteps[:1]
-        return conditions.scheduler.add_noise(latent, conditions.noise, first)  # type: ignore[no-any-return]
+        return conditions.share * latent + conditions.noise
 
     def predict(
         self,
@@ -157,10 +189,9 @@ class VideoPipeline(Pipeline):
         Raises torch.OutOfMemoryError if the GPU cannot hold more than one of them; StdError if it
         cannot hold one.
         """
-        if len(latents) > 1:
-            with self.savings.lock:
-                return self._predict(conditions, latents, steps)
-        return self.savings.attempt(lambda: self._predict(conditions, latents, steps))
+        return self.savings.attempt(
+            lambda: self._predict(conditions, latents, steps), save=len(latents) == 1
+        )
 
     @torch.inference_mode()
     def _predict(self, conditions: Conditions, latents: Tensor, steps: Sequence[int]) -> Tensor:
@@ -171,26 +202,30 @@ class VideoPipeline(Pipeline):
         latents = torch.stack(
             [conditions.fresh().scale_model_input(x, conditions.timesteps[k]) for x, k in pairs]
         )
-        if conditions.guided:
-            latents, t = torch.cat([latents, latents]), torch.cat([t, t])
+        guided = [i for i, k in enumerate(steps) if k < conditions.guided_steps]
+        latents = torch.cat([*(latents[i : i + 1] for i in guided), latents])
+        t = torch.cat([*(t[i : i + 1] for i in guided), t])
+
+        def repeated(values: Tensor, times: int = 1) -> Tensor:
+            """Those without the conditions for the guided windows, those with them for all."""
+            positive = values[-1:].repeat_interleave(count * times, 0)
+            negative = values[:1].repeat_interleave(len(guided) * times, 0)
+            return torch.cat([negative, positive])
+
         moving = isinstance(self.pipe.unet, UNetMotionModel)
         out: Tensor = self.pipe.unet(
             latents if moving else latents.squeeze(2),  # without motion F is 1
             t,
-            # per frame; all else is per window
-            conditions.states.repeat_interleave(count * frames, 0),
+            repeated(conditions.states, frames),  # per frame; all else is per window
             added_cond_kwargs={
-                "text_embeds": conditions.pooled.repeat_interleave(count, 0),
-                "time_ids": conditions.time_ids.repeat_interleave(count, 0),
-                "image_embeds": [conditions.style.repeat_interleave(count, 0)],
+                "text_embeds": repeated(conditions.pooled),
+                "time_ids": repeated(conditions.time_ids),
+                "image_embeds": [repeated(conditions.style)],
             },
             return_dict=False,
         )[0]
         out = out if moving else out.unsqueeze(2)
-        if conditions.guided:
-            unconditional, conditional = out.chunk(2)
-            out = unconditional + conditions.cfg * (conditional - unconditional)
-        return out
+        return _guide(out, guided, conditions.cfg)
 
     def step(self, conditions: Conditions, predictions: Tensor, latents: Tensor, k: int) -> Tensor:
         """Step k of the method's scheduler, of N frames at once (N, 4, h, w), each as if it were
@@ -201,26 +236,67 @@ class VideoPipeline(Pipeline):
         """
         scheduler, t = conditions.fresh(), conditions.timesteps[k]
         scheduler.scale_model_input(latents, t)  # Euler warns where this was not called
-        options: dict[str, Any] = {}
-        if not isinstance(scheduler, DDIMScheduler):
-            options["generator"] = [step_generator(conditions.seed, k) for _ in latents]
-        out: tuple[Tensor] = scheduler.step(
-            predictions, t, latents, **self.gamma, **options, return_dict=False
-        )
+        with _Drawn(conditions.step_noise[k]):
+            out: tuple[Tensor] = scheduler.step(
+                predictions, t, latents, **self.gamma, return_dict=False
+            )
         return out[0]
 
-    @torch.inference_mode()
     def decode(self, latent: Tensor) -> Levels:
         """A finished latent (4, h, w) -> RGB (H, W, 3), levels that are not rounded. Raises
         StdError if it is not finite."""
+        return self.levels(self.begin_decoding(latent))
+
+    @torch.inference_mode()
+    def begin_decoding(self, latent: Tensor) -> Arriving:
+        """As `decode`, for `levels`: a GPU may still work on it."""
         side = max(latent.shape) * self.pipe.vae_scale_factor
         pixels = self.savings.attempt(
-            lambda: vae.decode(self.pipe.vae, latent[None])[0], lambda: side
+            lambda: vae.decode(self.pipe.vae, latent[None])[0].float(), lambda: side
         )
-        if not torch.isfinite(pixels).all():
-            raise StdError(not_a_number(self.dtype))
+        finite = torch.isfinite(pixels).all()
         pixels = (pixels / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-        return (pixels * 255).cpu().numpy()
+        return Arriving(pixels * 255, finite)
+
+    def levels(self, decoded: Arriving) -> Levels:
+        """What `begin_decoding` began, when it is done."""
+        pixels, finite = decoded.tensors()
+        if not finite:
+            raise StdError(not_a_number(self.dtype))
+        return pixels.numpy()
+
+    @contextmanager
+    def aside(self, stage: str) -> Iterator[None]:
+        """Inside, a stage of a video works next to the others; on a GPU in a stream of its own,
+        unless weights move, which one stream must see in its order."""
+        with nullcontext() if self.savings.offload != "none" else self.streams.aside(stage):
+            yield
+
+
+class _Drawn(TorchFunctionMode):
+    """Inside, `torch.randn` gives what was drawn before: diffusers' schedulers draw on the CPU, and
+    a GPU would have to be waited for."""
+
+    def __init__(self, noise: Tensor) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.randn:
+            return self.noise.expand(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _guide(predictions: Tensor, guided: Sequence[int], cfg: float) -> Tensor:
+    """The predictions of B windows, (G + B, ...): first those without conditions of the G windows
+    that are guided, then those with conditions of all -> (B, ...) with classifier-free guidance."""
+    unconditional, conditional = predictions[: len(guided)], predictions[len(guided) :]
+    if len(guided) == len(conditional):
+        return unconditional + cfg * (conditional - unconditional)
+    out = list(conditional)
+    for i, without in zip(guided, unconditional, strict=True):
+        out[i] = without + cfg * (conditional[i] - without)
+    return torch.stack(out)
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...]) -> Tensor:

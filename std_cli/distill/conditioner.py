@@ -23,7 +23,6 @@ class Conditioner:
         self.pipe = pipeline.pipe
         self.device = pipeline.device
         self.pipe.vae.requires_grad_(False)
-        vae.upcast_vae(self.pipe.vae, pipeline.dtype)
         self.no_style: Tensor | None = None
         if style:
             self.no_style = self.encode_style(Image.new("RGB", (64, 64)))[0]
@@ -83,7 +82,7 @@ class Conditioner:
         """
 
         def one(z: Tensor) -> Tensor:
-            return vae.decode(self.pipe.vae, z)
+            return vae.decode(self.pipe.vae, z).float()
 
         parts = latents.to(self.pipe.vae.dtype).split(1)
         if latents.requires_grad and torch.is_grad_enabled():

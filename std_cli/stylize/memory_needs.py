@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 from std_cli.config import VideoSettings
 from std_cli.diffusion.devices import free_memory
 from std_cli.diffusion.memory import (
+    BYTES,
     MARGIN,
     SDXL,
     activation_bytes,
+    largest_layer,
     loading_bytes,
     model_parameters,
     network_configs,
     offload_parts,
     weight_bytes,
 )
-from std_cli.diffusion.vae import works_in_fp32
+from std_cli.diffusion.vae import computes_in_bf16, is_wide
 from std_cli.events import Picks, PlannedMemory
 from std_cli.media.fit import MULTIPLE
 from std_cli.stylize.pictures import ImageRequest
@@ -58,7 +60,10 @@ class MemoryNeeds:
     @cached_property
     def modes(self) -> tuple[str, ...]:
         """The --offload modes that the device has."""
-        return ("none",) if self.device.type == "cpu" else ("none", "model", "sequential")
+        if self.device.type == "cpu":
+            return ("none",)
+        streams = ("group",) if self.device.type == "cuda" else ()
+        return ("none", "model", *streams, "sequential")
 
     @property
     def batch(self) -> int:
@@ -77,6 +82,7 @@ class MemoryNeeds:
             batch=batch,
             encoders_leave=video and self.device.type == "cuda",
             together=video and self.device.type == "cpu",
+            layer=largest_layer(self.request.files) * BYTES[dtype],
         )
 
     def needed(self, dtype: str, mode: str, batch: int, share: float = 1.0) -> int:
@@ -107,7 +113,11 @@ class MemoryNeeds:
         """The first settings that fit: as asked for; fewer windows at once; more offloading; on a
         CPU bf16; a smaller size. None if nothing fits."""
         settings = self.request.s
-        offloads = self.modes[self.modes.index(settings.offload) :]
+        offloads = [
+            mode
+            for mode in self.modes[self.modes.index(settings.offload) :]
+            if mode != "group" or settings.offload == mode  # it was never measured
+        ]
         dtypes = [dtype]
         if self.device.type == "cpu" and dtype == "fp32" and settings.dtype == "auto":
             dtypes.append("bf16")
@@ -151,9 +161,9 @@ class MemoryNeeds:
     def _sizes(self, dtype: str) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes by part: (weights, activations)."""
         if dtype not in self._by_dtype:
-            weights = weight_bytes(
-                self.parameters, dtype, works_in_fp32(self._vae, dtype == "fp16")
-            )
+            # as a run would choose it, but for the weights, which may allow fp16 all the same
+            in_fp32 = dtype == "fp16" and is_wide(self._vae) and not computes_in_bf16(self.device)
+            weights = weight_bytes(self.parameters, dtype, in_fp32)
             activations = activation_bytes(
                 self._unet,
                 self._vae,
@@ -162,6 +172,7 @@ class MemoryNeeds:
                 motion_config=self._motion,
                 frames=self.window,
                 guided=self.request.s.cfg > 1,
+                vae_in_fp32=in_fp32,
             )
             self._by_dtype[dtype] = weights, activations
         return self._by_dtype[dtype]

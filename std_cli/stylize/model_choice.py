@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from std_cli.config import ImageSettings, S, VideoSettings, settings_of
 from std_cli.environment import LOADING
-from std_cli.errors import InputError
+from std_cli.errors import InputError, counted
 from std_cli.schedule import TRAIN_TIMESTEPS, timesteps
 from std_cli.weights.lora import LoraFile, resolve_lora
 from std_cli.weights.motion import MotionFiles, resolve_motion
@@ -66,10 +66,27 @@ def choose_model(given: dict[str, Any], asked: S, needed: bool, find: Find) -> M
             if lora is not None and not _lacks_motion(s, files, motion):
                 check_adapter(files, motion, lora, s.allow_partial)
     s, lora = follow_lora(s, lora, given)
+    _check_guidance(s)
     schedule = choose_schedule(s, lora)
     if files:
         check_noise(s, schedule, files)
     return ModelChoice(s, schedule, files, motion, lora)
+
+
+def _check_guidance(s: ImageSettings) -> None:
+    """Raises InputError for guided steps that there are not."""
+    if s.cfg_steps is None:
+        return
+    if s.cfg <= 1:
+        raise InputError(
+            f"--cfg-steps {s.cfg_steps}: --cfg {s.cfg:g} is without guidance: leave it out, or "
+            "give a --cfg above 1"
+        )
+    if s.cfg_steps > s.steps:
+        raise InputError(
+            f"--cfg-steps {s.cfg_steps}: there are {counted(s.steps, 'step')}: give at most "
+            f"{s.steps}, or leave it out"
+        )
 
 
 def _lacks_motion(s: ImageSettings, files: ModelFiles | None, motion: MotionFiles | None) -> bool:

@@ -55,6 +55,7 @@ class LookOptions(TypedDict, total=False):
     eta: float | None
     steps: int | None
     cfg: float | None
+    cfg_steps: int | None
     style_scale: float | None
     style_blocks: StyleBlocks | None
     palette: float | None

@@ -38,6 +38,8 @@ def parameters_text(facts: RequestFacts, working: tuple[int, int]) -> str:
         "Model": PurePath(settings["model"]["name"]).name.removesuffix(".safetensors"),
         "Denoising strength": f"{settings['eta']:g}",
     }
+    if settings["cfg_steps"] is not None:
+        values["CFG steps"] = settings["cfg_steps"]
     if settings["lora"]:
         values["Lora"] = f"{settings['lora']['name']}:{settings['lora']['scale']:g}"
     values["Style"] = ", ".join(

@@ -328,8 +328,11 @@ class _Planner:
             if frames is None or windows is None:
                 total = None
                 continue
-            evaluations = windows * self.request.s.steps
-            whole = frames * (took["encode"] + took["decode"]) + evaluations * took["evaluation"]
+            s = self.request.s
+            # the measured step is a guided one where there are any
+            steps = (s.steps + s.guided_steps) / 2 if s.guided_steps else s.steps
+            whole = frames * (took["encode"] + took["decode"])
+            whole += windows * steps * took["evaluation"]
             seconds = round(whole * area(each["working"]) / area(self.working), 3)
             each["seconds"] = seconds
             total = total + seconds if total is not None else None

@@ -9,6 +9,7 @@ wavefront's band of latents and a few frames, whatever the length of the video.
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from std_cli.stylize.frames import Place, SourceFrame
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from std_cli.diffusion.streams import Arriving, Handed
     from std_cli.diffusion.video_pipeline import Conditions, VideoPipeline
     from std_cli.diffusion.windows import Finished, Wavefront
 
@@ -111,7 +113,7 @@ class Item:
     """In the size of the result."""
     seen: Pixels | None
     """The source in the working size, for the filters, where there are any."""
-    latent: "Tensor | None"
+    latent: "Handed | None"
     """Clean, then finished; None of a frame that the wavefront has already."""
     joint: bool = False
     picture: Pixels | None = None
@@ -214,12 +216,14 @@ def stored_items(
 ) -> Generator[Item | Tick, None, None]:
     """As `denoised_items`, of frames that were denoised before: `latents` gives for each its
     finished latent, and whether a window starts or ends there."""
+    from std_cli.diffusion.streams import Handed
+
     read = in_thread(frames)
 
     def items() -> Generator[Item | Tick, None, None]:
         with closing(read):
             for frame, (latent, joint) in zip(read, latents, strict=False):
-                item = _item(frame, view, np.asarray(view.seen(frame.rgb)), latent)
+                item = _item(frame, view, np.asarray(view.seen(frame.rgb)), Handed(latent))
                 item.joint = joint
                 yield item
                 yield Tick(frame.place.index + 1, steps)
@@ -296,18 +300,21 @@ def encode(
 ) -> Generator[Item, None, None]:
     """Latents of the frames from number `pushed` on, which the wavefront does not have yet.
     filtered: there is a filter that needs the source."""
+    from std_cli.diffusion.streams import hand_over
+
     for frame in frames:
         new = frame.place.index >= pushed
         seen = view.seen(frame.rgb) if filtered or new else None
+        latent = None
+        if new and seen is not None:
+            with pipeline.aside("encode"):
+                latent = hand_over(pipeline.encode(seen))
         yield _item(
-            frame,
-            view,
-            np.asarray(seen) if filtered and seen is not None else None,
-            pipeline.encode(seen) if new and seen is not None else None,
+            frame, view, np.asarray(seen) if filtered and seen is not None else None, latent
         )
 
 
-def _item(frame: SourceFrame, view: View, seen: Pixels | None, latent: "Tensor | None") -> Item:
+def _item(frame: SourceFrame, view: View, seen: Pixels | None, latent: "Handed | None") -> Item:
     return Item(
         place=frame.place,
         source=view.kept(frame.rgb),
@@ -326,6 +333,7 @@ def denoise(
 ) -> Generator[Item | Tick, None, None]:
     """The items with finished latents, and a tick for each piece of work."""
     from std_cli.diffusion.pipeline import oom_is_one_line
+    from std_cli.diffusion.streams import hand_over
 
     before, held = denoised.finished, wave.pushed
     waiting: dict[int, Item] = {}
@@ -338,7 +346,7 @@ def denoise(
             yield Tick(wave.progress, wave.lowest_step)
 
     def complete(item: Item, frame: "Finished") -> Item:
-        item.latent, item.joint = frame.latent, frame.joint
+        item.latent, item.joint = hand_over(frame.latent), frame.joint
         return item
 
     with oom_is_one_line():
@@ -349,7 +357,7 @@ def denoise(
                 continue
             waiting[number] = item
             if item.latent is not None:
-                wave.push(pipeline.add_noise(conditions, item.latent), item.place.cut)
+                wave.push(pipeline.add_noise(conditions, item.latent.take()), item.place.cut)
                 denoised.note(wave)
             if number >= held - 1:  # all that the wavefront has are here
                 yield from work()
@@ -365,19 +373,36 @@ def decode(
     filters: Mapping[str, Filter],
     first: int,
 ) -> Generator[Item | Tick, None, None]:
-    """The items with their pictures, filtered, from frame number `first` on; all else as it is."""
+    """The items with their pictures, filtered, from frame number `first` on; all else as it is.
+
+    Where the device has streams it decodes a frame while the one before is filtered.
+    """
+    from std_cli.diffusion.streams import has_streams
+
+    ahead = 1 if has_streams(pipeline.device) else 0
+    begun: deque[tuple[Item, Arriving]] = deque()
+
+    def finished(item: Item, decoded: "Arriving") -> Item:
+        levels = pipeline.levels(decoded)
+        if filters:
+            assert item.seen is not None
+            place = item.place
+            seen = Seen(item.seen, view.cover(item.alpha), place.shot, float(place.duration))
+            for apply in filters.values():
+                levels = apply(seen, levels)
+        item.picture = view.finished(rounded(levels))
+        item.filters = {name: f.state() for name, f in filters.items()}
+        item.latent = item.seen = None
+        return item
+
     for item in items:
-        if isinstance(item, Item) and item.place.index >= first:
-            assert item.latent is not None
-            levels = pipeline.decode(item.latent)
-            if filters:
-                assert item.seen is not None
-                place = item.place
-                cover = view.cover(item.alpha)
-                seen = Seen(item.seen, cover, place.shot, float(place.duration))
-                for apply in filters.values():
-                    levels = apply(seen, levels)
-            item.picture = view.finished(rounded(levels))
-            item.filters = {name: f.state() for name, f in filters.items()}
-            item.latent = item.seen = None
-        yield item
+        if isinstance(item, Tick) or item.place.index < first:
+            yield item
+            continue
+        assert item.latent is not None
+        with pipeline.aside("decode"):
+            begun.append((item, pipeline.begin_decoding(item.latent.take().to(pipeline.device))))
+        while len(begun) > ahead:
+            yield finished(*begun.popleft())
+    while begun:
+        yield finished(*begun.popleft())

@@ -520,7 +520,7 @@ class _Output:
     def _write(self, item: Item) -> None:
         if isinstance(self._part, LatentPart):
             assert item.latent is not None
-            self._part.write(item.latent, item.joint, item.place.pts)
+            self._part.write(item.latent.take(), item.joint, item.place.pts)
             return
         assert item.picture is not None
         self._part.write(self.run.composed(item), item.place.pts, item.alpha)

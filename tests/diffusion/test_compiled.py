@@ -1,6 +1,7 @@
 """What --compile does to the networks: traced as for a GPU, without the last stage of the compiler,
 which takes minutes."""
 
+import pytest
 import torch
 from PIL import Image
 
@@ -40,6 +41,48 @@ def test_compiled_blocks_keep_the_style_and_are_given_up_offloaded(tmp_path, mon
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
 
     monkeypatch.setattr("std_cli.diffusion.out_of_memory.enable_offload", lambda *a: None)
-    video.savings.restore({"tile": None, "offload": "model"})
+    video.savings.restore({"tile": None, "offload": "model", "compiled": True})
     assert all(m._compiled_call_impl is None for m in video.pipe.unet.modules())
     assert torch.equal(predicted("red"), red)
+
+
+def test_a_compiler_that_fails_is_given_up_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    files, cpu = resolve_model(micro()), torch.device("cpu")
+    video = VideoPipeline(files, None, cpu, torch.float32)
+    s = ImageSettings(model=micro(), prompt="", negative_prompt="", steps=2, style_blocks="all")
+    video.set_style([Image.new("RGB", (64, 64), "red")], [1.0], 1.0, "all")
+    conditions = video.prepare(s, "quickstart", (64, 64))
+    windows = torch.randn(2, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    said: list[str] = []
+    video.on_notice = said.append
+
+    def predicted() -> torch.Tensor:
+        return video.predict(conditions, windows, [0, 1], [range(1), range(1, 2)])
+
+    def broken(graph: object, inputs: object) -> None:
+        raise FileNotFoundError("compiling:\nerror: no such program: 'ptxas'")
+
+    whole = predicted()
+    compile_networks(video.pipe, cpu, backend=broken)  # type: ignore[arg-type]
+    video.savings.compiled = True
+    assert torch.equal(predicted(), whole)
+    reason = "FileNotFoundError: error: no such program: 'ptxas'"
+    assert said == [f"--compile failed, continuing without it, slower: {reason}"]
+    assert torch.equal(predicted(), whole) and len(said) == 1
+    assert not video.savings.state()["compiled"]
+
+    resumed = VideoPipeline(files, None, cpu, torch.float32)
+    compile_networks(resumed.pipe, cpu, backend=broken)  # type: ignore[arg-type]
+    resumed.savings.compiled = True
+    resumed.savings.restore(video.savings.state())
+    assert all(m._compiled_call_impl is None for m in resumed.pipe.unet.modules())
+
+    def wrong(*arguments: object, **options: object) -> None:
+        raise ValueError("not of the compiler")
+
+    monkeypatch.setattr(video.pipe.unet, "forward", wrong)
+    video.savings.compiled = True
+    with pytest.raises(ValueError, match="not of the compiler"):
+        predicted()

@@ -3,21 +3,27 @@
 The errors are torch's own, from modules that are made to run out of memory as a small GPU's would.
 """
 
+import inspect
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import accelerate
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from std_cli import stylize_video
 from std_cli.config import image_settings
-from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY
+from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, check_offload, enable_offload
 from std_cli.diffusion.pipeline import ImagePipeline
 from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.diffusion.windows import Wavefront
-from std_cli.errors import StdError
+from std_cli.errors import InputError, StdError
 from std_cli.stylize import video_run
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.resolve import resolve_model
@@ -216,11 +222,89 @@ def test_a_resumed_video_continues_in_tiles(tmp_path, monkeypatch):
 
 def test_savings_are_restored():
     (first, _), (second, _) = video_pipeline(), video_pipeline()
-    first.savings.restore({"tile": 256, "offload": "model"})
-    assert first.savings.state() == {"tile": 256, "offload": "model"}
-    first.savings.restore({"tile": None, "offload": "none"})  # what is in force stays so
-    first.savings.restore({"tile": 512, "offload": "sequential"})
-    assert first.savings.state() == {"tile": 256, "offload": "sequential"}
+    taken = {"tile": 256, "offload": "model", "compiled": False}
+    first.savings.restore(taken)
+    assert first.savings.state() == taken
+    # what is in force stays so
+    first.savings.restore({"tile": None, "offload": "none", "compiled": True})
+    first.savings.restore(taken | {"tile": 512, "offload": "sequential"})
+    assert first.savings.state() == taken | {"offload": "sequential"}
     latent = latents(1)[0]
     # a frame that is smaller than a tile
     assert np.array_equal(first.decode(latent), second.decode(latent))
+
+
+def test_threads_work_together_until_weights_move():
+    """Two threads at once, which meet in the middle of their work; one at a time when offloaded. An
+    error of one that another has remedied meanwhile takes no second saving."""
+    pipeline = ImagePipeline(resolve_model(micro()), None, CPU, torch.float32)
+    savings, said = pipeline.savings, []
+    pipeline.on_notice = said.append
+    meeting, short = threading.Barrier(2, timeout=30), {"tiles": 2}
+    inside, most = [], []
+
+    def together():
+        meeting.wait()
+        if savings.tile is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        short["tiles"] -= 1
+        return savings.tile
+
+    def apart():
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(savings.attempt, together, lambda: 512) for _ in range(2)]
+        assert [each.result() for each in both] == [256, 256]
+        assert len(said) == 1 and short["tiles"] == 0
+        savings.offload = "group"
+        for each in [pool.submit(savings.attempt, apart) for _ in range(6)]:
+            each.result()
+    assert most == [1] * 6
+
+
+@pytest.mark.parametrize("motion", ["auto", "none"])
+def test_group_offloading_changes_no_bit_and_keeps_style_and_lora(motion):
+    """On a CPU, where there are no streams. A fused LoRA is the weights."""
+    files = resolve_model(micro())
+    pipeline = VideoPipeline(files, None, CPU, torch.float32, motion=resolve_motion(motion, files))
+    with torch.no_grad():
+        for parameter in pipeline.pipe.unet.parameters():
+            parameter.add_(0.001)
+    frames = range(1 if motion == "none" else 8)
+    window = latents(len(frames)).transpose(0, 1)[None]
+
+    def work():
+        found = []
+        for color in ("red", "blue"):
+            pipeline.set_style([Image.new("RGB", (64, 64), color)], [1.0], 1.0, "all")
+            conditions = pipeline.prepare(S, "quickstart", (64, 64))
+            found.append(pipeline.predict(conditions, window, [0], [frames]))
+        latent = pipeline.encode(Image.linear_gradient("L").resize((64, 64)).convert("RGB"))
+        return [*found, latent, torch.from_numpy(pipeline.decode(latent))]
+
+    before = work()
+    pipeline.savings.offload = "group"
+    enable_offload(pipeline.pipe, "group", CPU)
+    pipeline._prompts.clear()
+    after = work()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(after[0], after[1])
+    assert pipeline.pipe._execution_device == CPU
+
+
+def test_group_offloading_is_asked_of_diffusers_with_streams():
+    """On a GPU, which is not here: streams, and nothing that waits after each layer."""
+    asked = {}
+    pipe = SimpleNamespace(enable_group_offload=lambda **options: asked.update(options))
+    enable_offload(pipe, "group", torch.device("cuda", 1))
+    known = inspect.signature(DiffusionPipeline.enable_group_offload).parameters
+    assert asked.keys() <= known.keys()
+    assert asked["use_stream"] and asked["record_stream"] and asked["exclude_modules"] == "vae"
+    assert asked["onload_device"] == torch.device("cuda", 1)
+    for device, remedy in (("cpu", "leave it out"), ("mps", "use --offload sequential")):
+        with pytest.raises(InputError, match=remedy):
+            check_offload("group", torch.device(device))

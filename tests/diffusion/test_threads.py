@@ -75,13 +75,13 @@ def test_a_resumed_video_has_the_threads_and_bits_of_the_interrupted_one(
     clip = make_clip(tmp_path / "in.mp4", 6, sound=False)
     style = Image.linear_gradient("L").convert("RGB")
     seen = []
-    decode = VideoPipeline.decode
+    decode = VideoPipeline.begin_decoding
 
     def counting(*arguments):
         seen.append(torch.get_num_threads())
         return decode(*arguments)
 
-    monkeypatch.setattr(VideoPipeline, "decode", counting)
+    monkeypatch.setattr(VideoPipeline, "begin_decoding", counting)
     look = {"steps": 1, "size": 64, "codec": "ffv1", "style_blocks": "all"}
 
     def run(name, **more):

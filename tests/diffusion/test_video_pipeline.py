@@ -8,12 +8,15 @@ import torch
 from diffusers import DDIMScheduler, MotionAdapter
 from PIL import Image
 
+from std_cli import read_settings, stylize_image
 from std_cli.config import ImageSettings
 from std_cli.diffusion.pipeline import ImagePipeline, make_scheduler
 from std_cli.diffusion.video_pipeline import VideoPipeline, seeded_noise, step_generator
 from std_cli.diffusion.windows import Wavefront
 from std_cli.errors import InputError
 from std_cli.schedule import timesteps
+from std_cli.stylize.pictures import prepare_images
+from std_cli.stylize.workload import picture_inputs
 from std_cli.weights.files import read_object
 from std_cli.weights.motion import HOTSHOT_CONFIG, from_hotshot, resolve_motion
 from std_cli.weights.resolve import resolve_model
@@ -124,6 +127,9 @@ def test_a_step_of_many_frames_is_the_scheduler_s_of_each(dtype):
         random = torch.Generator().manual_seed(1)
         shape = (5, *conditions.latent_shape)
         predictions, latents = (torch.randn(shape, generator=random).to(dtype) for _ in range(2))
+        noise = seeded_noise(s.seed, conditions.latent_shape).to(dtype)
+        noised = conditions.fresh().add_noise(latents, noise, conditions.timesteps[:1])
+        assert torch.equal(video.add_noise(conditions, latents), noised), name
         for k, t in enumerate(conditions.timesteps):
             together = video.step(conditions, predictions, latents, k)
             alone = []
@@ -222,3 +228,146 @@ def test_hotshot_keys_become_exactly_a_motion_adapters():
     assert (len(theirs), len(adapter)) == (420, 405)
     found = from_hotshot(theirs)
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in adapter.items()}
+
+
+# --- guidance in the first steps ---------------------------------------------------------------
+
+FIRST = ImageSettings(
+    model=micro(), prompt="sea", negative_prompt="", steps=4, cfg=5.0, cfg_steps=2,
+    style_blocks="all",
+)  # fmt: skip
+
+
+def counted(unet):
+    """The list that every forward's count of samples is added to."""
+    calls = []
+    unet.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    return calls
+
+
+@pytest.mark.parametrize("motion", ["auto", "none"])
+def test_windows_are_guided_in_the_first_steps_only(motion):
+    """A loop that is written out: each half of the guidance is an evaluation of its own."""
+    video, conditions = video_pipeline(motion, FIRST, (64, 64))
+    frames = 1 if motion == "none" else 4
+    window = torch.randn(4, frames, 16, 16, generator=torch.Generator().manual_seed(1))
+    unet = video.pipe.unet
+
+    def evaluated(x, k, which):
+        x = conditions.fresh().scale_model_input(x[None], conditions.timesteps[k])
+        return unet(
+            x if motion == "auto" else x.squeeze(2),
+            conditions.timesteps[k],
+            conditions.states[which : which + 1].expand(frames, -1, -1),
+            added_cond_kwargs={
+                "text_embeds": conditions.pooled[which : which + 1],
+                "time_ids": conditions.time_ids[which : which + 1],
+                "image_embeds": [conditions.style[which : which + 1]],
+            },
+        ).sample.reshape(4, frames, 16, 16)
+
+    wanted, found, at = window, window, []
+    calls = counted(unet)
+    with torch.inference_mode():
+        for k, t in enumerate(conditions.timesteps):
+            prediction = evaluated(wanted, k, 1)
+            if k < 2:
+                without = evaluated(wanted, k, 0)
+                prediction = without + 5.0 * (prediction - without)
+            wanted = torch.stack(
+                [conditions.fresh().step(p, t, x, eta=0.0).prev_sample
+                 for p, x in zip(prediction.unbind(1), wanted.unbind(1), strict=True)], 1
+            )  # fmt: skip
+        calls.clear()
+        for k in range(4):
+            at.append(found)
+            prediction = video.predict(conditions, found[None], [k], [range(frames)])[0]
+            found = video.step(
+                conditions, prediction.transpose(0, 1), found.transpose(0, 1), k
+            ).transpose(0, 1)
+    assert calls == [2, 2, 1, 1]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
+    # windows at different steps in one call
+    calls.clear()
+    together = video.predict(conditions, torch.stack(at), [0, 1, 2, 3], [range(frames)] * 4)
+    assert calls == [6]
+    for k, (x, prediction) in enumerate(zip(at, together, strict=True)):
+        alone = video.predict(conditions, x[None], [k], [range(frames)])[0]
+        torch.testing.assert_close(prediction, alone, rtol=0, atol=5e-5)
+
+
+def test_a_picture_is_guided_in_the_first_steps_only():
+    still = ImagePipeline(resolve_model(micro()), None, CPU, FP32)
+    [picture] = pictures(1)
+    still.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], 1.0, "all")
+    pipe, text = still.pipe, still.encode_prompt("sea", "")
+    random = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        pixels = pipe.image_processor.preprocess(picture)
+        x = pipe.vae.encode(pixels).latent_dist.sample(random) * pipe.vae.config.scaling_factor
+        scheduler = make_scheduler(zoo().methods["std"], dict(pipe.scheduler.config))
+        scheduler.set_timesteps(timesteps=timesteps(4, FIRST.eta, "quickstart"))
+        x = scheduler.add_noise(x, torch.randn(x.shape, generator=random), scheduler.timesteps[:1])
+        ids = pipe._get_add_time_ids(
+            (48, 64), (0, 0), (48, 64), 6.0, 2.5, (48, 64), (0, 0), (48, 64),
+            dtype=FP32, text_encoder_projection_dim=text["pooled_prompt_embeds"].shape[-1],
+        )  # fmt: skip
+
+        def evaluated(which, negative):
+            return pipe.unet(
+                x, t, text[f"{negative}prompt_embeds"],
+                added_cond_kwargs={
+                    "text_embeds": text[f"{negative}pooled_prompt_embeds"],
+                    # diffusers gives the positive ones first
+                    "time_ids": ids[1 - which],
+                    "image_embeds": [still.style.chunk(2)[which]],
+                },
+            ).sample  # fmt: skip
+
+        for k, t in enumerate(scheduler.timesteps):
+            prediction = evaluated(1, "")
+            if k < 2:
+                without = evaluated(0, "negative_")
+                prediction = without + 5.0 * (prediction - without)
+            x = scheduler.step(prediction, t, x, eta=0.0).prev_sample
+        wanted = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample[0]
+        wanted = (wanted / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    calls = counted(pipe.unet)
+    found = still.stylize(picture, FIRST, "quickstart", lambda step: None)
+    assert calls == [2, 2, 2, 2]  # before the unconditional half is taken out
+    assert np.abs(found - wanted).max() < 0.05
+    everywhere = FIRST.model_copy(update={"cfg_steps": None})
+    full = still.stylize(picture, everywhere, "quickstart", lambda step: None)
+    all_four = FIRST.model_copy(update={"cfg_steps": 4})
+    assert np.array_equal(still.stylize(picture, all_four, "quickstart", lambda step: None), full)
+    assert np.abs(full - found).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"cfg_steps": 3, "cfg": 1.0}, "--cfg-steps 3: --cfg 1 is without guidance"),
+        ({"cfg_steps": 9}, "--cfg-steps 9: there are 8 steps: give at most 8"),
+        ({"cfg_steps": 5, "steps": 4}, "--cfg-steps 5: there are 4 steps"),
+        ({"cfg_steps": 0}, "--cfg-steps 0: "),
+    ],
+)
+def test_steps_that_cannot_be_guided(more, message):
+    picture = Image.new("RGB", (64, 64))
+    with pytest.raises(InputError, match=message):
+        prepare_images(picture, picture, model=micro(), **more)
+
+
+def test_a_plan_counts_the_guided_steps(tmp_path):
+    picture = Image.new("RGB", (64, 64))
+    how = {"model": micro(), "steps": 4, "cfg": 3.0, "device": "cpu"}
+    counts = [
+        picture_inputs(prepare_images(picture, picture, **how, cfg_steps=n))[0]["evaluations"]
+        for n in (None, 1, 3)
+    ]
+    assert counts == [8, 5, 7]
+    stylize_image(picture, picture, tmp_path / "a.png", cfg_steps=1, size=64, **how)
+    record = read_settings(tmp_path / "a.png")
+    assert record["settings"]["cfg_steps"] == 1
+    with Image.open(tmp_path / "a.png") as made:
+        assert "CFG steps: 1" in made.info["parameters"]

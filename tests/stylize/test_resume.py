@@ -54,7 +54,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(VideoPipeline, name, call)
 
     counted.stop_at = lambda name, count: None
-    for name in ("encode", "_predict", "decode"):
+    for name in ("encode", "_predict", "begin_decoding"):
         counting(name)
     return counted
 
@@ -64,7 +64,7 @@ def test_no_finished_work_is_done_twice(tmp_path, monkeypatch, stylizer, clip, r
     whole, stopped = tmp_path / "whole.mp4", tmp_path / "stopped.mp4"
     stylizer.video(clip, reference, whole, **LOOK)
     expected = dict(calls)
-    assert (expected["encode"], expected["decode"]) == (28, 28)
+    assert (expected["encode"], expected["begin_decoding"]) == (28, 28)
     calls.clear()
     # a signal each time when so many windows are begun in all: the last ones when all are pushed
     moments, sent = iter([1, 4, 7, 9, expected["_predict"] - 1]), []
@@ -91,7 +91,7 @@ def test_no_finished_work_is_done_twice(tmp_path, monkeypatch, stylizer, clip, r
     # each stop may abandon a call of the network that is at work
     assert expected["_predict"] <= calls["_predict"] <= expected["_predict"] + 5
     # and a frame at work and those in the queues, never one that was written
-    assert calls["decode"] <= 28 + 5 * 3 and calls["encode"] <= 28 + 5 * 10
+    assert calls["begin_decoding"] <= 28 + 5 * 3 and calls["encode"] <= 28 + 5 * 10
     assert whole.read_bytes() == stopped.read_bytes()
     ends = [message for message in notices if message.startswith("stopped after")]
     begins = [message for message in notices if message.startswith("resuming after")]
