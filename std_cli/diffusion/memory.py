@@ -26,6 +26,8 @@ from std_cli.weights.loading import loading
 from std_cli.weights.motion import MotionFiles
 from std_cli.weights.resolve import ModelFiles, weight_files
 
+PROCESS = 2**29
+"""Bytes of main memory that Python and the libraries take for themselves, measured."""
 MARGIN = 1.1
 """Free memory that a run should have, as a multiple of the estimate."""
 

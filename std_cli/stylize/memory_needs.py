@@ -9,6 +9,7 @@ from std_cli.diffusion.devices import free_memory
 from std_cli.diffusion.memory import (
     BYTES,
     MARGIN,
+    PROCESS,
     SDXL,
     activation_bytes,
     largest_layer,
@@ -76,7 +77,7 @@ class MemoryNeeds:
         windows at once, of frames of `share` of the area."""
         weights, activations = self._sizes(dtype)
         video = isinstance(self.request, VideoRequest)
-        return offload_parts(
+        parts = offload_parts(
             weights,
             {part: int(size * share) for part, size in activations.items()},  # linear in the area
             batch=batch,
@@ -84,12 +85,15 @@ class MemoryNeeds:
             together=video and self.device.type == "cpu",
             layer=largest_layer(self.request.files) * BYTES[dtype],
         )
+        if self.device.type == "cpu":
+            return {mode: held | {"process": PROCESS} for mode, held in parts.items()}
+        return parts
 
     def needed(self, dtype: str, mode: str, batch: int, share: float = 1.0) -> int:
         """Bytes at most; on a CPU those while the model is loaded count, too."""
         held = sum(self.parts(dtype, batch, share)[mode].values())
         if self.device.type == "cpu":
-            return max(held, loading_bytes(self.parameters, dtype))
+            return max(held, loading_bytes(self.parameters, dtype) + PROCESS)
         return held
 
     def event(self, dtype: str) -> PlannedMemory:

@@ -164,7 +164,8 @@ import json, sys
 import torch
 from PIL import Image
 from std_cli.config import image_settings
-from std_cli.diffusion.memory import activation_bytes, network_configs
+from std_cli.diffusion.memory import PROCESS, activation_bytes, loading_bytes
+from std_cli.diffusion.memory import model_parameters, network_configs
 from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.resolve import resolve_model
@@ -195,7 +196,9 @@ estimated = activation_bytes(
 works = {"unet": lambda: pipeline.predict(conditions, window, [0], [range(8)]),
          "vae_encode": lambda: pipeline.encode(picture),
          "vae_decode": lambda: pipeline.decode(latent)}
-print(json.dumps({part: (estimated[part], measured(work)) for part, work in works.items()}))
+found = {part: (estimated[part], measured(work)) for part, work in works.items()}
+weights = loading_bytes(model_parameters(files, motion), "fp32")
+print(json.dumps(found | {"resident": (PROCESS + weights, status("VmRSS"))}))
 """
 
 

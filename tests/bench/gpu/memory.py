@@ -19,7 +19,7 @@ from tests.bench.gpu.rows import Facts, Row
 def offload_rows(bench: Bench) -> Iterator[Row]:
     name, steps, cfg, _ = pictures.kinds(bench.scale)[1]
     clip = bench.scale.clips[len(bench.scale.clips) // 2]
-    modes = ("none",) if bench.device.type == "cpu" else ("none", "model", "sequential")
+    modes = ("none",) if bench.device.type == "cpu" else ("none", "model", "group", "sequential")
     for mode in modes:
         yield Row(
             f"pictures, {name}, --offload {mode}",

@@ -1,5 +1,6 @@
 """Slices of single networks: products of matrices, the UNet alone, the VAE alone."""
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from std_cli.diffusion import vae as own_vae
+from std_cli.diffusion.windows import Wavefront
 from std_cli.stylize.load import load_pipeline
 from std_cli.stylize.videos import prepare_video
 from tests.bench.gpu import machine, work
@@ -87,6 +89,59 @@ def _vae(
         **peak.facts(),
         "finite": finite,
     }
+
+
+def vae_precision_rows(bench: Bench) -> Iterator[Row]:
+    yield Row("a run in fp16", partial(_chosen, bench))
+
+
+def _chosen(bench: Bench) -> Facts:
+    """What a run in fp16 takes for the VAE, and how long it takes to find out."""
+    bench.close()
+    vae = AutoencoderKL.from_pretrained(bench.model / "vae", dtype=torch.float16)
+    begin = time.perf_counter()
+    chosen = own_vae.choose_precision(vae, bench.device)
+    return {"precision": str(chosen), "seconds": round(time.perf_counter() - begin, 3)}
+
+
+# --- the loop ----------------------------------------------------------------------------------
+
+
+def loop_rows(bench: Bench) -> Iterator[Row]:
+    for motion in ("none", "auto"):
+        yield Row(f"the loop of a video, --motion {motion}", partial(_loop, bench, motion))
+
+
+def _loop(bench: Bench, motion: str) -> Facts:
+    """The denoising loop where CUDA makes an error of everything that waits for the GPU."""
+    clip = bench.scale.clips[0]
+    pipeline, conditions, window = _video_pipeline(bench, motion, clip.size, "fp16", False)
+    frames = 2 * window
+    latents = torch.randn(frames, *conditions.latent_shape).to(bench.device, pipeline.dtype)
+
+    def run() -> int:
+        predict, step = (partial(f, conditions) for f in (pipeline.predict, pipeline.step))
+        wave = Wavefront(window, max(1, window // 2), bench.scale.few_steps, predict, step, 2)
+        done = 0
+        for latent in latents:
+            wave.push(pipeline.add_noise(conditions, latent))
+            done += sum(len(finished) for finished in wave.work())
+        wave.end()
+        return done + sum(len(finished) for finished in wave.work())
+
+    run()  # kernels are chosen and loaded
+    cuda = bench.device.type == "cuda"
+    before = torch.cuda.get_sync_debug_mode() if cuda else 0
+    try:
+        if cuda:
+            torch.cuda.set_sync_debug_mode("error")
+        done = run()
+    finally:
+        if cuda:
+            torch.cuda.set_sync_debug_mode(before)
+    if done != frames:
+        raise RuntimeError(f"{done} of {frames} frames came out")
+    return {"frames": done, "waits": 0} if cuda else {"frames": done, "note": "not a GPU"}
 
 
 # --- the UNet ----------------------------------------------------------------------------------

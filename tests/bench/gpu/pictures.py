@@ -41,6 +41,32 @@ def own_rows(bench: Bench) -> Iterator[Row]:
         yield Row(f"{name}, fp16, {batch} pictures", partial(_several, bench, steps, cfg, batch))
 
 
+def guidance_rows(bench: Bench) -> Iterator[Row]:
+    """Pictures that are guided in half of the steps."""
+    name, steps, cfg, _ = kinds(bench.scale)[0]
+    for guided in (None, max(1, steps // 2)):
+        title = name if guided is None else f"{name}, --cfg-steps {guided}"
+        yield Row(title, partial(_guided, bench, steps, cfg, guided))
+
+
+def _guided(bench: Bench, steps: int, cfg: float, guided: int | None) -> Facts:
+    side, spent = bench.scale.side, []
+    stylizer = bench.stylizer(dtype=bench.runs_in("fp16"), compile=False, offload="none")
+    for _ in stylizer.images(
+        bench.photos(1 + bench.scale.pictures),
+        bench.style,
+        steps=steps,
+        cfg=cfg,
+        cfg_steps=guided,
+        size=(side, side),
+        output_size="model",
+        on_event=lambda e: spent.append(e["seconds"]) if e["event"] == "result" else None,
+    ):
+        pass
+    evaluations = steps + (steps if guided is None else guided)
+    return {"seconds": statistics.median(spent[1:]), "evaluations": evaluations}
+
+
 def compiled_rows(bench: Bench) -> Iterator[Row]:
     for name, steps, cfg, goal in kinds(bench.scale):
         yield Row(
