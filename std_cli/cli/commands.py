@@ -41,6 +41,7 @@ app.command("sheet", cls=Command, epilog=stylize.SHEET_EXAMPLES)(stylize.sheet)
 app.command("compare", cls=Command, epilog=compare.EXAMPLES)(compare.compare)
 app.command("show", cls=Command)(stylize.show)
 app.command("repeat", cls=Command)(stylize.repeat)
+app.command("join", cls=Command)(stylize.join)
 
 
 @app.callback(invoke_without_command=True)

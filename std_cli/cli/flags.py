@@ -112,6 +112,15 @@ MixedGpusFlag = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+ShardFlag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Make only part I (from 0) of N of the work, in N processes or jobs; then std join. "
+        "auto takes I and N of a SLURM array; auto/N takes I of it, or of Kubernetes.",
+        rich_help_panel=MACHINE,
+    ),
+]
 OfflineFlag = Annotated[
     bool,
     typer.Option(

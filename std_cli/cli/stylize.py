@@ -1,10 +1,11 @@
 """The commands that stylize: `std stylize`, `plan`, `sheet`, `show` and `repeat`."""
 
 import inspect
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +31,7 @@ from std_cli.cli.flags import (
     QuietFlag,
     ReportFlag,
     Settings,
+    ShardFlag,
     SkipExistingFlag,
     StyleFlag,
     VerboseFlag,
@@ -108,6 +110,7 @@ def image(
     cluster: ClusterFlag = None,
     detach: DetachFlag = False,
     mixed_gpus: MixedGpusFlag = False,
+    shard: ShardFlag = None,
     look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
@@ -134,6 +137,12 @@ def image(
             from std_cli.stylize.plan import plan_images
 
             report(plan_images(*request, probe=not no_probe, origins=given.origins, **options))
+            return
+        if shard is not None:
+            how = _existing(overwrite, skip_existing)
+            alone = {"--devices": devices, "--cluster": cluster, "--report": report_file}
+            asked = (inputs, given, output or ".", keep_going)
+            _shard("image", shard, asked, how, verbose, report, alone | {"--failed": failed})
             return
         from std_cli.stylize.stylizer import stylize_images
 
@@ -187,6 +196,7 @@ def video(
     cluster: ClusterFlag = None,
     detach: DetachFlag = False,
     mixed_gpus: MixedGpusFlag = False,
+    shard: ShardFlag = None,
     look: LookFlag = None,
     settings: Settings,
     offline: OfflineFlag = False,
@@ -212,6 +222,12 @@ def video(
             from std_cli.stylize.plan import plan_video
 
             report(plan_video(*request, probe=not no_probe, origins=given.origins, **options))
+            return
+        if shard is not None:
+            how = _existing(overwrite, skip_existing) | {"resume": resume}
+            asked = (inputs, given, output or ".", keep_going)
+            alone = {"--devices": devices, "--cluster": cluster, "--report": report_file}
+            _shard("video", shard, asked, how, verbose, report, alone | {"--failed": failed})
             return
         from std_cli.stylize.stylizer import stylize_video
 
@@ -239,6 +255,61 @@ def _where(
     from std_cli.spread.on_ray import Where
 
     return Where(devices or "all", cluster, detach, mixed_gpus)
+
+
+def _existing(overwrite: bool, skip_existing: bool) -> dict[str, Any]:
+    from std_cli.stylize.outputs import existing_rule
+
+    return {"existing": existing_rule(overwrite, skip_existing)}
+
+
+def _shard(
+    task: Literal["image", "video"],
+    shard: str,
+    asked: tuple[list[str], "Given", Any, bool],
+    how: dict[str, Any],
+    verbose: bool,
+    report: Reporter,
+    alone: dict[str, object],
+) -> None:
+    """Make one shard of a request: (inputs, style and settings, output, whether to keep going).
+
+    alone: options that are of a whole request, and their values.
+    """
+    for flag in (flag for flag, value in alone.items() if value is not None):
+        raise InputError(f"{flag} is of a whole request: leave out {flag}, or --shard {shard}")
+    from std_cli.spread.saved_request import SavedRequest
+    from std_cli.spread.shards import parse_shard, run_shard
+
+    which = parse_shard(shard, os.environ)
+    inputs, given, output, keep_going = asked
+    saved = SavedRequest.of(task, inputs, given.style, output, keep_going, given.values)
+    run_shard(saved, which, on_event=report, verbose=verbose, **how)
+
+
+def join(
+    output: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="The output of commands with --shard, or its folder."),
+    ],
+    overwrite: OverwriteFlag = False,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Keep the work folder .OUT.std/.")
+    ] = False,
+    offline: OfflineFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Join what the shards of a command have made: std stylize ... --shard I/N.
+
+    A shard that is missing or has failed is named, and nothing is written.
+    """
+    ready(verbose, offline)
+    from std_cli.spread.shards import join_shards
+
+    with Reporter(as_json, quiet) as report:
+        join_shards(output, report, overwrite=overwrite, keep_work=keep_work, verbose=verbose)
 
 
 def _only_planned(command: Callable[..., None]) -> Callable[..., None]:

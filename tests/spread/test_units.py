@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from std_cli import Stylizer
+from std_cli import StdError, Stylizer
 from std_cli.diffusion.windows import Wavefront
 from std_cli.spread.finish import finish
 from std_cli.spread.run_unit import run_unit, units_folder
@@ -50,15 +50,34 @@ def in_units(request, stylizer, parts):
     [plan] = find_units(request, parts, saved, nothing)
     folder = units_folder(plan.job.target.path)
     use = partial(stylizer.use, request)
+    resumed = []
     # in the reverse order: none needs another that is not named
     for unit in sorted(reversed(plan.units), key=lambda unit: bool(unit.of)):
-        run_unit(unit, request, folder / unit.id, use, nothing)
+        with pytest.raises(Killed):
+            run_unit(unit, request, folder / unit.id, use, kill)
+        with pytest.raises(StdError, match="are not done|is not done"):
+            finish(plan, request, False, False, nothing)
+        record = run_unit(unit, request, folder / unit.id, use, nothing)
+        resumed.append(record.resumed)
+        assert run_unit(unit, request, folder / unit.id, None, nothing) == record  # at once
+    assert all(0 < frames < 19 for frames in resumed)
     return plan, finish(plan, request, False, False, nothing)
 
 
+class Killed(BaseException):
+    pass
+
+
+def kill(event):
+    if event.get("stage") == "video" and event["frame"] >= 3:
+        raise Killed
+
+
 def test_pieces_are_the_whole(tmp_path, monkeypatch, stylizer, reference):
-    """With filters that run along the shot; tests/bench/pieces.py has more layouts."""
+    """Each killed once, with filters that run along the shot; tests/bench/pieces.py has more
+    layouts."""
     monkeypatch.setattr(video_run, "SEGMENT", 6)
+    monkeypatch.setattr(video_run, "SAVE_EVERY", 0.0)
     source = make_clip(tmp_path / "in.mp4", 19, vfr=True)
     options = {"steps": 2, "steady": 0.5, "palette": 0.8}
     of = partial(request_for, source, reference, layout=(3, 1), **options)
