@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -270,7 +270,7 @@ def _shard(
     how: dict[str, Any],
     verbose: bool,
     report: Reporter,
-    alone: dict[str, object],
+    alone: Mapping[str, object],
 ) -> None:
     """Make one shard of a request: (inputs, style and settings, output, whether to keep going).
 

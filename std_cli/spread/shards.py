@@ -20,7 +20,9 @@ from std_cli.spread.finish import finish, left_of, missing
 from std_cli.spread.picture_shards import PictureUnits
 from std_cli.spread.run_unit import UnitWork
 from std_cli.spread.saved_request import SavedRequest
+from std_cli.spread.storage import pull_plan
 from std_cli.spread.units import Plan, Unit, find_units, rounds, shared_out
+from std_cli.storage.scratch import Scratch
 from std_cli.stylize.outputs import Existing
 from std_cli.stylize.request import failure, new_folder, some_failed
 from std_cli.stylize.video_run import Job
@@ -99,8 +101,20 @@ def run_shard(
     if saved.task == "image":
         _run_pictures(saved, shard, existing, on_event, verbose)
         return
-    request = saved.prepare(existing)
-    assert isinstance(request, VideoRequest)
+    with Scratch(on_event) as scratch:
+        request = saved.prepare(existing, scratch)
+        assert isinstance(request, VideoRequest)
+        _run_videos(request, saved, shard, on_event, resume, verbose)
+
+
+def _run_videos(
+    request: VideoRequest,
+    saved: SavedRequest,
+    shard: Shard,
+    on_event: OnEvent,
+    resume: bool,
+    verbose: bool,
+) -> None:
     for message in request.notices:
         on_event({"event": "notice", "message": message})
     failed = [error["input"] for error in request.failed]
@@ -208,11 +222,16 @@ def join_shards(
     Raises InputError if nothing was made in shards there; StdError if a shard is missing, of which
     nothing is written, or if the work fails.
     """
-    path = user_path(output, "OUT")
-    if PictureUnits.is_there(path):
-        PictureUnits.join(path, on_event, keep_work)
-        return
-    for saved, names in _requests(path):
+    with Scratch(on_event) as place:
+        path = user_path(place.output(str(output), try_it=False), "OUT")
+        if PictureUnits.is_there(path):
+            PictureUnits.join(path, on_event, keep_work)
+            return
+        pull_plan(path, place)
+        for folder in path.glob(".*.std") if path.is_dir() else ():
+            pull_plan(path / folder.name[1:-4], place)
+        requests = _requests(path)
+    for saved, names in requests:
         _join_videos(saved, names, overwrite, keep_work, verbose, on_event)
 
 
@@ -247,10 +266,24 @@ def _join_videos(
     verbose: bool,
     on_event: OnEvent,
 ) -> None:
-    request = saved.prepare("note")
-    assert isinstance(request, VideoRequest)
+    with Scratch(on_event) as scratch:
+        request = saved.prepare("note", scratch)
+        assert isinstance(request, VideoRequest)
+        on_event = scratch.events(on_event, overwrite)
+        _join(request, saved, names, overwrite, keep_work, verbose, on_event)
+
+
+def _join(
+    request: VideoRequest,
+    saved: SavedRequest,
+    names: set[str],
+    overwrite: bool,
+    keep_work: bool,
+    verbose: bool,
+    on_event: OnEvent,
+) -> None:
     plans = find_units(request, 1, None, on_event)
-    plans = [plan for plan in plans if plan.job.name in names]
+    plans = [plan for plan in plans if plan.units[0].input in names]
     _check_complete(plans)
     work = UnitWork(saved, verbose=verbose)
     try:

@@ -3,10 +3,13 @@
 import io
 import json
 
-from std_cli import Stylizer
+import pytest
+
+from std_cli import StdError, Stylizer
 from std_cli.spread.finish import finish, left_of
 from std_cli.spread.run_unit import UnitWork
 from std_cli.spread.saved_request import SavedRequest
+from std_cli.spread.shards import Shard, join_shards, run_shard
 from std_cli.spread.units import find_units
 from std_cli.storage.scratch import Scratch
 from std_cli.stylize import video_run
@@ -59,3 +62,19 @@ def test_units_of_two_machines_are_joined_on_a_third(tmp_path, photo, monkeypatc
     assert sorted(fs.find("/box")) == [
         f"/box/{name}" for name in ("in.mp4", "out.mp4", "r.png", "whole.mp4")
     ]
+
+
+def test_shards_of_a_storage_are_joined(tmp_path, photo, monkeypatch):
+    monkeypatch.setattr(video_run, "SEGMENT", 4)
+    clip = make_clip(tmp_path / "in.mp4", 10, (64, 48), cut_at=6)
+    style = io.BytesIO()
+    photo.resize((48, 32)).save(style, "PNG")
+    fs = counted({"/box/in.mp4": clip.read_bytes(), "/box/r.png": style.getvalue()})
+    files = ("counted://box/in.mp4", "counted://box/r.png", "counted://box/out.mp4")
+    saved = SavedRequest.of("video", *files, True, LOOK)
+    run_shard(saved, Shard(0, 2), "refuse", nothing)
+    with pytest.raises(StdError, match="counted://box/in.mp4, shot 2.*--shard 1/2"):
+        join_shards(files[2], nothing)
+    run_shard(saved, Shard(1, 2), "refuse", nothing)
+    join_shards(files[2], nothing)
+    assert sorted(fs.find("/box")) == ["/box/in.mp4", "/box/out.mp4", "/box/r.png"]
