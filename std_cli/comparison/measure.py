@@ -86,8 +86,7 @@ def _measure_one(cell: Cell, measures: Mapping[str, Measure], keys: Mapping[str,
         reason = each.lacks(sample)
         value = None if reason else each.compute(sample)
         figures[name] = {"key": keys[name], "value": value, "lacks": reason}
-    middle = len(sample.result) // 2
-    write_thumbnail(sample.result[middle], cell.thumbnail)
+    write_thumbnail(sample.result[0], cell.thumbnail)
     cell.save()
 
 
