@@ -2,8 +2,8 @@
 `python -m tests.bench.motion CLIP --style R`.
 
 The clip is stylized twice at the same settings, frame by frame (`--motion none`) and with the
-model's own adapter, and each of the two then filtered as `--steady` does it. Flicker by DIS optical
-flow from the source (levels of 255; the source's own, too, which no style should have to hide),
+model's own adapter, and each of the two then filtered as `--steady` does it. Flicker as
+`std stylize video` reports it (the source's own, too, which no style should have to hide),
 colour and texture distance to the reference, seam ratio.
 """
 
@@ -16,15 +16,17 @@ import numpy as np
 from PIL import Image
 
 from std_cli import stylize_video
+from std_cli.comparison.measures import Sample
+from std_cli.comparison.measures.clips import Flicker
 from std_cli.config import VideoSettings
 from std_cli.diffusion.windows import window_starts
+from std_cli.media.measures import colour_distance, texture_distance
 from std_cli.media.palette import rounded
 from std_cli.media.video.clip import Seen
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.quality import Quality
 from std_cli.media.video.read import read_frames
 from std_cli.media.video.steady import Steady
-from tests.measures import colour_distance, flicker, texture_distance
 
 
 def measured(sources, results, reference, window, overlap):
@@ -33,11 +35,11 @@ def measured(sources, results, reference, window, overlap):
     joints, quality = {*starts, *(start + window for start in starts)}, Quality()
     for i, (source, result) in enumerate(zip(sources, results, strict=True)):
         quality.add(source, result, joint=i in joints, shot=1)
-    pictures = [Image.fromarray(r) for r in results[::4]]
+    pictures = results[::4]
     colour, texture = (
         np.mean([d(x, reference) for x in pictures]) for d in (colour_distance, texture_distance)
     )
-    return flicker(sources, results), colour, texture, quality.figures["seam_ratio"] or 0.0
+    return quality.figures["flicker"] or 0.0, colour, texture, quality.figures["seam_ratio"] or 0.0
 
 
 def main():
@@ -52,7 +54,7 @@ def main():
     p.add_argument("--motion", nargs="*", default=["none", "auto"])
     p.add_argument("--steady", type=float, default=VideoSettings.model_fields["steady"].default)
     a = p.parse_args()
-    reference = Image.open(a.style).convert("RGB")
+    reference = np.asarray(Image.open(a.style).convert("RGB"))
     frames = [
         f.rgb
         for f in read_frames(open_clip(a.clip), start=Fraction(repr(a.start)), max_frames=a.frames)
@@ -77,7 +79,8 @@ def main():
                 np.asarray(Image.fromarray(f).resize(shape, Image.Resampling.LANCZOS))
                 for f in frames
             ]
-            print(f"{'source':15}{flicker(sources, sources):9.3f}")
+            own = Flicker().compute(Sample(sources, reference, sources))
+            print(f"{'source':15}{own:9.3f}")
         windows = [
             next(e for e in events if e["event"] == "start")["settings"][k]
             for k in ("window", "overlap")

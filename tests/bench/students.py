@@ -35,12 +35,18 @@ from std_cli.distill.export import DIFFUSERS
 from std_cli.distill.train import distill
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
+from std_cli.media.measures import (
+    colour_quantiles,
+    edge_correlation,
+    sharpness,
+    texture_quantiles,
+    with_shorter_side,
+)
 from std_cli.paths import replace_file
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.resolve import resolve_model
 from tests.bench.students_report import CFGS, STEPS, Line, report
 from tests.bench.students_walk import Model, Samples, make_samples, relative, to_picture
-from tests.measures import colour_quantiles, edge_correlation, sharpness, texture_energies
 
 CONFIG = Path(__file__).parents[2] / "examples" / "distill-compare.toml"
 # of the model, that count
@@ -211,25 +217,31 @@ def find_truth(teacher: Model, samples: Samples, cfg: float, path: Path) -> Trut
     )
     size = samples.pictures[0].size
     seen = [
-        (colour_quantiles(look), texture_energies(look.resize(size))) for look in samples.styles
+        (colour_quantiles(look), texture_quantiles(with_shorter_side(look, min(size))))
+        for look in map(np.asarray, samples.styles)
     ]
     colours, textures = ([seen[k][i] for k in samples.style_of] for i in (0, 1))
     return Truth(
-        end, end_pixels, inputs, colours, textures, [sharpness(p) for p in to_pictures(end_pixels)]
+        end,
+        end_pixels,
+        inputs,
+        colours,
+        textures,
+        [sharpness(np.asarray(p)) for p in to_pictures(end_pixels)],
     )
 
 
 def look_at(pixels: Tensor, samples: Samples, truth: Truth) -> dict[str, list[float]]:
     """Measures of finished pictures (B, 3, H, W)."""
-    made = to_pictures(pixels)
+    made = [np.asarray(picture) for picture in to_pictures(pixels)]
     pairs = list(
         zip(made, samples.pictures, truth.colours, truth.textures, truth.sharp, strict=True)
     )
     return {
         "pixel": relative(pixels, truth.end_pixels, truth.input_pixels),
         "colour": [float(np.abs(colour_quantiles(p) - q).mean()) for p, _, q, _, _ in pairs],
-        "texture": [float(np.abs(texture_energies(p) - e).mean()) for p, _, _, e, _ in pairs],
-        "edges": [edge_correlation(p, source) for p, source, _, _, _ in pairs],
+        "texture": [float(np.abs(texture_quantiles(p) - e).mean()) for p, _, _, e, _ in pairs],
+        "edges": [edge_correlation(p, np.asarray(source)) for p, source, _, _, _ in pairs],
         "sharpness": [sharpness(p) / s for p, _, _, _, s in pairs],
     }
 

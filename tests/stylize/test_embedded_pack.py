@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from std_cli import stylize_image, stylize_video
+from std_cli.comparison.measures import Sample
+from std_cli.comparison.measures.clips import Flicker
+from std_cli.media.measures import colour_distance, edge_correlation
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
 from std_cli.weights.resolve import TINY
 from tests.bench.pack import square
-from tests.measures import colour_distance, edge_correlation, flicker
 
 pytestmark = pytest.mark.long
 
@@ -25,8 +27,8 @@ def styled(photo):
     """A photograph at 192 px in four styles, at the pack's own settings."""
     source = square(photo, 192)
     references = {k: Image.open(EXAMPLES / f"style-{k}.png").convert("RGB") for k in KINDS}
-    return source, {
-        k: (ref, stylize_image(source, ref, model="tiny", size=192)[0])
+    return np.asarray(source), {
+        k: (np.asarray(ref), np.asarray(stylize_image(source, ref, model="tiny", size=192)[0]))
         for k, ref in references.items()
     }
 
@@ -68,7 +70,9 @@ def test_the_motion_adapter_and_the_filter_steady_a_clip(tmp_path):
         found.append([f.rgb for f in read_frames(open_clip(out))])
     frames = read_frames(open_clip(EXAMPLES / "clip.mp4"), start=Fraction(2), max_frames=8)
     sources = [np.asarray(Image.fromarray(f.rgb).resize(found[0][0].shape[1::-1])) for f in frames]
-    alone, adapted, filtered = (flicker(sources, results) for results in found)
+    alone, adapted, filtered = (
+        Flicker().compute(Sample(sources, sources[0], results)) for results in found
+    )
     assert adapted < 0.92 * alone and filtered < 0.75 * alone
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from std_cli.media.measures import colour_distance, edge_correlation, texture_distance
 from std_cli.tinypack import export, styles
 from std_cli.tinypack import train_denoiser as train
 from std_cli.tinypack.groups import OTHER_KIND
@@ -13,7 +14,6 @@ from std_cli.tinypack.model import CROSS, Denoiser, make_vae
 from std_cli.tinypack.scenes import scene, vary
 from std_cli.tinypack.style_pairs import make_shard
 from std_cli.tinypack.vocabulary import make_tokenizer
-from tests.measures import colour_distance, edge_correlation, texture_distance
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +39,7 @@ def test_match_moves_a_target_to_its_reference():
     r = np.random.default_rng(4)
     style = styles.random_style(r, "painted")
     ref, x = (styles.stylize(scene(r), style, r) for _ in range(2))
-    y, plain, ref = as_picture(styles.match(x, ref)), as_picture(x), as_picture(ref)
+    y, plain, ref = (np.asarray(as_picture(p)) for p in (styles.match(x, ref), x, ref))
     assert colour_distance(y, ref) < 0.6 * colour_distance(plain, ref)
     assert texture_distance(y, ref) < texture_distance(plain, ref)
     assert edge_correlation(y, plain) > 0.6

@@ -70,9 +70,9 @@ class Measure(ABC):
     direction: ClassVar[Direction]
     """Which figures are better; "none": neither."""
     range: ClassVar[tuple[float, float]]
-    source: ClassVar[str]
+    source: str
     """The paper, or the page."""
-    weights: ClassVar[tuple[str, ...]] = ()
+    weights: tuple[str, ...] = ()
     """Names of the models that it needs, as `std models` has them."""
     domain: ClassVar[Domain]
     """What it is taken of. A measure of pictures is also taken of clips, as a mean over frames."""

@@ -4,7 +4,7 @@ with the prompt, the aesthetic score, and how alike the frames of a clip are."""
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from std_cli.comparison.measures.base import Measure, Moment, PictureMeasure, Sample
 from std_cli.comparison.measures.features import Features, clip_input, cosine
@@ -68,7 +68,7 @@ def load_clip(folder: Path, device: str) -> Clip:
 class _ByClip(PictureMeasure):
     """A measure of pictures by CLIP."""
 
-    weights: ClassVar[tuple[str, ...]] = ("clip-l",)
+    weights: tuple[str, ...] = ("clip-l",)
 
     @property
     def clip(self) -> Clip:

@@ -3,8 +3,11 @@
 import numpy as np
 
 from std_cli.comparison.measures.base import Measure, Moment, Sample
-from std_cli.media.video.flow import Flow, grey_of
+from std_cli.comparison.measures.raft import load_raft, raft_available
+from std_cli.media.video.clip import Pixels
+from std_cli.media.video.flow import Floats, Flow, grey_of
 from std_cli.media.video.quality import VISIBLE, Quality
+from std_cli.weights.cache import files_of
 
 
 class _OfQuality(Measure):
@@ -51,24 +54,27 @@ class Seams(_OfQuality):
 
 
 class WarpError(Measure):
-    """Mean squared difference between a frame and the one before moved as the content moved."""
+    """Mean squared difference between a frame and the one before moved as the content moved, of
+    RGB from 0 to 1, where the flow followed back and forward again arrives.
+
+    It follows RAFT where torchvision is installed and RAFT's weights are here, else DIS; `source`
+    says which. Figures of the two are not comparable.
+    """
 
     name = "warp"
     direction = "lower"
     range = (0.0, 1.0)
-    source = "Lai et al., Learning Blind Video Temporal Consistency, 2018 (arXiv 1808.00449), eq. 8"
+    source = "Lai et al. 2018 (arXiv 1808.00449), eq. 8"
     domain = "clip"
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__(device)
-        self._flow = Flow()
+        self.flow = "RAFT" if raft_available() else "DIS"
+        """The optical flow that it follows."""
+        self.source = f"{type(self).source}, along {self.flow} flow"
+        self.weights = ("raft",) if self.flow == "RAFT" else ()
         self._before: Moment | None = None
         self._errors: list[float] = []
-
-    @property
-    def flow(self) -> str:
-        """The optical flow that it follows."""
-        return "DIS"
 
     def begin(self, sample: Sample) -> None:
         self._before = None
@@ -78,11 +84,17 @@ class WarpError(Measure):
         before, self._before = self._before, moment
         if before is None or before.shot != moment.shot:
             return
-        coords, error = self._flow.flow_back(grey_of(before.content), grey_of(moment.content))
+        coords, error = self._flow_back(before.content, moment.content)
         seen = error < VISIBLE
         if seen.any():
-            moved = self._flow.warp(before.result, coords)
+            moved = Flow().warp(before.result, coords)
             self._errors.append(float(np.square((moved - moment.result)[seen] / 255).mean()))
 
     def finalize(self) -> float | None:
         return float(np.mean(self._errors)) if self._errors else None
+
+    def _flow_back(self, before: Pixels, now: Pixels) -> tuple[Floats, Floats]:
+        if self.flow == "DIS":
+            return Flow().flow_back(grey_of(before), grey_of(now))
+        [path] = files_of("raft").values()
+        return load_raft(path, self.device).flow_back(before, now)

@@ -25,8 +25,8 @@ class Texture(PictureMeasure):
 
     name = "texture"
     direction = "lower"
-    range = (0.0, 10.0)
-    source = "energies of steerable filters (Freeman and Adelson 1991)"
+    range = (0.0, 6.0)
+    source = "distance of log responses of steerable filters (Freeman and Adelson 1991)"
 
     def of(self, moment: Moment, sample: Sample) -> float:
         return texture_distance(moment.result, sample.style)

@@ -48,10 +48,18 @@ class Flow:
         )
         back = self._flow(small_now, small_before)
         forward = self._flow(small_before, small_now)
-        round_trip = back + self.warp(forward, _pixel_coords(small_now.shape) + back)
+        return self.followed(back, forward, width, height)
+
+    def followed(
+        self, back: Floats, forward: Floats, width: int, height: int
+    ) -> tuple[Floats, Floats]:
+        """(coords, error) as of `flow_back` for frames of width x height, by the displacements from
+        the later frame to the earlier one and forward, (h, w, 2), of any size."""
+        small_height, small_width = back.shape[:2]
+        round_trip = back + self.warp(forward, _pixel_coords(back.shape[:2]) + back)
         both = self._cv.resize(np.concatenate([back, round_trip], -1), (width, height))
-        both *= np.array([width / size[0], height / size[1]] * 2, np.float32)
-        coords = _pixel_coords(now.shape) + both[..., :2]
+        both *= np.array([width / small_width, height / small_height] * 2, np.float32)
+        coords = _pixel_coords((height, width)) + both[..., :2]
         error = np.linalg.norm(both[..., 2:], axis=-1)
         error[(coords < 0).any(-1) | (coords > (width - 1, height - 1)).any(-1)] = np.inf
         return coords, error
