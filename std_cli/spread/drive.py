@@ -2,6 +2,7 @@
 joined; its pictures are made in chunks."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 from std_cli.errors import Cancelled, StdError, counted
@@ -12,6 +13,7 @@ from std_cli.spread.finish import finish, left_of
 from std_cli.spread.pictures import Chunk, absolute, chunks_of
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.units import Unit, find_units, rounds
+from std_cli.storage.scratch import Scratch
 from std_cli.stylize.outputs import Existing
 from std_cli.stylize.pictures import ImageRequest
 from std_cli.stylize.report import reporting
@@ -40,13 +42,13 @@ def drive_videos(
     the request before a unit is run; StdError at the end says what failed, each of which was
     reported, while the others were finished. report: as of `Stylizer.video`.
     """
-    request = saved.prepare(existing)
-    assert isinstance(request, VideoRequest)
     overwrite = existing == "replace"
-    with (
-        new_folder(request.folder),
-        reporting(report, overwrite, on_event, request.jobs, request.s) as on_event,
-    ):
+    with ExitStack() as stack:
+        request = saved.prepare(existing, stack.enter_context(Scratch(on_event)))
+        assert isinstance(request, VideoRequest)
+        stack.enter_context(new_folder(request.folder))
+        page = reporting(report, overwrite, on_event, request.jobs, request.s)
+        on_event = stack.enter_context(page)
         return _Drive(request, saved, executor, on_event).go(parts, overwrite, resume, keep_work)
 
 

@@ -16,7 +16,7 @@ from std_cli.config import image_settings, video_settings
 from std_cli.errors import Cancelled, InputError, Kind, StdError, flags_named
 from std_cli.events import Event, OnEvent
 from std_cli.interruption import deferred
-from std_cli.paths import user_path
+from std_cli.paths import is_url, user_path
 from std_cli.spread.devices import (
     Devices,
     gpus_here,
@@ -124,6 +124,11 @@ def spread_images(
     check_installed()
     image_settings(dict(options))
     saved = SavedRequest.of("image", inputs, style, output, keep_going, options)
+    if urls := [name for name in (*saved.inputs, saved.output) if is_url(name)]:
+        raise InputError(
+            f"{urls[0]}: pictures at URLs are made by one process: leave out --devices and "
+            f"--cluster, or mount the storage as a folder"
+        )
     rule = existing_rule(overwrite, skip_existing)
     _run(Spread(saved, rule, True, False, _page(report), verbose), where, on_event)
 
