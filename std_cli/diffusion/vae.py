@@ -13,7 +13,7 @@ LARGEST = torch.finfo(torch.float16).max / 2
 CLOSE = 4 / 255
 """How far the pixels of a VAE in half precision may be from those in fp32, on average, of [-1, 1]:
 two levels of 255."""
-_SIDE = 16
+_SIDE = 8
 """Of the latents that a VAE is tried with."""
 
 
