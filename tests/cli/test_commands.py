@@ -47,7 +47,10 @@ def one_error(capsys, *arguments, code=2):
 def test_a_picture_in_a_pipe(here, picture, reference):
     tiny = ["--model", "tiny", *FAST[2:]]
     done = std("stylize", "image", picture, "--style", reference, *tiny, cwd=here)
-    assert (done.returncode, done.stderr) == (0, "tiny on cpu in fp32\n")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "tiny + std_tiny_i2i_eta0.75.safetensors on cpu in fp32\n",
+    )
     assert done.stdout.startswith("in_stylized.png  64 x 4") and done.stdout.count("\n") == 1
     assert "\x1b" not in done.stdout + done.stderr
     with Image.open(here / "in_stylized.png") as out:
