@@ -51,11 +51,15 @@ def prepare(
     for image, cropped, (top, left) in zip(images, chosen, corners, strict=True):
         window = image[:, top : top + size, left : left + size] if larger and cropped else image
         seen.append(F.interpolate(window[None], (size, size), mode="area"))
+    return _normalised(torch.cat(seen))
+
+
+def _normalised(images: torch.Tensor) -> torch.Tensor:
     mean, std = (
         torch.tensor(values, device=images.device).view(3, 1, 1)
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
-    return (torch.cat(seen) - mean) / std
+    return (images - mean) / std
 
 
 def jitter_color(

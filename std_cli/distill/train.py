@@ -203,6 +203,11 @@ def _set_up(
         first = load(trainer, run.start) if run.start is not None else 0
         if run.world.is_main_process:
             replace_file(run.folder / "config.toml", to_toml(run.config).encode())
+    _report_start(run, trainer)
+    return trainer, first
+
+
+def _report_start(run: TrainingRun, trainer: Trainer) -> None:
     run.on_event(
         {
             "event": "start",
@@ -217,7 +222,6 @@ def _set_up(
             "samples": len(run.samples),
         }
     )
-    return trainer, first
 
 
 @contextmanager

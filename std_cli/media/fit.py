@@ -34,12 +34,15 @@ def working_size(
         wanted = (width * target / reference, height * target / reference)
     if min(wanted) <= 0:
         raise InputError(f"--size {size} is not above 0; give a number of pixels, or WxH")
+    return _rounded(wanted, width, height)
+
+
+def _rounded(wanted: tuple[float, float], width: int, height: int) -> tuple[int, int]:
     w, h = (max(MIN_SIDE, math.floor(side / MULTIPLE + 0.5) * MULTIPLE) for side in wanted)
     if max(w, h) > MAX_SIDE:
         raise InputError(
             f"a picture of {width}x{height} would be worked on at {w}x{h}, where a side may have "
-            f"{MAX_SIDE} pixels; "
-            "choose a smaller --size or crop the picture"
+            f"{MAX_SIDE} pixels; choose a smaller --size or crop the picture"
         )
     return w, h
 

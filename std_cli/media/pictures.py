@@ -202,6 +202,16 @@ def image_of(array: NDArray[np.generic]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def _convertible(image: Image.Image) -> Image.Image:
+    """A picture in a mode that `to_srgb` takes."""
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(image)
+    if image.mode in ("1", "LA"):
+        return image.convert("L")
+    # those keep their mode for the sake of their profile
+    return image if image.mode in ("L", "CMYK", "LAB") else image.convert("RGB")
+
+
 def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int | None) -> Picture:
     """What decoded pixels (which are not kept) look like. whole: (width, height) before they were
     made smaller."""
@@ -217,14 +227,7 @@ def _as_seen(image: Image.Image, whole: tuple[int, int], path: Path, side: int |
     profile = image.info.get("icc_profile")
     gamma = None if "srgb" in image.info else image.info.get("gamma")
     code_points = image.info.get(CODE_POINTS)
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
-    elif image.mode in ("1", "LA"):
-        image = image.convert("L")
-    # those keep their mode for the sake of their profile
-    elif image.mode not in ("L", "CMYK", "LAB"):
-        image = image.convert("RGB")
-    rgb = to_srgb(image, profile, gamma, code_points)
+    rgb = to_srgb(_convertible(image), profile, gamma, code_points)
     for part in (rgb, alpha):
         if part is not None:
             part.info.clear()  # Pillow would write the old profile and transparency with the result

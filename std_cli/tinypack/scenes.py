@@ -323,6 +323,11 @@ def house(canvas: Canvas) -> None:
     roof.normals = np.stack([np.cos(angle), np.sin(angle)], 1)
     roof.offsets = np.array([2, w * 0.75, w * 0.75])
     canvas.paint(roof, canvas.colour(), 1)
+    _windows(canvas, cx, cy, w, h)
+
+
+def _windows(canvas: Canvas, cx: float, cy: float, w: float, h: float) -> None:
+    rng = canvas.rng
     window = canvas.colour()
     columns = int(rng.integers(1, 4))
     for i in range(columns):

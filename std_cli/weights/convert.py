@@ -105,6 +105,11 @@ def _check_target(origin: Path, target: Path, overwrite: bool, into_file: bool) 
         if target.exists() and not target.is_file():  # such as /dev/null
             raise InputError(f"output {name} is neither a file nor a folder: name another")
         return
+    _check_target_folder(origin, target, into_file)
+
+
+def _check_target_folder(origin: Path, target: Path, into_file: bool) -> None:
+    name = repr(str(target))
     if into_file:
         raise InputError(f"output {name} is a folder: name a file in it")
     if target.resolve() in origin.resolve().parents:

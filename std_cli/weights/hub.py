@@ -162,11 +162,9 @@ def only_file(source: HubRepo) -> str:
         names = _hub_names(source, [source])
     files = sorted(name for name in names if name.endswith(".safetensors"))
     if len(files) != 1:
-        listed = (
-            f"{len(files)} safetensors files ({', '.join(files[:8])})"
-            if files
-            else "no safetensors file"
-        )
+        listed = "no safetensors file"
+        if files:
+            listed = f"{len(files)} safetensors files ({', '.join(files[:8])})"
         raise InputError(
             f"{source.repo} holds {listed}: name one as {source.repo}/file.safetensors"
         )
