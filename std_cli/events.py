@@ -461,6 +461,27 @@ class ResolvedSetting(TypedDict):
     """The flag, the variable, the file; "" if it is built in."""
 
 
+class PlannedSpread(TypedDict):
+    """What a video takes on several devices."""
+
+    devices: int
+    units: int
+    pieces: int
+    """Those units that are pieces of a shot."""
+    computed: int
+    """Frames that are denoised, those of the halos included."""
+    speedup: float
+    """How many times as fast as one device, by the units' frames, without start and copying."""
+    seconds: float | None
+    """Until the last device is ready; None without a probe."""
+    copied: int
+    """Bytes of inputs that are copied where they are not on a disk that all workers have."""
+    lost: int
+    """Frames, at most, that are computed again when a worker is lost."""
+    lost_seconds: float | None
+    """The time that these take; None without a probe."""
+
+
 class Plan(TypedDict):
     """What a request would take."""
 
@@ -493,6 +514,8 @@ class Plan(TypedDict):
     settings: dict[str, ResolvedSetting]
     """All of them, by name."""
     notes: list[str]
+    spread: NotRequired[PlannedSpread]
+    """Of a video with --devices."""
 
 
 class Device(TypedDict):

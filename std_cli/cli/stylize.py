@@ -136,6 +136,7 @@ def image(
         if dry_run:
             from std_cli.stylize.plan import plan_images
 
+            _say_unplanned(report, {"--devices": devices, "--cluster": cluster, "--shard": shard})
             report(plan_images(*request, probe=not no_probe, origins=given.origins, **options))
             return
         if shard is not None:
@@ -221,6 +222,11 @@ def video(
         if dry_run:
             from std_cli.stylize.plan import plan_video
 
+            if devices is not None:
+                from std_cli.spread.plan import plan_spread
+
+                options["spread"] = plan_spread(devices, report)
+            _say_unplanned(report, {"--cluster": cluster, "--shard": shard})
             report(plan_video(*request, probe=not no_probe, origins=given.origins, **options))
             return
         if shard is not None:
@@ -241,6 +247,13 @@ def video(
                 spread_video(*request, where, **options)
                 return
             stylize_video(*request, **options)
+
+
+def _say_unplanned(report: Reporter, given: Mapping[str, str | None]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            message = f"{flag} changes nothing in this plan: only --devices does, for videos"
+            report({"event": "notice", "message": message})
 
 
 def _where(

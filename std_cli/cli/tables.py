@@ -19,6 +19,7 @@ from std_cli.events import (
     PlannedComparison,
     PlannedInput,
     PlannedMemory,
+    PlannedSpread,
     PlannedTime,
     Record,
     ResolvedSetting,
@@ -143,7 +144,24 @@ def _plan_rows(plan: Plan) -> Rows:
     rows.append(("disk", f"{needed} of {as_bytes(disk['free'])} free in {disk['where']}"))
     if plan["time"]:
         rows.append(("time", _time_line(plan["time"], video)))
-    return rows
+    return rows + (_spread_rows(plan["spread"]) if "spread" in plan else [])
+
+
+def _spread_rows(spread: PlannedSpread) -> Rows:
+    """What it takes on several devices."""
+    of_shots = f", {counted(spread['pieces'], 'piece')} of shots" if spread["pieces"] else ""
+    seconds, again = spread["seconds"], spread["lost_seconds"]
+    took = "" if seconds is None else f", about {duration(seconds)}"
+    lost = "" if again is None else f", about {duration(again)}"
+    return [
+        (
+            counted(spread["devices"], "device"),
+            f"{counted(spread['units'], 'unit')}{of_shots}, {counted(spread['computed'], 'frame')} "
+            f"denoised, {spread['speedup']:g} x as fast as one{took}",
+        ),
+        ("to copy", f"{as_bytes(spread['copied'])} of inputs, where no disk is shared"),
+        ("a lost worker", f"costs {counted(spread['lost'], 'frame')} at most{lost}"),
+    ]
 
 
 def _input_line(each: PlannedInput, video: bool) -> str:

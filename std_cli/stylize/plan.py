@@ -115,9 +115,13 @@ def plan_video(
     probe: bool = True,
     origins: Mapping[str, Origin] | None = None,
     on_event: OnEvent = lambda event: None,
+    spread: Callable[[VideoRequest, Plan], None] | None = None,
     **options: Unpack[VideoOptions],
 ) -> Plan:
-    """The plan of `stylize_video` with the same arguments, but for those of its work folder."""
+    """The plan of `stylize_video` with the same arguments, but for those of its work folder.
+
+    spread: adds what the request takes on several devices.
+    """
     with Scratch(on_event) as scratch:
         found, existing = Found(), _rule(overwrite, skip_existing)
         request = prepare_video(
@@ -171,6 +175,8 @@ def plan_video(
             on_event,
             lambda: _time_windows(request, working, threads, notes.append),
         )
+        if spread is not None:
+            spread(request, plan)
         return cast(Plan, scratch.shown(plan))
 
 

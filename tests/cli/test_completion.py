@@ -63,7 +63,7 @@ def test_values(tab, tmp_path):
     assert tab("stylize", "image", "--method", "l") == ["lcm", "lightning"]
     assert tab("models", "pull", "lightn") == ["lightning-2", "lightning-4", "lightning-8"]
     assert tab("distill", "--task", "") == ["i2i", "v2v"]
-    assert tab("models", "pull", "--for", "") == ["image", "video", "distill"]
+    assert tab("models", "pull", "--for", "") == ["image", "video", "distill", "compare"]
     assert set(tab("models", "pull", "")) == {n for n, e in zoo().models.items() if e.repo}
     (tmp_path / "mine.safetensors").touch()
     assert tab("stylize", "image", "--lora", "") == ["auto", "none", "mine.safetensors"]

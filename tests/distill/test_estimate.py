@@ -143,6 +143,7 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_dry_run_estimates_what_it_measures(data, tmp_path, name):
     sections = {"run": {}} | CONFIGURATIONS[name]
@@ -161,6 +162,7 @@ def test_a_dry_run_estimates_what_it_measures(data, tmp_path, name):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_estimate_counts_what_the_networks_keep(data, tmp_path, checkpointing):
     found = []

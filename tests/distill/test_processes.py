@@ -97,6 +97,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
     config, script = tmp_path / "run.toml", tmp_path / "script.py"
     script.write_text(OVERFLOWS_IN_ONE)

@@ -244,9 +244,9 @@ def test_variables(here, monkeypatch):
 
 
 def test_python_reads_them_only_where_asked(here, picture, reference):
-    write(here, 'steps = 2\nmodel = "tiny"')
-    assert prepare_images(picture, reference, model="tiny").s.steps != 2
-    assert prepare_images(picture, reference, **read_defaults()).s.steps == 2
+    write(here, 'steps = 3\nmodel = "tiny"')
+    assert prepare_images(picture, reference, model="tiny").s.steps != 3
+    assert prepare_images(picture, reference, **read_defaults()).s.steps == 3
     assert "motion" not in read_defaults("image")
 
 
@@ -260,7 +260,7 @@ def test_on_the_command_line(here, picture, reference, capsys):
     settings = plan["settings"]
     assert settings["eta"] == {"value": 0.5, "source": "look", "where": "std.toml [look.red]"}
     assert settings["seed"] == {"value": 3, "source": "flag", "where": "--seed"}
-    assert settings["cfg"]["source"] == "model" and settings["dtype"]["source"] == "built in"
+    assert settings["cfg"]["source"] == "LoRA" and settings["dtype"]["source"] == "built in"
     assert run(command) == 0
     out = capsys.readouterr().out
     assert "std.toml [look.red]" in out and "built in" in out
@@ -282,11 +282,12 @@ def test_help_shows_the_defaults_of_the_model_asked_for(here, capsys):
         assert run([*shlex.split(line), "--help"]) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    cfg = json.loads((TINY / "std.json").read_text())["i2i"]["cfg"]
+    palette = json.loads((TINY / "std.json").read_text())["i2i"]["palette"]
     assert "[default: 6.0]" in help_of("stylize image")
     shown = help_of("stylize image --model tiny")
     assert "Defaults are those with --model tiny." in shown
-    assert f"[default: {cfg}, model]" in shown and "[default: sdxl]" in shown
+    assert f"[default: {palette}, model]" in shown and "[default: 2, LoRA auto]" in shown
+    assert "[default: sdxl]" in shown
     assert "[default: 4, method lcm]" in help_of("plan video --method lcm")
     write(here, "steps = 3")
     assert "[default: 3, std.toml]" in help_of("stylize video a.mp4")

@@ -190,6 +190,7 @@ def test_video(
     assert len(frames_of(out)) == 6 and events[-1]["event"] == "result"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["single file"], indirect=True)
 def test_distill_and_stylize_with_what_it_made(
     model: str, pictures: Path, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]

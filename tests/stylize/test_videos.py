@@ -346,6 +346,7 @@ def work_in_child(
         os._exit(exit_status()["code"])
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_bit_identical(tmp_path, reference):
     """Six signals, at a random moment each, over as many runs as it takes; some of them save at
     every frame."""

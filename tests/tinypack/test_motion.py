@@ -206,6 +206,7 @@ def go(clips, net, tokenizer, out, steps=2, rate=1e-3):
     )
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(
     clips, net, tokenizer, tmp_path, monkeypatch
 ):
@@ -229,6 +230,7 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(
     assert all(torch.equal(v, unet.state_dict()[k]) for k, v in adapter.state_dict().items())
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(clips, net, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(motion, "SAVE_EVERY", 1)
     whole = go(clips, net, tokenizer, tmp_path / "whole").state_dict()
