@@ -57,13 +57,13 @@ def kills(folder: Path, wanted: int) -> None:
     chance = random.Random(0)
     done = ended = 0
     while done < wanted:
+        for path in (folder / "killed" / "cells").glob("*.json"):
+            if chance.random() < 0.5:  # some cells are left to be made
+                path.unlink()
         process = subprocess.Popen([*command, "killed"], cwd=folder, env=env)
         try:
-            process.wait(chance.uniform(0.3, 1.0) * whole)
+            process.wait(chance.uniform(0.4, 0.9) * whole)
             ended += 1
-            for path in (folder / "killed" / "cells").glob("*.json"):
-                if chance.random() < 0.5:  # some cells are left for the next kill
-                    path.unlink()
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
