@@ -104,7 +104,7 @@ def cells(folder: Path, count: int) -> None:
     from std_cli.comparison import run
 
     made, run.make = run.make, fill
-    request = {"methods": ["std"], "seeds": 5, "measures": ["colour", "edges"], **FAST}
+    request = {"methods": ["std"], "seeds": 5, "measures": ["edges"], **FAST}
     request["vary"] = {"cfg": list(range(1, count // 20 + 1))}
     try:
         std_cli.compare(contents, styles, folder / "r", **request)
