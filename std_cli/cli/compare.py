@@ -31,120 +31,135 @@ std compare --config paper-table.toml --dry-run
 """
 
 
+_Content = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CONTENT",
+        help="Pictures and videos, folders of them, patterns.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+_Style = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--style",
+        metavar="REF",
+        help="A reference picture, or a folder of them; repeat. Each is a style of its own.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+_Output = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="The report, which keeps the results: what is there is not made again. "
+        "[default: comparison]",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+_ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        help="The comparison's keys; flags replace them.",
+        rich_help_panel=IN_AND_OUT,
+    ),
+]
+_Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Methods to compare, each with its own LoRA: std, lcm, tcd, pcm, tdd, hyper-sd, "
+        "lightning, none. [default: std]",
+        rich_help_panel=COMPARE,
+    ),
+]
+_Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="A LoRA to compare, too, sampled as STD's; repeat. none: the methods are without "
+        "a LoRA.",
+        rich_help_panel=COMPARE,
+    ),
+]
+_Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE,...",
+        help="A setting that varies, such as cfg=2,4,6,8; repeat. Values with commas are "
+        "separated by |.",
+        rich_help_panel=COMPARE,
+    ),
+]
+_Seeds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INT",
+        help="Seeds of each combination, from --seed. [default: 3]",
+        rich_help_panel=COMPARE,
+    ),
+]
+_Seed = Annotated[
+    int | None,
+    typer.Option(metavar="INT", help="The first seed. [default: 0]", rich_help_panel=COMPARE),
+]
+_Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FOLDER=NAME",
+        help="Results of another tool: files named as the contents, or CONTENT--STYLE; repeat.",
+        rich_help_panel=COMPARE,
+    ),
+]
+_Measures = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="What is measured; everything that can be if not given.",
+        rich_help_panel=COMPARE,
+    ),
+]
+_Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What differences are taken to; the first that is compared if not given.",
+        rich_help_panel=COMPARE,
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only estimate what it would take: cells, time, disk.",
+        rich_help_panel=MESSAGES,
+    ),
+]
+
+
 @takes_settings(VideoSettings, with_defaults=False, without=NOT_SETTINGS)
 def compare(
     *,
-    content: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="CONTENT",
-            help="Pictures and videos, folders of them, patterns.",
-            rich_help_panel=IN_AND_OUT,
-        ),
-    ] = None,
-    style: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-s",
-            "--style",
-            metavar="REF",
-            help="A reference picture, or a folder of them; repeat. Each is a style of its own.",
-            rich_help_panel=IN_AND_OUT,
-        ),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="FOLDER",
-            help="The report, which keeps the results: what is there is not made again. "
-            "[default: comparison]",
-            rich_help_panel=IN_AND_OUT,
-        ),
-    ] = None,
-    config_file: Annotated[
-        str | None,
-        typer.Option(
-            "--config",
-            metavar="FILE.toml",
-            help="The comparison's keys; flags replace them.",
-            rich_help_panel=IN_AND_OUT,
-        ),
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Methods to compare, each with its own LoRA: std, lcm, tcd, pcm, tdd, hyper-sd, "
-            "lightning, none. [default: std]",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE",
-            help="A LoRA to compare, too, sampled as STD's; repeat. none: the methods are without "
-            "a LoRA.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE,...",
-            help="A setting that varies, such as cfg=2,4,6,8; repeat. Values with commas are "
-            "separated by |.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="INT",
-            help="Seeds of each combination, from --seed. [default: 3]",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="INT", help="The first seed. [default: 0]", rich_help_panel=COMPARE),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FOLDER=NAME",
-            help="Results of another tool: files named as the contents, or CONTENT--STYLE; repeat.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    measures: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="What is measured; everything that can be if not given.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What differences are taken to; the first that is compared if not given.",
-            rich_help_panel=COMPARE,
-        ),
-    ] = None,
+    content: _Content = None,
+    style: _Style = None,
+    output: _Output = None,
+    config_file: _ConfigFile = None,
+    method: _Method = None,
+    lora: _Lora = None,
+    vary: _Vary = None,
+    seeds: _Seeds = None,
+    seed: _Seed = None,
+    against: _Against = None,
+    measures: _Measures = None,
+    baseline: _Baseline = None,
     settings: Settings,
     offline: OfflineFlag = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Only estimate what it would take: cells, time, disk.",
-            rich_help_panel=MESSAGES,
-        ),
-    ] = False,
+    dry_run: _DryRun = False,
     no_probe: NoProbeFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -33,8 +33,8 @@ class Memory:
     ) -> None:
         self._stop.set()
         self._watcher.join()
-        if self._gpu:
-            self.peak = _gpu_peak()
+        if self._gpu:  # on which a run with --device cpu puts nothing
+            self.peak = _gpu_peak() or self.peak
 
     def _watch(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from std_cli.comparison.cost import Memory
 from std_cli.errors import Cancelled, StdError
 from std_cli.events import Event, OnEvent
 from std_cli.paths import remove_stale_drafts
+from std_cli.stylize.sheet import Numbered
 from std_cli.stylize.stylizer import Stylizer
 from std_cli.stylize.workload import video_input
 from std_cli.weights.fingerprints import fingerprint
@@ -31,7 +32,7 @@ def make(cells: Sequence[Cell], verbose: bool, on_event: OnEvent) -> int:
     if missing and here:
         on_event({"event": "notice", "message": f"{here} of {own} cells are there already"})
     remove_stale_drafts(cells[0].record_path.parent)
-    report = Numbered(len(missing), on_event)
+    report = Numbered(len(missing), 0, on_event)
     stylizer: Stylizer | None = None
     loaded: dict[str, Any] | None = None
     try:
@@ -131,27 +132,4 @@ class _Watched:
         if works and not self.begun:
             self.begun = True
             self.stack.enter_context(self.memory)
-        self.on_event(event)
-
-
-class Numbered:
-    """Passes events of single cells on as those of one run: numbered, without results, and without
-    starts and notices that are repeated."""
-
-    def __init__(self, total: int, on_event: OnEvent) -> None:
-        self.total, self.done, self.on_event = total, 0, on_event
-        self.said: list[object] = []
-
-    def __call__(self, event: Event) -> None:
-        if event["event"] == "result":
-            return
-        if event["event"] in ("start", "notice"):
-            what = event.get("message") or (event["model"], event["lora"])  # type: ignore[typeddict-item]
-            if what in self.said:
-                return
-            self.said.append(what)
-        if event["event"] == "progress" and (
-            event["stage"] == "picture" or event["stage"] == "video"
-        ):
-            event["index"], event["total"] = self.done, self.total
         self.on_event(event)

@@ -35,7 +35,7 @@ class Ledger(Generic[T]):
     replaced keeps its number.
 
     A unit that comes back is given to a worker that has not died with it, as long as there is one:
-    so that a unit that kills its workers is told apart from a worker that dies with every unit.
+    so that a unit that kills its workers is not taken for a worker that dies with every unit.
     """
 
     def __init__(self, units: Iterable[T]) -> None:

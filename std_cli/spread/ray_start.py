@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from std_cli.errors import InputError, StdError
@@ -39,6 +40,9 @@ def cluster(address: str) -> Iterator[None]:
 
     Raises StdError if it cannot be reached.
     """
+    # Ray itself sends the token that is there to the clusters alone that it finds on this machine
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     try:
         with _connection({"address": address}):
             yield
@@ -47,6 +51,13 @@ def cluster(address: str) -> Iterator[None]:
             f"--cluster {address}: no Ray cluster answers there ({_first_line(e)}): start one "
             f"with ray start, or give its address"
         ) from None
+
+
+def _has_token() -> bool:
+    """Whether the user has a token for clusters, in one of the places where Ray looks for it."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    return (Path.home() / ".ray" / "auth_token").is_file()
 
 
 @contextmanager

@@ -315,7 +315,7 @@ def _make(missing: list[Cell], cells: list[Cell], verbose: bool, on_event: OnEve
             if kind not in known:
                 known.append(kind)
     missing.sort(key=lambda cell: (known.index(cell.loaded_by), known.index(cell.weights)))
-    report = _Numbered(len(cells), len(cells) - len(missing), on_event)
+    report = Numbered(len(cells), len(cells) - len(missing), on_event)
     stylizer: Stylizer | None = None
     loaded: dict[str, Any] | None = None
     try:
@@ -352,9 +352,9 @@ def _make_one(cell: Cell, stylizer: Stylizer, look: dict[str, Any], on_event: On
     remove(draft)
 
 
-class _Numbered:
-    """Passes events of single cells on as those of one run: numbered, without starts that are
-    repeated and results."""
+class Numbered:
+    """Passes events of single cells on as those of one run: numbered, without results, and without
+    starts and notices that are repeated."""
 
     def __init__(self, total: int, done: int, on_event: OnEvent) -> None:
         self.total, self.done, self.on_event = total, done, on_event

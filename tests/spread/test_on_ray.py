@@ -1,10 +1,12 @@
 """`--devices` and `--cluster`: what is refused before anything is started."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from std_cli.cli.commands import run
+from std_cli.spread import ray_start
 
 
 @pytest.fixture
@@ -44,3 +46,16 @@ def test_without_ray_one_line_says_how_it_is_installed(std, monkeypatch):
 def test_what_contradicts_is_refused_before_ray_is_started(std, flags, message):
     code, said = std(*flags)
     assert code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_token_that_is_there_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert not ray_start._has_token()
+    with monkeypatch.context() as given:
+        given.setenv("RAY_AUTH_TOKEN", "secret")
+        assert ray_start._has_token()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    assert ray_start._has_token()

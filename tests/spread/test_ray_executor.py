@@ -1,5 +1,6 @@
 """Units on Ray: what becomes of them when workers die, are asked to end, or fail."""
 
+import os
 import re
 
 import psutil
@@ -22,6 +23,8 @@ TWO = Pool(2, gpu=False, threads=1)
 def cluster():
     from ray.cluster_utils import Cluster
 
+    # its nodes are children of this process: with a token of the user's here, they need it, too
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -33,6 +36,7 @@ def cluster():
     with ray_start.cluster(cluster.address):
         yield cluster
     cluster.shutdown()
+    del os.environ["RAY_AUTH_MODE"]
 
 
 @pytest.fixture
