@@ -50,7 +50,7 @@ def contenders(a):
     seed = {} if a.seed is None else {"seed": a.seed}
 
     def ours(options, lora):
-        model = Stylizer(a.model, lora=lora)
+        model = Stylizer(model=a.model, lora=lora)
         return lambda photo, ref: model.image(photo, ref, size=photo.size, **seed, **options)
 
     found = {

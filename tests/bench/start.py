@@ -78,7 +78,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("--repeat", type=int, default=5)
     p.add_argument("--side", type=int, default=256, help="of the picture and at work, pixels")
-    p.add_argument("--steps", default="8")
+    p.add_argument("--steps", default="2")
     p.add_argument("--only", help="names of commands, separated by commas")
     p.add_argument("--all-imports", action="store_true", help="with STD_IMPORTS=all, to compare")
     a = p.parse_args()
