@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +26,7 @@ def server() -> Any:
 class Command:
     """`std ARGUMENTS` in such a process, with pipes for its output; used as a `subprocess.Popen`.
 
-    `before` runs in it, before the command line is read.
+    `before` runs in it, before the command line is read; `work` in place of `std`.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Command:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         before: Callable[[], None] | None = None,
+        work: Callable[[], None] | None = None,
     ) -> None:
         pipes = [os.pipe() for _ in range(2)]
         given = (
@@ -41,9 +43,10 @@ class Command:
             cwd or os.getcwd(),
             dict(os.environ if env is None else env),
             before,
+            work,
         )
         ends = [_End(write) for _, write in pipes]
-        self._process = server().Process(target=_command_line, args=(*given, *ends))
+        self._process = server().Process(target=_run, args=(*given, *ends))
         self._process.start()
         for _, write in pipes:
             os.close(write)
@@ -86,6 +89,16 @@ def std(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, command.returncode, out, err)
 
 
+def python(source: str, *arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    """What a process that runs `source` ended with; as `Command`."""
+    return std(*arguments, work=partial(execute, source), **how)
+
+
+def execute(source: str) -> None:
+    """Run `source` as a module of its own."""
+    exec(source, {"__name__": "__main__"})
+
+
 class _End:
     """The writing end of a pipe, given to a process when it starts."""
 
@@ -101,11 +114,12 @@ def _inherited(given: Any) -> int:
     return descriptor
 
 
-def _command_line(
+def _run(
     arguments: list[str],
     cwd: Path,
     env: dict[str, str],
     before: Callable[[], None] | None,
+    work: Callable[[], None] | None,
     out: int,
     err: int,
 ) -> None:
@@ -120,4 +134,4 @@ def _command_line(
     sys.argv = ["std", *arguments]
     if before:
         before()
-    main()
+    (work or main)()

@@ -15,6 +15,7 @@ import typer
 from std_cli import stylize_image, stylize_video
 from std_cli.cli.commands import app
 from std_cli.config import VideoSettings, image_settings, video_settings
+from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def folder(tmp_path_factory, photo):
     (folder / "std.toml").write_text(defaults)
     (folder / "refs").mkdir()
     shutil.copy(folder / "painting.png", folder / "refs" / "watercolour.png")
-    fast = {"model": "tiny", "steps": 1, "size": 64}
+    fast = {"model": micro(), "steps": 1, "size": 64}
     stylize_image(
         folder / "photo.jpg", folder / "painting.png", folder / "photo_stylized.png", **fast
     )
@@ -67,11 +68,12 @@ def folder(tmp_path_factory, photo):
     ids=lambda document: document.name,
 )
 def test_the_python_of_the_documents_runs(document, folder, monkeypatch, capsys):
-    """Block after block, as one would type them."""
+    """Block after block, as one would type them, with a smaller model."""
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {"__name__": "example"}
     for block in fenced(document, "python"):
-        exec(compile(block, str(document), "exec"), names)
+        source = block.replace('"tiny"', repr(micro()))
+        exec(compile(source, str(document), "exec"), names)
 
 
 # --- commands ----------------------------------------------------------------------------------

@@ -52,21 +52,8 @@ def names(package):
     return found
 
 
-def test_a_picture_is_the_same_with_fewer_imports(tmp_path, picture, reference):
-    less, usual = tmp_path / "less.png", tmp_path / "usual.png"
-    after = "print(*sorted(sys.modules))"
-
-    loaded = set(python(COMMAND + after, *stylize(picture, reference, less)).split())
-    python(COMMAND, *stylize(picture, reference, usual), STD_IMPORTS="all")
-
-    assert less.read_bytes() == usual.read_bytes()
-    assert {"torch", "diffusers", "transformers"} <= loaded
-    assert not (HEAVY | {"ray"}) & loaded
-
-
-def test_everything_can_be_imported_after_a_command(tmp_path, picture, reference):
-    """Every name of a deferred package, the libraries that seemed to be missing, the compiler."""
-    after = """
+AFTER = """
+print(*sorted(sys.modules), flush=True)
 import importlib, json, os
 for package, names in json.loads(os.environ["NAMES"]).items():
     for name, module in names.items():
@@ -81,11 +68,23 @@ assert transformers.utils.is_torch_available() and not hasattr(transformers, "no
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
 assert "torch._dynamo.convert_frame" in sys.modules
 """
+"""Everything can be imported after a command: every name of a deferred package, the libraries that
+seemed to be missing, the compiler."""
+
+
+def test_a_picture_is_the_same_with_fewer_imports(tmp_path, picture, reference):
+    """In a new process, against one that has imported the libraries as usual."""
+    less, usual = tmp_path / "less.png", tmp_path / "usual.png"
     diffusers = [package for package in imports.DEFERRED if package.startswith("diffusers.")]
     known = {package: names(package) for package in diffusers}
     assert all(len(found) > 8 for found in known.values())
-    arguments = stylize(picture, reference, tmp_path / "out.png")
-    python(COMMAND + after, *arguments, NAMES=json.dumps(known))
+    arguments = stylize(picture, reference, less)
+    loaded = set(python(COMMAND + AFTER, *arguments, NAMES=json.dumps(known)).split())
+    assert std(*stylize(picture, reference, usual)).returncode == 0
+
+    assert less.read_bytes() == usual.read_bytes()
+    assert {"torch", "diffusers", "transformers"} <= loaded
+    assert not (HEAVY | {"ray"}) & loaded
 
 
 def test_known_names_are_where_transformers_has_them():

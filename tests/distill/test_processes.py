@@ -1,6 +1,8 @@
 """Several processes of one run, as torchrun and accelerate start them."""
 
+import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -11,20 +13,31 @@ from safetensors.torch import load_file
 from std_cli.cli.commands import run
 from std_cli.distill.config import to_toml
 from tests.distill.runs import IN_HALF_PRECISION, a_config, copy_of, lines
+from tests.processes import Command
 
 pytestmark = pytest.mark.long
 
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # --multi_gpu is accelerate's word for one process each, gloo where the device is a CPU; --cpu
 # starts but one
 ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 ACCELERATE += ["--main_process_port", "0"]
 
 
-def launch(launcher, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, *map(str, arguments)], capture_output=True, text=True
-    )
+def launched(*arguments, before=None):
+    """Two processes of `std`, with what torchrun sets for each; what they ended with."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        Command(
+            *arguments, env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank}, before=before
+        )
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
 
 
 def test_two_processes_finish_what_one_with_twice_the_accumulation_began(whole, pictures, tmp_path):
@@ -33,8 +46,7 @@ def test_two_processes_finish_what_one_with_twice_the_accumulation_began(whole, 
     # the first half was made by one process with two lanes
     copy_of(whole[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-000004")
-    done = launch(TORCHRUN, "-m", "std_cli", "distill", "--config", config, "-q")
-    assert done.returncode == 0, done.stderr[-2000:]
+    launched("distill", "--config", config, "-q")
     a, b = (load_file(f / "pytorch_lora_weights.safetensors") for f in (whole[0], tmp_path / "run"))
     # Sums in another order, which Adam makes more of where a gradient is next to nothing.
     apart = torch.cat([(a[k].float() - b[k].float()).abs().flatten() for k in a])
@@ -72,7 +84,9 @@ main()
 def test_an_error_of_two_processes_is_reported_once(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(FAILS_IN_ONE)
-    done = launch(ACCELERATE, script, "distill", "--config", tmp_path / "no.toml")
+    command = [sys.executable, "-m", *ACCELERATE, str(script)]
+    command += ["distill", "--config", str(tmp_path / "no.toml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert sorted(line for line in done.stdout.splitlines() if "problem" in line) == [
         "0 InputError: only the second has this problem, reported elsewhere: False",
         "1 InputError: only the second has this problem, reported elsewhere: True",
@@ -80,31 +94,23 @@ def test_an_error_of_two_processes_is_reported_once(tmp_path):
     assert done.returncode and done.stderr.count("error: --config") == 1, done.stderr[-2000:]
 
 
-OVERFLOWS_IN_ONE = """
-import os, torch
-from std_cli.cli.commands import main
+def _overflow_in_one():
+    class Scaler(torch.amp.GradScaler):
+        calls = 0
 
-class Scaler(torch.amp.GradScaler):
-    calls = 0
+        def scale(self, loss):
+            Scaler.calls += 1
+            wrong = os.environ["RANK"] == "1" and Scaler.calls == 1
+            return super().scale(loss) * (float("inf") if wrong else 1)
 
-    def scale(self, loss):
-        Scaler.calls += 1
-        wrong = os.environ["RANK"] == "1" and Scaler.calls == 1
-        return super().scale(loss) * (float("inf") if wrong else 1)
-
-torch.amp.GradScaler = Scaler
-main()
-"""
+    torch.amp.GradScaler = Scaler
 
 
-@pytest.mark.slow
 def test_an_overflow_in_one_process_skips_the_update_in_all(pictures, tmp_path):
-    config, script = tmp_path / "run.toml", tmp_path / "script.py"
-    script.write_text(OVERFLOWS_IN_ONE)
+    config = tmp_path / "run.toml"
     how = IN_HALF_PRECISION | {"run": {"max_steps": 2}}
     config.write_text(to_toml(a_config(pictures, tmp_path / "run", **how)))
-    done = launch(TORCHRUN, script, "distill", "--config", config, "-q")
-    assert done.returncode == 0, done.stderr[-2000:]
+    launched("distill", "--config", config, "-q", before=_overflow_in_one)
     norms = [row["norm"] for row in lines(tmp_path / "run")]
     assert norms[0] is None and 0 < norms[1] < 10
     lora = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")

@@ -2,10 +2,7 @@
 machine filled."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from std_cli.weights.zoo import find_entry
 from tests.hub import serving
 from tests.stylize.test_videos import frames_of, make_clip
 from tests.weights.files import pairs
+from tests.weights.processes import std as std_of_home
 from tests.weights.sdxl import NARROW_UNET, Sdxl, link, original, write_json
 
 pytestmark = pytest.mark.long
@@ -93,25 +91,8 @@ class Home:
         repos |= {motion.name: places["motion"], backbone.name: places["dino"]}
         with serving() as (url, handler):
             handler.repos.update({source(name).repo: folder for name, folder in repos.items()})
-            kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-            env = {
-                "HF_HOME": str(root / "home"),
-                "HF_HUB_DISABLE_XET": "1",
-                "NO_PROXY": "*",
-                "HF_ENDPOINT": url,
-            }
-            command = [
-                sys.executable,
-                "-m",
-                "std_cli",
-                "models",
-                "pull",
-                "-q",
-                *repos,
-                "ip-adapter",
-                "std-v2v-0.75",
-            ]
-            done = subprocess.run(command, env=kept | env, capture_output=True, text=True)
+            names = [*repos, "ip-adapter", "std-v2v-0.75"]
+            done = std_of_home("models", "pull", "-q", *names, home=root / "home", url=url)
             assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         # where a run of the single file has no weights of the folder to fall back on
         shutil.copytree(root / "home", root / "bare", symlinks=True)

@@ -106,9 +106,14 @@ def fuzz(folder: Path, count: int) -> tuple[int, int, int]:
     return refused, count - refused, largest
 
 
-if __name__ == "__main__":
+def main(folder: str, count: str) -> None:
+    """Print what the module's text says, in this process, which has its limits from here on."""
     warnings.simplefilter("ignore")
-    fuzz(Path(sys.argv[1]), 30)  # what is imported late
+    fuzz(Path(folder), 30)  # what is imported late
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))
-    print(*fuzz(Path(sys.argv[1]), int(sys.argv[2])))
+    print(*fuzz(Path(folder), int(count)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,25 +1,27 @@
-"""Processes of their own, as a user's shell starts them, with an HF_HOME and a Hub of the test."""
+"""Processes with an HF_HOME and a Hub of the test."""
 
+import importlib
 import os
 import subprocess
-import sys
+import warnings
+from functools import partial
 from pathlib import Path
 
+from std_cli import environment
+from std_cli.cli import flags, models
 from tests.conftest import QUIET
+from tests.processes import Command, execute, python
 
 
 def client(code: str, home: Path, **env: str) -> str:
-    """What `code` prints in a process of its own with this HF_HOME; a StdError is printed too."""
+    """What `code` prints in a process with this HF_HOME; a StdError is printed too."""
     script = f"""
-import sys
 from std_cli import errors
 from std_cli.weights import resolve
 try:
     {code}
 except errors.StdError as error:
     print(type(error).__name__, error)
-assert "diffusers" not in sys.modules
-assert "torch" not in sys.modules or "resolve_lora" in globals()
 """
     settings = {
         "HF_HOME": str(home),
@@ -28,27 +30,22 @@ assert "torch" not in sys.modules or "resolve_lora" in globals()
         "NO_PROXY": "*",
     }
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env=kept | settings | env,
-        capture_output=True,
-        text=True,
-    )
+    run = python(script, env=kept | settings | env, before=_strictly)
     # a download would retry for 23 s
     assert run.returncode == 0 and "Retrying" not in run.stderr, run.stderr
     return run.stdout.strip()
 
 
-ROOT = Path(__file__).parents[2]
-
-
-def command_of(*arguments, home, url="http://127.0.0.1:9", code=None, **more):
-    """(command, how to run it) as a user's shell starts it, against the Hub at `url`; `code` runs
-    before."""
-    script = (
-        f"{code or ''}\nimport sys; from std_cli.cli.commands import run; "
-        f"sys.exit(run(sys.argv[1:]))"
-    )
+def command(
+    *arguments: object,
+    home: Path,
+    url: str = "http://127.0.0.1:9",
+    code: str = "",
+    work: str | None = None,
+    **more: str,
+) -> Command:
+    """`std ARGUMENTS` as a user's shell starts it, against the Hub at `url`; `code` runs before,
+    and `work` in place of `std`."""
     kept = {k: v for k, v in os.environ.items() if k not in QUIET and not k.startswith("HF_")}
     env = {
         "HF_HOME": str(home),
@@ -57,14 +54,38 @@ def command_of(*arguments, home, url="http://127.0.0.1:9", code=None, **more):
         "NO_PROXY": "*",
         "COLUMNS": "160",
     }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [sys.executable, "-c", script, *arguments], {
-        "env": kept | env | more,
-        "cwd": ROOT,
-        **pipes,
-    }
+    before = partial(_prepared, code)
+    instead = None if work is None else partial(execute, work)
+    return Command(*arguments, env=kept | env | more, before=before, work=instead)
 
 
-def std(*arguments, **how):
-    command, how_to_run = command_of(*arguments, **how)
-    return subprocess.run(command, timeout=120, **how_to_run)
+def std(*arguments: object, **how: object) -> subprocess.CompletedProcess[str]:
+    """What such a command ended with."""
+    started = command(*arguments, **how)
+    out, err = started.communicate()
+    return subprocess.CompletedProcess(arguments, started.returncode, out, err)
+
+
+def read_environment() -> None:
+    """What a new process would take from its environment: huggingface_hub reads it when it is
+    imported, and the server has imported it."""
+    from huggingface_hub import constants
+
+    importlib.reload(constants)
+
+
+def go_offline() -> None:
+    """--offline, where huggingface_hub is imported already."""
+    environment.go_offline()
+    read_environment()
+
+
+def _strictly() -> None:
+    read_environment()
+    warnings.simplefilter("error")
+
+
+def _prepared(code: str) -> None:
+    read_environment()
+    flags.go_offline = models.go_offline = go_offline
+    execute(code)

@@ -8,8 +8,6 @@ not: widths, values, the vocabulary, and the number of layers of the CLIP encode
 import json
 import os
 import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from std_cli.weights.inspect import inspect_file
 from std_cli.weights.parts import _in_one_file, check_model
 from tests.hub import Hub
 from tests.processes import std
+from tests.weights.processes import std as std_of_home
 from tests.weights.sdxl import (
     NARROW_UNET,
     NARROW_VAE,
@@ -292,35 +291,14 @@ def test_pulled_from_a_hub_and_run_without_it(
     link(sdxl.lora, tmp_path / "std" / sdxl.lora.name)
     places = {"sdxl": sdxl.base, "ip-adapter-plus": sdxl.h94, "std-i2i-0.75": tmp_path / "std"}
     handler.repos.update({source(name).repo: folder for name, folder in places.items()})
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    home = {
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "xdg"),
-    }
-    env = kept | home | {"HF_ENDPOINT": url, "NO_PROXY": "*"}
-    image = [
-        "stylize",
-        "image",
-        str(picture),
-        "--style",
-        str(reference),
-        "--size",
-        "64",
-        "--steps",
-        "2",
-    ]
+    image = ["stylize", "image", picture, "--style", reference, "--size", 64, "--steps", 2]
+    out = tmp_path / "out.png"
     for command in (
         ["models", "pull", "--for", "image"],
-        [*image, "--offline", "-o", "out.png", "--method", "std"],
+        [*image, "--offline", "-o", out, "--method", "std"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "std_cli", *command, "--json"],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
+        where = {"home": tmp_path / "home", "url": url, "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+        done = std_of_home(*command, "--json", **where)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert read_metadata(tmp_path / "out.png")["settings"]["lora"]["name"] == sdxl.lora.name
 
