@@ -54,6 +54,11 @@ def find_parts(config: DistillConfig) -> Parts:
     or do not suit the configuration, before anything is written or a big network is loaded."""
     model = resolve_model(config.model.name)
     motion = resolve_motion(config.model.motion, model) if config.run.task == "v2v" else None
+    if config.run.task == "v2v" and motion is None:
+        raise InputError(
+            f"model.motion {config.model.motion}: {model.name} has no motion adapter, and task v2v "
+            f"needs one: name a folder of one made for this model"
+        )
     check_model(model, motion)
     _check_start(config, model)
     if motion is not None:

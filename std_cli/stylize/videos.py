@@ -236,6 +236,10 @@ def prepare_video(
     scratch.fetch(place.source for place in outputs)
     choice = choose_model(given, asked, bool(outputs), find)
     s, files, motion = choice.s, choice.files, choice.motion
+    if files and motion is None and given.get("motion") == "auto" and not choice.lacks_motion:
+        notices.append(
+            f"--motion auto: {files.name} has no motion adapter: frames are denoised one by one"
+        )
     window, overlap = _window(s, motion.window if motion else WINDOW if choice.lacks_motion else 1)
     pack = Pack(**files.pack if files else {})
     cuts = read_cuts(cuts_file) if cuts_file is not None else None

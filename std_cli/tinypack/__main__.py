@@ -43,8 +43,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--motion-minutes",
         type=float,
-        default=20,
-        help="for the temporal layers, at most; 0 leaves them out",
+        default=0,
+        help="for temporal layers, at most; 0 leaves them out, as the shipped pack does",
     )
     return parser.parse_args()
 

@@ -29,7 +29,6 @@ STD_JSON = {
     },
     "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
     "motion": "none",  # --steady has more effect, at less cost
-    "motion_window": 8,
     "loras": [],
     "distill": {  # for `std distill --init`
         "model": {"gradient_checkpointing": False},
@@ -143,5 +142,5 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
 
 
 def add_motion(adapter: Path, out: Path) -> None:
-    """Copy the temporal layers, a folder of train_motion.save, into the pack folder `out`."""
+    """Copy temporal layers, a folder of train_motion.save, into the pack folder `out`."""
     shutil.copytree(adapter, out / "motion_adapter", dirs_exist_ok=True)

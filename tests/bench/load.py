@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.micro import tiny_with_motion
+
 CASES = {
     "picture": ("folder", False, False),
     "video": ("folder", True, False),
@@ -89,7 +91,7 @@ def measure(folder, case, dtype, warm):
     which, moving, adapted = CASES[case]
     cpu = torch.device("cpu")
     dtype = choose_dtype(dtype, cpu)
-    tiny = resolve_model("tiny")
+    tiny = resolve_model(tiny_with_motion())
     Pipeline(tiny, None, cpu, dtype, motion=resolve_motion("auto", tiny))
     files = resolve_model("sdxl" if which == "folder" else str(folder / "checkpoint.safetensors"))
     motion = resolve_motion(str(folder / "motion"), files) if moving else None

@@ -20,6 +20,7 @@ import numpy as np
 
 from std_cli.media.fit import working_size
 from tests.bench.turns import in_turns
+from tests.micro import tiny_with_motion
 
 
 def make_clip(path, frames, size):
@@ -73,7 +74,13 @@ class Spent:
 
 def settings(a):
     size = {"size": tuple(a.size), "output_size": "model"}
-    return {"model": "tiny", "motion": "auto", "steps": a.steps, "device": "cpu", **size}
+    return {
+        "model": tiny_with_motion(),
+        "motion": "auto",
+        "steps": a.steps,
+        "device": "cpu",
+        **size,
+    }
 
 
 def ours(source, reference, out, options, on_begin):

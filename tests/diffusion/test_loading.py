@@ -1,5 +1,7 @@
 """How the networks come by their weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import (
@@ -18,14 +20,14 @@ from std_cli.weights.lora import LoraFile
 from std_cli.weights.motion import HOTSHOT_CONFIG
 from std_cli.weights.networks import read_network, read_tensors
 from std_cli.weights.resolve import TINY, resolve_model
-from tests.micro import micro
+from tests.micro import micro, tiny_with_motion
 from tests.weights.sdxl import NARROW_UNET
 
 
 def tiny() -> tuple[UNet2DConditionModel, MotionAdapter]:
     return (
         UNet2DConditionModel.from_pretrained(TINY / "unet", dtype=torch.float32),
-        MotionAdapter.from_pretrained(TINY / "motion_adapter"),
+        MotionAdapter.from_pretrained(Path(tiny_with_motion(), "motion_adapter")),
     )
 
 

@@ -210,6 +210,9 @@ def test_what_does_not_suit_the_model_is_one_line(pictures, clips, tmp_path):
     long = {"run": {"task": "v2v"}, "data": {"frames": 25}}
     problem = "data.frames 25: the motion adapter .* takes at most 24: lower it"
     refused(a_config(clips, tmp_path / "new" / "run", **long), problem)
+    still = {"run": {"task": "v2v"}, "model": {"name": "tiny"}}
+    problem = "model.motion auto: tiny has no motion adapter, and task v2v needs one: name a folder"
+    refused(a_config(clips, tmp_path / "new" / "run", **still), problem)
 
 
 def test_a_folder_that_another_run_writes_is_not_touched(pictures, tmp_path):

@@ -40,6 +40,7 @@ from std_cli.stylize import memory_needs
 from std_cli.stylize.plan import plan_images, plan_video
 from std_cli.weights.motion import HOTSHOT_CONFIG, resolve_motion
 from std_cli.weights.resolve import ModelFiles, resolve_model, weight_files
+from tests.micro import micro, tiny_with_motion
 from tests.stylize.test_videos import make_clip
 from tests.weights.sdxl import TEXT, TEXT_2, UNET, VAE, VISION
 
@@ -121,7 +122,7 @@ def test_the_table_is_sdxl():
 
 
 def test_parameters_come_from_the_files(tmp_path):
-    files = resolve_model("tiny")
+    files = resolve_model(tiny_with_motion())
     motion = resolve_motion("auto", files)
     counts = model_parameters(files, motion)
     with torch.device("meta"):
@@ -169,6 +170,7 @@ from std_cli.diffusion.memory import model_parameters, network_configs
 from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.weights.motion import resolve_motion
 from std_cli.weights.resolve import resolve_model
+from tests.micro import tiny_with_motion
 
 def status(name):
     with open("/proc/self/status") as file:
@@ -182,11 +184,11 @@ def measured(work):
     work()
     return status("VmHWM") - before
 
-files, size = resolve_model("tiny"), (192, 128)
+files, size = resolve_model(tiny_with_motion()), (192, 128)
 motion = resolve_motion("auto", files)
 pipeline = VideoPipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
 pipeline.set_style([Image.new("RGB", (64, 64))], [1.0], 1.0, "all")
-conditions = pipeline.prepare(image_settings({"model": "tiny", "cfg": 4.0}), "quickstart", size)
+conditions = pipeline.prepare(image_settings({"cfg": 4.0}, files.pack), "quickstart", size)
 picture = Image.new("RGB", size)
 latent = pipeline.encode(picture)
 window = torch.stack([latent] * 8, 1)[None]
@@ -217,7 +219,7 @@ def test_activations_are_what_real_runs_take():
 
 
 def test_activations_grow_with_size_frames_guidance_and_precision():
-    files = resolve_model("tiny")
+    files = resolve_model(tiny_with_motion())
     configs, motion = memory.network_configs(files), resolve_motion("auto", files).config
 
     def of(size=(128, 128), **options):
@@ -322,7 +324,7 @@ def test_a_plan_of_a_video(tmp_path, reference, cuts, shots):
         steps=3,
         cfg=1.0,
         motion="auto",
-        **FAST,
+        **FAST | {"model": micro()},
     )
     assert sorted(tmp_path.rglob("*")) == before
     windows = windows_of(plan, *shots)
@@ -346,7 +348,7 @@ def test_the_end_of_what_is_planned(tmp_path, reference):
 def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     clip = make_clip(tmp_path / "in.mp4", frames=24, cut_at=20)
     monkeypatch.setattr("std_cli.stylize.workload.COUNTED", 10)
-    plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST)
+    plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST | {"model": micro()})
     assert (
         plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
     )

@@ -17,14 +17,15 @@ from std_cli.weights.configs.networks import VAE, Motion, UNet
 from std_cli.weights.files import file_names, read_object
 from std_cli.weights.loading import loading
 from std_cli.weights.motion import HOTSHOT_CONFIG
-from std_cli.weights.resolve import TINY
+from tests.micro import tiny_with_motion
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The configs of tiny."""
-    for path in TINY.rglob("*.json"):
-        target = tmp_path / "model" / path.relative_to(TINY)
+    """The configs of tiny with a motion adapter."""
+    pack = Path(tiny_with_motion())
+    for path in pack.rglob("*.json"):
+        target = tmp_path / "model" / path.relative_to(pack)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     return tmp_path / "model"

@@ -20,6 +20,7 @@ from std_cli.weights.lora import read_lora
 from std_cli.weights.lora.write import check_written
 from std_cli.weights.motion import HOTSHOT_CONFIG
 from std_cli.weights.resolve import TINY, resolve_model
+from tests.micro import tiny_with_motion
 from tests.weights.dino import original_weights
 from tests.weights.files import SPELLINGS, Harm, hotshot_names, pairs, small_unet, tensors
 from tests.weights.processes import std
@@ -265,7 +266,7 @@ def test_inspect(tmp_path, content, capsys):
     tiny = resolve_model("tiny")
     kinds = {
         "ip-adapter": tiny.ip_adapter,
-        "motion": TINY / "motion_adapter" / "diffusion_pytorch_model.safetensors",
+        "motion": Path(tiny_with_motion(), "motion_adapter/diffusion_pytorch_model.safetensors"),
         "unet": TINY / "unet" / "diffusion_pytorch_model.safetensors",
         "vae": TINY / "vae" / "diffusion_pytorch_model.safetensors",
         "clip": TINY / "text_encoder" / "model.safetensors",

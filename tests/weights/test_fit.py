@@ -1,5 +1,7 @@
 """Strict loading: SDXL's real shapes on the meta device, and weights of other families."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
@@ -14,6 +16,7 @@ from std_cli.weights.lora.read import of_pairs
 from std_cli.weights.motion import HOTSHOT_CONFIG, MotionFiles, from_hotshot
 from std_cli.weights.resolve import TINY, resolve_model
 from std_cli.weights.zoo import zoo
+from tests.micro import tiny_with_motion
 from tests.weights.files import cache, hotshot_names, kohya, pairs, sdxl_folder, shapes, small_unet
 from tests.weights.sdxl import UNET, VISION, ip_adapter
 
@@ -112,7 +115,7 @@ def test_weights_of_other_families_are_named(real, tmp_path):
 
 
 def test_a_motion_adapter_that_does_not_fit(tmp_path):
-    base = TINY / "motion_adapter"
+    base = Path(tiny_with_motion(), "motion_adapter")
     config = read_object(base / "config.json")
     tensors = {
         k: torch.zeros(s)

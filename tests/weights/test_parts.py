@@ -17,8 +17,9 @@ from std_cli.errors import InputError
 from std_cli.weights.motion import MotionFiles, resolve_motion
 from std_cli.weights.networks import read_ip_adapter, read_motion, read_network
 from std_cli.weights.parts import check_model
-from std_cli.weights.resolve import TINY, ModelFiles, resolve_model
+from std_cli.weights.resolve import ModelFiles, resolve_model
 from std_cli.weights.sdxl_files import WEIGHTS
+from tests.micro import tiny_with_motion
 from tests.weights.sdxl import NARROW_VAE
 
 FILES = {
@@ -35,8 +36,9 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The tiny model; its files are links, and replaced where a test changes them."""
-    shutil.copytree(TINY, tmp_path / "mine", copy_function=os.link)
+    """The tiny model with a motion adapter; its files are links, and replaced where a test changes
+    them."""
+    shutil.copytree(tiny_with_motion(), tmp_path / "mine", copy_function=os.link)
     return tmp_path / "mine"
 
 

@@ -37,10 +37,12 @@ from pathlib import Path
 
 import psutil
 
+from tests.micro import tiny_with_motion
+
 SECONDS = 60.0
 MEMORY = 2 * 2**30
 KINDS = ("weights", "configs", "clips")
-PACK = Path(__file__).parents[3] / "std_cli" / "packs" / "tiny"
+PACK = Path(tiny_with_motion())
 WEIGHTS = sorted(path.relative_to(PACK).as_posix() for path in PACK.rglob("*.safetensors"))
 CONFIGS = sorted(path.relative_to(PACK).as_posix() for path in PACK.rglob("*.json"))
 EXTREMES = (
