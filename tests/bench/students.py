@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -92,15 +92,16 @@ class Student:
     seeds: tuple[int, ...] = (0,)
 
 
+SEEDS = (0, 1, 2)
 STUDENTS = [
-    Student("lcm", ("distill.mode=lcm",), seeds=(0, 1, 2)),
-    Student("tcd", ("distill.mode=tcd",)),
-    Student("pcm", ("distill.mode=pcm",)),
-    Student("std", seeds=(0, 1, 2)),
+    Student("lcm", ("distill.mode=lcm",), seeds=SEEDS),
+    Student("tcd", ("distill.mode=tcd",), seeds=SEEDS),
+    Student("pcm", ("distill.mode=pcm",), seeds=SEEDS),
+    Student("std", seeds=SEEDS),
     Student("std-adversarial", ("adversarial.features=random",)),
     Student("std-no-bank", ("bank.length=0",)),
-    Student("std-noised-data", ("bank.length=0",), NoisedData),
-    Student("std-mixed-up", (), MixedUp),
+    Student("std-noised-data", ("bank.length=0",), NoisedData, SEEDS),
+    Student("std-mixed-up", (), MixedUp, SEEDS),
 ]
 
 
@@ -144,7 +145,7 @@ def train_all(
     output: Path, drawn: Path | None, steps: int | None, names: list[str], seeds: list[int] | None
 ) -> None:
     """Seed after seed, so that every student is there early."""
-    for seed in seeds or (0, 1, 2):
+    for seed in seeds or SEEDS:
         for student in STUDENTS:
             if student.name in names and (seeds or seed in student.seeds):
                 train(student, seed, output, drawn, steps)
@@ -254,11 +255,17 @@ def shown_of(count: int) -> list[int]:
 
 
 def evaluate(
-    name: str, seed: int, model: Model, samples: Samples, truth: Truth, folder: Path
+    name: str,
+    seed: int,
+    model: Model,
+    samples: Samples,
+    truth: Truth,
+    folder: Path,
+    cfgs: Sequence[float],
 ) -> None:
     """Write folder/evaluation.jsonl, a line for each number of steps and CFG, and the first
     pictures of each."""
-    made: dict[tuple[int, float], list[Tensor]] = {(k, cfg): [] for k in STEPS for cfg in CFGS}
+    made: dict[tuple[int, float], list[Tensor]] = {(k, cfg): [] for k in STEPS for cfg in cfgs}
     for _, x, c in samples.batches():
         first = model.first(x, c)
         for (k, cfg), parts in made.items():
@@ -277,28 +284,35 @@ def evaluate(
 
 
 def evaluate_all(
-    output: Path, config: DistillConfig, updates: int, count: int, grid_steps: int
+    trained: Path,
+    config: DistillConfig,
+    updates: int,
+    count: int,
+    grid_steps: int,
+    side: int | None,
 ) -> None:
-    """Every student that is trained and not yet measured; then the report of all."""
+    """Every student that is trained and not yet measured; then the report of all. side: of the
+    samples, if not the configuration's; then students are run without guidance alone."""
     teacher = Model(None, config)
-    samples = make_samples(teacher, count, config.data.size[0])
+    output = trained / f"{side}px" if side else trained
+    size = side or config.data.size[0]
+    samples = make_samples(teacher, count, size)
     cfg = (config.distill.w_min + config.distill.w_max) / 2 + 1
+    output.mkdir(exist_ok=True)
     truth = find_truth(teacher, samples, cfg, output / f"end-{count}.safetensors")
-    none = output / "none" / "0"
-    none.mkdir(parents=True, exist_ok=True)
-    folders = [
-        none,
-        *(output / s.name / str(seed) for s in STUDENTS for seed in _seeds(output / s.name)),
-    ]
+    found = [(s.name, seed) for s in STUDENTS for seed in _seeds(trained / s.name)]
+    folders = [output / name / str(seed) for name, seed in [("none", 0), *found]]
     for folder in folders:
         if _measured(folder / "evaluation.jsonl", count):
             continue
-        began = time.monotonic()
-        model = teacher if folder == none else Model(folder / DIFFUSERS, config)
-        evaluate(folder.parent.name, int(folder.name), model, samples, truth, folder)
+        began, name = time.monotonic(), folder.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        lora = trained / name / folder.name / DIFFUSERS
+        model = teacher if name == "none" else Model(lora, config)
+        cfgs = CFGS if side is None else (1, cfg) if name == "none" else (1,)
+        evaluate(name, int(folder.name), model, samples, truth, folder, cfgs)
         print(
-            f"{folder.parent.name}, seed {folder.name}: measured in "
-            f"{time.monotonic() - began:.0f} s",
+            f"{name}, seed {folder.name}: measured in {time.monotonic() - began:.0f} s",
             flush=True,
         )
     fixed = {"input": truth.input_pixels, "the teacher's end point": truth.end_pixels}
@@ -311,9 +325,9 @@ def evaluate_all(
         "style": [samples.styles[samples.style_of[i]] for i in chosen],
         f"teacher, {teacher.n_eta + 1} steps": to_pictures(truth.end_pixels[chosen]),
     }
-    d, size = config.distill, config.data.size
+    d = config.distill
     facts = (
-        f"{count} held-out samples of {size[0]} x {size[1]}, half drawn, half photographs. "
+        f"{count} held-out samples of {size} x {size}, half drawn, half photographs. "
         f"Teacher: `{config.model.name}`, {teacher.n_eta + 1} steps from x_eta (eta {d.eta:g}) "
         f"at CFG {cfg:g}. "
         f"Students: {updates} updates of {config.optimizer.batch} samples, "
@@ -369,7 +383,7 @@ def main() -> None:
         "--students", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
     )
     p.add_argument(
-        "--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of lcm and std"
+        "--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of most"
     )
     p.add_argument(
         "--steps", type=int, help="updates of each student, in place of the configuration's"
@@ -382,6 +396,9 @@ def main() -> None:
         default=2,
         help="evaluate: steps of the grid's pictures",
     )
+    p.add_argument(
+        "--side", type=int, help="evaluate: of the samples, pixels; students without guidance alone"
+    )
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -392,7 +409,7 @@ def main() -> None:
     made_with = claim(a.output, {})
     if a.command == "evaluate":
         return evaluate_all(
-            a.output, config, made_with.get("updates", 0), a.samples or 64, a.grid_steps
+            a.output, config, made_with.get("updates", 0), a.samples or 64, a.grid_steps, a.side
         )
     teacher, lines = Model(None, config), []
     for line in gap(teacher, make_samples(teacher, a.samples or 16, config.data.size[0])):

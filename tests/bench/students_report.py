@@ -146,12 +146,9 @@ def tables(found: Found, facts: str, ends: list[Line]) -> str:
             f"## {title[0].upper()}{title[1:]}\n",
             *([f"{'; '.join(fixed)}.\n"] if fixed else []),
         ]
-        parts += [
-            "Without guidance:\n",
-            over_steps(found, measure, cfg),
-            f"{AT} steps:\n",
-            over_cfg(found, measure),
-        ]
+        parts += ["Without guidance:\n", over_steps(found, measure, cfg)]
+        if {line.cfg for line in found.lines} > {1, cfg}:
+            parts += [f"{AT} steps:\n", over_cfg(found, measure)]
     parts += [
         "## Latent distance, photographs alone\n",
         over_steps(found, "latent", cfg, slice(-half, None)),
