@@ -382,9 +382,7 @@ def main() -> None:
     p.add_argument(
         "--students", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
     )
-    p.add_argument(
-        "--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of most"
-    )
+    p.add_argument("--seeds", nargs="+", type=int, help="train: 0 of all students, 1 and 2 of most")
     p.add_argument(
         "--steps", type=int, help="updates of each student, in place of the configuration's"
     )
