@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "std_cli"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("comparison", "spread"),
+    ("comparison",),
+    ("spread",),
     ("stylize", "distill"),
     ("diffusion",),
     ("media",),

@@ -8,6 +8,7 @@ from std_cli.cli.console import Reporter
 from std_cli.cli.flags import (
     IN_AND_OUT,
     MESSAGES,
+    DevicesFlag,
     JsonFlag,
     NoProbeFlag,
     OfflineFlag,
@@ -158,6 +159,7 @@ def compare(
     measures: _Measures = None,
     baseline: _Baseline = None,
     settings: Settings,
+    devices: DevicesFlag = None,
     offline: OfflineFlag = False,
     dry_run: _DryRun = False,
     no_probe: NoProbeFlag = False,
@@ -179,17 +181,17 @@ def compare(
         "content": content,
         "style": style,
         "output": output,
-        "method": _names(method),
+        "method": _names("--method", method),
         "lora": lora,
         "vary": parse_vary(vary or []),
         "seeds": seeds,
         "seed": seed,
         "against": _folders(against or []),
-        "measures": _names(measures),
+        "measures": _names("--measures", measures),
         "baseline": baseline,
         "settings": {name: value for name, value in settings.items() if value is not None},
     }
-    given = {name: value for name, value in given.items() if value}
+    given = {name: value for name, value in given.items() if value not in (None, [], {})}
     with Reporter(as_json, quiet) as report:
         if config_file is None:
             for name, shown in (("content", "CONTENT"), ("style", "--style")):
@@ -204,16 +206,22 @@ def compare(
         if dry_run:
             from std_cli.comparison.plan import plan_comparison
 
+            if devices is not None:
+                message = "--devices changes nothing in this plan, which is that of one process"
+                report({"event": "notice", "message": message})
             report(plan_comparison(config, probe=not no_probe, on_event=report))
             return
         from std_cli.comparison.run import run_comparison
 
-        run_comparison(config, verbose=verbose, on_event=report)
+        run_comparison(config, devices, verbose=verbose, on_event=report)
 
 
-def _names(given: list[str] | None) -> list[str]:
-    """ "a,b" and "c" -> a, b, c."""
-    return [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
+def _names(flag: str, given: list[str] | None) -> list[str]:
+    """ "a,b" and "c" -> a, b, c. Raises InputError where none is named."""
+    names = [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
+    if given and not names:
+        raise InputError(f"{flag} {','.join(given)}: no names: give some, separated by commas")
+    return names
 
 
 def _folders(given: list[str]) -> dict[str, str]:

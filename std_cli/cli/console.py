@@ -86,7 +86,7 @@ class Reporter:
         self.task = self.bar.add_task("starting", total=None, count="")
         plain = not (as_json or quiet or self.err.is_terminal)
         self.lines = ProgressLines(self.err.print) if plain else None
-        self.video = self.started = ""
+        self.video = self.started = self.stage = ""
         self.inputs: list[tuple[str, str, str]] = []
         """(input, done or failed, what) of each video, and of pictures that failed: the table."""
         self.models: list[Shown] = []
@@ -143,13 +143,16 @@ class Reporter:
         self._line(Text.assemble(("note: ", "yellow"), e["message"]))
 
     def _progress(self, e: Shown) -> None:
-        stage = e["stage"]
+        stage, before = e["stage"], self.stage
+        self.stage = stage
         if stage == "load":
             self._advance(f"loading {e['model']}")
         elif stage in ("count", "check", "report"):
             words = {"count": "counting the shots of", "check": "checking", "report": "reading"}
             self._advance(f"{words[stage]} {_short(e.get('input') or e['what'])}")
         elif stage == "measure":
+            if before != stage:
+                self._restart()  # the time of what was made must not count in the time left
             self._advance("measuring", e["index"], e["total"], f"{e['index']}/{e['total']}")
         elif stage in ("pull", "copy"):
             done, total = e["done"], e["total"]

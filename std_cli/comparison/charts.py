@@ -38,14 +38,19 @@ class Series:
     name: str
     number: int
     """Its place in the table: its colour and marker."""
-    points: list[Point]
+    runs: list[list[Point]]
+    """Its points; those of a run are joined by a line."""
     constant: bool = False
     """It does not vary here: a line across."""
 
     @property
-    def line(self) -> str:
-        """Its points as SVG's polyline takes them."""
-        return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
+    def points(self) -> list[Point]:
+        return [point for run in self.runs for point in run]
+
+    @property
+    def lines(self) -> list[str]:
+        """Its runs as SVG's polyline takes them."""
+        return [" ".join(f"{point.x:.1f},{point.y:.1f}" for point in run) for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def _line_chart(
             points += [_point(row, measure, x(places[value]), y) for value in at]
         if points:
             points.sort(key=lambda point: point.x)
-            series.append(Series(name, number, points, constant))
+            series.append(Series(name, number, [points], constant))
     where = ", ".join(f"{_flag(name)} {value}" for name, value in held.items())
     title = f"{measure} over {_flag(axis)}{f' at {where}' if where else ''}"
     ticks = [Tick(x(places[value]), value) for value in along]
@@ -177,21 +182,19 @@ def _scatter(table: Table, structure: str, style: str) -> Chart | None:
     for scale, measure in ((x, structure), (y, style)):
         if table.measures[measure].direction == "lower":
             scale.first, scale.last = scale.last, scale.first
+    values = _values(shown)
+    axis = max(values, key=lambda name: len(values[name]), default="")
     series = []
     for name, number in contenders(table).items():
-        points = []
+        # along what has most values, so that the line of each combination of the rest is seen
+        runs: dict[tuple[str, ...], list[Point]] = {}
         for row in shown:
             if row.variant.contender == name:
-                across, along = _interval(row, structure), _interval(row, style)
-                point = _point(row, style, x(across.mean), y)
-                half = across.half or 0.0
-                ends = sorted((x(across.mean - half), x(across.mean + half)))
-                text = f"{row.variant.label}: {structure} {_shown(across)}, {style} {_shown(along)}"
-                points.append(
-                    Point(point.x, point.y, ends[0], ends[1], point.top, point.bottom, text)
-                )
-        if points:
-            series.append(Series(name, number, points))
+                held = tuple(v for setting, v in row.variant.varied.items() if setting != axis)
+                point = _scatter_point(row, structure, style, x, y)
+                runs.setdefault(held, []).append(point)
+        if runs:
+            series.append(Series(name, number, list(runs.values())))
     return Chart(
         f"{style} against {structure}: right and up are better",
         f"{structure}, better to the right →",
@@ -200,6 +203,15 @@ def _scatter(table: Table, structure: str, style: str) -> Chart | None:
         y.marks(),
         series,
     )
+
+
+def _scatter_point(row: Row, structure: str, style: str, x: Scale, y: Scale) -> Point:
+    across, along = _interval(row, structure), _interval(row, style)
+    point = _point(row, style, x(across.mean), y)
+    half = across.half or 0.0
+    left, right = sorted((x(across.mean - half), x(across.mean + half)))
+    text = f"{row.variant.label}: {structure} {_shown(across)}, {style} {_shown(along)}"
+    return Point(point.x, point.y, left, right, point.top, point.bottom, text)
 
 
 def contenders(table: Table) -> dict[str, int]:

@@ -99,14 +99,16 @@ def make_config(given: Mapping[str, Any], where: str = "") -> CompareConfig:
         found = []
         for name, value, message in wrong_values(e, depth=2):
             shown = "" if message in ("is missing", "no such key") else f" {quote(value)}"
-            found.append(f"{name}{shown}: {message}" if where else f"{_flag(name)}: {message}")
+            found.append(f"{name if where else _flag(name)}{shown}: {message}")
         raise InputError(
             "; ".join([f"{where}: {found[0]}" if where else found[0], *found[1:]])
         ) from None
 
 
 def _flag(name: str) -> str:
-    return "content" if name == "content" else f"--{name.replace('_', '-')}"
+    """ "--method" of "method.0", the first of its values."""
+    name = name.partition(".")[0].replace("_", "-")
+    return "content" if name == "content" else f"--{name}"
 
 
 def contenders_of(config: CompareConfig) -> list[Contender]:
@@ -150,8 +152,10 @@ def check_names(options: Mapping[str, Any], where: str, not_given: Sequence[str]
             raise InputError(f"{where}.{name}: a comparison sets this itself: leave it out")
 
 
-def check_varied(config: CompareConfig) -> None:
-    """Raises InputError for a setting that cannot be varied, and for values that it cannot have."""
+def check_varied(config: CompareConfig, contenders: Sequence[Contender]) -> None:
+    """Raises InputError for a setting that cannot be varied, or that each contender sets itself,
+    and for values that it cannot have."""
+    own = [contender.options for contender in contenders if contender.folder is None]
     for name, values in config.vary.items():
         flag = name.replace("_", "-")
         if name not in VARIED:
@@ -159,6 +163,12 @@ def check_varied(config: CompareConfig) -> None:
             raise InputError(f"--vary {quote(flag)}: cannot be varied; these can: {known}")
         if name in config.settings:
             raise InputError(f"--{flag} is varied, too: give it once")
+        if all(name in options for options in own):
+            where = f"--{flag}" if name in ("method", "lora") else "[contenders.NAME]"
+            raise InputError(
+                f"--vary {flag}: everything that is compared has its own: give the values with "
+                f"{where}"
+            )
         if not values:
             raise InputError(f"--vary {flag}: no values: give some, such as --vary cfg=2,4,6,8")
         for value in values:

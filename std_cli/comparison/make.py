@@ -1,7 +1,7 @@
-"""Cells made: those that are not there, with one loaded model after another."""
+"""Cells made: those that are not there, in this process with one loaded model after another."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 from std_cli.comparison.cells import OF_CLIPS, Cell, prepare_clip
@@ -14,8 +14,11 @@ from std_cli.stylize.stylizer import Stylizer
 from std_cli.stylize.workload import video_input
 from std_cli.weights.fingerprints import fingerprint
 
+MakeMissing = Callable[[Sequence[Cell], Numbered], None]
+"""Makes cells that are missing; one that fails keeps the reason."""
 
-def make(cells: Sequence[Cell], verbose: bool, on_event: OnEvent) -> int:
+
+def make(cells: Sequence[Cell], make_missing: MakeMissing, on_event: OnEvent) -> int:
     """Make the cells that are not there; returns how many were there. One that fails keeps the
     reason, and the others are made."""
     missing = []
@@ -32,28 +35,46 @@ def make(cells: Sequence[Cell], verbose: bool, on_event: OnEvent) -> int:
     if missing and here:
         on_event({"event": "notice", "message": f"{here} of {own} cells are there already"})
     remove_stale_drafts(cells[0].record_path.parent)
-    report = Numbered(len(missing), 0, on_event)
-    stylizer: Stylizer | None = None
-    loaded: dict[str, Any] | None = None
-    try:
+    if missing:
+        make_missing(missing, Numbered(len(missing), 0, on_event))
+    return here
+
+
+def make_here(missing: Sequence[Cell], report: Numbered, verbose: bool) -> None:
+    """Make cells in this process, one after another."""
+    with closing(CellMaker(verbose)) as maker:
         for cell in in_order(missing):
-            if stylizer is None or cell.loaded_by != loaded:
-                if stylizer is not None:
-                    stylizer.close()
-                loaded = cell.loaded_by
-                stylizer = Stylizer(verbose=verbose, **loaded)
             report.done += 1
             try:
-                _make_one(cell, stylizer, report)
+                maker.make(cell, report)
             except Cancelled:
                 raise
             except StdError as e:
                 cell.failure = str(e)
-                on_event({"event": "notice", "message": f"{cell.path.name}: failed: {e}"})
-    finally:
-        if stylizer is not None:
-            stylizer.close()
-    return here
+                report({"event": "notice", "message": f"{cell.path.name}: failed: {e}"})
+
+
+class CellMaker:
+    """Makes cells with one loaded model, which is loaded again where a cell needs another."""
+
+    def __init__(self, verbose: bool) -> None:
+        self._verbose = verbose
+        self._stylizer: Stylizer | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    def make(self, cell: Cell, on_event: OnEvent) -> None:
+        """Make a cell. Raises StdError if it fails."""
+        if self._stylizer is None or cell.loaded_by != self._loaded:
+            self.close()
+            self._loaded = cell.loaded_by
+            self._stylizer = Stylizer(verbose=self._verbose, **self._loaded)
+        _make_one(cell, self._stylizer, on_event)
+
+    def close(self) -> None:
+        """Free the memory of the model."""
+        if self._stylizer is not None:
+            self._stylizer.close()
+            self._stylizer = None
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:
@@ -66,13 +87,18 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: [places[part] for part in _parts(cell)])
 
 
-def _parts(cell: Cell) -> list[str]:
+def loaded_for(cell: Cell) -> list[str]:
+    """What is loaded for a cell, in words: equal for those that need the same."""
     return [
         f"options {sorted(cell.loaded_by.items())}",
         f"kind {cell.content.kind}",
         f"weights {cell.weights}",
-        f"style {cell.style.path} {cell.options.get('style_scale')}",
     ]
+
+
+def _parts(cell: Cell) -> list[str]:
+    style = f"style {cell.style.path} {cell.options.get('style_scale')}"
+    return [*loaded_for(cell), style]
 
 
 def _make_one(cell: Cell, stylizer: Stylizer, on_event: OnEvent) -> None:

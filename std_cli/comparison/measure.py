@@ -21,7 +21,8 @@ def choose_measures(
     names: Sequence[str], with_clips: bool
 ) -> tuple[dict[str, Measure], list[Skipped]]:
     """The measures of these names, all that there are if none is given; and those that cannot be
-    taken, with the reason. Raises InputError for a name that is not known."""
+    taken, with the reason. Raises InputError for a name that is not known, and where none of those
+    that are named can be taken."""
     for name in names:
         if name not in MEASURES:
             close = get_close_matches(name, MEASURES, 1)
@@ -41,6 +42,9 @@ def choose_measures(
             skipped.append(Skipped(name, "it is a measure of clips, and no clip is compared"))
         else:
             chosen[name] = measure
+    if names and not chosen:
+        raise InputError(f"--measures {skipped[0].name}: nothing is left to be measured: "
+                         f"{skipped[0].reason}")  # fmt: skip
     return chosen, skipped
 
 

@@ -41,7 +41,7 @@ for (const button of all("button.zoom"))
     pair.querySelector("input").value = 50;
     dialog.style.setProperty("--at", "50%");
     shown.replaceChildren(pair);
-    one("#zoomed-text").textContent = figure.querySelector(".about").textContent;
+    one("#zoomed-text").textContent = figure.querySelector(".about").innerText.replace("\n", ": ");
     dialog.showModal();
   };
 one("#close").onclick = () => dialog.close();

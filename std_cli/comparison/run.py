@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,7 +20,7 @@ from std_cli.comparison.config import (
     contenders_of,
     make_config,
 )
-from std_cli.comparison.make import make
+from std_cli.comparison.make import MakeMissing, make, make_here
 from std_cli.comparison.measure import choose_measures, fingerprint_of, measure
 from std_cli.comparison.measures import Measure
 from std_cli.comparison.report import write_report
@@ -30,12 +31,14 @@ from std_cli.environment import silent_libraries
 from std_cli.errors import InputError, StdError, in_callers_words
 from std_cli.events import OnEvent
 from std_cli.paths import replace_file, user_path
+from std_cli.spread.devices import parse_devices
+from std_cli.spread.ray_start import check_installed
 from std_cli.stylize.frames import input_fingerprint
 from std_cli.stylize.options import VideoOptions, with_options
 from std_cli.stylize.request import new_folder
 
 CONFIG_FILE = "comparison.toml"
-_PARAMETERS = {*VideoOptions.__annotations__, *CompareConfig.model_fields}
+_PARAMETERS = {*VideoOptions.__annotations__, *CompareConfig.model_fields, "devices"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def compare(
     against: Mapping[str, str | Path] | None = None,
     measures: Sequence[str] = (),
     baseline: str = "",
+    devices: str | None = None,
     verbose: bool = False,
     on_event: OnEvent = lambda event: None,
     **options: Unpack[VideoOptions],
@@ -78,6 +82,7 @@ def compare(
     of it by name, with any settings; against: {name: folder} of results of other tools. vary:
     {setting: values}. seeds: how many, from `seed`. measures: names, everything that can be
     measured if not given. baseline: what differences are taken to, the first if not given.
+    devices: on which devices cells are made, as --devices has it; this process alone if not given.
     on_event: receives `std_cli.events`. options: settings that all have in common.
 
     Raises InputError, before anything is computed, for every problem of the request; StdError after
@@ -100,23 +105,29 @@ def compare(
     given |= {"seeds": seeds} if seeds is not None else {}
     given |= {"seed": settings.pop("seed")} if "seed" in settings else {}
     try:
-        return run_comparison(make_config(given), verbose=verbose, on_event=on_event)
+        return run_comparison(make_config(given), devices, verbose=verbose, on_event=on_event)
     except StdError as e:
         raise type(e)(in_callers_words(str(e), _PARAMETERS)) from None
 
 
 def run_comparison(
-    config: CompareConfig, *, verbose: bool = False, on_event: OnEvent = lambda event: None
+    config: CompareConfig,
+    devices: str | None = None,
+    *,
+    verbose: bool = False,
+    on_event: OnEvent = lambda event: None,
 ) -> Table:
     """What `compare` does, by its keys."""
     begin = time.monotonic()
+    with silent_libraries:
+        config, make_missing = _maker(config, devices, verbose)
     with silent_libraries, prepared(config) as request:
         for message in request.notices:
             on_event({"event": "notice", "message": message})
         for skipped in request.skipped:
             on_event({"event": "notice", "message": f"{skipped.name} is skipped: {skipped.reason}"})
         replace_file(request.folder / CONFIG_FILE, to_toml(config).encode())
-        here = make(request.cells, verbose, on_event)
+        here = make(request.cells, make_missing, on_event)
         measure(request.cells, request.measures, on_event)
         table = make_table(
             request.cells, request.measures, request.baseline, request.skipped, about(request)
@@ -141,14 +152,30 @@ def run_comparison(
     return table
 
 
+def _maker(
+    config: CompareConfig, devices: str | None, verbose: bool
+) -> tuple[CompareConfig, MakeMissing]:
+    """(the comparison with the device that its workers have, what makes its cells)."""
+    if devices is None:
+        return config, partial(make_here, verbose=verbose)
+    from std_cli.comparison.workers import make_on_devices, on_devices
+
+    check_installed()
+    wanted = parse_devices(devices)
+    config = on_devices(config, wanted)
+    return config, partial(
+        make_on_devices, wanted=wanted, settings=config.settings, verbose=verbose
+    )
+
+
 @contextmanager
 def prepared(config: CompareConfig) -> Iterator[Comparison]:
     """Check everything before a weight is loaded. The report's folder is there inside; nothing is
     left of it if nothing is written."""
     notices: list[str] = []
     check_names(config.settings, "settings", NOT_SETTINGS)
-    check_varied(config)
     contenders = contenders_of(config)
+    check_varied(config, contenders)
     settings_of(VideoSettings, dict(config.settings), None)
     folder = user_path(config.output, "-o")
     contents = find_contents(config.content, notices)

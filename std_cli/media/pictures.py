@@ -78,6 +78,7 @@ def _expand(
 ) -> list[Path]:
     path = user_path(item, "input")
     text = str(path)
+    kinds = what.replace(" or ", "s or ") + "s"
     if os.path.isdir(path):
         try:
             inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -86,14 +87,14 @@ def _expand(
                 f"cannot list folder {text!r}: {err.strerror}; check its permissions"
             ) from err
         missing = (
-            f"no {what}s in folder {text!r}; its subfolders are not searched, a pattern "
+            f"no {kinds} in folder {text!r}; its subfolders are not searched, a pattern "
             f"such as '**/*.png' is"
         )
     elif os.path.exists(path):
         return [path]
     elif glob.has_magic(text):
         inside = [Path(match) for match in glob.glob(text, recursive=True)]
-        missing = f"no {what}s match {text!r}; check the pattern and the folder that it starts from"
+        missing = f"no {kinds} match {text!r}; check the pattern and the folder that it starts from"
     else:
         raise InputError(f"no such file or folder: {text!r}; check the path")
     pictures = [

@@ -145,12 +145,12 @@ def _run(spread: Spread, where: Where, on_event: OnEvent) -> None:
         return
     if where.detach:
         raise InputError("--detach needs --cluster: give it, or leave out --detach")
-    with _local(wanted) as pool:
+    with local_pool(wanted) as pool:
         _drive(spread, replace(pool, mixed=where.mixed_gpus), on_event)
 
 
 @contextmanager
-def _local(wanted: Devices) -> Iterator[Pool]:
+def local_pool(wanted: Devices) -> Iterator[Pool]:
     """A Ray of this machine with these devices."""
     if wanted.cpu:
         assert wanted.count is not None

@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 import std_cli
+from std_cli.comparison.cells import Variant
 from std_cli.comparison.charts import _places, _scale, line_charts, scatters
-from std_cli.comparison.statistics import Interval
+from std_cli.comparison.measures import MEASURES
+from std_cli.comparison.statistics import Estimate, Interval
+from std_cli.comparison.table import Entry, Row, Table
 from std_cli.comparison.thumbnails import MOST_BYTES, SIDE, thumbnail
 from tests.browser import CHROMIUM, Page
 from tests.comparison.pictures import FAST, draw, peer
@@ -74,6 +77,8 @@ def test_the_page(made, tmp_path):
                         ".clipPath") == "inset(0px 97% 0px 0px)"  # fmt: skip
         page.run("document.querySelector('.group:not([hidden]) .zoom').click()")
         assert page.run("document.querySelector('dialog').open")
+        about = page.run("document.querySelector('#zoomed-text').textContent")
+        assert re.match(r"cfg 1: colour [\d.]+, texture", about), about
         width = page.run("document.querySelector('#zoomed .pair').getBoundingClientRect().width")
         assert width > 400 and page.run("document.activeElement.id") == "close"
         page.run("document.querySelector('#close').click()")
@@ -136,6 +141,24 @@ def test_right_and_up_are_better_in_the_scatter(made):
     nearest = min(figures, key=lambda label: figures[label][1])
     assert points[most].x == max(point.x for point in points.values())
     assert points[nearest].y == min(point.y for point in points.values())
+
+
+def test_lines_of_the_scatter_join_what_differs_in_one_setting():
+    """Of two settings that vary a line runs along the one with more values, here the steps."""
+    figures = {"edges": entry(0.5), "colour": entry(9.0)}
+    rows = [
+        Row(Variant("std", {"steps": steps, "cfg": cfg}, {}), 1, 0, figures, {}, False)
+        for steps in "248"
+        for cfg in "13"
+    ]
+    [chart] = scatters(Table({n: MEASURES[n]() for n in figures}, "std", rows, [], [], []))
+    joined = [[point.text.split(":")[0] for point in run] for run in chart.series[0].runs]
+    assert joined == [[f"std, steps {s}, cfg {c}" for s in "248"] for c in "13"]
+    assert [line.count(",") for line in chart.series[0].lines] == [3, 3]
+
+
+def entry(mean):
+    return Entry(Estimate(Interval(mean, 0.1, 4), Interval(mean, None, 1)), None)
 
 
 def test_ticks_are_round_and_words_are_side_by_side():

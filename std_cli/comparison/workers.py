@@ -1,0 +1,165 @@
+"""Cells on several devices of this machine: `std compare --devices`."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from std_cli.comparison.cells import Cell
+from std_cli.comparison.config import CompareConfig
+from std_cli.comparison.make import CellMaker, in_order, loaded_for
+from std_cli.errors import Cancelled, InputError, StdError
+from std_cli.events import Event, OnEvent
+from std_cli.spread.devices import Devices, gpus_here
+from std_cli.spread.facts import worker_facts
+from std_cli.spread.on_ray import local_pool
+from std_cli.spread.ray_executor import RayExecutor
+from std_cli.stylize.request import failure
+
+MOST_OF_A_BATCH = 16
+"""Cells."""
+BATCHES_OF_A_WORKER = 8
+"""At least, where there are cells enough: so that all workers end at about the same time."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cells of the same weights, which one worker makes one after another."""
+
+    id: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def input(self) -> str:
+        """Each batch is an input of its own: where one fails, the others are made."""
+        return self.id
+
+    @property
+    def frames(self) -> int:
+        """How much work it is."""
+        return len(self.cells)
+
+
+def batches_of(cells: Sequence[Cell], workers: int) -> list[Batch]:
+    """All cells in batches for so many workers, in the order in which one process makes them."""
+    most = max(1, min(MOST_OF_A_BATCH, len(cells) // (workers * BATCHES_OF_A_WORKER)))
+    batches: list[Batch] = []
+    for _, group in groupby(in_order(cells), key=loaded_for):
+        alike = list(group)
+        for first in range(0, len(alike), most):
+            part = tuple(alike[first : first + most])
+            batches.append(Batch(f"cells{len(batches) + 1:05d}", part))
+    return batches
+
+
+class CellWork:
+    """What a worker does with batches. It is sent to another process, and holds the loaded model
+    there."""
+
+    def __init__(self, settings: Mapping[str, Any], verbose: bool) -> None:
+        """settings: those that all cells have in common."""
+        self._folder = os.getcwd()
+        self._device = str(settings.get("device", "auto"))
+        self._dtype = str(settings.get("dtype", "auto"))
+        self._verbose = verbose
+        self._maker: CellMaker | None = None
+
+    def facts(self) -> Mapping[str, str]:
+        """The versions and the kind of device, which must be the same at all workers."""
+        return worker_facts(self._device, self._dtype)
+
+    def run(self, batch: Batch, on_event: OnEvent) -> Mapping[str, Any]:
+        """Make the cells of a batch that are not there; one that fails is reported, and does not
+        stop the others."""
+        os.chdir(self._folder)  # relative paths start there
+        begin = time.monotonic()
+        self._maker = self._maker or CellMaker(self._verbose)
+        resumed = 0
+        for cell in batch.cells:
+            if cell.is_made():
+                resumed += 1
+                continue
+            place = _Place(cell.path.name, on_event)
+            try:
+                self._maker.make(cell, place)
+            except Cancelled:
+                raise
+            except StdError as e:
+                on_event(failure(cell.path.name, e))
+        seconds = round(time.monotonic() - begin, 3)
+        return {"frames": len(batch.cells), "resumed": resumed, "seconds": seconds}
+
+
+@dataclass
+class _Place:
+    """Passes on what is said while a cell is made; of its progress only that there is some."""
+
+    name: str
+    on_event: OnEvent
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "progress":
+            self.on_event({"event": "progress", "stage": "check", "what": self.name})
+        else:
+            self.on_event(event)
+
+
+def make_on_devices(
+    missing: Sequence[Cell],
+    on_event: OnEvent,
+    wanted: Devices,
+    settings: Mapping[str, Any],
+    verbose: bool,
+) -> None:
+    """Make cells on several devices. One that fails keeps the reason, and the others are made; what
+    a worker that died has made is kept, and another one makes the rest.
+
+    Raises StdError if no worker is left.
+    """
+    failures: dict[str, str] = {}
+
+    def pass_on(event: Event) -> None:
+        if event["event"] == "error" and "input" in event:
+            failures[event["input"]] = event["message"]
+            message = f"{event['input']}: failed: {event['message']}"
+            on_event({"event": "notice", "message": message})
+        elif event["event"] != "unit":
+            on_event(event)
+
+    with (
+        local_pool(wanted) as pool,
+        RayExecutor[Batch](pool, CellWork(settings, verbose), pass_on) as executor,
+    ):
+        batches = batches_of(missing, executor.parts)
+        reasons = executor.run(batches).failed
+        left = [cell for batch in batches if batch.id in reasons for cell in batch.cells]
+        # what a batch died of is one of its cells: each is tried alone
+        alone = [Batch(cell.path.name, (cell,)) for cell in left if not cell.is_made()]
+        if alone:
+            reasons = executor.run(alone).failed
+    for cell in missing:
+        if not cell.is_made():
+            unknown = reasons.get(cell.path.name, "its worker did not report it")
+            cell.failure = failures.get(cell.path.name, unknown)
+
+
+def on_devices(config: CompareConfig, wanted: Devices) -> CompareConfig:
+    """The comparison with the device that the workers have. Raises InputError where the settings
+    name another one, and where devices are not there."""
+    import torch
+
+    device = "cpu" if wanted.cpu else "cuda"
+    for options in (config.settings, *config.contenders.values()):
+        if (given := options.get("device", "auto")) not in ("auto", device):
+            raise InputError(
+                f"--device {given}: each worker has the one that --devices {wanted.given} gives "
+                f"it: leave out one of them"
+            )
+    if not wanted.cpu:
+        gpus_here(wanted)
+    elif torch.cuda.is_available():  # which "auto" would take
+        settings = {**config.settings, "device": device}
+        return config.model_copy(update={"settings": settings})
+    return config
