@@ -133,6 +133,8 @@ class ImageSettings(ImageDefaults):
     """Working size: width and height, or the long side; the model's own if not given."""
     cfg_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     """Guide only the first N steps, the others take half the time; all of them if not given."""
+    cfg_every: int = Field(1, ge=1, le=MAX_STEPS)
+    """Predict without the conditions in every Nth step, and reuse that for guidance in between."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of all noise; every picture of a run starts from the same."""
     schedule: ScheduleChoice = "auto"
@@ -173,10 +175,15 @@ class ImageSettings(ImageDefaults):
 
     @property
     def guided_steps(self) -> int:
-        """The first steps, which have guidance: two evaluations of the network in place of one."""
+        """The first steps, which have guidance."""
         if self.cfg <= 1:
             return 0
         return self.steps if self.cfg_steps is None else self.cfg_steps
+
+    @property
+    def unconditional_steps(self) -> range:
+        """The steps that take two evaluations of the network, with the conditions and without."""
+        return range(0, self.guided_steps, self.cfg_every)
 
     @field_validator("size", mode="before")
     @classmethod

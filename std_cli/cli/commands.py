@@ -1,6 +1,7 @@
 """The command line: parses, calls one public function, and turns every error into one line and an
 exit code."""
 
+import atexit
 import json
 import os
 import sys
@@ -223,6 +224,16 @@ def distill(
 def main() -> None:
     """Run the command line and exit: 0 done, else the code of the error's kind (`EXIT_CODES`)."""
     interruption.install()
+    code = 0
+
+    def end_at_once() -> None:
+        # the interpreter's own end takes apart every module of the libraries, one by one: 0.2 s
+        with suppress(OSError, ValueError):  # what cannot be written is left to its own end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    atexit.register(end_at_once)  # the first that is registered is the last that is called
     code = run(sys.argv[1:])
     # threads may still be at work: the interpreter's own end would have to wait for them, or abort
     if code >= 128:

@@ -12,6 +12,7 @@ It is for the process of a command alone, never for a program that imports std_c
 import gc
 import importlib.util
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ DEFERRED: Mapping[str, Mapping[str, object]] = {
         **dict.fromkeys(("OnnxRuntimeModel", "SchedulerMixin")),
     },
     "transformers.models": {},
+    # is for downloads that diffusers and transformers are never asked for here
+    "requests": {},
     # the compiler, asked for its decorators
     "torch._dynamo": {
         **dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _unchanged),
@@ -81,7 +84,8 @@ _ALONE = "torch._dynamo._trace_wrapped_higher_order_op"
 def import_less() -> None:
     """Import less with the libraries from now on, if they have the tested versions and are not
     imported yet. With STD_IMPORTS=all in the environment it has no effect. Call it once."""
-    if os.environ.get("STD_IMPORTS") == "all" or {*DEFERRED, *_EXECUTE} & sys.modules.keys():
+    theirs = {name for name in (*DEFERRED, *_EXECUTE) if name.partition(".")[0] in TESTED}
+    if os.environ.get("STD_IMPORTS") == "all" or theirs & sys.modules.keys():
         return
     try:
         versions = {name: metadata.version(name) for name in TESTED}
@@ -89,7 +93,19 @@ def import_less() -> None:
         return
     if all(versions[name].startswith(f"{tested}.") for name, tested in TESTED.items()):
         sys.meta_path.insert(0, _Finder())
+        metadata.version = _version
         gc.disable()  # all that is imported stays: to look through it again and again takes time
+
+
+_whole_version = metadata.version
+
+
+def _version(distribution_name: str) -> str:
+    """The version of a distribution, by the line that has it: `metadata.version` parses the whole
+    description of each of the forty that the libraries ask for."""
+    text = metadata.distribution(distribution_name).read_text("METADATA") or ""
+    found = re.search(r"^Version: *(\S+)\s*$", text.partition("\n\n")[0], re.MULTILINE)
+    return found[1] if found else _whole_version(distribution_name)
 
 
 class _Deferred(ModuleType):
@@ -208,6 +224,25 @@ def _missing(*names: str) -> Iterator[None]:
             del sys.modules[name]
 
 
+@contextmanager
+def _not_distributed() -> Iterator[None]:
+    """Inside, torch seems to be built for one process."""
+    import torch.distributed
+
+    available = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_available = available
+
+
+def _context_parallel(module: ModuleType, usual: Loader) -> None:
+    """diffusers imports torch's collective operations for pictures that several GPUs share."""
+    with _not_distributed():
+        usual.exec_module(module)
+
+
 def _diffusers_looks(module: ModuleType, usual: Loader) -> None:
     """diffusers looks for optional libraries as this module is executed, and reads the files of
     everything that is installed for the names of three of them, which are not used."""
@@ -222,20 +257,26 @@ def _diffusers_looks(module: ModuleType, usual: Loader) -> None:
 
 def _transformers_looks(module: ModuleType, usual: Loader) -> None:
     """transformers remembers what it found: ask before it does."""
-    import torch.distributed
-
     usual.exec_module(module)
-    with _missing("peft", "scipy"):
+    with _missing("peft", "scipy", "jinja2"), _not_distributed():
         module.is_peft_available()
         module.is_scipy_available()
-    available = torch.distributed.is_available
-    torch.distributed.is_available = lambda: False
-    try:
+        module.is_jinja_available()
         module.is_torch_distributed_available()
-    finally:
-        torch.distributed.is_available = available
     # executes the package's own __init__ once more
     vars(module)["direct_transformers_import"] = lambda *_, **__: sys.modules["transformers"]
+
+
+def _accelerate_looks(module: ModuleType, usual: Loader) -> None:
+    """accelerate asks a user for Amazon's services in this module, which is imported with all."""
+    with _missing("boto3"):
+        usual.exec_module(module)
+
+
+def _docstrings(module: ModuleType, usual: Loader) -> None:
+    """transformers writes the docstrings of its classes when it is imported."""
+    usual.exec_module(module)
+    vars(module)["auto_docstring"] = _unchanged
 
 
 def _all_imported(module: ModuleType, usual: Loader) -> None:
@@ -245,7 +286,10 @@ def _all_imported(module: ModuleType, usual: Loader) -> None:
 
 
 _EXECUTE: Mapping[str, Callable[[ModuleType, Loader], None]] = {
+    "accelerate.commands.config.sagemaker": _accelerate_looks,
+    "diffusers.hooks.context_parallel": _context_parallel,
     "diffusers.utils.import_utils": _diffusers_looks,
+    "transformers.utils.auto_docstring": _docstrings,
     "transformers.utils.import_utils": _transformers_looks,
     "std_cli.diffusion.video_pipeline": _all_imported,
 }

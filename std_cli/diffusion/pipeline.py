@@ -23,6 +23,7 @@ from diffusers import (
     UNetMotionModel,
 )
 from PIL import Image
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from std_cli.config import ImageSettings, Offload
@@ -146,7 +147,8 @@ class Pipeline:
         self.notices: list[str] = []
         self.on_notice: Callable[[str], None] = self.notices.append
         # straight to the GPU; if it is too small, its memory is freed and the savings take over
-        place = device if device.type == "cuda" and offload == "none" else torch.device("cpu")
+        in_main = device.type == "mps" or offload != "none"
+        place = torch.device("cpu") if in_main else device
         load = partial(self._load, files, lora, motion, dtype, allow_partial)
         with LOADING, loading(f"--model {printable(files.name, 200)}", files.base):
             try:
@@ -249,33 +251,51 @@ class Pipeline:
         embeddings (plain).
         """
         self.pipe.set_ip_adapter_scale(scale if blocks == "all" else scaled(STYLE_BLOCK, scale))
-        embed = self.pipe.prepare_ip_adapter_image_embeds
+
+        def embed(reference: Image.Image) -> Tensor:
+            self._return_encoders()
+            embeds: list[Tensor] = self.pipe.prepare_ip_adapter_image_embeds(
+                reference, None, self.device, 1, do_classifier_free_guidance=True
+            )
+            return embeds[0]
+
         with torch.inference_mode(), self._first_use():
-            each = [
-                self.savings.attempt(
-                    partial(embed, r, None, self.device, 1, do_classifier_free_guidance=True)
-                )[0]
-                for r in references
-            ]
+            each = [self.savings.attempt(partial(embed, r)) for r in references]
             self.style = (
                 torch.stack([e * w for e, w in zip(each, weights, strict=True)]).sum(0)
                 if len(each) > 1
                 else each[0]
             )
 
+    @property
+    def _encoders(self) -> tuple[Any, ...]:
+        """Of prompts and references."""
+        return self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.image_encoder
+
+    def _return_encoders(self) -> None:
+        """To the device, if a video before has left its memory to the frames."""
+        if self.device.type == "cuda" and self.savings.offload == "none":
+            with torch.inference_mode(False):  # the weights stay ordinary tensors
+                for encoder in self._encoders:
+                    encoder.to(self.device)
+
     def encode_prompt(self, prompt: str, negative: str) -> dict[str, torch.Tensor]:
         """The four embeddings of a prompt and its negative, by their names. They are kept."""
         key = (prompt, negative)
+
+        def encode() -> tuple[Tensor, ...]:
+            self._return_encoders()
+            embeds: tuple[Tensor, ...] = self.pipe.encode_prompt(
+                prompt,
+                device=self.device,
+                do_classifier_free_guidance=True,
+                negative_prompt=negative,
+            )
+            return embeds
+
         if key not in self._prompts:
             with torch.inference_mode(), self._first_use():
-                values = self.savings.attempt(
-                    lambda: self.pipe.encode_prompt(
-                        prompt,
-                        device=self.device,
-                        do_classifier_free_guidance=True,
-                        negative_prompt=negative,
-                    )
-                )
+                values = self.savings.attempt(encode)
             names = (
                 "prompt_embeds",
                 "negative_prompt_embeds",
@@ -303,12 +323,12 @@ class ImagePipeline(Pipeline):
         """
         style = self.style if s.cfg > 1 or self.style is None else self.style.chunk(2)[1]
 
-        guided = True
+        step = 0
 
         def step_done(pipe: Any, index: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal guided
-            guided = index + 1 < s.guided_steps
-            on_step(index + 1)
+            nonlocal step
+            step = index + 1
+            on_step(step)
             return {}
 
         prompt = self.encode_prompt(s.prompt, s.negative_prompt)
@@ -321,8 +341,8 @@ class ImagePipeline(Pipeline):
             return own_vae.sample(pipe.vae, pixels, self.dtype, generator)
 
         def denoise() -> torch.Tensor:
-            nonlocal guided
-            guided = True
+            nonlocal step
+            step = 0
             generator.set_state(drawn)
             latents: torch.Tensor = pipe(
                 image=latent,  # of 4 channels: it is not encoded again
@@ -342,7 +362,7 @@ class ImagePipeline(Pipeline):
         with torch.inference_mode():
             latent = self.savings.attempt(encode, lambda: side)
             drawn = generator.get_state()
-            with _guided_while(pipe.unet, lambda: guided or s.cfg <= 1):
+            with _fewer_evaluations(pipe.unet, s, lambda: step):
                 denoised = self.savings.attempt(denoise)
             decoded = self.savings.attempt(lambda: own_vae.decode(pipe.vae, denoised), lambda: side)
             pipe.maybe_free_model_hooks()
@@ -354,9 +374,17 @@ class ImagePipeline(Pipeline):
 
 
 @contextmanager
-def _guided_while(unet: Any, guided: Callable[[], bool]) -> Iterator[None]:
-    """Inside, the UNet evaluates the conditional half of diffusers' batches alone while `guided`
-    says no, and returns it for both halves: guidance then adds `cfg` times 0."""
+def _fewer_evaluations(unet: Any, s: ImageSettings, step: Callable[[], int]) -> Iterator[None]:
+    """Inside, the UNet evaluates the conditional half of diffusers' batches alone in the steps that
+    do not predict without the conditions. `step`: the number of the step at work.
+
+    For the other half it returns what guidance then reuses, or, where the step is not guided, the
+    conditional half again: guidance adds `cfg` times 0.
+    """
+    kept: Tensor | None = None
+
+    def whole() -> bool:
+        return step() in s.unconditional_steps
 
     def half(values: Any) -> Any:
         if isinstance(values, list):
@@ -364,7 +392,7 @@ def _guided_while(unet: Any, guided: Callable[[], bool]) -> Iterator[None]:
         return values.chunk(2)[1]
 
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if guided():
+        if whole():
             return None
         added = {name: half(values) for name, values in kwargs["added_cond_kwargs"].items()}
         states = half(kwargs["encoder_hidden_states"])
@@ -372,8 +400,16 @@ def _guided_while(unet: Any, guided: Callable[[], bool]) -> Iterator[None]:
         return (half(args[0]), *args[1:]), kwargs | fewer
 
     def after(module: Any, args: Any, output: Any) -> Any:
-        return None if guided() else (torch.cat([output[0]] * 2),)
+        nonlocal kept
+        if whole():
+            kept = output[0].chunk(2)[0]
+            return None
+        reused = step() < s.guided_steps and kept is not None
+        return (torch.cat([kept if reused else output[0], output[0]]),)
 
+    if s.cfg <= 1:
+        yield
+        return
     hooks = [
         unet.register_forward_pre_hook(before, with_kwargs=True),
         unet.register_forward_hook(after),

@@ -46,6 +46,8 @@ class Conditions:
     cfg: float
     guided_steps: int
     """The first steps, which have guidance; 0 without."""
+    unconditional: range
+    """The steps that predict without the conditions, too."""
     states: Tensor
     """Hidden states of the prompt, (1, tokens, C); with guidance (2, ...): negative, positive. So
     are the next three."""
@@ -60,6 +62,13 @@ class Conditions:
     def guided(self) -> bool:
         """Whether there is classifier-free guidance: two predictions at once."""
         return len(self.style) == 2
+
+    @property
+    def reuses(self) -> bool:
+        """Whether guided steps reuse the prediction without the conditions of a step before. The
+        latents of a run then have that behind their own channels, (8, h, w), until the last
+        step."""
+        return len(self.unconditional) < self.guided_steps
 
     @property
     def timesteps(self) -> Tensor:
@@ -101,7 +110,7 @@ class VideoPipeline(Pipeline):
         assert self.style is not None
         if self.device.type == "cuda" and self.savings.offload == "none":
             # their embeddings are known: the memory is for the frames
-            for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.image_encoder):
+            for encoder in self._encoders:
                 encoder.to("cpu")
         factor = pipe.vae_scale_factor
         shape = (4, size[1] // factor, size[0] // factor)
@@ -118,6 +127,7 @@ class VideoPipeline(Pipeline):
             times=scheduler.timesteps.to(self.device),
             cfg=settings.cfg,
             guided_steps=settings.guided_steps,
+            unconditional=settings.unconditional_steps,
             states=states,
             pooled=pooled,
             time_ids=time_ids,
@@ -172,9 +182,11 @@ class VideoPipeline(Pipeline):
         return latents[0].to(self.dtype)
 
     def add_noise(self, conditions: Conditions, latent: Tensor) -> Tensor:
-        """The latent (4, h, w) at the first timestep. The noise follows from the seed alone,
+        """The latent (4, h, w) at the first timestep, and where a run reuses predictions the place
+        of the first. The noise follows from the seed alone,
         whichever frame a run begins with."""
-        return conditions.share * latent + conditions.noise
+        noised = conditions.share * latent + conditions.noise
+        return torch.cat([noised, torch.zeros_like(noised)]) if conditions.reuses else noised
 
     def predict(
         self,
@@ -184,13 +196,15 @@ class VideoPipeline(Pipeline):
         frames: Sequence[range],
     ) -> Tensor:
         """The guided prediction of B windows (B, 4, F, h, w), each at the timestep of its own step.
+        Where a run reuses predictions, that with the conditions and that without, (B, 8, F, h, w),
+        which `step` joins.
 
         frames: the numbers in the video of the F frames of each window.
         Raises torch.OutOfMemoryError if the GPU cannot hold more than one of them; StdError if it
         cannot hold one.
         """
         return self.savings.attempt(
-            lambda: self._predict(conditions, latents, steps), save=len(latents) == 1
+            lambda: self._predict(conditions, latents[:, :4], steps), save=len(latents) == 1
         )
 
     @torch.inference_mode()
@@ -202,7 +216,7 @@ class VideoPipeline(Pipeline):
         latents = torch.stack(
             [conditions.fresh().scale_model_input(x, conditions.timesteps[k]) for x, k in pairs]
         )
-        guided = [i for i, k in enumerate(steps) if k < conditions.guided_steps]
+        guided = [i for i, k in enumerate(steps) if k in conditions.unconditional]
         latents = torch.cat([*(latents[i : i + 1] for i in guided), latents])
         t = torch.cat([*(t[i : i + 1] for i in guided), t])
 
@@ -225,22 +239,32 @@ class VideoPipeline(Pipeline):
             return_dict=False,
         )[0]
         out = out if moving else out.unsqueeze(2)
+        if conditions.reuses:
+            return _side_by_side(out, guided)
         return _guide(out, guided, conditions.cfg)
 
     def step(self, conditions: Conditions, predictions: Tensor, latents: Tensor, k: int) -> Tensor:
-        """Step k of the method's scheduler, of N frames at once (N, 4, h, w), each as if it were
-        alone: the schedulers work element by element.
+        """Step k of the method's scheduler, of N frames at once (N, 4 or 8, h, w), each as if it
+        were alone: the schedulers work element by element.
 
         Its noise, if it adds any, follows from the seed and k: all frames share it, as they do the
         first noise.
         """
         scheduler, t = conditions.fresh(), conditions.timesteps[k]
+        kept = None
+        if conditions.reuses:
+            kept = (predictions if k in conditions.unconditional else latents)[:, 4:]
+            predictions, latents = predictions[:, :4], latents[:, :4]
+            if k < conditions.guided_steps:
+                predictions = kept + conditions.cfg * (predictions - kept)
         scheduler.scale_model_input(latents, t)  # Euler warns where this was not called
         with _Drawn(conditions.step_noise[k]):
             out: tuple[Tensor] = scheduler.step(
                 predictions, t, latents, **self.gamma, return_dict=False
             )
-        return out[0]
+        if kept is None or k == len(conditions.timesteps) - 1:
+            return out[0]
+        return torch.cat([out[0], kept], 1)
 
     def decode(self, latent: Tensor) -> Levels:
         """A finished latent (4, h, w) -> RGB (H, W, 3), levels that are not rounded. Raises
@@ -297,6 +321,16 @@ def _guide(predictions: Tensor, guided: Sequence[int], cfg: float) -> Tensor:
     for i, without in zip(guided, unconditional, strict=True):
         out[i] = without + cfg * (conditional[i] - without)
     return torch.stack(out)
+
+
+def _side_by_side(predictions: Tensor, guided: Sequence[int]) -> Tensor:
+    """The same predictions -> (B, 8, ...), those with conditions and those without, which are 0 of
+    windows that have none."""
+    conditional = predictions[len(guided) :]
+    without = list(torch.zeros_like(conditional))
+    for i, prediction in zip(guided, predictions[: len(guided)], strict=True):
+        without[i] = prediction
+    return torch.cat([conditional, torch.stack(without)], 1)
 
 
 def seeded_noise(seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -75,18 +75,20 @@ def choose_model(given: dict[str, Any], asked: S, needed: bool, find: Find) -> M
 
 def _check_guidance(s: ImageSettings) -> None:
     """Raises InputError for guided steps that there are not."""
-    if s.cfg_steps is None:
-        return
-    if s.cfg <= 1:
-        raise InputError(
-            f"--cfg-steps {s.cfg_steps}: --cfg {s.cfg:g} is without guidance: leave it out, or "
-            "give a --cfg above 1"
-        )
-    if s.cfg_steps > s.steps:
-        raise InputError(
-            f"--cfg-steps {s.cfg_steps}: there are {counted(s.steps, 'step')}: give at most "
-            f"{s.steps}, or leave it out"
-        )
+    every = s.cfg_every if s.cfg_every > 1 else None
+    for flag, steps in (("--cfg-steps", s.cfg_steps), ("--cfg-every", every)):
+        if steps is None:
+            continue
+        if s.cfg <= 1:
+            raise InputError(
+                f"{flag} {steps}: --cfg {s.cfg:g} is without guidance: leave it out, or give a "
+                "--cfg above 1"
+            )
+        if steps > s.steps:
+            raise InputError(
+                f"{flag} {steps}: there are {counted(s.steps, 'step')}: give at most {s.steps}, or "
+                "leave it out"
+            )
 
 
 def _lacks_motion(s: ImageSettings, files: ModelFiles | None, motion: MotionFiles | None) -> bool:

@@ -56,6 +56,7 @@ class LookOptions(TypedDict, total=False):
     steps: int | None
     cfg: float | None
     cfg_steps: int | None
+    cfg_every: int
     style_scale: float | None
     style_blocks: StyleBlocks | None
     palette: float | None

@@ -40,6 +40,8 @@ def parameters_text(facts: RequestFacts, working: tuple[int, int]) -> str:
     }
     if settings["cfg_steps"] is not None:
         values["CFG steps"] = settings["cfg_steps"]
+    if settings["cfg_every"] > 1:
+        values["CFG every"] = settings["cfg_every"]
     if settings["lora"]:
         values["Lora"] = f"{settings['lora']['name']}:{settings['lora']['scale']:g}"
     values["Style"] = ", ".join(

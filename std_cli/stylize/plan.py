@@ -336,7 +336,8 @@ class _Planner:
                 continue
             s = self.request.s
             # the measured step is a guided one where there are any
-            steps = (s.steps + s.guided_steps) / 2 if s.guided_steps else s.steps
+            evaluations = s.steps + len(s.unconditional_steps)
+            steps = evaluations / 2 if s.guided_steps else s.steps
             whole = frames * (took["encode"] + took["decode"])
             whole += windows * steps * took["evaluation"]
             seconds = round(whole * area(each["working"]) / area(self.working), 3)

@@ -30,7 +30,8 @@ def time_picture(
     largest = next(job for job in request.jobs if job.working == working)
     source = read_source(largest.source, side=max(working))
     picture = seen(source, fit_to(*source.size, working))
-    short = request.s.model_copy(update={"steps": min(2, request.s.steps), "cfg_steps": None})
+    fewer = {"steps": min(2, request.s.steps), "cfg_steps": None, "cfg_every": 1}
+    short = request.s.model_copy(update=fewer)
     load = _now(pipeline) - begin
     for _ in range(2):
         marks = [_now(pipeline)]

@@ -33,7 +33,7 @@ def area(size: Sequence[int]) -> int:
 def picture_inputs(request: ImageRequest) -> list[PlannedInput]:
     """The work of each picture."""
     settings = request.s
-    evaluations = settings.steps + settings.guided_steps
+    evaluations = settings.steps + len(settings.unconditional_steps)
     comparison = Comparison(settings.compare, settings.labels)
     return [
         {
@@ -75,7 +75,7 @@ def video_input(
     target = job.target
     if frames is not None and lengths is not None:
         windows = sum(len(window_starts(length, window, stride)) for length in lengths)
-        evaluations = windows * (settings.steps + settings.guided_steps)
+        evaluations = windows * (settings.steps + len(settings.unconditional_steps))
         bits = BITS_PER_PIXEL.get(target.codec, 1)
         disk = int(frames * target.width * target.height * bits / 8)
     return {

@@ -36,6 +36,12 @@ def file_names(folder: Path, depth: int) -> set[str]:
     }
 
 
+def file_state(path: Path) -> tuple[Path, int, int]:
+    """(path, size, time of change in ns) of a file: what it held stays known while they do."""
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that must hold an object, in UTF-8, with finite numbers, and no key twice.
 

@@ -31,8 +31,9 @@ _OLD_ATTENTION = {
 
 
 def make_network(part: str, folder: Path) -> "nn.Module":
-    """A part of a model, or its image encoder, by the config.json in a folder; its values are
-    random. Raises InputError for a config that cannot be used."""
+    """A part of a model, or its image encoder, by the config.json in a folder; its weights are on
+    the meta device, without numbers. Raises InputError for a config that cannot be used."""
+    from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import (
         CLIPTextConfig,
@@ -41,6 +42,7 @@ def make_network(part: str, folder: Path) -> "nn.Module":
         CLIPVisionConfig,
         CLIPVisionModelWithProjection,
     )
+    from transformers.initialization import no_init_weights
 
     config = folder / "config.json"
 
@@ -56,7 +58,9 @@ def make_network(part: str, folder: Path) -> "nn.Module":
             CLIPVisionConfig(**settings(read_config(ImageEncoder, config)[0]))
         ),
     }
-    return made(str(config), make[part])
+    # torch.device("meta") would be for buffers, too, and to compute those imports half a second
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        return made(str(config), make[part])
 
 
 def made(config: str, make: "Callable[[], nn.Module]") -> "nn.Module":
@@ -101,14 +105,10 @@ def read_network(
     """A part of a model ("unet", "vae", "text_encoder", "text_encoder_2"), or its "image_encoder",
     for evaluation, with the weights of its files. Raises InputError for those that do not fit, or
     are not numbers that `dtype` can hold."""
-    from accelerate import init_empty_weights
-    from transformers.initialization import no_init_weights
-
     encoder = part == "image_encoder"
     folder = model.image_encoder if encoder else (model.config or model.base) / part
     files = [folder / "model.safetensors"] if encoder else weight_files(model)[part][0]
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        network = make_network(part, folder)
+    network = make_network(part, folder)
     shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
     places = {name: file for file in files for name in read_header(file)[0]}
     in_one = model.single_file and not encoder
@@ -129,7 +129,8 @@ def read_network(
         if name in found
     }
     network.load_state_dict(state, assign=True)
-    return network.eval()
+    # the buffers that are in no file, such as CLIP's positions, were made in main memory
+    return network.to(device).eval()
 
 
 def read_ip_adapter(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import InputError, counted
-from std_cli.weights.files import FLOATS, read_object, read_tensor_facts
+from std_cli.weights.files import FLOATS, file_state, read_object, read_tensor_facts
 from std_cli.weights.fit import Shapes, check_ip_adapter, check_motion, first_names
 from std_cli.weights.lora import LoraFile, check_lora, read_lora
 from std_cli.weights.motion import MotionFiles, from_hotshot
@@ -27,6 +27,8 @@ Stored = Mapping[str, tuple[list[int], str]]
 
 _whole: set[tuple[object, ...]] = set()
 """States of the files of models that were checked."""
+_fitting: set[tuple[object, ...]] = set()
+"""States of the files of LoRAs and of the networks that they were checked against."""
 
 
 def _state(model: ModelFiles, motion: MotionFiles | None) -> tuple[object, ...]:
@@ -36,8 +38,7 @@ def _state(model: ModelFiles, motion: MotionFiles | None) -> tuple[object, ...]:
     files += [configs / part / "config.json" for part in WEIGHTS]
     files += [*model.image_encoder.iterdir(), model.ip_adapter]
     files += [motion.weights] if motion else []
-    stats = [(file, file.stat()) for file in files if file.exists()]
-    known = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    known = tuple(file_state(file) for file in files if file.exists())
     return (*known, repr(motion.config) if motion else "")
 
 
@@ -51,8 +52,8 @@ def check_model(model: ModelFiles, motion: MotionFiles | None = None) -> None:
     state = _state(model, motion)
     if state in _whole:
         return
-    networks = {part: _network(part, (model.config or model.base) / part) for part in WEIGHTS}
-    networks["image_encoder"] = _network("image_encoder", model.image_encoder)
+    networks = {part: make_network(part, (model.config or model.base) / part) for part in WEIGHTS}
+    networks["image_encoder"] = make_network("image_encoder", model.image_encoder)
     problems = []
     for part, (files, _) in weight_files(model).items():
         stored = _stored(model.name, files)
@@ -83,15 +84,21 @@ def check_adapter(
     model: ModelFiles, motion: MotionFiles | None, lora: LoraFile, allow_partial: bool
 ) -> None:
     """Raises InputError unless a LoRA's layers are those of the model's UNet, with its motion
-    adapter."""
+    adapter. Takes no time where the same files were checked before."""
     import torch
     from diffusers import MotionAdapter, UNetMotionModel
 
-    unet = _network("unet", (model.config or model.base) / "unet")
+    folder = (model.config or model.base) / "unet"
+    config = file_state(folder / "config.json")
+    state = (file_state(lora.path), config, repr(motion.config) if motion else "", allow_partial)
+    if state in _fitting:
+        return
+    unet = make_network("unet", folder)
     if motion is not None:
         with torch.device("meta"):
             unet = UNetMotionModel.from_unet2d(unet, MotionAdapter.from_config(motion.config))
     check_lora(read_lora(lora.path, f"--lora {lora.name}"), unet, allow_partial)
+    _fitting.add(state)
 
 
 def check_one_file(name: str, path: Path, config: Path) -> None:
@@ -100,7 +107,9 @@ def check_one_file(name: str, path: Path, config: Path) -> None:
     name: what the message calls it. config: the folder with the configs that it lacks.
     """
     stored = read_tensor_facts(path)[0]
-    wanted = {part: _in_one_file(part, _network(part, config / part), stored) for part in WEIGHTS}
+    wanted = {
+        part: _in_one_file(part, make_network(part, config / part), stored) for part in WEIGHTS
+    }
     _refuse(name, [problem for part in WEIGHTS for problem in _compare(part, stored, wanted[part])])
 
 
@@ -125,15 +134,6 @@ def _check_motion(motion: MotionFiles) -> None:
 
 
 # --- what a network needs ----------------------------------------------------------------------
-
-
-def _network(part: str, folder: Path) -> "nn.Module":
-    """A part of a model, or its image encoder, by the config.json in a folder, on the meta
-    device."""
-    import torch
-
-    with torch.device("meta"):
-        return make_network(part, folder)
 
 
 def _in_a_folder(part: str, network: "nn.Module", stored: Stored, whole: bool = True) -> Shapes:

@@ -11,13 +11,15 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from std_cli.diffusion.pipeline import Pipeline, join_motion
+from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.weights.files import mapped_tensors, read_header
 from std_cli.weights.lora import LoraFile
-from std_cli.weights.motion import HOTSHOT_CONFIG
+from std_cli.weights.motion import HOTSHOT_CONFIG, resolve_motion
 from std_cli.weights.networks import read_network, read_tensors
 from std_cli.weights.resolve import TINY, resolve_model
 from tests.micro import micro, tiny_with_motion
@@ -101,9 +103,8 @@ def test_a_file_is_mapped_again_and_never_written_to(tmp_path, monkeypatch) -> N
     assert torch.equal(read["3"], state["3"] + 1)
 
 
-def test_a_gpu_that_is_too_small_to_load_to_is_no_second_message(tmp_path, monkeypatch) -> None:
-    """The model is loaded again, to main memory."""
-    files = resolve_model(micro())
+def a_lora(path, files) -> LoraFile:
+    """Of one layer of the UNet, and of a text encoder."""
     name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     width = read_header(files.base / "unet" / "diffusion_pytorch_model.safetensors")[0][
         f"{name.removeprefix('unet.')}.weight"
@@ -111,7 +112,45 @@ def test_a_gpu_that_is_too_small_to_load_to_is_no_second_message(tmp_path, monke
     lora = {f"{name}.lora_A.weight": torch.zeros(2, width)}
     lora |= {f"{name}.lora_B.weight": torch.zeros(width, 2)}
     lora |= {"text_encoder.a.lora_A.weight": torch.zeros(2, 2)}
-    save_file(lora, tmp_path / "a.safetensors")
+    save_file(lora, path)
+    return LoraFile("a", path, 1.0, None, {}, None)
+
+
+@pytest.mark.parametrize("motion", ["auto", "none"])
+def test_all_of_a_model_is_on_its_device(tmp_path, motion) -> None:
+    """The meta device stands for a GPU: weights, LoRA, adapters, and what is in no file."""
+    files, meta = resolve_model(micro()), torch.device("meta")
+    adapter = resolve_motion(motion, files)
+    lora = a_lora(tmp_path / "a.safetensors", files)
+    pipe = Pipeline(files, lora, meta, torch.float32, motion=adapter).pipe
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(modules) == 5
+    for module in modules:
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        assert [k for k, t in tensors.items() if t.device != meta] == [], type(module)
+
+
+def test_encoders_return_for_another_prompt_and_style(monkeypatch) -> None:
+    """A video on a GPU sends them to main memory; the same pipeline makes another one."""
+    video = VideoPipeline(resolve_model(micro()), None, torch.device("cpu"), torch.float32)
+    asked = []
+    for name in ("text_encoder", "text_encoder_2", "image_encoder"):
+        encoder = getattr(video.pipe, name)
+        monkeypatch.setattr(encoder, "to", lambda device, name=name: asked.append((name, device)))
+    monkeypatch.setattr(video.pipe, "encode_prompt", lambda *_, **__: asked.append("prompt") or [])
+    embed = "prepare_ip_adapter_image_embeds"
+    monkeypatch.setattr(video.pipe, embed, lambda *_, **__: asked.append("style") or [None])
+    video.device = gpu = torch.device("cuda")
+    everything = [(name, gpu) for name in ("text_encoder", "text_encoder_2", "image_encoder")]
+    with pytest.raises(ValueError, match="zip"):  # there are no embeddings
+        video.encode_prompt("another", "")
+    video.set_style([Image.new("RGB", (8, 8))], [1.0], 1.0, "all")
+    assert asked == [*everything, "prompt", *everything, "style"]
+
+
+def test_a_gpu_that_is_too_small_to_load_to_is_no_second_message(tmp_path, monkeypatch) -> None:
+    """The model is loaded again, to main memory."""
+    files = resolve_model(micro())
     load, tries = StableDiffusionXLImg2ImgPipeline.load_ip_adapter, []
 
     def full_at_first(*arguments, **options):
@@ -123,7 +162,7 @@ def test_a_gpu_that_is_too_small_to_load_to_is_no_second_message(tmp_path, monke
     monkeypatch.setattr(StableDiffusionXLImg2ImgPipeline, "load_ip_adapter", full_at_first)
     pipeline = Pipeline(
         files,
-        LoraFile("a", tmp_path / "a.safetensors", 1.0, None, {}, None),
+        a_lora(tmp_path / "a.safetensors", files),
         torch.device("cpu"),
         torch.float32,
     )

@@ -230,12 +230,15 @@ def test_hotshot_keys_become_exactly_a_motion_adapters():
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in adapter.items()}
 
 
-# --- guidance in the first steps ---------------------------------------------------------------
+# --- guidance at less work ---------------------------------------------------------------------
 
 FIRST = ImageSettings(
     model=micro(), prompt="sea", negative_prompt="", steps=4, cfg=5.0, cfg_steps=2,
     style_blocks="all",
 )  # fmt: skip
+EVERY = FIRST.model_copy(update={"cfg_steps": 3, "cfg_every": 2})
+GUIDED = {"first": (FIRST, 2, [2, 2, 1, 1]), "every second": (EVERY, 3, [2, 1, 2, 1])}
+"""{case: (settings, guided steps, predictions in each step)}"""
 
 
 def counted(unet):
@@ -245,10 +248,12 @@ def counted(unet):
     return calls
 
 
+@pytest.mark.parametrize("case", GUIDED)
 @pytest.mark.parametrize("motion", ["auto", "none"])
-def test_windows_are_guided_in_the_first_steps_only(motion):
+def test_windows_are_guided_in_the_steps_that_are_asked_for(motion, case):
     """A loop that is written out: each half of the guidance is an evaluation of its own."""
-    video, conditions = video_pipeline(motion, FIRST, (64, 64))
+    settings, guided, evaluations = GUIDED[case]
+    video, conditions = video_pipeline(motion, settings, (64, 64))
     frames = 1 if motion == "none" else 4
     window = torch.randn(4, frames, 16, 16, generator=torch.Generator().manual_seed(1))
     unet = video.pipe.unet
@@ -266,13 +271,16 @@ def test_windows_are_guided_in_the_first_steps_only(motion):
             },
         ).sample.reshape(4, frames, 16, 16)
 
-    wanted, found, at = window, window, []
+    wanted, at = window, []
+    found = torch.stack([video.add_noise(conditions, x) for x in window.unbind(1)], 1)
+    found[:4] = window
     calls = counted(unet)
     with torch.inference_mode():
         for k, t in enumerate(conditions.timesteps):
             prediction = evaluated(wanted, k, 1)
-            if k < 2:
+            if evaluations[k] == 2:
                 without = evaluated(wanted, k, 0)
+            if k < guided:
                 prediction = without + 5.0 * (prediction - without)
             wanted = torch.stack(
                 [conditions.fresh().step(p, t, x, eta=0.0).prev_sample
@@ -285,7 +293,7 @@ def test_windows_are_guided_in_the_first_steps_only(motion):
             found = video.step(
                 conditions, prediction.transpose(0, 1), found.transpose(0, 1), k
             ).transpose(0, 1)
-    assert calls == [2, 2, 1, 1]
+    assert calls == evaluations
     torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5)
     # windows at different steps in one call
     calls.clear()
@@ -296,7 +304,43 @@ def test_windows_are_guided_in_the_first_steps_only(motion):
         torch.testing.assert_close(prediction, alone, rtol=0, atol=5e-5)
 
 
-def test_a_picture_is_guided_in_the_first_steps_only():
+def test_a_run_that_reuses_predictions_resumes_bit_for_bit():
+    """Also from the middle of a round, where some windows are a step ahead."""
+    video, conditions = video_pipeline("auto", EVERY, (64, 64))
+    random = torch.Generator().manual_seed(1)
+    latents = [torch.randn(conditions.latent_shape, generator=random) for _ in range(13)]
+
+    def wavefront():
+        predict, step = (partial(f, conditions) for f in (video.predict, video.step))
+        return Wavefront(8, 4, EVERY.steps, predict, step, 1)
+
+    def finished(stop_at):
+        wave, out, works = wavefront(), [], 0
+        for number in range(len(latents) + 1):
+            if number < len(latents):
+                wave.push(video.add_noise(conditions, latents[number]))
+            else:
+                wave.end()
+            work = wave.work()
+            while (done := next(work, None)) is not None:
+                out += done
+                works += 1
+                if works == stop_at:
+                    state, wave = wave.state(), wavefront()
+                    wave.load_state(*state)
+                    work = wave.work()
+        return [f.latent for f in out], works
+
+    whole, works = finished(None)
+    assert [x.shape for x in whole] == [conditions.latent_shape] * len(latents)
+    for stop_at in (2, works // 2, works - 3):
+        resumed, _ = finished(stop_at)
+        assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
+
+
+@pytest.mark.parametrize("case", GUIDED)
+def test_a_picture_is_guided_in_the_steps_that_are_asked_for(case):
+    settings, guided, evaluations = GUIDED[case]
     still = ImagePipeline(resolve_model(micro()), None, CPU, FP32)
     [picture] = pictures(1)
     still.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], 1.0, "all")
@@ -326,17 +370,18 @@ def test_a_picture_is_guided_in_the_first_steps_only():
 
         for k, t in enumerate(scheduler.timesteps):
             prediction = evaluated(1, "")
-            if k < 2:
+            if evaluations[k] == 2:
                 without = evaluated(0, "negative_")
+            if k < guided:
                 prediction = without + 5.0 * (prediction - without)
             x = scheduler.step(prediction, t, x, eta=0.0).prev_sample
         wanted = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample[0]
         wanted = (wanted / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy() * 255
     calls = counted(pipe.unet)
-    found = still.stylize(picture, FIRST, "quickstart", lambda step: None)
+    found = still.stylize(picture, settings, "quickstart", lambda step: None)
     assert calls == [2, 2, 2, 2]  # before the unconditional half is taken out
     assert np.abs(found - wanted).max() < 0.05
-    everywhere = FIRST.model_copy(update={"cfg_steps": None})
+    everywhere = FIRST.model_copy(update={"cfg_steps": None, "cfg_every": 1})
     full = still.stylize(picture, everywhere, "quickstart", lambda step: None)
     all_four = FIRST.model_copy(update={"cfg_steps": 4})
     assert np.array_equal(still.stylize(picture, all_four, "quickstart", lambda step: None), full)
@@ -350,6 +395,9 @@ def test_a_picture_is_guided_in_the_first_steps_only():
         ({"cfg_steps": 9}, "--cfg-steps 9: there are 8 steps: give at most 8"),
         ({"cfg_steps": 5, "steps": 4}, "--cfg-steps 5: there are 4 steps"),
         ({"cfg_steps": 0}, "--cfg-steps 0: "),
+        ({"cfg_every": 2, "cfg": 1.0}, "--cfg-every 2: --cfg 1 is without guidance"),
+        ({"cfg_every": 9}, "--cfg-every 9: there are 8 steps: give at most 8"),
+        ({"cfg_every": 0}, "--cfg-every 0: "),
     ],
 )
 def test_steps_that_cannot_be_guided(more, message):
@@ -362,12 +410,19 @@ def test_a_plan_counts_the_guided_steps(tmp_path):
     picture = Image.new("RGB", (64, 64))
     how = {"model": micro(), "steps": 4, "cfg": 3.0, "device": "cpu"}
     counts = [
-        picture_inputs(prepare_images(picture, picture, **how, cfg_steps=n))[0]["evaluations"]
-        for n in (None, 1, 3)
+        picture_inputs(prepare_images(picture, picture, **how, **fewer))[0]["evaluations"]
+        for fewer in (
+            {},
+            {"cfg_steps": 1},
+            {"cfg_steps": 3},
+            {"cfg_every": 2},
+            {"cfg_steps": 3, "cfg_every": 3},
+        )
     ]
-    assert counts == [8, 5, 7]
-    stylize_image(picture, picture, tmp_path / "a.png", cfg_steps=1, size=64, **how)
+    assert counts == [8, 5, 7, 6, 5]
+    fewer = {"cfg_steps": 1, "cfg_every": 2}
+    stylize_image(picture, picture, tmp_path / "a.png", size=64, **fewer, **how)
     record = read_settings(tmp_path / "a.png")
-    assert record["settings"]["cfg_steps"] == 1
+    assert record["settings"].items() >= fewer.items()
     with Image.open(tmp_path / "a.png") as made:
-        assert "CFG steps: 1" in made.info["parameters"]
+        assert "CFG steps: 1, CFG every: 2" in made.info["parameters"]

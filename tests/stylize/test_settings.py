@@ -24,7 +24,7 @@ PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 def facts(**settings):
     known = {
         "method": "std", "steps": 8, "cfg": 6.0, "seed": 3, "eta": 0.75, "style_scale": 1.0,
-        "palette": 0.0, "keep_colors": False, "lora": None, "cfg_steps": None,
+        "palette": 0.0, "keep_colors": False, "lora": None, "cfg_steps": None, "cfg_every": 1,
         "prompt": "a cat", "negative_prompt": "blur",
         "model": {"name": "models/a.safetensors", "sha256": "0123456789abcdef"},
         "style": [{"name": "a.png", "weight": 0.5}, {"name": "b, c.png", "weight": 0.5}],

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from std_cli.errors import InputError, counted
 from std_cli.paths import user_path
 from std_cli.schedule import MAX_CFG, MAX_STEPS
-from std_cli.weights.files import read_header, read_object
+from std_cli.weights.files import file_state, read_header, read_object
 from std_cli.weights.hub import HubRepo, fetch, hub_id, only_file, source
-from std_cli.weights.lora.read import LoraWeights, read_lora
+from std_cli.weights.lora.family import Family
+from std_cli.weights.lora.read import read_lora
 from std_cli.weights.resolve import ModelFiles
 from std_cli.weights.zoo import MethodName, ModelEntry, method_lora, std_lora
 
@@ -84,7 +85,7 @@ def resolve_lora(
     elif not os.path.isfile(path):
         path = _hub_lora(name)
     metadata = read_header(path)[1]
-    _check_family(read_lora(path, f"--lora {name}"), model)
+    _check_family(path, f"--lora {name}", model)
     published = re.search(r"_eta(0\.\d+)\.safetensors$", path.name)
     for text in (metadata.get("eta"), published and published[1]):
         with suppress(ValueError):
@@ -98,10 +99,17 @@ def resolve_lora(
     return LoraFile(name, path, scale, trained, metadata, notice)
 
 
-def _check_family(weights: LoraWeights, model: ModelFiles) -> None:
-    """Raises InputError if a LoRA is for a kind of model whose text has another width than this
-    model's."""
-    made = weights.family
+_families: dict[tuple[Path, int, int], Family | None] = {}
+"""By the states of the files that were read and checked."""
+
+
+def _check_family(path: Path, label: str, model: ModelFiles) -> None:
+    """Read and check a LoRA, unless the same file was read before. Raises InputError if it is for a
+    kind of model whose text has another width than this model's."""
+    state = file_state(path)
+    if state not in _families:
+        _families[state] = read_lora(path, label).family
+    made = _families[state]
     if made is None:
         return
     width = read_object((model.config or model.base) / "unet" / "config.json").get(
@@ -110,7 +118,7 @@ def _check_family(weights: LoraWeights, model: ModelFiles) -> None:
     if made.cross != width:
         what, one = ("SDXL", "SDXL") if made.name != "SDXL" else (f"{width} wide", "this model")
         raise InputError(
-            f"{weights.label}: it is for {made.name} ({made.why}), and {model.name} is {what}: "
+            f"{label}: it is for {made.name} ({made.why}), and {model.name} is {what}: "
             f"choose one made for {one}"
         )
 

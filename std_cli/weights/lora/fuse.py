@@ -83,6 +83,7 @@ def fuse_lora(weights: LoraWeights, unet: "nn.Module", strength: float) -> None:
             module = modules.get(name)
             if module is None:
                 continue
+            layer = layer.to(module.weight.device)
             module.weight.copy_(layer.weight(module.weight, strength))
             if (added := layer.bias()) is not None:
-                module.bias.copy_(module.bias.float() + strength * added.to(module.bias.device))
+                module.bias.copy_(module.bias.float() + strength * added)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 DOWN, UP, MID = "lora_down.weight", "lora_up.weight", "lora_mid.weight"
@@ -107,9 +108,9 @@ class Layer:
     def scale(self) -> float:
         return self.alpha / self.rank if self.alpha is not None and self.rank else 1.0
 
-    def on_meta(self) -> "Layer":
-        """The same without data: what is computed with it has shapes only."""
-        return Layer({name: tensor.to("meta") for name, tensor in self.tensors.items()}, self.alpha)
+    def to(self, device: "torch.device | str") -> "Layer":
+        """The same on a device; on "meta" what is computed with it has shapes only."""
+        return Layer({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.alpha)
 
     def change(self) -> "Tensor | None":
         """What is added to the weight whatever the weight is, fp32: (out, in[, kh, kw]), a kernel

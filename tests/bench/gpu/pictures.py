@@ -42,14 +42,15 @@ def own_rows(bench: Bench) -> Iterator[Row]:
 
 
 def guidance_rows(bench: Bench) -> Iterator[Row]:
-    """Pictures that are guided in half of the steps."""
+    """Pictures with guidance at less work."""
     name, steps, cfg, _ = kinds(bench.scale)[0]
-    for guided in (None, max(1, steps // 2)):
+    for guided, every in ((None, 1), (max(1, steps // 2), 1), (None, 2)):
         title = name if guided is None else f"{name}, --cfg-steps {guided}"
-        yield Row(title, partial(_guided, bench, steps, cfg, guided))
+        title += f", --cfg-every {every}" if every > 1 else ""
+        yield Row(title, partial(_guided, bench, steps, cfg, guided, every))
 
 
-def _guided(bench: Bench, steps: int, cfg: float, guided: int | None) -> Facts:
+def _guided(bench: Bench, steps: int, cfg: float, guided: int | None, every: int) -> Facts:
     side, spent = bench.scale.side, []
     stylizer = bench.stylizer(dtype=bench.runs_in("fp16"), compile=False, offload="none")
     for _ in stylizer.images(
@@ -58,12 +59,13 @@ def _guided(bench: Bench, steps: int, cfg: float, guided: int | None) -> Facts:
         steps=steps,
         cfg=cfg,
         cfg_steps=guided,
+        cfg_every=every,
         size=(side, side),
         output_size="model",
         on_event=lambda e: spent.append(e["seconds"]) if e["event"] == "result" else None,
     ):
         pass
-    evaluations = steps + (steps if guided is None else guided)
+    evaluations = steps + len(range(0, steps if guided is None else guided, every))
     return {"seconds": statistics.median(spent[1:]), "evaluations": evaluations}
 
 
