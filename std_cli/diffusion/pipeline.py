@@ -404,8 +404,9 @@ def _fewer_evaluations(unet: Any, s: ImageSettings, step: Callable[[], int]) -> 
         if whole():
             kept = output[0].chunk(2)[0]
             return None
-        reused = step() < s.guided_steps and kept is not None
-        return (torch.cat([kept if reused else output[0], output[0]]),)
+        conditional: Tensor = output[0]
+        other = kept if kept is not None and step() < s.guided_steps else conditional
+        return (torch.cat([other, conditional]),)
 
     if s.cfg <= 1:
         yield

@@ -14,7 +14,8 @@ from std_cli.cli import imports
 from tests.micro import micro
 from tests.processes import std
 
-HEAVY = {"peft", "scipy", "torch._dynamo.convert_frame", "torch.distributed.tensor"}
+HEAVY = {"peft", "scipy", "sympy", "jinja2", "boto3"}
+HEAVY |= {"torch._dynamo.convert_frame", "torch.distributed.tensor"}
 """What stylizing has no use for; of the compiler, the module that everything else of it needs."""
 
 COMMAND = """

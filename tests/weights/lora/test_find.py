@@ -1,5 +1,6 @@
 """Which LoRA file a request names: of the pack, on disk, on the Hub."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,8 @@ import pytest
 
 from std_cli.errors import InputError
 from std_cli.weights.hub import source
-from std_cli.weights.lora import (
-    LoraFile,
-    resolve_lora,
-)
+from std_cli.weights.lora import LoraFile, find, resolve_lora
+from std_cli.weights.resolve import resolve_model
 from tests.hub import Hub
 from tests.weights.files import model, small_lora, tensors, truncate
 from tests.weights.processes import client
@@ -140,3 +139,23 @@ def test_unusable_lora_files(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
             resolve_lora(spec, model=model(tmp_path), task="i2i", eta=0.75)
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads = tmp_path / "a.safetensors", []
+    small_lora(path)
+    real = find.read_lora
+
+    def counted(*arguments: Any) -> Any:
+        reads.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(find, "read_lora", counted)
+    for expected in (1, 1):
+        resolve_lora(str(path), model=resolve_model("tiny"), task="i2i", eta=0.75)
+        assert len(reads) == expected
+    os.utime(path, ns=(0, 10**9))
+    resolve_lora(str(path), model=resolve_model("tiny"), task="i2i", eta=0.75)
+    assert len(reads) == 2

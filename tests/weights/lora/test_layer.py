@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from std_cli.weights.lora import read_lora
 from std_cli.weights.lora.layer import Layer
+from std_cli.weights.lora.read import _shape
 from tests.weights.lora.tensors import low, methods, number
 
 
@@ -96,3 +97,29 @@ def test_convolutions_for_linear_layers_and_the_reverse():
     wanted = weight + pair["lora_up.weight"] @ pair["lora_down.weight"]
     for tensors, base in product((pair, with_kernel), (weight, weight[:, :, None, None])):
         torch.testing.assert_close(Layer(tensors, 2.0).weight(base).flatten(1), wanted)
+
+
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [
+        ((8, 4), (4, 6)),
+        ((8, 4, 1, 1), (4, 6, 3, 3)),
+        ((8, 4, 1, 1), (4, 6)),
+        ((8, 4), (4, 6, 1, 1)),
+        ((8, 2, 2), (4, 6)),
+        ((8, 4), (3, 6)),
+        ((8,), (8, 6)),
+        ((8, 4), (4,)),
+    ],
+)
+def test_the_shape_of_a_pair_is_that_of_its_product(tmp_path, up, down):
+    """As torch's meta device has it, which refuses the same pairs."""
+    halves = {"lora_up.weight": torch.ones(up), "lora_down.weight": torch.ones(down)}
+    layer = Layer(halves, None)
+    try:
+        change = layer.to("meta").change()
+    except (RuntimeError, IndexError):
+        with pytest.raises(ValueError, match="ranks"):
+            _shape(layer)
+    else:
+        assert change is not None and _shape(layer) == tuple(change.shape)
