@@ -272,7 +272,6 @@ def test_heic_without_pillow_heif(tmp_path: Path) -> None:
 import sys
 sys.modules["pillow_heif"] = None
 from std_cli.errors import InputError
-from tests.micro import micro
 from std_cli.media.pictures import expand_inputs, read_picture
 notices = []
 print(len(expand_inputs([sys.argv[1]], notices=notices)), *notices)

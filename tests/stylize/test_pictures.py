@@ -15,6 +15,7 @@ from std_cli.media.write_picture import read_metadata
 from std_cli.stylize.plan import plan_images
 from std_cli.stylize.stages import resized
 from std_cli.weights.resolve import TINY, resolve_model
+from tests.micro import micro
 
 PALETTE = json.loads((TINY / "std.json").read_text())["i2i"]["palette"]
 QUICK = {"steps": 1, "size": 64, "output_size": "model"}
@@ -25,6 +26,13 @@ FAST = QUICK | {"model": "tiny"}
 def stylizer():
     """The embedded pack, loaded once for the calls that need no model of their own."""
     with Stylizer(model="tiny") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The same with a model of few layers, for what happens around the network."""
+    with Stylizer(model=micro()) as loaded:
         yield loaded
 
 
@@ -91,22 +99,22 @@ def test_quickstart_equals_the_published_snippet(photo, reference, steps, eta, n
     assert difference(got, want) <= 1
 
 
-def test_pictures_are_compared_with_their_sources(stylizer, tmp_path, photo, reference):
+def test_pictures_are_compared_with_their_sources(small, tmp_path, photo, reference):
     """In RGB and with alpha; the half of the result is the result as it is alone."""
     opaque = photo.resize((64, 48))
     clear = opaque.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(opaque.size))
     for source in (opaque, clear):
         before = np.asarray(source)
-        [alone] = stylizer.images(source, reference, **QUICK)
-        [side] = stylizer.images(
+        [alone] = small.images(source, reference, **QUICK)
+        [side] = small.images(
             source, reference, tmp_path / "s.png", compare="side", overwrite=True, **QUICK
         )
         with Image.open(tmp_path / "s.png") as written:
             assert written.size == side.size == (128, 48)
         assert np.array_equal(np.asarray(side)[:, :64], before)
         assert np.array_equal(np.asarray(side)[:, 64:], np.asarray(alone))
-        [wipe] = stylizer.images(source, reference, compare="wipe", labels=True, **QUICK)
+        [wipe] = small.images(source, reference, compare="wipe", labels=True, **QUICK)
         assert wipe.size == (64, 48) and (np.asarray(wipe)[:, 32] == 255).all()
         assert np.array_equal(np.asarray(wipe)[20:, :31], before[20:, :31])
         assert np.array_equal(np.asarray(wipe)[20:, 33:], np.asarray(alone)[20:, 33:])
@@ -138,7 +146,7 @@ def test_steps_are_the_steps_that_run(photo, reference, steps, eta, schedule):
     [out] = stylize_image(
         photo,
         reference,
-        model="tiny",
+        model=micro(),
         size=64,
         output_size="model",
         steps=steps,
@@ -283,37 +291,37 @@ def test_settings_that_cannot_be(photo, reference):
     [(None, (100, 60)), ("source", (100, 60)), ("model", (64, 38)), ("96x30", (96, 30))],
 )
 def test_the_result_has_the_size_of_the_source_unless_asked(
-    stylizer, tmp_path, photo, reference, wanted, size
+    small, tmp_path, photo, reference, wanted, size
 ):
     """Made larger as frames of videos are: by Lanczos, what is transparent linearly."""
     rgba = photo.resize((100, 60)).convert("RGBA")
     alpha = Image.linear_gradient("L").resize((100, 60))
     rgba.putalpha(alpha)
     for source, kept in ((rgba.convert("RGB"), None), (rgba, alpha)):
-        [small] = stylizer.images(source, reference, **QUICK)
+        [inner] = small.images(source, reference, **QUICK)
         options = QUICK | {"output_size": wanted}
-        [out] = stylizer.images(source, reference, tmp_path / "o.png", overwrite=True, **options)
+        [out] = small.images(source, reference, tmp_path / "o.png", overwrite=True, **options)
         assert out.size == size
-        larger = resized(np.asarray(small.convert("RGB")), size)
+        larger = resized(np.asarray(inner.convert("RGB")), size)
         assert np.array_equal(np.asarray(out.convert("RGB")), larger)
         if kept is not None:
             assert np.array_equal(np.asarray(out.getchannel("A")), resized(np.asarray(kept), size))
         record = read_metadata(tmp_path / "o.png")["settings"]
         assert record["output_size"] == ([96, 30] if wanted == "96x30" else wanted or "source")
         plan = plan_images(
-            source, reference, tmp_path / "p.png", model="tiny", probe=False, **options
+            source, reference, tmp_path / "p.png", model=micro(), probe=False, **options
         )
         [planned] = plan["inputs"]
         assert (planned["width"], planned["height"]) == size and planned["working"] == [64, 64]
 
 
-def test_a_large_transparent_picture_keeps_its_own_alpha(stylizer, photo, reference, monkeypatch):
+def test_a_large_transparent_picture_keeps_its_own_alpha(small, photo, reference, monkeypatch):
     """Large pictures are made smaller while they are read; what is transparent is not."""
     monkeypatch.setattr("std_cli.media.pictures.LARGE", 10_000)
     rgba = photo.resize((400, 300)).convert("RGBA")
     alpha = Image.effect_noise((400, 300), 90)
     rgba.putalpha(alpha)
-    [out] = stylizer.images(rgba, reference, **QUICK | {"output_size": "source"})
+    [out] = small.images(rgba, reference, **QUICK | {"output_size": "source"})
     assert out.getchannel("A").tobytes() == alpha.tobytes()
 
 
