@@ -61,7 +61,7 @@ class Table:
     verdicts: Sequence[Verdict]
     skipped: Sequence[Skipped]
     """What could not be compared or measured, with the reason."""
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, object] = field(default_factory=dict)
     """The command, versions, hashes."""
 
     @property
@@ -134,7 +134,7 @@ def make_table(
     measures: Mapping[str, Measure],
     baseline: str,
     skipped: Sequence[Skipped],
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
 ) -> Table:
     """The table of cells that are measured."""
     groups: dict[str, list[Cell]] = {}

@@ -14,12 +14,16 @@ and torch's graphs belong to one thread, while the stages of a video have one ea
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from std_cli.diffusion.devices import device_name
 from std_cli.paths import cache_folder
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
@@ -31,7 +35,9 @@ SHAPES = 64
 has about 20."""
 
 
-def compile_networks(pipe: Any, device: torch.device, backend: str = "inductor") -> None:
+def compile_networks(
+    pipe: "StableDiffusionXLImg2ImgPipeline", device: torch.device, backend: str = "inductor"
+) -> None:
     """Compile the repeated blocks of the UNet and the VAE's decoder when they are first used, for
     the shapes that they then get. The modules stay where they are, with their attention
     processors."""
@@ -53,7 +59,7 @@ def compile_networks(pipe: Any, device: torch.device, backend: str = "inductor")
     pipe.vae.decoder.compile(dynamic=False, backend=backend)
 
 
-def undo_compilation(pipe: Any) -> None:
+def undo_compilation(pipe: "StableDiffusionXLImg2ImgPipeline") -> None:
     """Let the modules of the UNet and the VAE work without the compiler from now on."""
     for network in (pipe.unet, pipe.vae):
         for module in network.modules():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from std_cli.weights.configs.base import read_config
 from std_cli.weights.configs.networks import VAE, UNet
@@ -25,6 +25,9 @@ from std_cli.weights.files import read_header
 from std_cli.weights.loading import loading
 from std_cli.weights.motion import MotionFiles
 from std_cli.weights.resolve import ModelFiles, weight_files
+
+if TYPE_CHECKING:
+    import torch
 
 PROCESS = 2**29
 """Bytes of main memory that Python and the libraries take for themselves, measured."""
@@ -182,7 +185,7 @@ def activation_bytes(
     }
 
 
-def peak_bytes(work: Callable[[], object], module: Any) -> int:
+def peak_bytes(work: Callable[[], object], module: "torch.nn.Module") -> int:
     """The most bytes of tensors that live at once in `work`, those of `module`'s own weights and
     buffers left out.
 
@@ -192,7 +195,7 @@ def peak_bytes(work: Callable[[], object], module: Any) -> int:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    no_numbers = module.device.type == "meta"  # asked once: diffusers looks at every module for it
+    no_numbers = next(module.parameters()).device.type == "meta"
 
     class Fused(TorchFunctionMode):
         def __torch_function__(
@@ -227,7 +230,9 @@ class Live:
 
 
 @contextmanager
-def counting(own: Iterable[Any] = (), held: Iterable[Any] = ()) -> Iterator[Live]:
+def counting(
+    own: "Iterable[torch.Tensor]" = (), held: "Iterable[torch.Tensor]" = ()
+) -> Iterator[Live]:
     """Inside, every tensor that an operation makes, forwards or backwards, counts as long as
     anything holds its memory: the graph for the backward pass, too. Views and what is written in
     place are no memory of their own.

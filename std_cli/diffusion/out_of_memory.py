@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -25,6 +25,10 @@ from std_cli.diffusion.compiled import (
     undo_compilation,
 )
 from std_cli.errors import InputError, StdError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
 
 T = TypeVar("T")
 TILES = (512, 256)
@@ -80,7 +84,7 @@ class _Turns:
 class Savings:
     """The savings of one diffusers pipeline."""
 
-    pipe: Any
+    pipe: "StableDiffusionXLImg2ImgPipeline"
     device: torch.device
     offload: Offload
     on_notice: Callable[[str], None]
@@ -208,7 +212,9 @@ def check_offload(offload: Offload, device: torch.device) -> None:
         )
 
 
-def enable_offload(pipe: Any, offload: Offload, device: torch.device) -> None:
+def enable_offload(
+    pipe: "StableDiffusionXLImg2ImgPipeline", offload: Offload, device: torch.device
+) -> None:
     """Keep the weights in main memory: whole models, or layers, come to the device when it is their
     turn.
 

@@ -3,10 +3,14 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 LARGEST = torch.finfo(torch.float16).max / 2
 """The largest number inside a VAE with which it may work in fp16: half of what fp16 holds."""
@@ -17,7 +21,7 @@ _SIDE = 8
 """Of the latents that a VAE is tried with."""
 
 
-def is_wide(config: Mapping[str, Any]) -> bool:
+def is_wide(config: Mapping[str, object]) -> bool:
     """Whether a VAE says of itself that it overflows in fp16: `force_upcast`, diffusers' default.
     Only a plan believes it, which does not load the weights."""
     return bool(config.get("force_upcast", True))
@@ -29,7 +33,7 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 @torch.no_grad()  # inference_mode would leave weights that training cannot use
-def choose_precision(vae: Any, device: torch.device) -> torch.dtype:
+def choose_precision(vae: "AutoencoderKL", device: torch.device) -> torch.dtype:
     """The precision of a VAE in a run in fp16: fp16 if its weights allow it, else bf16 where the
     device has it, else fp32.
 
@@ -56,7 +60,7 @@ def choose_precision(vae: Any, device: torch.device) -> torch.dtype:
     return chosen
 
 
-def _tried(vae: Any) -> list[Tensor]:
+def _tried(vae: "AutoencoderKL") -> list[Tensor]:
     """What a VAE makes of fixed latents, and of the pixels that it made."""
     device = next(vae.parameters()).device
     noise = torch.randn(1, 4, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
@@ -96,20 +100,22 @@ def _largest(network: nn.Module) -> Iterator[list[float]]:
 # --- pixels and latents ------------------------------------------------------------------------
 
 
-def encode(vae: Any, pixels: Tensor) -> Tensor:
+def encode(vae: "AutoencoderKL", pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, h, w), fp32: the mode of the
     posterior, so that it repeats."""
     mode: Tensor = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
     return _scaled(vae, mode.float())
 
 
-def sample(vae: Any, pixels: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def sample(
+    vae: "AutoencoderKL", pixels: Tensor, dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
     """As `encode`, drawn from the posterior, in `dtype`: what diffusers' img2img begins with."""
     pixels = pixels.to(dtype).to(vae.dtype)
     return _scaled(vae, vae.encode(pixels).latent_dist.sample(generator).to(dtype))
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
+def decode(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
     """Scaled latents (B, 4, h, w) -> pixels (B, 3, H, W), about [-1, 1], in the VAE's precision."""
     latents = latents.to(vae.dtype)
     spread = _spread(vae, latents)
@@ -121,7 +127,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(scaled, return_dict=False)[0]  # type: ignore[no-any-return]
 
 
-def _scaled(vae: Any, latents: Tensor) -> Tensor:
+def _scaled(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
     spread = _spread(vae, latents)
     if spread is None:
         return vae.config.scaling_factor * latents  # type: ignore[no-any-return]
@@ -129,7 +135,7 @@ def _scaled(vae: Any, latents: Tensor) -> Tensor:
     return (latents - mean) * vae.config.scaling_factor / deviation  # type: ignore[no-any-return]
 
 
-def _spread(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+def _spread(vae: "AutoencoderKL", latents: Tensor) -> tuple[Tensor, Tensor] | None:
     """(mean, standard deviation) of the latents, (1, 4, 1, 1), of a VAE whose config has them."""
     values = (vae.config.get("latents_mean"), vae.config.get("latents_std"))
     if None in values:

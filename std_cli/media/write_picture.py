@@ -53,7 +53,7 @@ def check_writable(path: str | Path, overwrite: bool) -> None:
 def save_picture(
     image: Image.Image,
     path: str | Path,
-    metadata: dict[str, Any],
+    metadata: Mapping[str, object],
     overwrite: bool,
     parameters: str = "",
 ) -> None:
@@ -101,7 +101,7 @@ def _write_format(path: Path) -> Literal["PNG", "JPEG", "WEBP"]:
 def encode_picture(
     image: Image.Image,
     kind: Literal["PNG", "JPEG", "WEBP"],
-    metadata: dict[str, Any],
+    metadata: Mapping[str, object],
     parameters: str = "",
 ) -> bytes:
     """The bytes of the file, as of `save_picture`. In memory, so that every OSError of the writing
@@ -129,7 +129,7 @@ def encode_picture(
     return buffer.getvalue()
 
 
-def xmp_packet(metadata: Mapping[str, Any]) -> bytes:
+def xmp_packet(metadata: Mapping[str, object]) -> bytes:
     """XMP data that holds what JSON can hold of `metadata`, for `read_metadata`."""
     return _XMP.format(html.escape(json.dumps(metadata))).encode("ascii")
 

@@ -318,7 +318,7 @@ class Scratch:
 
         return receive
 
-    def shown(self, value: Any) -> Any:
+    def shown(self, value: object) -> Any:
         """What JSON can hold, with URLs in its texts."""
         if isinstance(value, str):
             return self.in_urls(value)

@@ -27,6 +27,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -252,7 +253,7 @@ class WorkFolder:
             (self.path / _STATE).unlink(missing_ok=True)
             self._stays = False
 
-    def _write_run(self, more: dict[str, Any]) -> None:
+    def _write_run(self, more: Mapping[str, object]) -> None:
         write_run(self.path, self.run, more)
 
     def _empty(self) -> None:
@@ -295,7 +296,7 @@ def _part_of(tensors: "dict[str, torch.Tensor]", part: str) -> "dict[str, torch.
     }
 
 
-def check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same(output: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
     """Raises InputError if a run was begun with something else."""
     a, b = _flat(before), _flat(now)
     differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
@@ -309,9 +310,9 @@ def check_same(output: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
         )
 
 
-def write_run(folder: Path, run: dict[str, Any], more: dict[str, Any]) -> None:
+def write_run(folder: Path, run: Mapping[str, object], more: Mapping[str, object]) -> None:
     """Write the run file: the folder belongs to std. Raises StdError if it cannot be written."""
-    replace_file(folder / _RUN, json.dumps(_MARK | {"run": run} | more, indent=1).encode())
+    replace_file(folder / _RUN, json.dumps({**_MARK, "run": run, **more}, indent=1).encode())
 
 
 def plan_of(output: Path) -> Path:
@@ -393,7 +394,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flat(value: object, name: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     if not isinstance(value, dict):
         return {name: value}

@@ -23,7 +23,7 @@ FAST = ["--model", micro(), "--size", "64", "--steps", "1", "--cfg", "1"]
 
 @pytest.fixture(scope="module")
 def stylizer():
-    with Stylizer(model="tiny") as made:
+    with Stylizer(model=micro()) as made:
         yield made
 
 
@@ -122,26 +122,26 @@ def test_bytes_and_streams(stylizer, here, reference):
     with pytest.raises(InputError, match="a stream of text"):
         list(stylizer.images("in/a.png", reference, io.StringIO(), **LOOK))
     with pytest.raises(InputError, match="picture"):
-        stylize_image(b"text", reference, model="tiny")
+        stylize_image(b"text", reference, model=micro())
 
 
 def test_a_plan_where_outputs_exist(here, reference):
     os.remove("in/b.png")
     os.mkdir("out")
     Path("out/a_stylized.png").touch()
-    plan = plan_images("in", reference, "out", model="tiny", probe=False, **LOOK)
+    plan = plan_images("in", reference, "out", model=micro(), probe=False, **LOOK)
     assert len(plan["inputs"]) == 2
     assert any("out/a_stylized.png' exists: the run needs --overwrite" in n for n in plan["notes"])
     plan = plan_images(
-        "in", reference, "out", model="tiny", probe=False, skip_existing=True, **LOOK
+        "in", reference, "out", model=micro(), probe=False, skip_existing=True, **LOOK
     )
     assert [each["input"] for each in plan["inputs"]] == ["in/c.png"]
     Path("out/c_stylized.png").touch()
     with pytest.raises(OutputExists, match="nothing is left"):
-        plan_images("in", reference, "out", model="tiny", skip_existing=True, **LOOK)
+        plan_images("in", reference, "out", model=micro(), skip_existing=True, **LOOK)
     make_video("clip.mp4")
     Path("out/clip_stylized.mp4").touch()
-    plan = plan_video("clip.mp4", reference, "out", model="tiny", probe=False, **LOOK)
+    plan = plan_video("clip.mp4", reference, "out", model=micro(), probe=False, **LOOK)
     assert any("clip_stylized.mp4' exists" in note for note in plan["notes"])
 
 

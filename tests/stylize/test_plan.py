@@ -48,7 +48,7 @@ pytestmark = pytest.mark.long
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
-FAST = {"model": "tiny", "size": 64, "device": "cpu"}
+FAST = {"model": micro(), "size": 64, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)

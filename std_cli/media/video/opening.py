@@ -198,10 +198,11 @@ def hdr_color(frame: VideoFrame) -> Color:
 NO_TURN = (False, False, False)
 
 
-def turn_of(frame: Any) -> tuple[bool, bool, bool]:
+def turn_of(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """What makes a frame upright, by its display matrix: (swap rows and columns, then mirror
     left-right, up-down)."""
-    for data in frame.side_data:
+    side_data: Any = frame.side_data  # typed as a mapping, and iterates over its values
+    for data in side_data:
         if "DISPLAYMATRIX" in str(data.type):
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32)
             if abs(int(b)) > abs(int(a)):

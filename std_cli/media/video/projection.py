@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 _EQUIRECTANGULAR, _CUBEMAP, _TILE, _HALF = range(4)  # AVSphericalProjection
@@ -20,11 +21,12 @@ _EQUIRECTANGULAR, _CUBEMAP, _TILE, _HALF = range(4)  # AVSphericalProjection
 _STEREO = {1: 2, 2: 1}
 
 
-def projection_of(frame: Any) -> tuple[bytes, list[str]]:
+def projection_of(frame: VideoFrame) -> tuple[bytes, list[str]]:
     """(boxes of a decoded frame's projection and 3D layout, what these boxes cannot say in
     words)."""
     boxes, lost = b"", []
-    for data in frame.side_data:
+    side_data: Any = frame.side_data  # typed as a mapping, and iterates over its values
+    for data in side_data:
         kind, raw = str(data.type).split(".")[-1], bytes(data)
         if kind == "STEREO3D":
             mode, flags = struct.unpack_from("=ii", raw)
