@@ -324,7 +324,7 @@ def test_a_plan_of_a_video(tmp_path, reference, cuts, shots):
         steps=3,
         cfg=1.0,
         motion="auto",
-        **FAST | {"model": micro()},
+        **FAST,
     )
     assert sorted(tmp_path.rglob("*")) == before
     windows = windows_of(plan, *shots)
@@ -348,7 +348,7 @@ def test_the_end_of_what_is_planned(tmp_path, reference):
 def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     clip = make_clip(tmp_path / "in.mp4", frames=24, cut_at=20)
     monkeypatch.setattr("std_cli.stylize.workload.COUNTED", 10)
-    plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST | {"model": micro()})
+    plan = plan_video(clip, str(reference), probe=False, motion="auto", **FAST)
     assert (
         plan["frames"] == 24 and plan["shots"] is None and plan["windows"] == windows_of(plan, 24)
     )
