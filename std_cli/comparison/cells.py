@@ -123,6 +123,8 @@ class Skipped:
 
     name: str
     reason: str
+    pull: tuple[str, ...] = ()
+    """Models that are to be downloaded for it."""
 
 
 def make_cells(

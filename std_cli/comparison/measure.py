@@ -37,7 +37,7 @@ def choose_measures(
             continue
         measure = kind()
         if reason := measure.available():
-            skipped.append(Skipped(name, reason))
+            skipped.append(Skipped(name, reason, measure.missing))
         elif kind.domain == "clip" and not with_clips:
             skipped.append(Skipped(name, "it is a measure of clips, and no clip is compared"))
         else:

@@ -122,10 +122,8 @@ def run_comparison(
     with silent_libraries:
         config, make_missing = _maker(config, devices, verbose)
     with silent_libraries, prepared(config) as request:
-        for message in request.notices:
+        for message in [*request.notices, *_what_is_skipped(request.skipped)]:
             on_event({"event": "notice", "message": message})
-        for skipped in request.skipped:
-            on_event({"event": "notice", "message": f"{skipped.name} is skipped: {skipped.reason}"})
         replace_file(request.folder / CONFIG_FILE, to_toml(config).encode())
         here = make(request.cells, make_missing, on_event)
         measure(request.cells, request.measures, on_event)
@@ -178,8 +176,8 @@ def prepared(config: CompareConfig) -> Iterator[Comparison]:
     check_varied(config, contenders)
     settings_of(VideoSettings, dict(config.settings), None)
     folder = user_path(config.output, "-o")
-    contents = find_contents(config.content, notices)
     styles = find_styles(config.style, notices)
+    contents = find_contents(config.content, styles, notices)
     with_clips = any(content.kind == "clip" for content in contents)
     measures, skipped = choose_measures(config.measures, with_clips)
     _check_folder(folder, [each.path for each in [*contents, *styles]])
@@ -200,6 +198,19 @@ def prepared(config: CompareConfig) -> Iterator[Comparison]:
             baseline,
             notices,
         )
+
+
+def _what_is_skipped(skipped: Sequence[Skipped]) -> list[str]:
+    """A line for each that is skipped; one for all measures whose weights are not here."""
+    lacking = [each for each in skipped if each.pull]
+    if len(lacking) < 2:
+        return [f"{each.name} is skipped: {each.reason}" for each in skipped]
+    models = dict.fromkeys(name for each in lacking for name in each.pull)
+    return [
+        *(f"{each.name} is skipped: {each.reason}" for each in skipped if not each.pull),
+        f"{', '.join(each.name for each in lacking)} are skipped: their weights are not "
+        f"downloaded: run std models pull {' '.join(models)}",
+    ]
 
 
 def _check_folder(folder: Path, read: Sequence[Path]) -> None:

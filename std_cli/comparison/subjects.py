@@ -13,6 +13,7 @@ from std_cli.media.video.clip import VIDEO_SUFFIXES
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
 from std_cli.paths import user_path
+from std_cli.stylize.outputs import identity
 
 Kind = Literal["picture", "clip"]
 
@@ -27,12 +28,25 @@ class Subject:
     kind: Kind
 
 
-def find_contents(items: Sequence[str], notices: list[str]) -> list[Subject]:
-    """The pictures and videos that are named. Raises InputError for one that cannot be read, and
-    for two of one name."""
+def find_contents(
+    items: Sequence[str], styles: Sequence[Subject], notices: list[str]
+) -> list[Subject]:
+    """The pictures and videos that are named; of folders and patterns without the styles. Raises
+    InputError for one that cannot be read, and for two of one name."""
     suffixes = PICTURE_SUFFIXES | VIDEO_SUFFIXES
-    paths = expand_inputs(items, suffixes, "picture or video", notices)
-    found = [Subject(path.stem, path, kind_of(path)) for path in paths]
+    references = {identity(style.path) for style in styles}
+    paths: dict[tuple[Path, str], Path] = {}
+    for item in items:
+        inside = expand_inputs([item], suffixes, "picture or video", notices)
+        named = inside == [user_path(item, "content")]
+        kept = [path for path in inside if named or identity(path) not in references]
+        if not kept:
+            raise InputError(f"{item}: all of its pictures are styles: name other contents")
+        if left_out := counted(len(inside) - len(kept), "picture") if kept != inside else "":
+            notices.append(f"{item}: left out: {left_out} that --style names")
+        for path in kept:
+            paths.setdefault((path.parent.resolve(), path.name), path)
+    found = [Subject(path.stem, path, kind_of(path)) for path in paths.values()]
     _check_distinct(found, "contents")
     for subject in found:
         check_readable(subject.path, subject.kind)

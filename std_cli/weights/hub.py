@@ -80,7 +80,7 @@ def why_offline() -> str:
     from huggingface_hub import constants
 
     if _LOCAL.get():
-        return "downloads are switched off"
+        return "this command downloads nothing"
     return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
 
 

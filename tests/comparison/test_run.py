@@ -14,9 +14,10 @@ from PIL import Image
 import std_cli
 from std_cli import InputError, StdError, read_settings, stylize_image
 from std_cli.cli.commands import run
+from std_cli.comparison.cells import Skipped
 from std_cli.comparison.config import CompareConfig, read_config
 from std_cli.comparison.make import in_order
-from std_cli.comparison.run import prepared, to_toml
+from std_cli.comparison.run import _what_is_skipped, prepared, to_toml
 from std_cli.comparison.samples import Frames, joints_of, sample_of
 from std_cli.stylize import stylizer
 from tests.comparison.pictures import FAST, draw, peer, without_costs
@@ -163,6 +164,32 @@ def test_cells_of_the_same_weights_are_made_after_each_other(here):
     loaded = [(str(cell.loaded_by), cell.style.name) for cell in ordered]
     assert len([a for a, b in pairwise(loaded) if a != b]) == 3
     assert not (here / "r").exists()
+
+
+def test_styles_in_the_folder_of_contents_are_no_contents(here):
+    """They are where they are named."""
+    for name in ("photos", "styles"):
+        for picture in (here / name).iterdir():
+            (here / "all" / picture.name).parent.mkdir(exist_ok=True)
+            picture.rename(here / "all" / picture.name)
+    style = ("all/blue.png",)
+    config = CompareConfig(content=("all",), style=style, settings=FAST)
+    with prepared(config) as request:
+        names = [content.name for content in request.contents]
+        assert names == ["astronaut", "coffee", "stripes"]
+        assert request.notices == ["all: left out: 1 picture that --style names"]
+    with prepared(config.model_copy(update={"content": style})) as request:
+        assert [content.name for content in request.contents] == ["blue"]
+
+
+def test_measures_without_weights_are_one_notice():
+    lacking = [Skipped("csd", "it is", ("csd",)), Skipped("clip", "it is", ("clip-l",))]
+    said = _what_is_skipped([Skipped("seams", "it is of clips"), *lacking])
+    assert said == [
+        "seams is skipped: it is of clips",
+        "csd, clip are skipped: their weights are not downloaded: run std models pull csd clip-l",
+    ]
+    assert _what_is_skipped(lacking[:1]) == ["csd is skipped: it is"]
 
 
 def test_a_plan_makes_nothing(here, capsys):

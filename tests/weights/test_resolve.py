@@ -173,7 +173,7 @@ def test_single_file(tmp_path: Path) -> None:
     keys = {key + "x" * key.endswith("."): one.clone() for key in SINGLE_FILE_KEYS}
     path = tensors(tmp_path / "checkpoint.safetensors", keys)
     # the checkpoint itself is fine
-    with without_downloads(), pytest.raises(InputError, match="downloads are switched off"):
+    with without_downloads(), pytest.raises(InputError, match="this command downloads nothing"):
         resolve.resolve_model(str(path))
     del keys["conditioner.embedders.1.model.x"]
     with pytest.raises(InputError, match="not an SDXL checkpoint: it lacks second text encoder"):

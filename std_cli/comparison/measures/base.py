@@ -92,9 +92,14 @@ class Measure(ABC):
         entries = [find_entry(name) for name in self.weights]
         return {entry.name: entry.sha256 or entry.revision for entry in entries}
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of its models that are not here."""
+        return tuple(name for name in self.weights if not files_here(name))
+
     def available(self) -> str | None:
         """Why it cannot be taken at all, with what to do about it; None if it can."""
-        missing = [name for name in self.weights if not files_here(name)]
+        missing = self.missing
         if not missing:
             return None
         verb = "is" if len(missing) == 1 else "are"
