@@ -146,6 +146,7 @@ class Wavefront:
             self._close_shot()
         self._frames[self._pushed] = _Frame(latent)
         self._pushed += 1
+        # the first window starts with the shot, and every other one a stride after the one before
         start = (
             self._shot if self._covered == self._shot else self._covered - self.length + self.stride
         )
@@ -229,6 +230,7 @@ class Wavefront:
             setattr(self, name, rest[name])
 
     def _close_shot(self) -> None:
+        # frames behind the last window get one more, which is shifted back to end with the shot
         if self._covered < self._pushed:
             length = min(self.length, self._pushed - self._shot)
             self._add(_Window(self._pushed - length, length))
@@ -246,28 +248,38 @@ class Wavefront:
         """Predict for every window whose frames have all come to its step, advance the frames that
         are complete."""
         # in the middle of a round those that have predicted are a step ahead of their frames
-        ready = [w for w in self._windows if all(self._frames[i].step == w.step for i in w.frames)]
-        for length in sorted({w.length for w in ready}, reverse=True):
-            for _ in self._predict([w for w in ready if w.length == length]):
+        ready = [
+            window
+            for window in self._windows
+            if all(self._frames[i].step == window.step for i in window.frames)
+        ]
+        for length in sorted({window.length for window in ready}, reverse=True):
+            for _ in self._predict([window for window in ready if window.length == length]):
                 yield []
         self._advance()
-        self._windows = [w for w in self._windows if w.step < self.steps]
+        self._windows = [window for window in self._windows if window.step < self.steps]
         self._due = False
         yield list(self._finished())
 
     def _advance(self) -> None:
         """Take the frames that are complete to their next step, all of a step at once."""
-        steps: dict[int, list[tuple[_Frame, Tensor]]] = {}
-        for i, f in self._frames.items():
-            if f.weighted is not None and f.pending == 0 and i < self._settled:
-                steps.setdefault(f.step, []).append((f, f.weighted / f.weight))
-        for k, complete in steps.items():
-            predictions = torch.stack([prediction for _, prediction in complete])
-            latents = torch.stack([f.latent for f, _ in complete])
-            advanced = self.step(predictions, latents, k).unbind()
-            for (f, _), latent in zip(complete, advanced, strict=True):
-                f.latent = latent
-                f.step, f.pending, f.weight, f.weighted = k + 1, f.windows, 0.0, None
+        complete: dict[int, list[tuple[_Frame, Tensor]]] = {}
+        for number, frame in self._frames.items():
+            # A frame must wait for windows that are not known yet, too: without their predictions
+            # its mean would depend on when the frames behind it arrive.
+            if frame.weighted is not None and frame.pending == 0 and number < self._settled:
+                mean = frame.weighted / frame.weight
+                complete.setdefault(frame.step, []).append((frame, mean))
+        for step, frames in complete.items():
+            predictions = torch.stack([mean for _, mean in frames])
+            latents = torch.stack([frame.latent for frame, _ in frames])
+            advanced = self.step(predictions, latents, step).unbind()
+            for (frame, _), latent in zip(frames, advanced, strict=True):
+                frame.latent = latent
+                frame.step = step + 1
+                frame.pending = frame.windows  # all of them predict the next step
+                frame.weight = 0.0
+                frame.weighted = None
 
     def _predict(self, windows: list[_Window]) -> Iterator[None]:
         """For windows of one length, in batches; stops after each."""
@@ -276,27 +288,37 @@ class Wavefront:
             now = windows[: self.batch]
             more = now[:1] * (self.batch - len(now)) if self.fill else []
             latents = torch.stack(
-                [torch.stack([self._frames[i].latent for i in w.frames], 1) for w in now + more]
+                [
+                    torch.stack([self._frames[i].latent for i in window.frames], 1)
+                    for window in now + more
+                ]
             )
-            steps, frames = [w.step for w in now + more], [w.frames for w in now + more]
+            steps = [window.step for window in now + more]
+            numbers = [window.frames for window in now + more]
             try:
                 # (B, C, F, h, w)
-                predictions = self.predict(latents, steps, frames)[: len(now)]
+                predictions = self.predict(latents, steps, numbers)[: len(now)]
             except torch.OutOfMemoryError:
                 if len(latents) == 1:
                     raise
+                # nothing was added to a frame yet, so the same windows are tried again, fewer at
+                # once
                 self.batch = len(latents) // 2
                 self.on_halved(self.batch)
                 continue
             windows = windows[len(now) :]
-            for w, prediction in zip(now, predictions, strict=True):
-                w.step += 1
-                for i, weight, p in zip(w.frames, weights, prediction.unbind(1), strict=True):
-                    f = self._frames[i]
+            for window, prediction in zip(now, predictions, strict=True):
+                window.step += 1
+                of_frames = zip(window.frames, weights, prediction.unbind(1), strict=True)
+                for i, weight, predicted in of_frames:
+                    frame = self._frames[i]
+                    weighted = predicted * weight
                     # never in place: a state that was taken shares the tensors
-                    f.weighted = p * weight if f.weighted is None else f.weighted + p * weight
-                    f.weight += weight
-                    f.pending -= 1
+                    frame.weighted = (
+                        weighted if frame.weighted is None else frame.weighted + weighted
+                    )
+                    frame.weight += weight
+                    frame.pending -= 1
             yield
 
     def _finished(self) -> Iterator[Finished]:
