@@ -21,11 +21,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 from skimage import data
 
 import std_cli
 from std_cli.comparison import make
+from std_cli.comparison.cost import Memory
 from std_cli.weights.hub import source
 from std_cli.weights.zoo import zoo
 from tests.comparison.pictures import FAST, draw, without_costs
@@ -119,15 +121,15 @@ def cells(folder: Path, count: int) -> None:
 
 def rendered(folder: Path, request: dict) -> str:
     """What it takes to make the report again, in a process that does nothing else."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = psutil.Process().memory_info().rss
     begin, cpu = time.monotonic(), cpu_seconds()
-    table = std_cli.compare(folder / "contents", folder / "styles", folder / "r", **request)
+    with Memory() as memory:
+        table = std_cli.compare(folder / "contents", folder / "styles", folder / "r", **request)
     spent, passed = cpu_seconds() - cpu, time.monotonic() - begin
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = (folder / "r" / "report.html").stat().st_size
     return (
         f"{len(table.cells)} cached cells: {spent:.1f} CPU s, {passed:.1f} s, page "
-        f"{size / 1e6:.1f} MB, peak memory {before / 2**10:.0f} to {after / 2**10:.0f} MiB"
+        f"{size / 1e6:.1f} MB, memory {before / 2**20:.0f} to {memory.peak / 2**20:.0f} MiB"
     )
 
 
