@@ -13,6 +13,7 @@ from std_cli.comparison.make import CellMaker, in_order, loaded_for
 from std_cli.errors import Cancelled, InputError, StdError
 from std_cli.events import Event, OnEvent
 from std_cli.spread.devices import Devices, gpus_here
+from std_cli.spread.executor import Record
 from std_cli.spread.facts import worker_facts
 from std_cli.spread.on_ray import local_pool
 from std_cli.spread.ray_executor import RayExecutor
@@ -70,7 +71,7 @@ class CellWork:
         """The versions and the kind of device, which must be the same at all workers."""
         return worker_facts(self._device, self._dtype)
 
-    def run(self, batch: Batch, on_event: OnEvent) -> Mapping[str, Any]:
+    def run(self, batch: Batch, on_event: OnEvent) -> Record:
         """Make the cells of a batch that are not there; one that fails is reported, and does not
         stop the others."""
         os.chdir(self._folder)  # relative paths start there

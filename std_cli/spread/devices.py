@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from std_cli.diffusion.threads import GIVEN
 from std_cli.errors import InputError, counted
 
 FORMS = "all, a number of GPUs, cuda:0,cuda:1 or cpu:2"
@@ -75,6 +76,20 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def threads_of_each(workers: int, processors: int) -> int:
-    """The threads of a CPU worker, so that all workers together have one for each processor."""
+def processors_of_each(workers: int, processors: int) -> int:
+    """The processors that a cluster counts for a CPU worker, so that all workers together have
+    them all."""
     return max(1, processors // workers)
+
+
+def chosen_threads() -> dict[str, str]:
+    """The variables by which the user has chosen a number of threads, with their values."""
+    return {name: os.environ[name] for name in GIVEN if os.environ.get(name)}
+
+
+def choose_threads(chosen: dict[str, str]) -> None:
+    """Set these variables as another process has them, before the libraries read them. Ray itself
+    sets one in its processes, which is no choice of the user."""
+    for name in GIVEN:
+        os.environ.pop(name, None)
+    os.environ.update(chosen)

@@ -3,16 +3,17 @@ joined; its pictures are made in chunks."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from std_cli.errors import Cancelled, StdError, counted
 from std_cli.events import Event, OnEvent, VideoResult
 from std_cli.paths import remove_stale_drafts
 from std_cli.spread.executor import Executor
 from std_cli.spread.finish import finish, left_of
-from std_cli.spread.pictures import Chunk, absolute, chunks_of
+from std_cli.spread.pictures import Chunk, begin_chunks, chunks_of, end_chunks, prepare_chunks
 from std_cli.spread.saved_request import SavedRequest
-from std_cli.spread.units import Unit, find_units, rounds
+from std_cli.spread.storage import keep_manifest
+from std_cli.spread.units import Plan, Unit, find_units, rounds
 from std_cli.storage.scratch import Scratch
 from std_cli.stylize.outputs import Existing
 from std_cli.stylize.pictures import ImageRequest
@@ -20,14 +21,12 @@ from std_cli.stylize.report import reporting
 from std_cli.stylize.request import failure, new_folder, request_facts, some_failed
 from std_cli.stylize.video_run import Job
 from std_cli.stylize.videos import VideoRequest
-
-if TYPE_CHECKING:
-    from std_cli.spread.ray_executor import RayExecutor
+from std_cli.stylize.work_folder import folder_of
 
 
 def drive_videos(
     saved: SavedRequest,
-    executor: Executor,
+    executor: Executor[Unit],
     parts: int,
     on_event: OnEvent,
     *,
@@ -44,17 +43,22 @@ def drive_videos(
     """
     overwrite = existing == "replace"
     with ExitStack() as stack:
-        request = saved.prepare(existing, stack.enter_context(Scratch(on_event)))
+        scratch = stack.enter_context(Scratch(on_event))
+        request = saved.prepare(existing, scratch)
         assert isinstance(request, VideoRequest)
         stack.enter_context(new_folder(request.folder))
         page = reporting(report, overwrite, on_event, request.jobs, request.s)
-        on_event = stack.enter_context(page)
+        on_event = scratch.events(stack.enter_context(page), overwrite)
         return _Drive(request, saved, executor, on_event).go(parts, overwrite, resume, keep_work)
 
 
 class _Drive:
     def __init__(
-        self, request: VideoRequest, saved: SavedRequest, executor: Executor, on_event: OnEvent
+        self,
+        request: VideoRequest,
+        saved: SavedRequest,
+        executor: Executor[Unit],
+        on_event: OnEvent,
     ) -> None:
         self.request, self.saved, self.executor = request, saved, executor
         self.on_event = on_event
@@ -81,9 +85,10 @@ class _Drive:
         results = []
         for plan in plans:
             try:
-                if why := [reasons[unit.id] for unit in plan.units if unit.id in reasons]:
-                    units = counted(len(plan.units), "unit")
-                    raise StdError(f"{len(why)} of {units} of {plan.job.name} failed: {why[0]}")
+                if why := {u.id: reasons[u.id] for u in plan.units if u.id in reasons}:
+                    self.keep(plan, why)
+                    units, first = counted(len(plan.units), "unit"), next(iter(why.values()))
+                    raise StdError(f"{len(why)} of {units} of {plan.job.name} failed: {first}")
                 results.append(finish(plan, request, overwrite, keep_work, self.on_event))
             except StdError as e:
                 if self.total == 1 or isinstance(e, Cancelled):
@@ -102,70 +107,80 @@ class _Drive:
             ).failed
         return reasons
 
+    def keep(self, plan: Plan, failed: dict[str, str]) -> None:
+        """Write which units of a video failed into its work folder."""
+        folder, ids = folder_of(plan.job.target.path), [unit.id for unit in plan.units]
+        keep_manifest(folder, {}, ids, failed, self.request.scratch)
+
     def fail(self, job: Job, error: StdError) -> None:
         self.failed.append(job.name)
         self.on_event(failure(job.name, error))
 
 
-def drive_pictures(
-    saved: SavedRequest,
-    executor: "RayExecutor[Chunk]",
-    parts: int,
-    on_event: OnEvent,
-    *,
-    existing: Existing = "refuse",
-    report: str | None = None,
-) -> None:
-    """Stylize the pictures of a request in chunks, by `parts` workers; one that fails does not stop
-    the others. Errors as of `drive_videos`."""
-    request = saved.prepare(existing)
-    assert isinstance(request, ImageRequest)
-    with (
-        new_folder(request.folder if request.jobs else None),
-        reporting(report, existing == "replace", on_event, request.jobs, request.s) as on_event,
-    ):
-        _Pictures(request, on_event).go(executor, parts, saved.folder)
+class PictureDrive:
+    """Stylizes the pictures of a request in chunks. Which are made, and which failed, is reported
+    once of each, whatever workers die."""
 
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._failed: list[str] = []
+        self._seen: set[str] = set()
 
-class _Pictures:
-    """Which pictures of a request are made, and which failed: each is reported once, whatever
-    workers die."""
+    def go(
+        self,
+        saved: SavedRequest,
+        executor: Executor[Chunk],
+        parts: int,
+        existing: Existing,
+        report: str | None,
+    ) -> None:
+        """Make all pictures, by `parts` workers, which report to `pass_on`; one that fails does not
+        stop the others. Errors and report as of `drive_videos`."""
+        with Scratch(self._on_event) as scratch:
+            request = prepare_chunks(saved, existing, scratch)
+            folder = request.folder
+            with (
+                new_folder(folder if request.jobs else None),
+                reporting(
+                    report, existing == "replace", self._on_event, request.jobs, request.s
+                ) as self._on_event,
+            ):
+                self._announce(request)
+                chunks = chunks_of(request, parts)
+                work = begin_chunks(request, saved, parts, existing) if folder and chunks else None
+                reasons = executor.run(chunks).failed
+                for chunk in chunks:
+                    for picture in chunk.pictures:
+                        if picture.name not in self._seen:
+                            why = reasons.get(chunk.id, "its worker did not report it")
+                            self.pass_on(failure(picture.name, StdError(why)))
+                if work is not None and not self._failed:
+                    end_chunks(work, scratch)
+                if self._failed:
+                    ids = [chunk.id for chunk in chunks]
+                    if work is not None:
+                        keep_manifest(work, {"pictures": self._failed}, ids, reasons, scratch)
+                    total = len(request.jobs) + len(request.failed)
+                    raise some_failed(self._failed, total, "pictures")
 
-    def __init__(self, request: ImageRequest, on_event: OnEvent) -> None:
-        self.request, self.on_event = request, on_event
-        self.failed = [error["input"] for error in request.failed]
-        self.total = len(request.jobs) + len(request.failed)
-        self.seen: set[str] = set()
-
-    def go(self, executor: "RayExecutor[Chunk]", parts: int, folder: str) -> None:
-        r = self.request
+    def _announce(self, r: ImageRequest) -> None:
         if r.jobs:
             facts = request_facts(r.s, r.schedule, r.files, r.lora, r.styles, r.references)
-            self.on_event({"event": "start", "total": self.total, **facts})
+            total = len(r.jobs) + len(r.failed)
+            self._on_event({"event": "start", "total": total, **facts})
         for message in r.notices:
-            self.on_event({"event": "notice", "message": message})
+            self._on_event({"event": "notice", "message": r.scratch.in_urls(message)})
         for error in r.failed:
-            self.on_event(error)
-        executor.on_event = self.pass_on
-        chunks = chunks_of([absolute(job, folder) for job in r.jobs], parts)
-        reasons = executor.run(chunks).failed
-        for chunk in chunks:
-            for job in chunk.jobs:
-                if job.name not in self.seen:
-                    why = reasons.get(chunk.id, "its worker did not report it")
-                    self.pass_on(failure(job.name, StdError(why)))
-        if self.failed:
-            raise some_failed(self.failed, self.total, "pictures")
+            self._failed.append(error["input"])
+            self._on_event(r.scratch.shown(error))
 
     def pass_on(self, event: Event) -> None:
         """Pass on what is reported, of each picture the first result or failure."""
         given: dict[str, Any] = dict(event)
         if event["event"] in ("result", "error") and "input" in given:
-            if given["input"] in self.seen:
+            if given["input"] in self._seen:
                 return
-            self.seen.add(given["input"])
+            self._seen.add(given["input"])
             if event["event"] == "error":
-                self.failed.append(given["input"])
-            else:
-                given["total"] = self.total
-        self.on_event(cast(Event, given))
+                self._failed.append(given["input"])
+        self._on_event(cast(Event, given))

@@ -3,6 +3,8 @@
 from importlib.metadata import version
 
 from std_cli import __version__
+from std_cli.stylize.pictures import ImageRequest
+from std_cli.stylize.videos import VideoRequest, stage_threads
 
 
 def worker_facts(device: str, dtype: str) -> dict[str, str]:
@@ -24,3 +26,16 @@ def worker_facts(device: str, dtype: str) -> dict[str, str]:
         "dtype": name_dtype(choose_dtype(dtype, chosen)),
         "device": kind,
     }
+
+
+def threads_in_one_process(request: VideoRequest | ImageRequest) -> int | None:
+    """The threads that the networks take where this process makes the whole request, which every
+    worker then takes: sums on another number differ in their last bits. None on a GPU."""
+    import torch
+
+    from std_cli.diffusion.pipeline import choose_device
+
+    if choose_device(request.s.device).type != "cpu":
+        return None
+    of_a_stage = stage_threads(request) if isinstance(request, VideoRequest) else None
+    return of_a_stage or torch.get_num_threads()

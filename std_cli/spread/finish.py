@@ -8,12 +8,12 @@ from std_cli.errors import StdError, at_work, counted
 from std_cli.events import OnEvent, VideoResult
 from std_cli.media.video.quality import Quality
 from std_cli.spread.run_unit import UnitRecord, read_done, run_of, units_folder
-from std_cli.spread.storage import pull_records, pull_unit, remove_all
+from std_cli.spread.storage import pull_folder, pull_records, remove_stored
 from std_cli.spread.units import Plan, Unit, shared_out
 from std_cli.stylize.outputs import exists_already
 from std_cli.stylize.video_run import Made
 from std_cli.stylize.videos import VideoRequest, video_facts
-from std_cli.stylize.work_folder import WorkFolder, finished, stored_arrays
+from std_cli.stylize.work_folder import WorkFolder, finished, folder_of, stored_arrays
 from std_cli.weights.fingerprints import sha256
 
 
@@ -47,7 +47,7 @@ def finish(
             raise StdError(missing([plan], left))
         for unit in plan.units:
             if unit.keeps == "frames":
-                pull_unit(units_folder(target) / unit.id, request.scratch)
+                pull_folder(units_folder(target) / unit.id, request.scratch)
         run.begin_notices()
         begin = time.monotonic()
         made, seconds = _made(plan, units_folder(target))
@@ -55,7 +55,7 @@ def finish(
         seconds += time.monotonic() - begin
         result = run.finish(made, work, seconds, overwrite, keep_work)
     if not keep_work:
-        remove_all(target, request.scratch)  # not before the result is in its storage
+        remove_stored(folder_of(target), request.scratch)  # not before the result is in its storage
     return result
 
 

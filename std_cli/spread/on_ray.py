@@ -16,16 +16,18 @@ from std_cli.config import image_settings, video_settings
 from std_cli.errors import Cancelled, InputError, Kind, StdError, flags_named
 from std_cli.events import Event, OnEvent
 from std_cli.interruption import deferred
-from std_cli.paths import is_url, user_path
+from std_cli.paths import user_path
 from std_cli.spread.devices import (
     Devices,
+    choose_threads,
+    chosen_threads,
     gpus_here,
     parse_devices,
     processors,
-    threads_of_each,
+    processors_of_each,
     visible,
 )
-from std_cli.spread.drive import drive_pictures, drive_videos
+from std_cli.spread.drive import PictureDrive, drive_videos
 from std_cli.spread.pictures import Chunk, PictureWork
 from std_cli.spread.ray_executor import Pool, RayExecutor, deaths
 from std_cli.spread.ray_start import check_installed, cluster, local_ray
@@ -70,6 +72,8 @@ class Spread:
     report: str | None
     """The page of --report."""
     verbose: bool
+    threads: dict[str, str]
+    """What `chosen_threads` says where the request is made."""
 
 
 def spread_video(
@@ -98,7 +102,8 @@ def spread_video(
     video_settings(dict(options))  # raises what is wrong of them before Ray is started
     saved = SavedRequest.of("video", inputs, style, output, keep_going, options)
     rule = existing_rule(overwrite, skip_existing)
-    _run(Spread(saved, rule, resume, keep_work, _page(report), verbose), where, on_event)
+    spread = Spread(saved, rule, resume, keep_work, _page(report), verbose, chosen_threads())
+    _run(spread, where, on_event)
 
 
 def spread_images(
@@ -124,13 +129,9 @@ def spread_images(
     check_installed()
     image_settings(dict(options))
     saved = SavedRequest.of("image", inputs, style, output, keep_going, options)
-    if urls := [name for name in (*saved.inputs, saved.output) if is_url(name)]:
-        raise InputError(
-            f"{urls[0]}: pictures at URLs are made by one process: leave out --devices and "
-            f"--cluster, or mount the storage as a folder"
-        )
     rule = existing_rule(overwrite, skip_existing)
-    _run(Spread(saved, rule, True, False, _page(report), verbose), where, on_event)
+    spread = Spread(saved, rule, True, False, _page(report), verbose, chosen_threads())
+    _run(spread, where, on_event)
 
 
 def _page(report: str | Path | None) -> str | None:
@@ -154,18 +155,15 @@ def local_pool(wanted: Devices) -> Iterator[Pool]:
     """A Ray of this machine with these devices."""
     if wanted.cpu:
         assert wanted.count is not None
-        with local_ray(wanted.count, 0):
-            threads = threads_of_each(wanted.count, processors())
-            # Ray counts a processor for each worker, whatever its share is
-            yield Pool(wanted.count, gpu=False, threads=threads, cpus=1)
+        with local_ray(wanted.count, 0):  # it counts a processor for each worker
+            yield Pool(wanted.count, gpu=False)
         return
     gpus = gpus_here(wanted)
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpus, before)  # for Ray, which is started now
     try:
         with local_ray(processors(), len(gpus)):
-            threads = threads_of_each(len(gpus), processors())
-            yield Pool(len(gpus), gpu=True, threads=threads)
+            yield Pool(len(gpus), gpu=True)
     finally:
         del os.environ["CUDA_VISIBLE_DEVICES"]
         if before is not None:
@@ -187,17 +185,25 @@ def _on_device(spread: Spread, wanted: Devices) -> Spread:
 def _drive(
     spread: Spread, pool: Pool, on_event: OnEvent, stop: Callable[[], bool] = lambda: False
 ) -> None:
-    rules: dict[str, Any] = {"existing": spread.existing, "report": spread.report}
     if spread.saved.task == "image":
-        pictures = PictureWork(spread.saved, spread.existing == "replace", spread.verbose)
-        with RayExecutor[Chunk](pool, pictures, on_event, stop) as executor:
-            drive_pictures(spread.saved, executor, executor.parts, on_event, **rules)
+        pictures = PictureWork(spread.saved, spread.existing, spread.verbose)
+        drive = PictureDrive(on_event)
+        with RayExecutor[Chunk](pool, pictures, drive.pass_on, stop) as executor:
+            drive.go(spread.saved, executor, executor.parts, spread.existing, spread.report)
         return
     # what a worker left, another continues; a run that starts over has removed it before
     work = UnitWork(spread.saved, resume=True, verbose=spread.verbose)
-    rules |= {"resume": spread.resume, "keep_work": spread.keep_work}
     with RayExecutor[Unit](pool, work, on_event, stop) as on_ray:
-        drive_videos(spread.saved, on_ray, on_ray.parts, on_event, **rules)
+        drive_videos(
+            spread.saved,
+            on_ray,
+            on_ray.parts,
+            on_event,
+            existing=spread.existing,
+            resume=spread.resume,
+            keep_work=spread.keep_work,
+            report=spread.report,
+        )
 
 
 # --- in a cluster ------------------------------------------------------------------------------
@@ -280,6 +286,7 @@ class Driver:
             spread = replace(spread, resume=True)
         if not wanted.cpu:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides GPUs from who has none
+        choose_threads(spread.threads)
         self._spread, self._wanted, self._mixed = spread, wanted, mixed
         self._events: list[tuple[int, Event]] = []
         self._number = 0
@@ -331,14 +338,14 @@ def _pool_of_cluster(wanted: Devices, mixed: bool) -> Pool:
     has: Mapping[str, float] = ray.cluster_resources()
     if wanted.cpu:
         assert wanted.count is not None
-        threads = threads_of_each(wanted.count, int(has.get("CPU", 1)))
-        return Pool(wanted.count, gpu=False, threads=threads, cpus=threads, mixed=mixed)
+        cpus = processors_of_each(wanted.count, int(has.get("CPU", 1)))
+        return Pool(wanted.count, gpu=False, cpus=cpus, mixed=mixed)
     if wanted.count is None and not has.get("GPU"):
         raise InputError(
             "--devices all: the cluster has no GPU: give --devices cpu:8 for eight workers on its "
             "processors, or --devices 8 for as many GPUs as it is to start"
         )
-    return Pool(wanted.count, gpu=True, threads=None, mixed=mixed)
+    return Pool(wanted.count, gpu=True, mixed=mixed)
 
 
 def _follow(driver: Any, on_event: OnEvent) -> None:

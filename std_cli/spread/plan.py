@@ -47,7 +47,7 @@ def _spread(
         passes = bool(together[0].of)
         longest += share * (of_decoding if passes else of_frame or 1.0)
         computed += 0 if passes else sum(unit.frames for unit in together)
-    of_shot = Counter((unit.index, unit.shot) for unit in units if not unit.of)
+    of_shot = Counter((unit.output, unit.shot) for unit in units if not unit.of)
     alone = frames * (of_frame or 1.0)
     begun = min(video_run.SEGMENT, max(unit.frames for unit in units))
     return {

@@ -11,8 +11,10 @@ from typing import Any, Generic, Self, TypeVar
 from std_cli.errors import Cancelled, StdError, counted, printable
 from std_cli.events import Event, OnEvent, SpreadProgress
 from std_cli.interruption import at_quit, deferred
+from std_cli.spread.devices import chosen_threads
+from std_cli.spread.executor import Work, unit_result
 from std_cli.spread.ledger import Ledger, Task
-from std_cli.spread.ray_worker import Joined, Mailbox, Outcome, Work, Worker
+from std_cli.spread.ray_worker import Joined, Mailbox, Outcome, Worker
 
 T = TypeVar("T", bound=Task)
 DEVICE = "device"
@@ -32,8 +34,6 @@ class Pool:
     count: int | None
     """None: one for each GPU of the cluster, also of those that join it later."""
     gpu: bool
-    threads: int | None
-    """Of each worker; None: its share of those of its machine, by GPUs."""
     cpus: int = 1
     """Processors that Ray counts for each worker without a GPU."""
     mixed: bool = False
@@ -71,8 +71,7 @@ class RayExecutor(Generic[T]):
     ) -> None:
         """stop: whether the run is to end, which is asked again and again."""
         self._pool, self._work, self._stop = pool, work, stop
-        self.on_event = on_event
-        """Receives what is said of the run; it may be replaced."""
+        self._on_event = on_event
         self._slots: list[_Slot[T]] = []
         self._reference: Joined | None = None
         self._counted = (-COUNT_EVERY, 0)
@@ -181,7 +180,7 @@ class RayExecutor(Generic[T]):
             number,
             self._mailbox,
             self._work,
-            self._pool.threads,
+            None if self._pool.gpu else chosen_threads(),
             os.environ.get("HF_HUB_OFFLINE") == "1",
         )
         return actor, actor.join.remote()
@@ -236,8 +235,11 @@ class RayExecutor(Generic[T]):
     def _note(self, slot: _Slot[T], unit: T, outcome: Outcome) -> None:
         """A unit has ended at a worker that lives."""
         if outcome.how == "done":
+            assert outcome.record is not None
             self._ledger.finish(slot.number, unit)
             self._finished_frames += unit.frames
+            done = len(self._ledger.finished)
+            self._on_event(unit_result(unit, outcome.record, done, self._units))
         elif outcome.how == "failed":
             if outcome.kind == "busy" and self._ledger.wait_for_other(unit):
                 time.sleep(LOOK_EVERY)  # a process that was lost may still be about to end
@@ -340,7 +342,7 @@ class RayExecutor(Generic[T]):
     # --- reports ---
 
     def _say(self, message: str) -> None:
-        self.on_event({"event": "notice", "message": message})
+        self._on_event({"event": "notice", "message": message})
 
     def _letters(self, stop: bool) -> list[tuple[int, Event]]:
         """What the workers have reported; `stop` asks them to end."""
@@ -355,7 +357,7 @@ class RayExecutor(Generic[T]):
         """Pass on what the workers report, and how far the run is."""
         for number, event in self._letters(stop=False):
             if event["event"] != "progress":
-                self.on_event(event)
+                self._on_event(event)
             if event["event"] == "result" or event.get("stage") == "video":
                 self._advance(number, event)
         now = time.monotonic()
@@ -366,7 +368,7 @@ class RayExecutor(Generic[T]):
             self._say("no worker has started yet: Ray looks for a machine that has room for one")
         if now - self._reported >= LOOK_EVERY:
             self._reported = now
-            self.on_event(self._progress())
+            self._on_event(self._progress())
 
     def _advance(self, number: int, event: Any) -> None:
         """Note how far a worker is with its unit."""

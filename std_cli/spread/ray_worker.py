@@ -6,35 +6,20 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal
 
 from std_cli.environment import go_offline, silence_libraries
 from std_cli.errors import Cancelled, Kind, StdError
-from std_cli.events import Event, OnEvent
+from std_cli.events import Event
 from std_cli.interruption import install, stoppable
-from std_cli.spread.devices import processors
+from std_cli.spread.devices import choose_threads, processors
+from std_cli.spread.executor import Record, T_contra, Work
 
-T_contra = TypeVar("T_contra", contravariant=True)
 LAST_POST = 10.0
 """Seconds that a worker waits until its last report has arrived."""
 POST_EVERY = 1.0
 """Seconds between two reports of progress of a worker."""
-
-
-class Work(Protocol[T_contra]):
-    """What the workers do. It is sent to each of them when it starts, and lives there as long."""
-
-    def facts(self) -> Mapping[str, str]:
-        """What results follow from and must be the same at all workers: versions, the kind of
-        device."""
-
-    def run(self, unit: T_contra, on_event: OnEvent) -> Mapping[str, Any]:
-        """Do a unit, or what is left of it; returns a small record. What it leaves when it is
-        interrupted, another worker continues.
-
-        Raises StdError for what fails whoever does it. `on_event` may raise Cancelled.
-        """
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,8 @@ class Outcome:
 
     how: Literal["done", "failed", "stopped", "leaving"]
     """stopped: because the run ends; leaving: because the worker does."""
-    record: Mapping[str, Any] = field(default_factory=dict)
+    record: Record | None = None
+    """Of a unit that is done."""
     message: str = ""
     kind: Kind = "failed"
 
@@ -68,19 +54,19 @@ class Worker(Generic[T_contra]):
         number: int,
         mailbox: Any,
         work: Work[T_contra],
-        threads: int | None,
+        threads: dict[str, str] | None,
         offline: bool,
     ) -> None:
-        """mailbox: the handle of a `Mailbox`. threads: how many this worker has; None: its share of
-        the machine's, by GPUs."""
+        """mailbox: the handle of a `Mailbox`. threads: the variables of `chosen_threads`; None on a
+        GPU: a share of the machine's threads, by its GPUs."""
         # in place of Ray's handler, which ends the process with its work undone
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         install()
         silence_libraries()
         if offline:
             go_offline()
-        # torch reads it when it is imported; Ray has set it to 1
-        os.environ["OMP_NUM_THREADS"] = str(threads or _share_by_gpus())
+        share = {"OMP_NUM_THREADS": str(_share_by_gpus())} if threads is None else threads
+        choose_threads(share)
         self._number, self._mailbox, self._work = number, mailbox, work
         self._posted = 0.0
         self._reply: Any = None

@@ -2,6 +2,7 @@
 that says that it is done."""
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from std_cli.errors import Busy, StdError, at_work
-from std_cli.events import OnEvent, RequestFacts
+from std_cli.events import Event, OnEvent, RequestFacts
 from std_cli.interruption import stoppable
 from std_cli.paths import replace_file
+from std_cli.spread.executor import Record
 from std_cli.spread.facts import worker_facts
 from std_cli.spread.saved_request import SavedRequest
-from std_cli.spread.storage import pull_unit
-from std_cli.spread.units import Unit
+from std_cli.spread.storage import pull_folder
+from std_cli.spread.units import Unit, name_of
 from std_cli.storage.scratch import Scratch
 from std_cli.stylize.frames import check_unchanged
 from std_cli.stylize.request import Use, origin
@@ -74,7 +76,7 @@ def read_done(folder: Path) -> UnitRecord | None:
 
 def job_of(unit: Unit, request: VideoRequest) -> Job:
     """The video that a unit is of."""
-    return next(job for job in request.jobs if job.index == unit.index)
+    return next(job for job in request.jobs if name_of(job, request) == unit.output)
 
 
 def run_of(job: Job, request: VideoRequest, facts: RequestFacts, on_event: OnEvent) -> Run:
@@ -108,16 +110,16 @@ def run_unit(
         return done
     run = run_of(job_of(unit, request), request, video_facts(request), on_event)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    record = run.record() | {"unit": unit.json()}
+    record = run.record() | {"unit": unit.identity()}
     stored = request.scratch.work_folder(folder)
     for id in unit.of:
-        pull_unit(folder.parent / id, request.scratch)
+        pull_folder(folder.parent / id, request.scratch)
     try:
         with WorkFolder(run.job.target.path, record, resume, stored, unit=folder) as work:
             if resume and (done := read_done(folder)) is not None:
                 return done
             work.done.unlink(missing_ok=True)
-            with run_threads(request, work), use(on_event) as pipeline:
+            with run_threads(request, work, unit.threads), use(on_event) as pipeline:
                 pipeline.on_notice = run.notice
                 conditions = pipeline.prepare(request.s, request.schedule, run.job.working)
                 with at_work(), stoppable():
@@ -176,36 +178,50 @@ class UnitWork:
 
     def __init__(self, saved: SavedRequest, resume: bool = True, verbose: bool = False) -> None:
         self._saved, self._resume, self._verbose = saved, resume, verbose
-        self._request: VideoRequest | None = None
+        self._requests: dict[str, VideoRequest] = {}
         self._scratch: Scratch | None = None
         self._stylizer: Stylizer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return UnitWork, (self._saved, self._resume, self._verbose)
 
-    @property
-    def request(self) -> VideoRequest:
-        """The request, prepared in this process."""
-        if self._request is None:
+    def _request(self, output: str) -> VideoRequest:
+        """The request, prepared in this process, with the video of this output alone (see
+        `units.name_of`); "": with none."""
+        if self._scratch is None:
             self._scratch = Scratch().__enter__()
-            request = self._saved.prepare("note", self._scratch)
+        if output not in self._requests:
+            scratch = self._scratch
+
+            def is_wanted(target: Path) -> bool:
+                return scratch.in_urls(os.path.abspath(target)) == output
+
+            request = self._saved.prepare("note", scratch, is_wanted)
             assert isinstance(request, VideoRequest)
-            self._request = request
-        return self._request
+            for error in request.failed:
+                raise StdError(error["message"])
+            self._requests[output] = request
+        return self._requests[output]
 
     def facts(self) -> Mapping[str, str]:
         """What results follow from and what must be the same at all workers: the versions, and the
         kind of device."""
-        settings = self.request.s
+        settings = self._request("").s
         return worker_facts(settings.device, settings.dtype)
 
-    def run(self, unit: Unit, on_event: OnEvent) -> dict[str, Any]:
-        """Make a unit, or what is left of it; returns its record. Errors as of `run_unit`."""
-        request = self.request
-        output = job_of(unit, request).target.path
-        folder = units_folder(output) / unit.id
+    def run(self, unit: Unit, on_event: OnEvent) -> Record:
+        """Make a unit, or what is left of it. Errors as of `run_unit`."""
+        request = self._request(unit.output)
+        scratch = request.scratch
+        folder = units_folder(job_of(unit, request).target.path) / unit.id
         use = partial(self.stylizer.use, request)
-        return run_unit(unit, request, folder, use, on_event, self._resume).json()
+
+        def in_urls(event: Event) -> None:
+            on_event(scratch.shown(event))
+
+        with scratch.naming():
+            made = run_unit(unit, request, folder, use, in_urls, self._resume)
+        return {"frames": made.frames, "resumed": made.resumed, "seconds": made.seconds}
 
     @property
     def stylizer(self) -> "Stylizer":
@@ -217,10 +233,11 @@ class UnitWork:
         return self._stylizer
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, and the copies of what URLs name."""
         if self._stylizer is not None:
             self._stylizer.close()
             self._stylizer = None
         if self._scratch is not None:
             self._scratch.__exit__(None, None, None)
-            self._scratch = self._request = None
+            self._scratch = None
+            self._requests = {}

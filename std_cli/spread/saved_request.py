@@ -1,7 +1,7 @@
 """A request as JSON has it: what another process, or a later one, prepares it again from."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -60,10 +60,19 @@ class SavedRequest:
             {name: _plain(value) for name, value in options.items() if value is not None},
         )
 
+    @property
+    def output_here(self) -> str:
+        """-o, from the working folder of this process."""
+        return self._here(self.output)
+
     def prepare(
-        self, existing: Existing, scratch: Scratch = LOCAL_ONLY
+        self,
+        existing: Existing,
+        scratch: Scratch = LOCAL_ONLY,
+        only: Callable[[Path], bool] | None = None,
     ) -> "VideoRequest | ImageRequest":
-        """Check the request as `prepare_video` and `prepare_images` do; raises their errors."""
+        """Check the request as `prepare_video` and `prepare_images` do; raises their errors. only:
+        whether a result, by its path on this machine, is of interest."""
         style: list[Style] = [
             (self._here(item[0]), item[1]) if len(item) == 2 else self._here(item[0])
             for item in self.style
@@ -73,8 +82,9 @@ class SavedRequest:
         request: VideoRequest | ImageRequest = prepare(
             [self._here(item) for item in self.inputs],
             style,
-            self._here(self.output),
+            self.output_here,
             scratch=scratch,
+            only=only,
             existing=existing,
             keep_going=self.keep_going,
             **options,

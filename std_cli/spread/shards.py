@@ -7,21 +7,30 @@ of the attempt, `attempts/` in the work folder; a shard that is run again makes 
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from std_cli.errors import InputError, StdError, counted
-from std_cli.events import OnEvent
-from std_cli.paths import replace_file, user_path
+from std_cli.events import Event, OnEvent
+from std_cli.paths import user_path
 from std_cli.spread.executor import Here
 from std_cli.spread.finish import finish, left_of, missing
-from std_cli.spread.picture_shards import PictureUnits
+from std_cli.spread.pictures import (
+    PictureWork,
+    begin_chunks,
+    chunks_of,
+    end_chunks,
+    is_begun,
+    not_made,
+    place_of,
+    prepare_chunks,
+    read_chunks,
+)
 from std_cli.spread.run_unit import UnitWork
 from std_cli.spread.saved_request import SavedRequest
-from std_cli.spread.storage import pull_plan
-from std_cli.spread.units import Plan, Unit, find_units, rounds, shared_out
+from std_cli.spread.storage import keep_manifest, pull_plan
+from std_cli.spread.units import Plan, find_units, rounds, shared_out
 from std_cli.storage.scratch import Scratch
 from std_cli.stylize.outputs import Existing
 from std_cli.stylize.request import failure, new_folder, some_failed
@@ -104,7 +113,7 @@ def run_shard(
     with Scratch(on_event) as scratch:
         request = saved.prepare(existing, scratch)
         assert isinstance(request, VideoRequest)
-        _run_videos(request, saved, shard, on_event, resume, verbose)
+        _run_videos(request, saved, shard, scratch.events(on_event, False), resume, verbose)
 
 
 def _run_videos(
@@ -147,8 +156,10 @@ def _run_videos(
         work.close()
     for plan in plans:
         ids = {unit.id for unit in plan.units}
-        units = [unit for unit in mine if unit.id in ids]
-        _keep_manifest(folder_of(plan.job.target.path), shard, units, outcome.failed)
+        units = [unit.id for unit in mine if unit.id in ids]
+        failures = {id: why for id, why in outcome.failed.items() if id in ids}
+        folder = folder_of(plan.job.target.path)
+        keep_manifest(folder, {"shard": asdict(shard)}, units, failures, request.scratch)
     if outcome.failed:
         first = next(iter(outcome.failed.values()))
         raise StdError(
@@ -174,34 +185,46 @@ def _say(on_event: OnEvent, message: str) -> None:
 def _run_pictures(
     saved: SavedRequest, shard: Shard, existing: Existing, on_event: OnEvent, verbose: bool
 ) -> None:
-    units = PictureUnits.of(saved, shard.of, existing, on_event)
-    mine = shared_out(units.units, shard.of)[shard.number]
-    pictures = sum(unit.frames for unit in mine)
-    _say(on_event, f"shard {shard}: {counted(pictures, 'picture')} of {len(units.request.jobs)}")
-    failed = units.run(mine, verbose)
-    _keep_manifest(units.folder, shard, mine, failed)
-    if failed:
-        first = next(iter(failed.values()))
-        raise StdError(
-            f"{counted(len(failed), 'picture')} of shard {shard} failed ({first}): the same "
-            f"command makes them again"
-        )
-    _say(on_event, _then(shard, len(units.left()), saved.output))
+    failed: dict[str, str] = {}
 
+    def pass_on(event: Event) -> None:
+        if event["event"] == "error" and "input" in event:
+            failed[event["input"]] = event["message"]
+        on_event(event)
 
-def _keep_manifest(
-    folder: Path, shard: Shard, units: Sequence[Unit], failed: Mapping[str, str]
-) -> None:
-    """Write what became of the units, a file for each attempt."""
-    attempts = folder / "attempts"
-    attempts.mkdir(parents=True, exist_ok=True)
-    kept = {
-        "shard": asdict(shard),
-        "units": [unit.id for unit in units],
-        "failed": dict(failed),
-    }
-    name = f"{shard.number}-of-{shard.of}-{time.time_ns()}.json"
-    replace_file(attempts / name, json.dumps(kept, indent=1).encode())
+    with Scratch(on_event) as scratch:
+        request = prepare_chunks(saved, existing, scratch, shards=True)
+        if request.folder is None:
+            raise InputError(
+                f"-o {saved.output}: shards write into one folder: name a folder, with / at its end"
+            )
+        for message in request.notices:
+            _say(on_event, scratch.in_urls(message))
+        for error in request.failed:
+            pass_on(scratch.shown(error))
+        if not request.jobs:
+            raise some_failed(list(failed), len(failed), "pictures")
+        mine = shared_out(chunks_of(request, shard.of), shard.of)[shard.number]
+        work = PictureWork(saved, existing, verbose)
+        try:
+            work.refused(mine)
+            folder = begin_chunks(request, saved, shard.of, existing)
+            pictures = sum(chunk.frames for chunk in mine)
+            _say(on_event, f"shard {shard}: {counted(pictures, 'picture')} of {len(request.jobs)}")
+            outcome = Here(work, pass_on).run(mine)
+        finally:
+            work.close()
+        ids = [chunk.id for chunk in mine]
+        keep_manifest(folder, {"shard": asdict(shard)}, ids, failed | outcome.failed, scratch)
+        if failed or outcome.failed:
+            first = next(iter((failed | outcome.failed).values()))
+            number = len(failed) + sum(c.frames for c in mine if c.id in outcome.failed)
+            raise StdError(
+                f"{counted(number, 'picture')} of shard {shard} failed ({first}): the same command "
+                f"makes them again"
+            )
+        scratch.output(saved.output_here, try_it=False)  # it lists what others have made
+        _say(on_event, _then(shard, len(not_made(request.jobs)), saved.output))
 
 
 # --- joining -----------------------------------------------------------------------------------
@@ -224,8 +247,8 @@ def join_shards(
     """
     with Scratch(on_event) as place:
         path = user_path(place.output(str(output), try_it=False), "OUT")
-        if PictureUnits.is_there(path):
-            PictureUnits.join(path, on_event, keep_work)
+        if is_begun(path, place):
+            _join_pictures(path, keep_work, on_event)
             return
         pull_plan(path, place)
         for folder in path.glob(".*.std") if path.is_dir() else ():
@@ -233,6 +256,31 @@ def join_shards(
         requests = _requests(path)
     for saved, names in requests:
         _join_videos(saved, names, overwrite, keep_work, verbose, on_event)
+
+
+def _join_pictures(output: Path, keep_work: bool, on_event: OnEvent) -> None:
+    """Check that all pictures are made, and remove the work folder. Raises StdError if some are
+    not; the shards are named."""
+    kept = read_chunks(output)
+    saved, parts = SavedRequest.from_json(kept["request"]), int(kept["shards"])
+    with Scratch(on_event) as scratch:
+        request = prepare_chunks(saved, "note", scratch, shards=True)
+        left = {scratch.in_urls(job.name) for job in not_made(request.jobs)}
+        total = counted(len(request.jobs), "picture")
+        if left:
+            shards = [
+                f"{i}/{parts}"
+                for i, share in enumerate(shared_out(chunks_of(request, parts), parts))
+                if any(picture.name in left for chunk in share for picture in chunk.pictures)
+            ]
+            raise StdError(
+                f"{len(left)} of {total} are not made, of shard {', '.join(shards[:8])}: run the "
+                f"same command with --shard {shards[0]}, then std join again"
+            )
+        assert request.folder is not None
+        if not keep_work:
+            end_chunks(folder_of(place_of(request.folder)), scratch)
+        _say(on_event, f"{total} of {parts} shards are in {scratch.in_urls(str(request.folder))}")
 
 
 def _requests(path: Path) -> list[tuple[SavedRequest, set[str]]]:

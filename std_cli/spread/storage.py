@@ -5,8 +5,13 @@ unit's folder is written by its worker alone, its record last of all. Nothing is
 this machine.
 """
 
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from std_cli.paths import replace_file
 from std_cli.storage.remote import matching
 from std_cli.storage.scratch import Scratch
 from std_cli.storage.transfer import get_files
@@ -53,16 +58,40 @@ def pull_records(output: Path, scratch: Scratch) -> None:
         raise error
 
 
-def pull_unit(folder: Path, scratch: Scratch) -> None:
-    """Copy all files of a unit to this machine."""
+def pull_folder(folder: Path, scratch: Scratch) -> None:
+    """Copy all files of a folder to this machine."""
     stored = scratch.work_folder(folder)
     if stored is not None:
         folder.mkdir(parents=True, exist_ok=True)
         stored.pull(folder)
 
 
-def remove_all(output: Path, scratch: Scratch) -> None:
-    """Remove the work folder of an output from its storage."""
-    stored = scratch.work_folder(folder_of(output))
+def push_files(folder: Path, names: Sequence[str], scratch: Scratch) -> None:
+    """Copy files of a folder to its storage, in this order."""
+    stored = scratch.work_folder(folder)
+    if stored is not None:
+        stored.push(folder, names)
+
+
+def remove_stored(folder: Path, scratch: Scratch) -> None:
+    """Remove a work folder from its storage."""
+    stored = scratch.work_folder(folder)
     if stored is not None:
         stored.remove()
+
+
+def keep_manifest(
+    folder: Path,
+    who: Mapping[str, object],
+    units: Sequence[str],
+    failed: Mapping[str, str],
+    scratch: Scratch,
+) -> None:
+    """Write what became of units in an attempt, a file for each attempt in the work folder
+    `folder`. who: what made them."""
+    attempts = folder / "attempts"
+    attempts.mkdir(parents=True, exist_ok=True)
+    kept = {**who, "units": list(units), "failed": dict(failed)}
+    name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.json"
+    replace_file(attempts / name, json.dumps(kept, indent=1).encode())
+    push_files(attempts, [name], scratch)

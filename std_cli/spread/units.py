@@ -12,14 +12,17 @@ in the plan file of its work folder, so that a run that is begun again has the s
 import hashlib
 import heapq
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from std_cli.errors import InputError, StdError
 from std_cli.events import OnEvent
 from std_cli.paths import remove, replace_file
+from std_cli.spread.facts import threads_in_one_process
+from std_cli.spread.ledger import Task
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.storage import pull_plan, push_plan
 from std_cli.stylize import video_run
@@ -29,6 +32,7 @@ from std_cli.stylize.videos import VideoRequest, video_facts
 from std_cli.stylize.work_folder import check_folder, check_same, folder_of, plan_of, write_run
 
 Keeps = Literal["frames", "latents"]
+T = TypeVar("T", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,10 @@ class Unit:
 
     id: str
     """Of the input's identity, the settings and the frames: what has the same id is the same."""
-    kind: Literal["frames", "pictures"]
     input: str
-    """As it was given; of pictures the folder that their results are in."""
-    index: int
-    """Of the input within the request, from 1."""
+    """As it was given."""
+    output: str
+    """What `name_of` says of its result."""
     shot: int = 0
     """From 1."""
     shot_first: int = 0
@@ -62,13 +65,13 @@ class Unit:
     """latents: another unit makes the frames of them, in which filters run along the shot."""
     of: tuple[str, ...] = ()
     """Ids of the units of whose latents this one makes its frames, in order."""
-    files: tuple[str, ...] = ()
-    """Of pictures: the inputs, as they were given."""
+    threads: int | None = None
+    """Those that the networks take on a processor, as in a run in one process; None on a GPU."""
 
     @property
     def frames(self) -> int:
-        """How many frames, or pictures, are computed: how much work it is."""
-        return self.end - self.first + self.before + self.after + len(self.files)
+        """How many frames are computed: how much work it is."""
+        return self.end - self.first + self.before + self.after
 
     @property
     def stretch(self) -> Stretch:
@@ -90,7 +93,12 @@ class Unit:
 
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> "Unit":
-        return cls(**kept | {"of": tuple(kept["of"]), "files": tuple(kept["files"])})
+        return cls(**kept | {"of": tuple(kept["of"])})
+
+    def identity(self) -> dict[str, Any]:
+        """What two machines that find the same unit agree on; JSON-able."""
+        machines_own = ("output", "threads")
+        return {name: value for name, value in self.json().items() if name not in machines_own}
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,12 @@ class Plan:
     """Of the reader."""
     shards: int | None = None
     """Into how many shards the units were to be shared out; None: they are not made in shards."""
+
+
+def name_of(job: Job, request: VideoRequest) -> str:
+    """By what a video of a request is known in all processes, from any working folder: the path or
+    the URL of its result."""
+    return request.scratch.in_urls(os.path.abspath(job.target.path))
 
 
 # --- halo --------------------------------------------------------------------------------------
@@ -218,7 +232,7 @@ def find_units(
             record = run.record()
             if resume:
                 pull_plan(job.target.path, request.scratch)
-            if resume and (kept := read_plan(job, record)) is not None:
+            if resume and (kept := read_plan(job, record, request)) is not None:
                 plans.append(kept)
                 continue
             on_event({"event": "progress", "stage": "count", "input": job.name})
@@ -303,9 +317,8 @@ def _piece(job: Job, shot: _Shot, first: int, end: int, request: VideoRequest) -
     pts, pixels = shot.marks[begin]
     return Unit(
         id="",
-        kind="frames",
         input=request.scratch.in_urls(job.name),
-        index=job.index,
+        output=name_of(job, request),
         shot=shot.number,
         shot_first=shot.first,
         first=shot.first + first,
@@ -314,13 +327,13 @@ def _piece(job: Job, shot: _Shot, first: int, end: int, request: VideoRequest) -
         after=stop - end,
         pts=str(pts),
         checksum=pixels,
+        threads=threads_in_one_process(request),
     )
 
 
 def _identified(unit: Unit, record: dict[str, Any]) -> Unit:
     """The unit with its id, which begins with what a person looks for."""
-    kept = {name: value for name, value in unit.json().items() if name not in ("id", "index")}
-    text = json.dumps([record, kept], sort_keys=True)
+    text = json.dumps([record, unit.identity()], sort_keys=True)
     digits = hashlib.sha256(text.encode()).hexdigest()[:12]
     what = "-latents" if unit.keeps == "latents" else ""
     return replace(unit, id=f"shot{unit.shot:05d}-{unit.first:07d}{what}-{digits}")
@@ -357,7 +370,7 @@ def write_plan(plan: Plan, saved: SavedRequest, resume: bool) -> None:
     replace_file(plan_of(output), json.dumps(kept, indent=1).encode())
 
 
-def read_plan(job: Job, record: dict[str, Any]) -> Plan | None:
+def read_plan(job: Job, record: dict[str, Any], request: VideoRequest) -> Plan | None:
     """The kept plan of a video; None if there is none.
 
     Raises InputError for one of another request, or one that is damaged.
@@ -374,7 +387,7 @@ def read_plan(job: Job, record: dict[str, Any]) -> Plan | None:
         return Plan(
             job,
             record,
-            [Unit.from_json(unit) for unit in kept["units"]],
+            [replace(Unit.from_json(unit), output=name_of(job, request)) for unit in kept["units"]],
             kept["frames"],
             kept["shots"],
             Fraction(kept["first_pts"]),
@@ -393,7 +406,7 @@ def _damaged(file: Any) -> InputError:
 # --- who makes which ---------------------------------------------------------------------------
 
 
-def longest_first(units: Iterable[Unit]) -> list[Unit]:
+def longest_first(units: Iterable[T]) -> list[T]:
     """What is begun last then ends last. Equal ones stay in order."""
     return sorted(units, key=lambda unit: -unit.frames)
 
@@ -405,12 +418,12 @@ def rounds(units: Sequence[Unit]) -> list[list[Unit]]:
     return [longest_first(each) for each in both if each]
 
 
-def shared_out(units: Sequence[Unit], parts: int) -> list[list[Unit]]:
+def shared_out(units: Sequence[T], parts: int) -> list[list[T]]:
     """The units of each part: the longest first, each to the part that has the least work.
 
     Which part makes a unit follows from the units and their number alone, whatever is done already.
     """
-    shares: list[list[Unit]] = [[] for _ in range(parts)]
+    shares: list[list[T]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]
     for unit in longest_first(units):
         load, part = heapq.heappop(loads)

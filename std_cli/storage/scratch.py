@@ -10,8 +10,8 @@ messages and records, names their URLs, without user, password and query.
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -65,6 +65,15 @@ class Scratch:
         self._stack.close()
         if isinstance(error, StdError):
             error.args = (self.in_urls(str(error)),)
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Inside, errors name URLs, as they do when the scratch folder is left."""
+        try:
+            yield
+        except StdError as e:
+            e.args = (self.in_urls(str(e)),)
+            raise
 
     # --- names ---
 
@@ -241,6 +250,25 @@ class Scratch:
         self._unread |= failed
         self._empty -= set(files) - failed.keys()
 
+    def drop(self, paths: Iterable[Path]) -> None:
+        """Remove the content of copies, to which nothing is done any more, from this machine."""
+        for path in paths:
+            if path in self._stored and path.is_file():
+                os.truncate(path, 0)
+                self._empty.add(path)
+
+    def look(self, path: Path) -> None:
+        """Ask the storage whether the file of an output is there now."""
+        stored = self._stored_output(path)
+        if stored is None:
+            return
+        kind, size = kind_of(stored)
+        self._stored.pop(path, None)
+        self._empty.discard(path)
+        remove(path)
+        if kind == "file":
+            self._touch(path, Stored(stored.fs, stored.path, stored.url, size))
+
     def check(self, path: Path) -> None:
         """Raises InputError for a file that could not be copied."""
         if path in self._unread:
@@ -292,6 +320,12 @@ class Scratch:
             start = re.escape(f"{self._root}{os.sep}")
             text = re.sub(rf"{start}([a-z][a-z0-9+.-]+)/", r"\1://", text)
         return redacted(text)
+
+    def local(self, shown: str) -> Path:
+        """The file here of a path or URL as `in_urls` gives it."""
+        if is_url(shown) and _scheme(shown) not in ("file", "local"):
+            return self._local(shown)
+        return Path(shown)
 
     def events(self, on_event: OnEvent, overwrite: bool) -> OnEvent:
         """What receives the events of the run, puts each result where it is to be, and passes the

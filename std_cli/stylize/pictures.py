@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Unpack, cast
@@ -240,12 +240,13 @@ def prepare_images(
     existing: Existing = "refuse",
     keep_going: bool = False,
     find: Find = call,
+    only: Callable[[Path], bool] | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
 
-    scratch: what receives copies of the inputs and references that URLs name. Other parameters and
-    errors as of `Stylizer.images`.
+    scratch: what receives copies of the inputs and references that URLs name. only: as of
+    `prepare_video`. Other parameters and errors as of `Stylizer.images`.
     """
     given: dict[str, Any] = dict(options)
     asked = image_settings(given)  # raises what is wrong whatever the model says
@@ -260,6 +261,9 @@ def prepare_images(
     reads = [*named, *(job.source for job in jobs if isinstance(job.source, Path))]
     check_outputs([job.target for job in jobs if job.target], folder, reads)
     jobs = _to_do(jobs, existing, notices)
+    needed = bool(jobs)
+    if only is not None:
+        jobs = [job for job in jobs if job.target and only(job.target)]
     wanted = [
         j for j in jobs if existing != "refuse" or not (j.target and os.path.lexists(j.target))
     ]
@@ -267,7 +271,7 @@ def prepare_images(
     jobs, sizes, failed = _read_once(jobs, existing, keep_going, notices, scratch)
     if try_folder(folder) is None:
         _check_writable(jobs, existing)
-    choice = choose_model(given, asked, bool(jobs), find)
+    choice = choose_model(given, asked, needed and (only is not None or bool(jobs)), find)
     s, files = choice.s, choice.files
     pack = Pack(**files.pack if files else {})
     jobs = [_sized(job, size, s, pack) for job, size in zip(jobs, sizes, strict=True)]

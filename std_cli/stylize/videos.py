@@ -1,6 +1,6 @@
 """Stylization of videos: a request checked, then one video after another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -181,14 +181,17 @@ def _stylize_one(
     return result
 
 
-def run_threads(r: VideoRequest, work: WorkFolder) -> AbstractContextManager[None]:
-    """Around all that the networks do for a video: the threads that they take. A run that resumes
-    has those of the interrupted one: sums in another order have other bits."""
+def run_threads(
+    r: VideoRequest, work: WorkFolder, threads: int | None = None
+) -> AbstractContextManager[None]:
+    """Around all that the networks do for a video: the threads that they take, `threads` where they
+    are given. A run that resumes has those of the interrupted one: sums in another order have other
+    bits."""
     from std_cli.diffusion.threads import torch_threads
 
     if work.state is not None:
         return torch_threads(work.state["threads"])
-    return torch_threads(stage_threads(r))
+    return torch_threads(threads or stage_threads(r))
 
 
 def stage_threads(r: VideoRequest) -> int | None:
@@ -209,12 +212,14 @@ def prepare_video(
     existing: Existing = "refuse",
     keep_going: bool = True,
     find: Find = call,
+    only: Callable[[Path], bool] | None = None,
     **options: Unpack[VideoOptions],
 ) -> VideoRequest:
     """Check everything before a weight is loaded, and leave nothing behind.
 
-    scratch: what receives copies of the inputs and references that URLs name. Other parameters and
-    errors as of `Stylizer.video`.
+    scratch: what receives copies of the inputs and references that URLs name. only: called with the
+    path of each result: whether it is of interest; the inputs of others are neither copied nor
+    opened. Other parameters and errors as of `Stylizer.video`.
     """
     given: dict[str, Any] = dict(options)
     asked = video_settings(given)  # raises what is wrong whatever the model says
@@ -233,7 +238,10 @@ def prepare_video(
     cuts_file = None if asked.cuts in ("auto", "off") else user_path(asked.cuts, "--cuts")
     check_video_outputs(outputs, folder, [*named, *filter(None, [cuts_file])], asked)
     outputs = left_to_do(outputs, existing, notices)
-    scratch.fetch(place.source for place in outputs)
+    wanted = [
+        (i, place) for i, place in enumerate(outputs, 1) if only is None or only(place.target)
+    ]
+    scratch.fetch(place.source for _, place in wanted)
     choice = choose_model(given, asked, bool(outputs), find)
     s, files, motion = choice.s, choice.files, choice.motion
     if files and motion is None and given.get("motion") == "auto" and not choice.lacks_motion:
@@ -245,7 +253,7 @@ def prepare_video(
     cuts = read_cuts(cuts_file) if cuts_file is not None else None
     made = try_folder(folder)
     jobs, failed = [], []
-    for i, place in enumerate(outputs, 1):
+    for i, place in wanted:
         try:
             if existing == "refuse":
                 refuse_existing(place, s.preview is not None)

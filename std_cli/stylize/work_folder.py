@@ -296,8 +296,14 @@ def _part_of(tensors: "dict[str, torch.Tensor]", part: str) -> "dict[str, torch.
     }
 
 
-def check_same(output: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """Raises InputError if a run was begun with something else."""
+def check_same(
+    output: Path,
+    before: Mapping[str, object],
+    now: Mapping[str, object],
+    remedy: str = "--no-resume",
+) -> None:
+    """Raises InputError if a run was begun with something else. remedy: the flag that starts
+    over."""
     a, b = _flat(before), _flat(now)
     differing = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     if differing:
@@ -306,7 +312,7 @@ def check_same(output: Path, before: Mapping[str, object], now: Mapping[str, obj
         raise InputError(
             f"{output} was begun with another {key}: {a.get(key)!r}, now "
             f"{b.get(key)!r}{more}: give the same "
-            "again to resume, or --no-resume to start over"
+            f"again to resume, or {remedy} to start over"
         )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from std_cli import InputError
-from std_cli.spread.devices import Devices, gpus_here, parse_devices, threads_of_each, visible
+from std_cli.spread.devices import Devices, gpus_here, parse_devices, processors_of_each, visible
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_what_workers_see_is_counted_from_what_this_process_sees():
 
 
 def test_the_processors_are_shared():
-    assert [threads_of_each(workers, 8) for workers in (1, 3, 8, 20)] == [8, 2, 1, 1]
+    assert [processors_of_each(workers, 8) for workers in (1, 3, 8, 20)] == [8, 2, 1, 1]

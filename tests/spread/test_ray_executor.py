@@ -16,7 +16,7 @@ from tests.spread.works import Small, SmallWork
 from tests.stylize.test_videos import make_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-TWO = Pool(2, gpu=False, threads=1)
+TWO = Pool(2, gpu=False)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_machine_that_is_lost_is_replaced_by_one_that_joins(run, cluster, tmp_
         if event["event"] == "notice" and "goes to" in event["message"]:
             cluster.add_node(**how)
 
-    units, three = [Small(name, frames=150) for name in "abc"], Pool(3, gpu=False, threads=1)
+    units, three = [Small(name, frames=150) for name in "abc"], Pool(3, gpu=False)
     ledger = run(units, three, on_event=on_event)
     assert len(ledger.finished) == 3 and (ledger.lost, ledger.retried) == (1, 1), said(run)
     assert len(marks(tmp_path)) == 450

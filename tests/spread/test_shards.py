@@ -105,14 +105,16 @@ def test_pictures_in_shards(tmp_path, monkeypatch, photo, reference):
     assert len(made) == 3
     with pytest.raises(StdError, match="2 of 5 pictures are not made, of shard 1/2"):
         join_shards("out", on_event)
-    (tmp_path / "out" / "1_stylized.png").unlink()  # a kill before it was written
+    (tmp_path / "out" / "2_stylized.png").unlink()  # a kill before it was written
+    written = (tmp_path / "out" / "0_stylized.png").stat().st_mtime_ns
     run_shard(saved, Shard(0, 2), "refuse", on_event)
-    assert made[3:] == ["photos/1.png"]
-    photo.save(tmp_path / "out" / "4_stylized.png")  # of another origin
+    assert made[3:] == ["photos/0.png", "photos/2.png", "photos/4.png"], "all are reported"
+    assert (tmp_path / "out" / "0_stylized.png").stat().st_mtime_ns == written
+    photo.save(tmp_path / "out" / "3_stylized.png")  # of another origin
     with pytest.raises(InputError, match="exists; pass --overwrite"):
         run_shard(saved, Shard(1, 2), "refuse", on_event)
     run_shard(saved, Shard(1, 2), "replace", on_event)
-    assert sorted(made[4:]) == ["photos/3.png", "photos/4.png"]
+    assert made[6:] == ["photos/1.png", "photos/3.png"]
     join_shards("out", on_event)
     for file in (tmp_path / "whole").iterdir():
         pixels = [Image.open(tmp_path / name / file.name).tobytes() for name in ("whole", "out")]

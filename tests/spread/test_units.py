@@ -144,7 +144,7 @@ def wavefront(latents, first, window, stride, steps):
 
 def test_units_are_shared_out_by_their_work():
     def unit(name, frames):
-        return Unit(name, "frames", "in.mp4", 1, end=frames)
+        return Unit(name, "in.mp4", "out.mp4", end=frames)
 
     units = [unit("a", 10), unit("b", 90), unit("c", 40), unit("d", 45), unit("e", 10)]
     shares = shared_out(units, 2)
