@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
-from std_cli.errors import Cancelled, StdError, counted
+from std_cli.errors import Cancelled, InputError, StdError, counted
 from std_cli.events import Event, OnEvent, VideoResult
-from std_cli.paths import remove_stale_drafts
+from std_cli.paths import is_url, remove_stale_drafts
 from std_cli.spread.executor import Executor
 from std_cli.spread.finish import finish, left_of
 from std_cli.spread.pictures import Chunk, begin_chunks, chunks_of, end_chunks, prepare_chunks
@@ -136,6 +136,11 @@ class PictureDrive:
     ) -> None:
         """Make all pictures, by `parts` workers, which report to `pass_on`; one that fails does not
         stop the others. Errors and report as of `drive_videos`."""
+        if report is not None and is_url(saved.output):
+            raise InputError(
+                f"--report {report}: the results at {saved.output} are put there by the workers: "
+                f"leave out --report, or give -o a folder"
+            )
         with Scratch(self._on_event) as scratch:
             request = prepare_chunks(saved, existing, scratch)
             folder = request.folder
