@@ -56,7 +56,7 @@ class LookOptions(TypedDict, total=False):
     steps: int | None
     cfg: float | None
     cfg_steps: int | None
-    cfg_every: int
+    cfg_every: int | None
     style_scale: float | None
     style_blocks: StyleBlocks | None
     palette: float | None

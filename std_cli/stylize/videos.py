@@ -288,8 +288,8 @@ def _window(s: VideoSettings, window: int) -> tuple[int, int]:
     overlap = s.overlap if s.overlap is not None else window // 2
     if overlap and window == 1:
         raise InputError(
-            f"--overlap {overlap}: frame by frame nothing overlaps: leave it out, or give "
-            f"--motion auto"
+            f"--overlap {overlap}: frame by frame nothing overlaps: leave it out, or name a motion "
+            f"adapter with --motion"
         )
     if overlap >= window:
         raise InputError(

@@ -18,12 +18,14 @@ from PIL import Image
 from std_cli import InputError, StdError, stylize_video
 from std_cli.cli.commands import run
 from std_cli.cli.console import Reporter
+from std_cli.config import VideoSettings
 from std_cli.interruption import event as exit_status
 from std_cli.interruption import install
 from std_cli.media.video.join import read_comment
 from std_cli.media.video.opening import open_clip
 from std_cli.media.video.read import read_frames
 from std_cli.stylize import video_run
+from std_cli.stylize.videos import _window
 from tests.micro import micro
 from tests.processes import Command, server
 
@@ -577,6 +579,12 @@ def silent(path):
         out.mux(stream.encode())
 
 
+def test_windows_share_less_than_their_frames():
+    with pytest.raises(InputError, match="--overlap 8: .*so it can be 0 to 7"):
+        _window(VideoSettings(overlap=8), 8)
+    assert _window(VideoSettings(overlap=7), 8) == (8, 7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -593,8 +601,7 @@ def silent(path):
         (["in.mp4", "--style", "absent.png"], "absent.png"),
         (["in.mp4", "--motion", "absent"], "motion"),
         (["in.mp4", "--lora", "lora.safetensors"], "lora.safetensors"),
-        (["in.mp4", "--overlap", "4"], "--motion auto"),
-        (["in.mp4", "--motion", "auto", "--overlap", "8"], "0 to 7"),
+        (["in.mp4", "--overlap", "4"], "name a motion adapter with --motion"),
         (["in.mp4", "--cuts", "absent.txt"], "absent.txt"),
         (["in.mp4", "--output-size", "big"], "--output-size"),
         (["in.mp4", "--codec", "h264_nvenc"], "h264_nvenc"),

@@ -68,7 +68,7 @@ def check_lora(
 def remedy(weights: LoraWeights, lost: list[str]) -> str:
     """What to do about layers that a UNet lacks."""
     if all(".motion_modules." in name for name in lost):
-        return "it is for videos: give --motion auto, or another LoRA"
+        return "it is for videos: name a motion adapter with --motion, or give another LoRA"
     return f"it is for {weights.family.name} ({weights.family.why})" if weights.family else OTHER
 
 

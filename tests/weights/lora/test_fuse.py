@@ -48,7 +48,8 @@ def test_check_against_a_unet(plain: dict[str, torch.Tensor]) -> None:
         f".down_blocks.0.motion"
     )
     with pytest.raises(
-        InputError, match=f"{partly}.*it is for videos: give --motion auto.*--allow-partial"
+        InputError,
+        match=f"{partly}.*it is for videos: name a motion adapter with --motion.*--allow-partial",
     ):
         check_lora(both, small_unet())
     assert check_lora(both, small_unet(), allow_partial=True) == (count, count + 2)
@@ -87,7 +88,7 @@ def test_a_misfit_is_known_before_a_weight_is_loaded(tmp_path):
             low(128, 128, kernel=(3, 3)),
             "0 of 2 tensors match this UNet",
         ),
-        (moving, low(48, 48), "it is for videos: give --motion auto"),
+        (moving, low(48, 48), "it is for videos: name a motion adapter with --motion"),
         ("mid_block.attentions.0.proj_in", low(1280, 1280), "it is for SDXL|of another shape"),
     ):
         save_file(
