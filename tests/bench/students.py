@@ -276,7 +276,7 @@ def evaluate(
         pixels = to_pixels(model, z)
         values = {"latent": relative(z, truth.end, samples.x0), **look_at(pixels, samples, truth)}
         lines.append(Line(name, seed, k, cfg, values))
-        shown[f"{k} {cfg}"] = np.stack(
+        shown[f"{k} {cfg:g}"] = np.stack(
             [np.asarray(p) for p in to_pictures(pixels[shown_of(len(z))])]
         )
     np.savez(folder / "pictures.npz", **shown)
