@@ -98,7 +98,9 @@ def test_a_worker_that_is_asked_to_end_leaves_its_unit_to_another(run, tmp_path)
 
 
 def test_a_worker_that_would_make_other_results_is_refused(run, tmp_path):
-    ledger = run([Small(name) for name in "abc"], work=SmallWork(tmp_path, others_differ=True))
+    # long enough for the second worker to join
+    units = [Small(name, frames=100) for name in "abc"]
+    ledger = run(units, work=SmallWork(tmp_path, others_differ=True))
     assert len(ledger.finished) == 3 and len(set(run.workers)) == 1
     [refused] = [message for message in said(run) if "refused" in message]
     assert re.fullmatch(
