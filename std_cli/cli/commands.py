@@ -224,7 +224,7 @@ def distill(
 def main() -> None:
     """Run the command line and exit: 0 done, else the code of the error's kind (`EXIT_CODES`)."""
     interruption.install()
-    code = 0
+    code = 1  # of an exception, which STD_DEBUG lets through
 
     def end_at_once() -> None:
         # the interpreter's own end takes apart every module of the libraries, one by one: 0.2 s

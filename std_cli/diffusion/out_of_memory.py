@@ -115,7 +115,7 @@ class Savings:
                         raise
                     # it would hold the tensors of what failed
                     failure: Exception = error.with_traceback(None)
-                except Exception as error:
+                except Exception as error:  # compilers raise anything
                     if not self.compiled or not is_of_the_compiler(error):
                         raise
                     failure = error.with_traceback(None)

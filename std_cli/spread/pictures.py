@@ -20,6 +20,7 @@ from std_cli.events import Event, OnEvent
 from std_cli.paths import remove, replace_file
 from std_cli.spread.executor import Record
 from std_cli.spread.facts import threads_in_one_process, worker_facts
+from std_cli.spread.held import Held
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.storage import pull_folder, push_files, remove_stored
 from std_cli.storage.scratch import Scratch
@@ -31,7 +32,7 @@ from std_cli.stylize.work_folder import check_folder, check_same, folder_of, pla
 from std_cli.weights.fingerprints import fingerprint
 
 if TYPE_CHECKING:
-    from std_cli.stylize.stylizer import Stylizer
+    pass
 
 MOST_OF_A_CHUNK = 64
 """Pictures; what is shared out at once."""
@@ -107,15 +108,14 @@ def _named(job: PictureJob, scratch: Scratch) -> Named:
     )
 
 
-class PictureWork:
+class PictureWork(Held):
     """What a worker does with chunks. It is sent to another process, prepares the request there,
     and holds the loaded model."""
 
     def __init__(self, saved: SavedRequest, existing: Existing, verbose: bool) -> None:
-        self._saved, self._existing, self._verbose = saved, existing, verbose
-        self._scratch: Scratch | None = None
+        super().__init__(verbose)
+        self._saved, self._existing = saved, existing
         self._request: ImageRequest | None = None
-        self._stylizer: Stylizer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PictureWork, (self._saved, self._existing, self._verbose)
@@ -124,8 +124,7 @@ class PictureWork:
     def request(self) -> ImageRequest:
         """The request without its pictures, prepared in this process."""
         if self._request is None:
-            self._scratch = Scratch().__enter__()
-            request = self._saved.prepare("note", self._scratch, only=lambda target: False)
+            request = self._saved.prepare("note", self.scratch, only=lambda target: False)
             assert isinstance(request, ImageRequest)
             self._request = replace(request, notices=[])
         return self._request
@@ -166,13 +165,9 @@ class PictureWork:
                     raise exists_already(job.target)
 
     def close(self) -> None:
-        """Free the model's memory, and the copies of what URLs name."""
-        if self._stylizer is not None:
-            self._stylizer.close()
-            self._stylizer = None
-        if self._scratch is not None:
-            self._scratch.__exit__(None, None, None)
-            self._scratch = self._request = None
+        """As `Held.close`."""
+        super().close()
+        self._request = None
 
     def _job(self, named: Named) -> PictureJob:
         """A picture with the files of this machine."""
@@ -213,13 +208,9 @@ class PictureWork:
                 given: Any = dict(event)
                 put(given | {"total": total} if "total" in given else given)
 
-        if self._stylizer is None:
-            from std_cli.stylize.stylizer import Stylizer
-
-            self._stylizer = Stylizer(verbose=self._verbose)
         rule: Existing = "replace" if self._existing == "replace" else "refuse"
         try:
-            for _ in run_images(request, rule, True, pass_on, partial(self._stylizer.use, request)):
+            for _ in run_images(request, rule, True, pass_on, partial(self.stylizer.use, request)):
                 pass
         except Cancelled:
             raise

@@ -16,10 +16,10 @@ from std_cli.interruption import stoppable
 from std_cli.paths import replace_file
 from std_cli.spread.executor import Record
 from std_cli.spread.facts import worker_facts
+from std_cli.spread.held import Held
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.storage import pull_folder
 from std_cli.spread.units import Unit, name_of
-from std_cli.storage.scratch import Scratch
 from std_cli.stylize.frames import check_unchanged
 from std_cli.stylize.request import Use, origin
 from std_cli.stylize.video_run import Job, Run
@@ -29,7 +29,6 @@ from std_cli.weights.fingerprints import sha256
 
 if TYPE_CHECKING:
     from std_cli.diffusion.video_pipeline import VideoPipeline
-    from std_cli.stylize.stylizer import Stylizer
 
 
 @dataclass(frozen=True)
@@ -172,15 +171,14 @@ def _latents_of(unit: Unit, units: Path) -> list[Path]:
     return files
 
 
-class UnitWork:
+class UnitWork(Held):
     """What a worker of any kind does with the units of a request. It can be sent to another
     process, prepares the request there, and holds the loaded model."""
 
     def __init__(self, saved: SavedRequest, resume: bool = True, verbose: bool = False) -> None:
-        self._saved, self._resume, self._verbose = saved, resume, verbose
+        super().__init__(verbose)
+        self._saved, self._resume = saved, resume
         self._requests: dict[str, VideoRequest] = {}
-        self._scratch: Scratch | None = None
-        self._stylizer: Stylizer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return UnitWork, (self._saved, self._resume, self._verbose)
@@ -188,10 +186,8 @@ class UnitWork:
     def _request(self, output: str) -> VideoRequest:
         """The request, prepared in this process, with the video of this output alone (see
         `units.name_of`); "": with none."""
-        if self._scratch is None:
-            self._scratch = Scratch().__enter__()
         if output not in self._requests:
-            scratch = self._scratch
+            scratch = self.scratch
 
             def is_wanted(target: Path) -> bool:
                 return scratch.in_urls(os.path.abspath(target)) == output
@@ -223,21 +219,7 @@ class UnitWork:
             made = run_unit(unit, request, folder, use, in_urls, self._resume)
         return {"frames": made.frames, "resumed": made.resumed, "seconds": made.seconds}
 
-    @property
-    def stylizer(self) -> "Stylizer":
-        """The model of this process, loaded when it is first needed."""
-        if self._stylizer is None:
-            from std_cli.stylize.stylizer import Stylizer
-
-            self._stylizer = Stylizer(verbose=self._verbose)
-        return self._stylizer
-
     def close(self) -> None:
-        """Free the model's memory, and the copies of what URLs name."""
-        if self._stylizer is not None:
-            self._stylizer.close()
-            self._stylizer = None
-        if self._scratch is not None:
-            self._scratch.__exit__(None, None, None)
-            self._scratch = None
-            self._requests = {}
+        """As `Held.close`."""
+        super().close()
+        self._requests = {}

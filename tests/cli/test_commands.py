@@ -207,4 +207,4 @@ def test_debug_shows_the_traceback(here, reference):
     done = std(
         "stylize", "image", "gone.png", "--style", reference, env={"STD_DEBUG": "1"}, cwd=here
     )
-    assert "Traceback" in done.stderr
+    assert "Traceback" in done.stderr and done.returncode == 1
