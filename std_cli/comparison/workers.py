@@ -13,7 +13,7 @@ from std_cli.comparison.make import CellMaker, in_order, loaded_for
 from std_cli.errors import Cancelled, InputError, StdError
 from std_cli.events import Event, OnEvent
 from std_cli.spread.devices import Devices, gpus_here
-from std_cli.spread.executor import Record
+from std_cli.spread.executor import Record, given_at_once
 from std_cli.spread.facts import worker_facts
 from std_cli.spread.on_ray import local_pool
 from std_cli.spread.ray_executor import RayExecutor
@@ -21,8 +21,6 @@ from std_cli.stylize.request import failure
 
 MOST_OF_A_BATCH = 16
 """Cells."""
-BATCHES_OF_A_WORKER = 8
-"""At least, where there are cells enough: so that all workers end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Batch:
 
 def batches_of(cells: Sequence[Cell], workers: int) -> list[Batch]:
     """All cells in batches for so many workers, in the order in which one process makes them."""
-    most = max(1, min(MOST_OF_A_BATCH, len(cells) // (workers * BATCHES_OF_A_WORKER)))
+    most = given_at_once(len(cells), workers, MOST_OF_A_BATCH)
     batches: list[Batch] = []
     for _, group in groupby(in_order(cells), key=loaded_for):
         alike = list(group)

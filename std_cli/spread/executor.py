@@ -8,6 +8,8 @@ from std_cli.errors import Cancelled, StdError
 from std_cli.events import OnEvent, UnitResult
 from std_cli.spread.ledger import Task
 
+SHARES = 8
+"""How often each part is given work, at least, where there is enough of it."""
 T = TypeVar("T", bound=Task)
 T_co = TypeVar("T_co", bound=Task, covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -102,3 +104,9 @@ def unit_result(unit: Task, record: Record, number: int, total: int) -> UnitResu
         "resumed": record["resumed"],
         "seconds": record["seconds"],
     }
+
+
+def given_at_once(count: int, parts: int, most: int) -> int:
+    """Of `count` small pieces of work, how many one of `parts` workers or shards is given at once:
+    so few that all end at about the same time."""
+    return max(1, min(most, count // (parts * SHARES)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from std_cli.errors import Cancelled, InputError, StdError
 from std_cli.events import Event, OnEvent
 from std_cli.paths import remove, replace_file
-from std_cli.spread.executor import Record
+from std_cli.spread.executor import Record, given_at_once
 from std_cli.spread.facts import threads_in_one_process, worker_facts
 from std_cli.spread.held import Held
 from std_cli.spread.saved_request import SavedRequest
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 MOST_OF_A_CHUNK = 64
 """Pictures; what is shared out at once."""
-CHUNKS_OF_A_PART = 8
-"""At least, where there are pictures enough: so that all workers end at about the same time."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Chunk:
 def chunks_of(request: ImageRequest, parts: int) -> list[Chunk]:
     """All pictures of a request in chunks, for so many workers or shards."""
     jobs, total = request.jobs, len(request.jobs) + len(request.failed)
-    most = max(1, min(MOST_OF_A_CHUNK, len(jobs) // (parts * CHUNKS_OF_A_PART)))
+    most = given_at_once(len(jobs), parts, MOST_OF_A_CHUNK)
     threads = threads_in_one_process(request) if jobs else None
     chunks = []
     for first in range(0, len(jobs), most):

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.reliability.kills import WORKS, measure
+from tests.micro import tiny_with_motion
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
         )
         for kind in options.kinds:
             kills = options.kills if kind == "video" else max(1, options.kills // 3)
-            c = measure(kind, kills, options.seed, Path(place))
+            c = measure(kind, kills, options.seed, Path(place), tiny_with_motion())
             numbers = (c.killed, c.resumed, c.equal, c.different, c.leftovers, c.hangs)
             print(f"| {kind} | {' | '.join(map(str, numbers))} |", flush=True)
             for text in c.wrong:

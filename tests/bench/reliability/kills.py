@@ -88,9 +88,7 @@ WORKS = {
 }
 
 
-def measure(
-    kind: str, kills: int, seed: int, folder: Path, most: int = 3, model: str = "tiny"
-) -> Counts:
+def measure(kind: str, kills: int, seed: int, folder: Path, model: str, most: int = 3) -> Counts:
     """Send `kills` signals to runs of one kind of work; each result is finished after at most
     `most` of them."""
     work, counts, r = WORKS[kind], Counts(), random.Random(f"{kind}{seed}")
