@@ -30,3 +30,27 @@ def device_name(device: "torch.device") -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{'Apple GPU' if device.type == 'mps' else platform.processor() or platform.machine()}"
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """The dtype that std calls fp32, fp16 or bf16."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def has_arithmetic(device: "torch.device", dtype: "torch.dtype") -> bool:
+    """Whether networks work in `dtype` on a device with kernels made for it.
+
+    A processor without instructions for half precision has only torch's plain loops: a convolution
+    of 512 channels at 64 x 64 takes 68 s of an AVX2 core in bf16, 0.3 s in fp32.
+    """
+    import torch
+
+    if device.type != "cpu" or dtype == torch.float32:
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

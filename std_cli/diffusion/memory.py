@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from std_cli.diffusion.devices import torch_dtype
 from std_cli.weights.configs.base import read_config
 from std_cli.weights.configs.networks import VAE, UNet
 from std_cli.weights.files import read_header
@@ -153,7 +154,7 @@ def activation_bytes(
     import torch
     from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
-    kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    kind = torch_dtype(dtype)
     vae_kind = torch.float32 if vae_in_fp32 else kind
     with loading("the UNet or the VAE", Path("its config.json")), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)

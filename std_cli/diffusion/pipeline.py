@@ -22,6 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from diffusers.hooks import apply_layerwise_casting
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -29,6 +30,7 @@ from transformers import CLIPTokenizer
 from std_cli.config import ImageSettings, Offload
 from std_cli.diffusion import vae as own_vae
 from std_cli.diffusion.compiled import compile_networks
+from std_cli.diffusion.devices import has_arithmetic, torch_dtype
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.diffusion.streams import Streams
 from std_cli.environment import LOADING
@@ -45,6 +47,8 @@ from std_cli.weights.resolve import ModelFiles
 from std_cli.weights.sdxl_files import WEIGHTS
 from std_cli.weights.zoo import Method, MethodName, zoo
 
+LAYERS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d, torch.nn.Embedding)
+"""Layers that diffusers casts."""
 STYLE_BLOCK = {
     "down": 0,
     "mid": 0,
@@ -81,7 +85,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """fp16 on a GPU, as published, and fp32 on a CPU, unless the user chose."""
     if name == "auto":
         name = "fp32" if device.type == "cpu" else "fp16"
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+    return torch_dtype(name)
 
 
 class _GivenDDIM(DDIMScheduler):  # type: ignore[misc]  # untyped
@@ -141,7 +145,9 @@ class Pipeline:
         """Load the weights and move them to the device. Raises InputError if they do not fit each
         other."""
         check_offload(offload, device)
-        self.device, self.dtype = device, dtype
+        self.device = device
+        self.dtype = dtype if has_arithmetic(device, dtype) else torch.float32
+        """That the networks compute in; the weights are held in the one that was asked for."""
         self.method = zoo().methods[method]
         self._parts = files.base  # for errors
         self.notices: list[str] = []
@@ -210,7 +216,14 @@ class Pipeline:
         if self.device.type == "cuda":
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
-        if dtype == torch.float16:
+        if self.dtype != dtype:
+            self.notices.append(
+                f"this processor has no arithmetic in {name_dtype(dtype)}: the weights are held in "
+                f"it, and each layer works in {name_dtype(self.dtype)}"
+            )
+            for network in (pipe.unet, pipe.vae):
+                compute_in(network, self.dtype)
+        elif dtype == torch.float16:
             self._choose_precision(pipe.vae)
         return pipe
 
@@ -459,6 +472,34 @@ def _remembering_processors(unet: Any) -> Iterator[None]:
         yield
     finally:
         unet.__class__ = kind
+
+
+def compute_in(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let a network's layers work in `dtype`, one after the other, while the weights of the large
+    ones stay in the dtype that they are in (diffusers' layerwise casting).
+
+    Its inputs are cast, too: diffusers' pipeline makes latents in the text encoder's dtype.
+    """
+    for module in network.modules():
+        if isinstance(module, LAYERS):
+            apply_layerwise_casting(module, module.weight.dtype, dtype, None)
+        else:  # norms, and what is no layer: small
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                tensor.data = _cast(tensor.data, dtype)
+    network.register_forward_pre_hook(
+        lambda _, args, kwargs: (_cast(args, dtype), _cast(kwargs, dtype)), with_kwargs=True
+    )
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """The floating-point tensors in it in `dtype`, all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _cast(each, dtype) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(each, dtype) for each in value)
+    return value
 
 
 def not_a_number(dtype: torch.dtype) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -15,7 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from std_cli.diffusion.pipeline import Pipeline, join_motion
+from std_cli.config import image_settings
+from std_cli.diffusion.pipeline import (
+    LAYERS,
+    ImagePipeline,
+    Pipeline,
+    compute_in,
+    join_motion,
+)
 from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.weights.files import mapped_tensors, read_header
 from std_cli.weights.lora import LoraFile
@@ -169,3 +177,31 @@ def test_a_gpu_that_is_too_small_to_load_to_is_no_second_message(tmp_path, monke
     assert len(tries) == 2
     [notice] = pipeline.notices
     assert "text encoder" in notice
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_processor_without_half_precision_works_in_fp32(dtype, monkeypatch) -> None:
+    """Bit for bit as the rounded weights do in fp32; the weights of the layers stay as they are."""
+    monkeypatch.setattr("std_cli.diffusion.pipeline.has_arithmetic", lambda device, dtype: False)
+    files, cpu = resolve_model(micro()), torch.device("cpu")
+    held = ImagePipeline(files, None, cpu, dtype)
+    assert held.dtype == torch.float32
+    assert [n for n in held.notices if "no arithmetic" in n] != []
+    rounded = ImagePipeline(files, None, cpu, torch.float32)
+    assert [n for n in rounded.notices if "no arithmetic" in n] == []
+    settings = image_settings({"model": micro(), "steps": 2, "size": 64})
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    made = []
+    for pipeline in (held, rounded):
+        pipe = pipeline.pipe
+        if pipeline is rounded:
+            for part in (pipe.unet, pipe.vae):
+                part.to(dtype).to(torch.float32)
+            for part in pipeline._encoders:
+                part.to(dtype)
+            compute_in(pipe.unet, torch.float32)  # what the encoders give is not in fp32
+        pipeline.set_style([picture], [1.0], 1.0, "all")
+        made.append(pipeline.stylize(picture, settings, "quickstart", lambda step: None))
+    assert np.array_equal(*made)
+    for part in (held.pipe.unet, held.pipe.vae):
+        assert {m.weight.dtype for m in part.modules() if isinstance(m, LAYERS)} == {dtype}

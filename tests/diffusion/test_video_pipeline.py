@@ -111,9 +111,10 @@ def test_without_motion_it_is_the_picture_pipeline_frame_by_frame(
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_step_of_many_frames_is_the_scheduler_s_of_each(dtype):
+def test_a_step_of_many_frames_is_the_scheduler_s_of_each(dtype, monkeypatch):
     """Of every method, those that add noise too: bit for bit, at every step, with a generator for
     each frame."""
+    monkeypatch.setattr("std_cli.diffusion.pipeline.has_arithmetic", lambda device, dtype: True)
     video = VideoPipeline(resolve_model(micro()), None, CPU, dtype)
     video.set_style([Image.new("RGB", (64, 64), "teal")], [1.0], 1.0, "all")
     base, noisy = dict(video.pipe.scheduler.config), 0

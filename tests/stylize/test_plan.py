@@ -78,6 +78,12 @@ def counted_once(monkeypatch):
 COUNTED = {}
 
 
+@pytest.fixture(autouse=True)
+def no_half_precision(monkeypatch):
+    """A processor without arithmetic in half precision, whatever this one is."""
+    monkeypatch.setattr(memory_needs, "has_arithmetic", lambda device, dtype: device.type != "cpu")
+
+
 @pytest.fixture
 def main_memory(monkeypatch):
     """Lets the system report so much free main memory."""
@@ -355,6 +361,20 @@ def test_a_long_video_is_not_decoded(tmp_path, reference, monkeypatch):
     assert any("are not counted" in note for note in plan["notes"])
 
 
+def test_a_plan_counts_the_frames_of_the_source_and_of_the_result(tmp_path, reference):
+    """On a CPU, in whose memory they are: 24 of each in RGB, whatever the working size."""
+
+    def parts(*size, **options):
+        clip = make_clip(tmp_path / f"{size[0]}.mp4", frames=4, size=size)
+        plan = plan_video(clip, str(reference), tmp_path, probe=False, **FAST | options)
+        return plan["memory"]["parts"]["none"]
+
+    large = parts(1280, 720, output_size="source")
+    assert large["frames"] == 24 * 3 * 2 * 1280 * 720
+    small = parts(640, 360, output_size="source")
+    assert small["frames"] * 4 == large["frames"] and small["process"] == large["process"]
+
+
 def test_one_bad_video_of_two(tmp_path, reference):
     make_clip(tmp_path / "good.mp4", frames=8)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
@@ -434,8 +454,8 @@ def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory):
         main_memory(gib)
         plan = plan_images(tmp_path / "p.png", str(reference), tmp_path, size=2048, device="cpu")
         picks.append(plan["picks"])
-    assert [p and p["flags"] for p in picks] == ["--dtype bf16", "--dtype bf16 --size 1024", None]
-    assert picks[1]["size"] == [1024, 768]
+    assert [p and p["flags"] for p in picks] == ["--dtype bf16", "--dtype bf16 --size 768", None]
+    assert picks[1]["size"] == [768, 576]
 
 
 def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
@@ -471,6 +491,26 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr("std_cli.stylize.plan.device_name", lambda device: "a device")
     return report
+
+
+def test_a_processor_without_half_precision_works_in_fp32(tmp_path, reference, monkeypatch):
+    """The weights are held in bf16, twice as small; what the networks need at work is not."""
+    Image.new("RGB", (512, 512)).save(tmp_path / "p.png")
+
+    def planned():
+        plan = plan_images(
+            tmp_path / "p.png", str(reference), tmp_path, size=512, dtype="bf16", device="cpu"
+        )
+        return plan["memory"]
+
+    without = planned()
+    monkeypatch.setattr(memory_needs, "has_arithmetic", lambda device, dtype: True)
+    native = planned()
+    assert without["weights"] == native["weights"]
+    assert without["activations"]["unet"] == pytest.approx(
+        2 * native["activations"]["unet"], rel=0.1
+    )
+    assert without["activations"]["vae_decode"] == 2 * native["activations"]["vae_decode"]
 
 
 def test_the_table_of_hardware(tmp_path, reference, gpu):
