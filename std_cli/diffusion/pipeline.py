@@ -535,7 +535,8 @@ def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotio
     # random
     with torch.device("meta"):
         moving = UNetMotionModel.from_unet2d(unet, adapter, load_weights=False)
-    layers = {key: tensor.to(unet.dtype) for key, tensor in adapter.state_dict().items()}
+    dtype = unet.dtype  # once: diffusers looks through all modules for it
+    layers = {key: tensor.to(dtype) for key, tensor in adapter.state_dict().items()}
     moving.load_state_dict(unet.state_dict() | layers, assign=True)
     return moving.eval()
 
