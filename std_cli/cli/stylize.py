@@ -47,6 +47,8 @@ from std_cli.environment import silence_libraries
 from std_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from typer._click.core import Context
+
     from std_cli.spread.on_ray import Where
     from std_cli.stylize.defaults import Given
 
@@ -55,7 +57,7 @@ class InputGroup(Group):
     """The commands for pictures and for videos: a file in the place of one is answered with the
     command that takes it."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+    def resolve_command(self, ctx: "Context", args: list[str]) -> Any:
         if args[0] not in self.commands:
             from std_cli.stylize.inputs import kind_of
 

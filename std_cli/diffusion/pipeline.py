@@ -17,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
     MotionAdapter,
+    SchedulerMixin,
     StableDiffusionXLImg2ImgPipeline,
     TCDScheduler,
     UNet2DConditionModel,
@@ -101,7 +102,7 @@ class _GivenDDIM(DDIMScheduler):  # type: ignore[misc]  # untyped
         self.timesteps = torch.tensor(timesteps, device=device)
 
 
-def make_scheduler(method: Method, base: dict[str, Any]) -> Any:
+def make_scheduler(method: Method, base: Mapping[str, object]) -> Any:
     """The scheduler of a method, with the noise levels of the base model's scheduler config."""
     classes = {c.__name__: c for c in (TCDScheduler, LCMScheduler, EulerDiscreteScheduler)}
     kind = classes.get(method.scheduler, _GivenDDIM)
@@ -242,7 +243,7 @@ class Pipeline:
         return loading("the model", self._parts, "does not run with the configs and weights in")
 
     def choose_timesteps(
-        self, scheduler: Any, settings: ImageSettings, schedule: Schedule
+        self, scheduler: SchedulerMixin, settings: ImageSettings, schedule: Schedule
     ) -> list[int]:
         """The timesteps of a run, which `scheduler`, one of diffusers', is to be given."""
         if isinstance(scheduler, _GivenDDIM):
