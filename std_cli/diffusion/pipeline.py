@@ -142,12 +142,17 @@ class Pipeline:
         motion: MotionFiles | None = None,
         method: MethodName = "std",
         allow_partial: bool = False,
+        training: bool = False,
     ) -> None:
         """Load the weights and move them to the device. Raises InputError if they do not fit each
-        other."""
+        other.
+
+        training: the networks compute in the precision that was asked for even where a processor
+        has no arithmetic in it, as autocast does around them.
+        """
         check_offload(offload, device)
         self.device = device
-        self.dtype = dtype if has_arithmetic(device, dtype) else torch.float32
+        self.dtype = dtype if training or has_arithmetic(device, dtype) else torch.float32
         """That the networks compute in; the weights are held in the one that was asked for."""
         self.method = zoo().methods[method]
         self._parts = files.base  # for errors

@@ -197,6 +197,7 @@ def _load_conditioner(run: TrainingRun, parts: Parts, device: torch.device) -> C
         device,
         choose_dtype(config.model.dtype, device),
         motion=parts.motion,
+        training=True,
     )
     if config.model.compile:  # the whole UNet, with its backward pass
         pipeline.pipe.unet = torch.compile(pipeline.pipe.unet)

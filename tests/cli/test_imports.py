@@ -110,14 +110,15 @@ def test_the_tested_versions_are_those_of_the_constraints():
 @pytest.mark.parametrize("change", ["imported", "another version", "asked for"])
 def test_imports_are_as_usual_otherwise(change, monkeypatch):
     finders = list(sys.meta_path)
-    if change != "imported":  # as in a new process
-        new = {name: module for name, module in sys.modules.items() if name in ("os", "sys")}
-        monkeypatch.setattr(imports.sys, "modules", new)
-    if change == "another version":
-        monkeypatch.setattr(imports, "TESTED", imports.TESTED | {"torch": "1.0"})
-    if change == "asked for":
-        monkeypatch.setenv("STD_IMPORTS", "all")
-    imports.import_less()
+    with monkeypatch.context() as patched:  # pytest itself needs the modules
+        if change != "imported":  # as in a new process
+            new = {name: module for name, module in sys.modules.items() if name in ("os", "sys")}
+            patched.setattr(imports.sys, "modules", new)
+        if change == "another version":
+            patched.setattr(imports, "TESTED", imports.TESTED | {"torch": "1.0"})
+        if change == "asked for":
+            patched.setenv("STD_IMPORTS", "all")
+        imports.import_less()
     assert sys.meta_path == finders
 
 
