@@ -462,14 +462,14 @@ class ResolvedSetting(TypedDict):
 
 
 class PlannedSpread(TypedDict):
-    """What a video takes on several devices."""
+    """What a request takes on several devices."""
 
     devices: int
     units: int
     pieces: int
     """Those units that are pieces of a shot."""
     computed: int
-    """Frames that are denoised, those of the halos included."""
+    """Frames, or pictures, that are denoised, the frames of the halos included."""
     speedup: float
     """How many times as fast as one device, by the units' frames, without start and copying."""
     seconds: float | None
@@ -477,7 +477,7 @@ class PlannedSpread(TypedDict):
     copied: int
     """Bytes of inputs that are copied where they are not on a disk that all workers have."""
     lost: int
-    """Frames, at most, that are computed again when a worker is lost."""
+    """Frames, or pictures, at most, that are computed again when a worker is lost."""
     lost_seconds: float | None
     """The time that these take; None without a probe."""
 

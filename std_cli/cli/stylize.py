@@ -138,7 +138,7 @@ def image(
         if dry_run:
             from std_cli.stylize.plan import plan_images
 
-            _say_unplanned(report, {"--devices": devices, "--cluster": cluster, "--shard": shard})
+            options |= _planned_spread(devices, cluster, shard, report)
             report(plan_images(*request, probe=not no_probe, origins=given.origins, **options))
             return
         if shard is not None:
@@ -224,11 +224,7 @@ def video(
         if dry_run:
             from std_cli.stylize.plan import plan_video
 
-            if devices is not None:
-                from std_cli.spread.plan import plan_spread
-
-                options["spread"] = plan_spread(devices, report)
-            _say_unplanned(report, {"--cluster": cluster, "--shard": shard})
+            options |= _planned_spread(devices, cluster, shard, report)
             report(plan_video(*request, probe=not no_probe, origins=given.origins, **options))
             return
         if shard is not None:
@@ -251,11 +247,19 @@ def video(
             stylize_video(*request, **options)
 
 
-def _say_unplanned(report: Reporter, given: Mapping[str, str | None]) -> None:
-    for flag, value in given.items():
-        if value is not None:
-            message = f"{flag} changes nothing in this plan: only --devices does, for videos"
+def _planned_spread(
+    devices: str | None, cluster: str | None, shard: str | None, report: Reporter
+) -> dict[str, Any]:
+    """The option of a plan that adds what the request takes on several devices, if any."""
+    if devices is None and shard is None:
+        if cluster is not None:
+            message = f"--cluster {cluster} is not asked by a plan: give --devices N, or cpu:N, too"
             report({"event": "notice", "message": message})
+        return {}
+    from std_cli.spread.plan import how_many, plan_spread
+
+    parts = how_many(devices, shard)
+    return {} if parts is None else {"spread": plan_spread(parts, report)}
 
 
 def _where(

@@ -144,11 +144,12 @@ def _plan_rows(plan: Plan) -> Rows:
     rows.append(("disk", f"{needed} of {as_bytes(disk['free'])} free in {disk['where']}"))
     if plan["time"]:
         rows.append(("time", _time_line(plan["time"], video)))
-    return rows + (_spread_rows(plan["spread"]) if "spread" in plan else [])
+    return rows + (_spread_rows(plan["spread"], video) if "spread" in plan else [])
 
 
-def _spread_rows(spread: PlannedSpread) -> Rows:
+def _spread_rows(spread: PlannedSpread, video: bool) -> Rows:
     """What it takes on several devices."""
+    what = "frame" if video else "picture"
     of_shots = f", {counted(spread['pieces'], 'piece')} of shots" if spread["pieces"] else ""
     seconds, again = spread["seconds"], spread["lost_seconds"]
     took = "" if seconds is None else f", about {duration(seconds)}"
@@ -156,11 +157,11 @@ def _spread_rows(spread: PlannedSpread) -> Rows:
     return [
         (
             counted(spread["devices"], "device"),
-            f"{counted(spread['units'], 'unit')}{of_shots}, {counted(spread['computed'], 'frame')} "
+            f"{counted(spread['units'], 'unit')}{of_shots}, {counted(spread['computed'], what)} "
             f"denoised, {spread['speedup']:g} x as fast as one{took}",
         ),
         ("to copy", f"{as_bytes(spread['copied'])} of inputs, where no disk is shared"),
-        ("a lost worker", f"costs {counted(spread['lost'], 'frame')} at most{lost}"),
+        ("a lost worker", f"costs {counted(spread['lost'], what)} at most{lost}"),
     ]
 
 

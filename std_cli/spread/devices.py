@@ -82,6 +82,26 @@ def processors_of_each(workers: int, processors: int) -> int:
     return max(1, processors // workers)
 
 
+def crowded(workers: int, threads: int | None, cores: int | None) -> str | None:
+    """What is said where the threads of all workers are more than the cores that they share.
+
+    threads: of each worker, as one process takes; None on a GPU. cores: None where they are on
+    several machines.
+    """
+    if threads is None or cores is None or workers * threads <= cores:
+        return None
+    each = max(1, cores // workers)
+    remedy = (
+        f"OMP_NUM_THREADS={each} makes them faster"
+        if each < threads
+        else f"--devices cpu:{cores} is as fast, with less memory"
+    )
+    return (
+        f"{workers} workers with {counted(threads, 'thread')} each, as one process takes, share "
+        f"{counted(cores, 'core')} and wait for each other: {remedy}"
+    )
+
+
 def chosen_threads() -> dict[str, str]:
     """The variables by which the user has chosen a number of threads, with their values."""
     return {name: os.environ[name] for name in GIVEN if os.environ.get(name)}

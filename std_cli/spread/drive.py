@@ -8,6 +8,7 @@ from typing import Any, cast
 from std_cli.errors import Cancelled, InputError, StdError, counted
 from std_cli.events import Event, OnEvent, VideoResult
 from std_cli.paths import is_url, remove_stale_drafts
+from std_cli.spread.devices import crowded
 from std_cli.spread.executor import Executor
 from std_cli.spread.finish import finish, left_of
 from std_cli.spread.pictures import Chunk, begin_chunks, chunks_of, end_chunks, prepare_chunks
@@ -34,12 +35,14 @@ def drive_videos(
     resume: bool = True,
     keep_work: bool = False,
     report: str | None = None,
+    cores: int | None = None,
 ) -> list[VideoResult]:
     """Stylize the videos of a request in units, for `parts` devices; returns the result of each.
 
     Units that an earlier run has finished are not run again. Raises InputError for every problem of
     the request before a unit is run; StdError at the end says what failed, each of which was
-    reported, while the others were finished. report: as of `Stylizer.video`.
+    reported, while the others were finished. report: as of `Stylizer.video`. cores: those that all
+    workers share; None where they are on several machines.
     """
     overwrite = existing == "replace"
     with ExitStack() as stack:
@@ -49,7 +52,8 @@ def drive_videos(
         stack.enter_context(new_folder(request.folder))
         page = reporting(report, overwrite, on_event, request.jobs, request.s)
         on_event = scratch.events(stack.enter_context(page), overwrite)
-        return _Drive(request, saved, executor, on_event).go(parts, overwrite, resume, keep_work)
+        drive = _Drive(request, saved, executor, on_event)
+        return drive.go(parts, overwrite, resume, keep_work, cores)
 
 
 class _Drive:
@@ -65,7 +69,9 @@ class _Drive:
         self.failed = [error["input"] for error in request.failed]
         self.total = len(request.failed) + len(request.jobs)
 
-    def go(self, parts: int, overwrite: bool, resume: bool, keep_work: bool) -> list[VideoResult]:
+    def go(
+        self, parts: int, overwrite: bool, resume: bool, keep_work: bool, cores: int | None
+    ) -> list[VideoResult]:
         request = self.request
         for folder in {job.target.path.parent for job in request.jobs}:
             remove_stale_drafts(folder)
@@ -81,14 +87,16 @@ class _Drive:
             resume=resume,
             on_failure=self.fail if self.total > 1 else None,
         )
-        reasons = self.run_units([unit for plan in plans for unit in left_of(plan)])
+        units = [unit for plan in plans for unit in left_of(plan)]
+        _say_crowded(units, parts, cores, self.on_event)
+        reasons = self.run_units(units)
         results = []
         for plan in plans:
             try:
                 if why := {u.id: reasons[u.id] for u in plan.units if u.id in reasons}:
                     self.keep(plan, why)
-                    units, first = counted(len(plan.units), "unit"), next(iter(why.values()))
-                    raise StdError(f"{len(why)} of {units} of {plan.job.name} failed: {first}")
+                    total, first = counted(len(plan.units), "unit"), next(iter(why.values()))
+                    raise StdError(f"{len(why)} of {total} of {plan.job.name} failed: {first}")
                 results.append(finish(plan, request, overwrite, keep_work, self.on_event))
             except StdError as e:
                 if self.total == 1 or isinstance(e, Cancelled):
@@ -117,6 +125,15 @@ class _Drive:
         self.on_event(failure(job.name, error))
 
 
+def _say_crowded(
+    units: Sequence[Unit] | Sequence[Chunk], parts: int, cores: int | None, on_event: OnEvent
+) -> None:
+    """Report where workers take more threads than there are cores."""
+    threads = units[0].threads if units else None
+    if message := crowded(min(parts, len(units)), threads, cores):
+        on_event({"event": "notice", "message": message})
+
+
 class PictureDrive:
     """Stylizes the pictures of a request in chunks. Which are made, and which failed, is reported
     once of each, whatever workers die."""
@@ -133,9 +150,10 @@ class PictureDrive:
         parts: int,
         existing: Existing,
         report: str | None,
+        cores: int | None = None,
     ) -> None:
         """Make all pictures, by `parts` workers, which report to `pass_on`; one that fails does not
-        stop the others. Errors and report as of `drive_videos`."""
+        stop the others. Errors, report and cores as of `drive_videos`."""
         if report is not None and is_url(saved.output):
             raise InputError(
                 f"--report {report}: the results at {saved.output} are put there by the workers: "
@@ -152,6 +170,7 @@ class PictureDrive:
             ):
                 self._announce(request)
                 chunks = chunks_of(request, parts)
+                _say_crowded(chunks, parts, cores, self._on_event)
                 work = begin_chunks(request, saved, parts, existing) if folder and chunks else None
                 reasons = executor.run(chunks).failed
                 for chunk in chunks:

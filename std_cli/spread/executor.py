@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypedDict, TypeVar
 
-from std_cli.errors import Cancelled, StdError
+from std_cli.errors import Cancelled, StdError, printable
 from std_cli.events import OnEvent, UnitResult
 from std_cli.spread.ledger import Task
 
@@ -83,9 +83,10 @@ class Here(Generic[T]):
                 record = self._work.run(unit, self._on_event)
             except Cancelled:
                 raise
-            except StdError as e:
-                done.failed[unit.id] = str(e)
-                self._on_event({"event": "notice", "message": f"{unit.id} failed: {e}"})
+            except Exception as e:  # one that raises each time must not stop the others
+                reason = str(e) if isinstance(e, StdError) else bug(e)
+                done.failed[unit.id] = reason
+                self._on_event({"event": "notice", "message": f"{unit.id} failed: {reason}"})
                 continue
             done.finished.append(unit)
             self._on_event(unit_result(unit, record, number, len(units)))
@@ -104,6 +105,12 @@ def unit_result(unit: Task, record: Record, number: int, total: int) -> UnitResu
         "resumed": record["resumed"],
         "seconds": record["seconds"],
     }
+
+
+def bug(error: BaseException) -> str:
+    """What is said of an exception that no input of a user should raise."""
+    what = printable(f"{type(error).__name__}: {error}", 300)
+    return f"{what} (this is a bug of std: please report it)"
 
 
 def given_at_once(count: int, parts: int, most: int) -> int:

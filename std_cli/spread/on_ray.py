@@ -147,7 +147,8 @@ def _run(spread: Spread, where: Where, on_event: OnEvent) -> None:
     if where.detach:
         raise InputError("--detach needs --cluster: give it, or leave out --detach")
     with local_pool(wanted) as pool:
-        _drive(spread, replace(pool, mixed=where.mixed_gpus), on_event)
+        cores = processors() if wanted.cpu else None
+        _drive(spread, replace(pool, mixed=where.mixed_gpus), on_event, cores=cores)
 
 
 @contextmanager
@@ -183,13 +184,19 @@ def _on_device(spread: Spread, wanted: Devices) -> Spread:
 
 
 def _drive(
-    spread: Spread, pool: Pool, on_event: OnEvent, stop: Callable[[], bool] = lambda: False
+    spread: Spread,
+    pool: Pool,
+    on_event: OnEvent,
+    stop: Callable[[], bool] = lambda: False,
+    cores: int | None = None,
 ) -> None:
+    """Make a request by the workers of a pool; cores: as of `drive_videos`."""
     if spread.saved.task == "image":
         pictures = PictureWork(spread.saved, spread.existing, spread.verbose)
         drive = PictureDrive(on_event)
         with RayExecutor[Chunk](pool, pictures, drive.pass_on, stop) as executor:
-            drive.go(spread.saved, executor, executor.parts, spread.existing, spread.report)
+            how = spread.existing, spread.report, cores
+            drive.go(spread.saved, executor, executor.parts, *how)
         return
     # what a worker left, another continues; a run that starts over has removed it before
     work = UnitWork(spread.saved, resume=True, verbose=spread.verbose)
@@ -203,6 +210,7 @@ def _drive(
             resume=spread.resume,
             keep_work=spread.keep_work,
             report=spread.report,
+            cores=cores,
         )
 
 

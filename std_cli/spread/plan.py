@@ -1,40 +1,79 @@
-"""What a video takes on several devices: its units, how evenly they share the work, and what the
-loss of a worker costs. Nothing is computed or written; the videos' frames are read once for their
+"""What a request takes on several devices: its units, how evenly they share the work, and what the
+loss of a worker costs. Nothing is computed or written; the frames of videos are read once for their
 cuts."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 from std_cli.events import OnEvent, Plan, PlannedSpread
-from std_cli.spread.devices import Devices, gpus_here, parse_devices
+from std_cli.spread.devices import gpus_here, parse_devices
+from std_cli.spread.pictures import chunks_of
+from std_cli.spread.shards import parse_shard
 from std_cli.spread.units import Unit, find_units, rounds, shared_out
 from std_cli.stylize import video_run
+from std_cli.stylize.pictures import ImageRequest
 from std_cli.stylize.videos import VideoRequest
 
 
-def how_many(devices: Devices) -> int:
-    """The number of workers that were asked for; the GPUs need not be here. Raises InputError for
-    "all" on a machine without a GPU."""
-    return devices.count or len(gpus_here(devices))
+def how_many(devices: str | None, shard: str | None) -> int | None:
+    """The number of workers of --devices, or of jobs of --shard; None where neither is given.
+
+    The GPUs need not be here. Raises InputError for what is neither, and for "all" on a machine
+    without a GPU.
+    """
+    if devices is not None:
+        wanted = parse_devices(devices)
+        return wanted.count or len(gpus_here(wanted))
+    return None if shard is None else parse_shard(shard, os.environ).of
 
 
-def plan_spread(given: str, on_event: OnEvent) -> Callable[[VideoRequest, Plan], None]:
-    """What `plan_video` calls to add "spread" to its plan, for the devices of `--devices`."""
-    devices = how_many(parse_devices(given))
+def plan_spread(
+    devices: int, on_event: OnEvent
+) -> Callable[[VideoRequest | ImageRequest, Plan], None]:
+    """What `plan_video` and `plan_images` call to add "spread" to their plan."""
 
-    def add(request: VideoRequest, plan: Plan) -> None:
+    def add(request: VideoRequest | ImageRequest, plan: Plan) -> None:
+        if isinstance(request, ImageRequest):
+            plan["spread"] = _of_pictures(request, devices, plan)
+            return
         if not plan["downloaded"]:
             plan["notes"].append("units are known when the model is downloaded")
             return
         plans = find_units(request, devices, None, on_event, resume=False)
         units = [unit for each in plans for unit in each.units]
         frames = sum(each.frames for each in plans)
-        plan["spread"] = _spread(units, frames, devices, request, plan)
+        plan["spread"] = _of_videos(units, frames, devices, request, plan)
 
     return add
 
 
-def _spread(
+def _of_pictures(request: ImageRequest, devices: int, plan: Plan) -> PlannedSpread:
+    """Pictures are counted as alike. A worker that is lost costs the picture that it is at."""
+    chunks, pictures = chunks_of(request, devices), len(request.jobs)
+    longest = max(sum(c.frames for c in part) for part in shared_out(chunks, devices))
+    time = plan["time"]
+    of_picture = None
+    if time is not None and time["seconds"] is not None:
+        of_picture = (time["seconds"] - time["load"]) / pictures
+    sources = [job.source for job in request.jobs if isinstance(job.source, Path)]
+    return {
+        "devices": devices,
+        "units": len(chunks),
+        "pieces": 0,
+        "computed": pictures,
+        "speedup": round(pictures / longest, 2),
+        "seconds": None
+        if of_picture is None or time is None
+        else round(longest * of_picture + time["load"], 1),
+        "copied": sum(source.stat().st_size for source in sources),
+        "lost": 1,
+        "lost_seconds": None if of_picture is None else round(of_picture, 1),
+    }
+
+
+def _of_videos(
     units: list[Unit], frames: int, devices: int, request: VideoRequest, plan: Plan
 ) -> PlannedSpread:
     """Frames are counted as alike, but those of units that only decode what others denoised."""

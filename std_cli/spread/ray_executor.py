@@ -12,7 +12,7 @@ from std_cli.errors import Cancelled, StdError, counted, printable
 from std_cli.events import Event, OnEvent, SpreadProgress
 from std_cli.interruption import at_quit, deferred
 from std_cli.spread.devices import chosen_threads
-from std_cli.spread.executor import Work, unit_result
+from std_cli.spread.executor import Work, bug, unit_result
 from std_cli.spread.ledger import Ledger, Task
 from std_cli.spread.ray_worker import Joined, Mailbox, Outcome, Worker
 
@@ -217,11 +217,12 @@ class RayExecutor(Generic[T]):
         try:
             value = ray.get(ref)
         except RayTaskError as e:  # raised by the work: nothing that another worker does better
-            bug = f"{type(e.cause).__name__}: {e.cause}" if e.cause else str(e)
+            cause = e.cause or e
             if unit is None:
-                self._put_out(slot, f"a worker cannot start: {printable(bug, 300)}")
+                what = printable(f"{type(cause).__name__}: {cause}", 300)
+                self._put_out(slot, f"a worker cannot start: {what}")
             else:
-                self._fail(unit, f"{printable(bug, 300)} (this is a bug of std: please report it)")
+                self._fail(unit, bug(cause))
             return
         except deaths() as e:
             self._bury(slot, unit, _cause(e))

@@ -13,14 +13,17 @@ import hashlib
 import heapq
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
-from std_cli.errors import InputError, StdError
+from std_cli.errors import Cancelled, InputError, StdError
 from std_cli.events import OnEvent
 from std_cli.paths import remove, replace_file
+from std_cli.spread.devices import processors
 from std_cli.spread.facts import threads_in_one_process
 from std_cli.spread.ledger import Task
 from std_cli.spread.saved_request import SavedRequest
@@ -211,10 +214,11 @@ def find_units(
 ) -> list[Plan]:
     """The units of all videos of a request, so many that each of `parts` devices has one.
 
-    Cuts are found first, while all frames are read once, or the plan file of an earlier call is
-    read. saved: kept in the plan files, which are written by this; None: nothing is written.
-    resume: whether plan files are read; else what units have made is removed. shards: `parts` are
-    shards. on_failure: called for a video that cannot be read, in place of the error.
+    Cuts are found first, while all frames are read once, of several videos at the same time; or the
+    plan file of an earlier call is read. saved: kept in the plan files, which are written by this;
+    None: nothing is written. resume: whether plan files are read; else what units have made is
+    removed. shards: `parts` are shards. on_failure: called for a video that cannot be read, in
+    place of the error.
 
     Raises InputError for a request that was begun otherwise, or that cannot be made in units.
     """
@@ -224,7 +228,8 @@ def find_units(
         )
     facts = video_facts(request)
     plans: list[Plan] = []
-    read: list[tuple[Job, dict[str, Any], _Read]] = []
+    unread: list[tuple[Job, dict[str, Any]]] = []
+    fail = on_failure or _raise
     for job in request.jobs:
         stride = request.window - request.overlap
         try:
@@ -234,13 +239,12 @@ def find_units(
                 pull_plan(job.target.path, request.scratch)
             if resume and (kept := read_plan(job, record, request)) is not None:
                 plans.append(kept)
-                continue
-            on_event({"event": "progress", "stage": "count", "input": job.name})
-            read.append((job, record, _read(job, request, stride)))
+            else:
+                unread.append((job, record))
         except StdError as e:
-            if on_failure is None:
-                raise
-            on_failure(job, e)
+            fail(job, e)
+    of_job = _read_all([job for job, _ in unread], request, on_event, fail)
+    read = [(job, record, of_job[job.index]) for job, record in unread if job.index in of_job]
     _split([shot for _, _, found in read for shot in found.shots], parts, len_units(plans))
     for job, record, found in read:
         plan = _plan(job, record, found, request, parts if shards else None)
@@ -256,8 +260,39 @@ def len_units(plans: Iterable[Plan]) -> int:
     return sum(1 for plan in plans for unit in plan.units if not unit.of)
 
 
-def _read(job: Job, request: VideoRequest, stride: int) -> _Read:
-    """Read all frames of a video. Raises StdError if there are none."""
+def _raise(job: Job, error: StdError) -> None:
+    raise error
+
+
+def _read_all(
+    jobs: Sequence[Job],
+    request: VideoRequest,
+    on_event: OnEvent,
+    fail: Callable[[Job, StdError], None],
+) -> dict[int, _Read]:
+    """Read all frames of videos, of several at the same time: FFmpeg, which has nearly all of the
+    work, lets other threads run. By `Job.index`; those that cannot be read are given to `fail`."""
+    for job in jobs:
+        on_event({"event": "progress", "stage": "count", "input": job.name})
+    found: dict[int, _Read] = {}
+    stop = threading.Event()
+    with ThreadPoolExecutor(max(1, min(len(jobs), processors()))) as pool:
+        reading = [(job, pool.submit(_read, job, request, stop.is_set)) for job in jobs]
+        try:
+            for job, future in reading:
+                try:
+                    found[job.index] = future.result()
+                except StdError as e:
+                    fail(job, e)
+        finally:
+            stop.set()  # after an error, or Ctrl-C: the pool waits for its threads
+    return found
+
+
+def _read(job: Job, request: VideoRequest, stop: Callable[[], bool]) -> _Read:
+    """Read all frames of a video. Raises StdError if there are none; Cancelled as soon as it is to
+    `stop`."""
+    stride = request.window - request.overlap
     notices: list[str] = []
     shots: list[_Shot] = []
     place: Place | None = None
@@ -265,6 +300,8 @@ def _read(job: Job, request: VideoRequest, stride: int) -> _Read:
     for frame in source_frames(
         job.clip, request.s, job.cuts, keep_alpha=job.target.alpha, on_notice=notices.append
     ):
+        if stop():
+            raise Cancelled("the run was stopped")
         place = frame.place
         if not shots:
             first_pts = place.pts

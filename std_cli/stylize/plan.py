@@ -69,10 +69,12 @@ def plan_images(
     probe: bool = True,
     origins: Mapping[str, Origin] | None = None,
     on_event: OnEvent = lambda event: None,
+    spread: Callable[[ImageRequest, Plan], None] | None = None,
     **options: Unpack[ImageOptions],
 ) -> Plan:
     """The plan of `stylize_images` with the same arguments; `probe`: load the model and time two
-    steps. origins: where the options come from, by name.
+    steps. origins: where the options come from, by name. spread: adds what the request takes on
+    several devices.
 
     Raises the errors that it would raise before it loads a weight, but for outputs that exist,
     which are a note.
@@ -101,6 +103,8 @@ def plan_images(
             on_event,
             lambda: time_picture(request, working, notes.append),
         )
+        if spread is not None:
+            spread(request, plan)
         return cast(Plan, scratch.shown(plan))
 
 
@@ -118,10 +122,8 @@ def plan_video(
     spread: Callable[[VideoRequest, Plan], None] | None = None,
     **options: Unpack[VideoOptions],
 ) -> Plan:
-    """The plan of `stylize_video` with the same arguments, but for those of its work folder.
-
-    spread: adds what the request takes on several devices.
-    """
+    """The plan of `stylize_video` with the same arguments, but for those of its work folder; other
+    parameters as of `plan_images`."""
     with Scratch(on_event) as scratch:
         found, existing = Found(), _rule(overwrite, skip_existing)
         request = prepare_video(

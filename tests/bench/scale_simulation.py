@@ -35,7 +35,9 @@ class Costs:
     start: float
     """Seconds until a worker is ready: Ray, the imports, the weights."""
     cuts: float
-    """Frames per second of the pass that finds the cuts."""
+    """Frames per second of a core in the pass that finds the cuts, which reads a film on each."""
+    cores: int
+    """Of the machine that makes the plan."""
     unit: float
     """Seconds of a unit in addition to its frames: seeking, storing its state and its record."""
     film: float
@@ -92,7 +94,10 @@ def plans_of(films: list[list[int]], gpus: int, request: Any) -> list[Plan]:
         read.append(planning._Read(shots, Fraction(0), Fraction(ends[-1], 24), []))
     planning._split([shot for found in read for shot in found.shots], gpus, 0)
     jobs: list[Any] = [
-        SimpleNamespace(name=f"film{i}.mp4", index=i) for i in range(1, len(films) + 1)
+        SimpleNamespace(
+            name=f"film{i}.mp4", index=i, target=SimpleNamespace(path=f"film{i}_stylized.mp4")
+        )
+        for i in range(1, len(films) + 1)
     ]
     return [
         planning._plan(job, {}, found, request, None) for job, found in zip(jobs, read, strict=True)
@@ -128,12 +133,20 @@ def simulate(films: list[list[int]], gpus: int, request: Any, costs: Costs, fps:
     return Schedule(
         len(every),
         sum(unit.frames for unit in every if not unit.of),
-        frames / costs.cuts,
+        _reading(films, costs),
         share * hours * costs.film / rate,
         work,
         max(map(seconds, every)),
         hours * costs.result * 2 / costs.link,
     )
+
+
+def _reading(films: list[list[int]], costs: Costs) -> float:
+    """Seconds until all films are read, each by one thread."""
+    free = [0.0] * costs.cores
+    for film in films:
+        heapq.heappush(free, heapq.heappop(free) + sum(film) / costs.cuts)
+    return max(free)
 
 
 def report(films: list[list[int]], request: Any, costs: Costs, fps: float) -> list[str]:
@@ -167,7 +180,8 @@ def main() -> None:
     parser.add_argument("--frame", type=float, default=0.4, help="GPU seconds of a frame")
     parser.add_argument("--vae", type=float, default=0.07, help="share of the VAE in that")
     parser.add_argument("--start", type=float, default=60, help="seconds until a worker is ready")
-    parser.add_argument("--cuts", type=float, default=50, help="frames per second, all films")
+    parser.add_argument("--cuts", type=float, default=50, help="frames per second of a core")
+    parser.add_argument("--cores", type=int, default=16, help="of the machine that plans")
     parser.add_argument("--unit", type=float, default=2, help="seconds of a unit beside its frames")
     parser.add_argument("--gb", type=float, nargs=2, default=(5, 5), help="an hour in, and out")
     parser.add_argument("--link", type=float, default=0.5, help="GB per second of a worker")
@@ -184,7 +198,7 @@ def main() -> None:
         overlap=overlap,
         mix=None,
         scratch=LOCAL_ONLY,
-        s=SimpleNamespace(steps=steps, steady=given.steady),
+        s=SimpleNamespace(steps=steps, steady=given.steady, device="cpu"),
     )
     hours = given.hours / given.films
     films = [
@@ -194,7 +208,7 @@ def main() -> None:
         for i in range(given.films)
     ]
     costs = Costs(
-        given.frame, given.vae, given.start, given.cuts, given.unit,
+        given.frame, given.vae, given.start, given.cuts, given.cores, given.unit,
         given.gb[0] * 1e9, given.gb[1] * 1e9, given.link * 1e9, given.storage * 1e9,
     )  # fmt: skip
     lengths = np.concatenate(films) / given.fps

@@ -3,7 +3,14 @@
 import pytest
 
 from std_cli import InputError
-from std_cli.spread.devices import Devices, gpus_here, parse_devices, processors_of_each, visible
+from std_cli.spread.devices import (
+    Devices,
+    crowded,
+    gpus_here,
+    parse_devices,
+    processors_of_each,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +63,19 @@ def test_what_workers_see_is_counted_from_what_this_process_sees():
 
 def test_the_processors_are_shared():
     assert [processors_of_each(workers, 8) for workers in (1, 3, 8, 20)] == [8, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "workers, threads, cores, remedy",
+    [
+        (2, 1, 2, None),
+        (2, 4, None, None),
+        (2, None, 2, None),
+        (2, 2, 2, "OMP_NUM_THREADS=1 makes them faster"),
+        (4, 8, 8, "OMP_NUM_THREADS=2 makes them faster"),
+        (3, 1, 2, "--devices cpu:2 is as fast, with less memory"),
+    ],
+)
+def test_more_threads_than_cores_are_reported(workers, threads, cores, remedy):
+    message = crowded(workers, threads, cores)
+    assert message == remedy or message.endswith(f"and wait for each other: {remedy}")

@@ -20,6 +20,7 @@ from std_cli.spread.run_unit import UnitWork, job_of
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.units import find_units
 from tests.micro import micro
+from tests.spread.works import Small, SmallWork
 from tests.storage.counted import counted
 from tests.stylize.test_videos import make_clip
 
@@ -220,3 +221,33 @@ def test_the_user_s_number_of_threads_is_taken_over_and_that_of_ray_is_not(monke
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray sets it
     choose_threads(chosen)
     assert chosen_threads() == {"MKL_NUM_THREADS": "3"} and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_what_raises_does_not_stop_the_others(tmp_path):
+    events = []
+    units = [Small("a", how="raises"), Small("b", how="fails"), Small("c", frames=1)]
+    done = Here(SmallWork(tmp_path), events.append).run(units)
+    assert [unit.id for unit in done.finished] == ["c"]
+    assert done.failed == {
+        "a": "KeyError: 'a bug' (this is a bug of std: please report it)",
+        "b": "the disk is full",
+    }
+    failed = [event["message"] for event in events if event["event"] == "notice"]
+    assert failed == [f"{id} failed: {why}" for id, why in done.failed.items()]
+
+
+def test_workers_that_wait_for_each_other_are_reported(tmp_path, photo, four_cores):
+    (tmp_path / "r.png").write_bytes(png(photo, 48, 32))
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        (tmp_path / "in" / f"{i}.png").write_bytes(png(photo, 48, 48))
+    given = (str(tmp_path / "in"), str(tmp_path / "r.png"), f"{tmp_path}/out/")
+    saved, events = SavedRequest.of("image", *given, True, FAST), []
+    drive = PictureDrive(events.append)
+    here = Here(PictureWork(saved, "refuse", False), drive.pass_on)
+    drive.go(saved, here, 2, "refuse", None, cores=4)
+    notices = [event["message"] for event in events if event["event"] == "notice"]
+    assert notices == [
+        "2 workers with 4 threads each, as one process takes, share 4 cores and wait for each "
+        "other: OMP_NUM_THREADS=2 makes them faster"
+    ]

@@ -3,9 +3,9 @@
 import pytest
 
 from std_cli.errors import InputError
-from std_cli.spread.plan import plan_spread
+from std_cli.spread.plan import how_many, plan_spread
 from std_cli.stylize import video_run
-from std_cli.stylize.plan import plan_video
+from std_cli.stylize.plan import plan_images, plan_video
 from tests.micro import micro
 from tests.stylize.test_videos import make_clip
 
@@ -24,7 +24,7 @@ def test_one_shot_on_two_devices(tmp_path, reference, monkeypatch, steady, units
         reference,
         tmp_path / "out.mp4",
         probe=False,
-        spread=plan_spread("cpu:2", lambda event: None),
+        spread=plan_spread(2, lambda event: None),
         model=micro(),
         size=64,
         steady=steady,
@@ -45,6 +45,33 @@ def test_one_shot_on_two_devices(tmp_path, reference, monkeypatch, steady, units
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_is_no_number_of_devices():
+def test_pictures_on_two_devices(tmp_path, reference, photo):
+    """33 pictures: 16 chunks of two and one of one, so 17 pictures on the busier device."""
+    (tmp_path / "in").mkdir()
+    for i in range(33):
+        photo.resize((48, 32)).save(tmp_path / "in" / f"{i:02d}.png")
+    size = sum(file.stat().st_size for file in (tmp_path / "in").iterdir())
+    options = {"model": micro(), "size": 64, "steps": 1}
+    spread = plan_spread(2, lambda event: None)
+    plan = plan_images(tmp_path / "in", reference, f"{tmp_path}/out/", spread=spread, **options)
+    took, spread = plan["time"], plan["spread"]
+    of_picture = (took["seconds"] - took["load"]) / 33
+    assert spread.pop("seconds") == pytest.approx(17 * of_picture + took["load"], abs=0.051)
+    assert spread.pop("lost_seconds") == pytest.approx(of_picture, abs=0.051)
+    assert spread == {
+        "devices": 2,
+        "units": 17,
+        "pieces": 0,
+        "computed": 33,
+        "speedup": 1.94,
+        "copied": size,
+        "lost": 1,
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_number_of_devices_or_shards():
+    assert how_many("cpu:3", None) == how_many("3", "0/2") == how_many(None, "2/3") == 3
+    assert how_many(None, None) is None
     with pytest.raises(InputError, match="--devices two: give"):
-        plan_spread("two", lambda event: None)
+        how_many("two", None)

@@ -1,6 +1,8 @@
 """Units: what is made of them is what one process makes, bit for bit."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -9,11 +11,13 @@ import torch
 
 from std_cli import StdError, Stylizer
 from std_cli.diffusion.windows import Wavefront
+from std_cli.spread import units
 from std_cli.spread.finish import finish
 from std_cli.spread.run_unit import run_unit, units_folder
 from std_cli.spread.saved_request import SavedRequest
 from std_cli.spread.units import Unit, computed, find_units, halo, shared_out
 from std_cli.stylize import video_run
+from std_cli.stylize.frames import source_frames
 from std_cli.stylize.videos import prepare_video, run_videos
 from tests.micro import micro
 from tests.stylize.test_videos import make_clip
@@ -151,3 +155,51 @@ def test_units_are_shared_out_by_their_work():
     assert [[each.id for each in share] for share in shares] == [["b", "e"], ["d", "c", "a"]]
     assert sorted(u.id for share in shared_out(units, 7) for u in share) == list("abcde")
     assert Unit.from_json(json.loads(json.dumps(units[0].json()))) == units[0]
+
+
+def test_videos_are_read_at_the_same_time_as_each_alone(tmp_path, reference, monkeypatch):
+    clips = [
+        make_clip(tmp_path / f"{i}.mp4", 20 + i, (64, 48), cut_at=9 + i, sound=False)
+        for i in range(3)
+    ]
+    together = threading.Barrier(3, timeout=30)
+
+    def frames(*given, **options):
+        together.wait()
+        return source_frames(*given, **options)
+
+    options = {"steps": 1, "cfg": 1}
+    (tmp_path / "out").mkdir()
+    alone = [request_for(c, reference, tmp_path / "out" / c.name, **options) for c in clips]
+    plans = [find_units(request, 1, None, nothing)[0] for request in alone]
+    monkeypatch.setattr(units, "processors", lambda: 3)
+    monkeypatch.setattr(units, "source_frames", frames)
+    found = find_units(
+        request_for(clips, reference, f"{tmp_path}/out/", **options), 1, None, nothing
+    )
+    assert [[u.first for u in plan.units] for plan in found] == [[0, 9], [0, 10], [0, 11]]
+    for plan, other in zip(plans, found, strict=True):
+        same = {"id": "", "output": "", "input": ""}
+        assert [replace(u, **same) for u in plan.units] == [replace(u, **same) for u in other.units]
+
+
+def test_a_video_that_cannot_be_read_ends_the_reading_of_the_others(
+    tmp_path, reference, monkeypatch
+):
+    clips = [make_clip(tmp_path / f"{i}.mp4", 20, (64, 48), sound=False) for i in range(2)]
+    read = []
+
+    def frames(clip, *given, **options):
+        if clip.path == clips[0]:
+            raise StdError("the disk is gone")
+        for _ in range(10**4):
+            read.append(1)
+            time.sleep(0.01)
+            yield next(source_frames(clip, *given, **options))
+
+    monkeypatch.setattr(units, "processors", lambda: 2)
+    monkeypatch.setattr(units, "source_frames", frames)
+    request = request_for(clips, reference, f"{tmp_path}/out/")
+    with pytest.raises(StdError, match="the disk is gone"):
+        find_units(request, 1, None, nothing)
+    assert len(read) < 1000
