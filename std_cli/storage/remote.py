@@ -124,7 +124,7 @@ def matching(pattern: Stored) -> tuple[Stored, dict[str, int | None]]:
     up = "/".join(pattern.url.split("/")[: depth - len(parts)])
     root = Stored(pattern.fs, "/".join(parts[:depth]), up)
     with remote_errors(pattern.url):
-        pattern.fs.invalidate_cache(root.path)
+        pattern.fs.invalidate_cache()  # of a path it forgets the folder, and not those inside
         found = pattern.fs.glob(pattern.path, detail=True)
     files = [entry for entry in found.values() if entry["type"] == "file"]
     return root, _below(root, files)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from std_cli.cli.commands import run
+from std_cli.storage.remote import matching, open_url
 from tests.micro import micro
 from tests.storage.killed_upload import PART
 
@@ -86,6 +87,14 @@ def test_pictures_in_and_out(s3, photo, capsys):
     assert "'s3://box/out/a_stylized.png' exists" in capsys.readouterr().out
     assert stylize(*request, "--skip-existing") == 0
     assert s3.get_object(Bucket="box", Key="out/a_stylized.png")["Body"].read() == result
+
+
+def test_what_others_put_since_the_last_look_is_found(s3):
+    folder = open_url("s3://box/units/", "-o")
+    s3.put_object(Bucket="box", Key="units/a/segment-00000", Body=b"frames")
+    assert matching(folder.child("*/done.json"))[1] == {}
+    s3.put_object(Bucket="box", Key="units/a/done.json", Body=b"{}")
+    assert matching(folder.child("*/done.json"))[1] == {"a/done.json": 2}
 
 
 def failed(capsys, *arguments):
