@@ -7,6 +7,7 @@ import typer
 from std_cli.cli.console import Reporter
 from std_cli.cli.flags import (
     IN_AND_OUT,
+    MACHINE,
     MESSAGES,
     DevicesFlag,
     JsonFlag,
@@ -133,6 +134,16 @@ _Baseline = Annotated[
         rich_help_panel=COMPARE,
     ),
 ]
+_Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Make the cells on a Ray cluster: its address, or auto. Where this process is lost, "
+        "the same command resumes.",
+        rich_help_panel=MACHINE,
+    ),
+]
 _DryRun = Annotated[
     bool,
     typer.Option(
@@ -160,6 +171,7 @@ def compare(
     baseline: _Baseline = None,
     settings: Settings,
     devices: DevicesFlag = None,
+    cluster: _Cluster = None,
     offline: OfflineFlag = False,
     dry_run: _DryRun = False,
     no_probe: NoProbeFlag = False,
@@ -206,14 +218,15 @@ def compare(
         if dry_run:
             from std_cli.comparison.plan import plan_comparison
 
-            if devices is not None:
-                message = "--devices changes nothing in this plan, which is that of one process"
-                report({"event": "notice", "message": message})
+            for flag, value in (("--devices", devices), ("--cluster", cluster)):
+                if value is not None:
+                    message = f"{flag} changes nothing in this plan, which is that of one process"
+                    report({"event": "notice", "message": message})
             report(plan_comparison(config, probe=not no_probe, on_event=report))
             return
         from std_cli.comparison.run import run_comparison
 
-        run_comparison(config, devices, verbose=verbose, on_event=report)
+        run_comparison(config, devices, cluster, verbose=verbose, on_event=report)
 
 
 def _names(flag: str, given: list[str] | None) -> list[str]:

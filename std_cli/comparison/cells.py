@@ -151,11 +151,15 @@ def make_cells(
             raise InputError(
                 f"a comparison of more than {MOST_CELLS} cells: vary less, or compare in parts"
             )
+        missing: dict[str, list[str]] = {}
         for variant in variants:
             try:
                 cells += maker.of_variant(variant)
             except NotDownloaded as e:
-                skipped.append(Skipped(variant.label, str(e)))
+                missing.setdefault(str(e), []).append(variant.label)
+        for reason, labels in missing.items():
+            whole = len(labels) == len(variants)
+            skipped.append(Skipped(contender.name if whole else "; ".join(labels), reason))
     return cells, skipped
 
 

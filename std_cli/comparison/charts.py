@@ -10,11 +10,15 @@ from std_cli.comparison.statistics import Interval
 from std_cli.comparison.table import Row, Table
 
 WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 46
 """Margins of the drawing area, for ticks and titles."""
 STYLE, STRUCTURE = ("csd", "clip-direction", "colour", "texture"), ("edges", "lpips")
 """Measures whose trade the scatter shows, the most telling first."""
 MOST_SCATTERS = 4
+SMALL = 0.01
+"""Below it the ticks of an axis are in units of a power of ten."""
+NARROW = 1e-3
+"""Of the values: a scale is at least so wide, so that its ticks have few digits."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,23 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return self.first + share * (self.last - self.first)
 
+    @property
+    def power(self) -> int:
+        """The power of ten in whose units the ticks are: 0, but for values that are very small."""
+        most = max(abs(self.low), abs(self.high))
+        return math.floor(math.log10(most) + 1e-9) if 0 < most < SMALL else 0
+
+    @property
+    def unit(self) -> str:
+        """What the title of its axis says of that."""
+        return f", times 1e{self.power}" if self.power else ""
+
     def marks(self) -> list[Tick]:
         """The ticks, in so many digits that they differ."""
-        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1
+        unit = 10.0**self.power
+        step = (self.ticks[1] - self.ticks[0]) / unit if len(self.ticks) > 1 else 1
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        return [Tick(self(value), f"{value:.{digits}f}") for value in self.ticks]
+        return [Tick(self(value), f"{value / unit:.{digits}f}") for value in self.ticks]
 
 
 def line_charts(table: Table) -> list[Chart]:
@@ -165,7 +181,9 @@ def _line_chart(
     where = ", ".join(f"{_flag(name)} {value}" for name, value in held.items())
     title = f"{measure} over {_flag(axis)}{f' at {where}' if where else ''}"
     ticks = [Tick(x(places[value]), value) for value in along]
-    y_title = f"{measure} ({table.measures[measure].direction} is better)"
+    direction = table.measures[measure].direction
+    better = f" ({direction} is better)" if direction != "none" else ""
+    y_title = f"{measure}{y.unit}{better}"
     return Chart(title, _flag(axis), y_title, ticks, y.marks(), series)
 
 
@@ -197,8 +215,8 @@ def _scatter(table: Table, structure: str, style: str) -> Chart | None:
             series.append(Series(name, number, list(runs.values())))
     return Chart(
         f"{style} against {structure}: right and up are better",
-        f"{structure}, better to the right →",
-        f"{style}, better upwards →",
+        f"{structure}{x.unit}, better to the right →",
+        f"{style}{y.unit}, better upwards →",
         x.marks(),
         y.marks(),
         series,
@@ -253,8 +271,10 @@ def _scale(intervals: Sequence[Interval], first: float, last: float) -> Scale:
     """A scale that holds all intervals, with ticks at round numbers."""
     low = min(each.mean - (each.half or 0.0) for each in intervals)
     high = max(each.mean + (each.half or 0.0) for each in intervals)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+    if low == high == 0:
+        low, high = -0.5, 0.5
+    elif (room := NARROW * max(abs(low), abs(high)) - (high - low)) > 0:
+        low, high = low - room / 2, high + room / 2
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough)

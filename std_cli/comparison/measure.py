@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -18,11 +19,14 @@ from std_cli.weights.fingerprints import fingerprint
 
 
 def choose_measures(
-    names: Sequence[str], with_clips: bool
+    names: Sequence[str], with_clips: bool, device: str
 ) -> tuple[dict[str, Measure], list[Skipped]]:
     """The measures of these names, all that there are if none is given; and those that cannot be
-    taken, with the reason. Raises InputError for a name that is not known, and where none of those
-    that are named can be taken."""
+    taken, with the reason. device: where their networks run, as torch names it.
+
+    Raises InputError for a name that is not known, and where none of those that are named can be
+    taken.
+    """
     for name in names:
         if name not in MEASURES:
             close = get_close_matches(name, MEASURES, 1)
@@ -35,7 +39,7 @@ def choose_measures(
             not names and kind.domain == "clip" and not with_clips
         ):
             continue
-        measure = kind()
+        measure = kind(device)
         if reason := measure.available():
             skipped.append(Skipped(name, reason, measure.missing))
         elif kind.domain == "clip" and not with_clips:
@@ -75,7 +79,7 @@ def measure(cells: Sequence[Cell], measures: Mapping[str, Measure], on_event: On
         )
         try:
             with at_work():
-                _measure_one(cell, missing, keys)
+                _measure_one(cell, missing, keys, on_event)
         except Cancelled:
             raise
         except StdError as e:
@@ -83,12 +87,18 @@ def measure(cells: Sequence[Cell], measures: Mapping[str, Measure], on_event: On
             on_event({"event": "notice", "message": f"{cell.path.name}: not measured: {e}"})
 
 
-def _measure_one(cell: Cell, measures: Mapping[str, Measure], keys: Mapping[str, str]) -> None:
+def _measure_one(
+    cell: Cell, measures: Mapping[str, Measure], keys: Mapping[str, str], on_event: OnEvent
+) -> None:
     sample = sample_of(cell)
     figures: dict[str, Any] = cell.record["figures"]
     for name, each in measures.items():
         reason = each.lacks(sample)
         value = None if reason else each.compute(sample)
+        if value is not None and not math.isfinite(value):
+            value, reason = None, f"it came out as {value}"
+            message = f"{cell.path.name}: {name} is left out: {reason}"
+            on_event({"event": "notice", "message": message})
         figures[name] = {"key": keys[name], "value": value, "lacks": reason}
     write_thumbnail(sample.result[0], cell.thumbnail)
     cell.save()

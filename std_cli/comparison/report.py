@@ -118,6 +118,9 @@ def page(table: Table) -> Iterator[str]:
         styles=[_given(subject) for subject in styles],
         seeds=[str(seed) for seed in seeds] or [""],
         groups=groups,
+        clips=any(subject.kind == "clip" for subject in contents),
+        failures=_failures(table),
+        marker=_marker,
         hidden=max(0, seeded - shown),
         script=script,
         script_hash=f"sha256-{digest}",
@@ -193,6 +196,21 @@ def _verdicts(table: Table) -> list[tuple[str, list[str]]]:
         )
         for measure, by_best in found.items()
     ]
+
+
+def _failures(table: Table) -> list[tuple[str, str, str]]:
+    """(what is compared, the reason, which of its cells) of all that failed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in table.failed:
+        which = cell.sample if cell.of_peer else f"{cell.sample} seed {cell.seed}"
+        found.setdefault((cell.variant.label, cell.failure), []).append(which)
+    return [(label, reason, ", ".join(cells)) for (label, reason), cells in found.items()]
+
+
+def _marker(number: int) -> int:
+    """The marker in charts of what has this number: with its colour, of which there are 8, another
+    one for each of the first 32."""
+    return (number + number // 8) % 4
 
 
 def figure(value: float | None) -> str:

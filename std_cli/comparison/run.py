@@ -38,7 +38,7 @@ from std_cli.stylize.options import VideoOptions, with_options
 from std_cli.stylize.request import new_folder
 
 CONFIG_FILE = "comparison.toml"
-_PARAMETERS = {*VideoOptions.__annotations__, *CompareConfig.model_fields, "devices"}
+_PARAMETERS = {*VideoOptions.__annotations__, *CompareConfig.model_fields, "devices", "cluster"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def compare(
     measures: Sequence[str] = (),
     baseline: str = "",
     devices: str | None = None,
+    cluster: str | None = None,
     verbose: bool = False,
     on_event: OnEvent = lambda event: None,
     **options: Unpack[VideoOptions],
@@ -82,7 +83,8 @@ def compare(
     of it by name, with any settings; against: {name: folder} of results of other tools. vary:
     {setting: values}. seeds: how many, from `seed`. measures: names, everything that can be
     measured if not given. baseline: what differences are taken to, the first if not given.
-    devices: on which devices cells are made, as --devices has it; this process alone if not given.
+    devices: on which devices cells are made, as --devices has it; cluster: the address of the Ray
+    cluster that they are of; this process alone if neither is given.
     on_event: receives `std_cli.events`. options: settings that all have in common.
 
     Raises InputError, before anything is computed, for every problem of the request; StdError after
@@ -105,7 +107,9 @@ def compare(
     given |= {"seeds": seeds} if seeds is not None else {}
     given |= {"seed": settings.pop("seed")} if "seed" in settings else {}
     try:
-        return run_comparison(make_config(given), devices, verbose=verbose, on_event=on_event)
+        return run_comparison(
+            make_config(given), devices, cluster, verbose=verbose, on_event=on_event
+        )
     except StdError as e:
         raise type(e)(in_callers_words(str(e), _PARAMETERS)) from None
 
@@ -113,6 +117,7 @@ def compare(
 def run_comparison(
     config: CompareConfig,
     devices: str | None = None,
+    cluster: str | None = None,
     *,
     verbose: bool = False,
     on_event: OnEvent = lambda event: None,
@@ -120,7 +125,7 @@ def run_comparison(
     """What `compare` does, by its keys."""
     begin = time.monotonic()
     with silent_libraries:
-        config, make_missing = _maker(config, devices, verbose)
+        config, make_missing = _maker(config, devices, cluster, verbose)
     with silent_libraries, prepared(config) as request:
         for message in [*request.notices, *_what_is_skipped(request.skipped)]:
             on_event({"event": "notice", "message": message})
@@ -151,18 +156,18 @@ def run_comparison(
 
 
 def _maker(
-    config: CompareConfig, devices: str | None, verbose: bool
+    config: CompareConfig, devices: str | None, cluster: str | None, verbose: bool
 ) -> tuple[CompareConfig, MakeMissing]:
     """(the comparison with the device that its workers have, what makes its cells)."""
-    if devices is None:
+    if devices is None and cluster is None:
         return config, partial(make_here, verbose=verbose)
     from std_cli.comparison.workers import make_on_devices, on_devices
 
     check_installed()
-    wanted = parse_devices(devices)
-    config = on_devices(config, wanted)
+    wanted = parse_devices(devices or "all")
+    config = on_devices(config, wanted, cluster)
     return config, partial(
-        make_on_devices, wanted=wanted, settings=config.settings, verbose=verbose
+        make_on_devices, wanted=wanted, address=cluster, settings=config.settings, verbose=verbose
     )
 
 
@@ -170,6 +175,8 @@ def _maker(
 def prepared(config: CompareConfig) -> Iterator[Comparison]:
     """Check everything before a weight is loaded. The report's folder is there inside; nothing is
     left of it if nothing is written."""
+    from std_cli.diffusion.pipeline import choose_device
+
     notices: list[str] = []
     check_names(config.settings, "settings", NOT_SETTINGS)
     contenders = contenders_of(config)
@@ -179,7 +186,8 @@ def prepared(config: CompareConfig) -> Iterator[Comparison]:
     styles = find_styles(config.style, notices)
     contents = find_contents(config.content, styles, notices)
     with_clips = any(content.kind == "clip" for content in contents)
-    measures, skipped = choose_measures(config.measures, with_clips)
+    device = choose_device(str(config.settings.get("device", "auto")))
+    measures, skipped = choose_measures(config.measures, with_clips, str(device))
     _check_folder(folder, [each.path for each in [*contents, *styles]])
     with new_folder(folder), new_folder(folder / "cells"):
         cells, missing = make_cells(config, contenders, contents, styles, folder / "cells")

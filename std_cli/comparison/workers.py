@@ -1,6 +1,7 @@
-"""Cells on several devices of this machine: `std compare --devices`."""
+"""Cells on several devices, of this machine or of a cluster: `std compare --devices, --cluster`."""
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from typing import Any
 from std_cli.comparison.cells import Cell
 from std_cli.comparison.config import CompareConfig
 from std_cli.comparison.make import CellMaker, in_order, loaded_for
+from std_cli.diffusion.threads import torch_threads
 from std_cli.errors import Cancelled, InputError, StdError
 from std_cli.events import Event, OnEvent
 from std_cli.spread.devices import Devices, gpus_here
 from std_cli.spread.executor import Record, given_at_once
 from std_cli.spread.facts import worker_facts
-from std_cli.spread.on_ray import local_pool
+from std_cli.spread.on_ray import check_unnumbered, cluster_pool, local_pool
 from std_cli.spread.ray_executor import RayExecutor
 from std_cli.stylize.request import failure
+from std_cli.weights.hub import without_downloads
 
 MOST_OF_A_BATCH = 16
 """Cells."""
@@ -59,10 +62,17 @@ class CellWork:
 
     def __init__(self, settings: Mapping[str, Any], verbose: bool) -> None:
         """settings: those that all cells have in common."""
+        import torch
+
+        from std_cli.diffusion.pipeline import choose_device
+
         self._folder = os.getcwd()
         self._device = str(settings.get("device", "auto"))
         self._dtype = str(settings.get("dtype", "auto"))
         self._verbose = verbose
+        self._named_by = self.facts()
+        on_cpu = choose_device(self._device).type == "cpu"
+        self._threads = torch.get_num_threads() if on_cpu else None
         self._maker: CellMaker | None = None
 
     def facts(self) -> Mapping[str, str]:
@@ -72,7 +82,7 @@ class CellWork:
     def run(self, batch: Batch, on_event: OnEvent) -> Record:
         """Make the cells of a batch that are not there; one that fails is reported, and does not
         stop the others."""
-        os.chdir(self._folder)  # relative paths start there
+        self._check()
         begin = time.monotonic()
         self._maker = self._maker or CellMaker(self._verbose)
         resumed = 0
@@ -82,13 +92,33 @@ class CellWork:
                 continue
             place = _Place(cell.path.name, on_event)
             try:
-                self._maker.make(cell, place)
+                with torch_threads(self._threads), without_downloads():
+                    self._maker.make(cell, place)
             except Cancelled:
                 raise
             except StdError as e:
                 on_event(failure(cell.path.name, e))
         seconds = round(time.monotonic() - begin, 3)
         return {"frames": len(batch.cells), "resumed": resumed, "seconds": seconds}
+
+    def _check(self) -> None:
+        """Raises StdError where this machine lacks the folder of the comparison, or would make
+        other results than the machine that has named the cells."""
+        try:
+            os.chdir(self._folder)  # relative paths start there
+        except OSError as e:
+            raise StdError(
+                f"{self._folder} is not on the machine {socket.gethostname()} ({e.strerror}): give "
+                f"the command in a folder that all machines of the cluster have"
+            ) from None
+        facts = self.facts()
+        for name, value in self._named_by.items():
+            if facts.get(name) != value:
+                raise StdError(
+                    f"the machine {socket.gethostname()} has {name} {facts.get(name)}, and that of "
+                    f"the command {value}: give the command on a machine like those that make the "
+                    f"cells"
+                )
 
 
 @dataclass
@@ -109,11 +139,13 @@ def make_on_devices(
     missing: Sequence[Cell],
     on_event: OnEvent,
     wanted: Devices,
+    address: str | None,
     settings: Mapping[str, Any],
     verbose: bool,
 ) -> None:
-    """Make cells on several devices. One that fails keeps the reason, and the others are made; what
-    a worker that died has made is kept, and another one makes the rest.
+    """Make cells on several devices, of the cluster at `address` or of this machine. One that fails
+    keeps the reason, and the others are made; what a worker that died has made is kept, and another
+    one makes the rest.
 
     Raises StdError if no worker is left.
     """
@@ -128,7 +160,7 @@ def make_on_devices(
             on_event(event)
 
     with (
-        local_pool(wanted) as pool,
+        local_pool(wanted) if address is None else cluster_pool(wanted, address) as pool,
         RayExecutor[Batch](pool, CellWork(settings, verbose), pass_on) as executor,
     ):
         batches = batches_of(missing, executor.parts)
@@ -144,7 +176,7 @@ def make_on_devices(
             cell.failure = failures.get(cell.path.name, unknown)
 
 
-def on_devices(config: CompareConfig, wanted: Devices) -> CompareConfig:
+def on_devices(config: CompareConfig, wanted: Devices, address: str | None) -> CompareConfig:
     """The comparison with the device that the workers have. Raises InputError where the settings
     name another one, and where devices are not there."""
     import torch
@@ -156,9 +188,17 @@ def on_devices(config: CompareConfig, wanted: Devices) -> CompareConfig:
                 f"--device {given}: each worker has the one that --devices {wanted.given} gives "
                 f"it: leave out one of them"
             )
-    if not wanted.cpu:
+    if address is not None:
+        check_unnumbered(wanted)
+    if not wanted.cpu and address is None:
         gpus_here(wanted)
-    elif torch.cuda.is_available():  # which "auto" would take
+    elif not wanted.cpu and not torch.cuda.is_available():
+        raise InputError(
+            f"--cluster {address}: cells are named by the device that makes them, and this machine "
+            f"has no GPU: give the command on a machine of the cluster that has one, or --devices "
+            f"cpu:8 for eight workers on its processors"
+        )
+    if wanted.cpu and torch.cuda.is_available():  # which "auto" would take
         settings = {**config.settings, "device": device}
         return config.model_copy(update={"settings": settings})
     return config

@@ -224,11 +224,7 @@ def _run_in_cluster(spread: Spread, wanted: Devices, where: Where, on_event: OnE
     its connection, and the same call shows it again. Ctrl-C stops it. Raises what the run raises.
     """
     assert where.cluster is not None
-    if wanted.gpus:
-        raise InputError(
-            f"--devices {wanted.given}: GPUs of a cluster have no numbers: give --devices "
-            f"{len(wanted.gpus)} for as many of them, whichever"
-        )
+    check_unnumbered(wanted)
     with cluster(where.cluster):
         driver, fresh = _driver(spread, wanted, where.mixed_gpus)
         if not fresh:
@@ -238,6 +234,22 @@ def _run_in_cluster(spread: Spread, wanted: Devices, where: Where, on_event: OnE
             on_event({"event": "notice", "message": message})
             return
         _follow(driver, on_event)
+
+
+def check_unnumbered(wanted: Devices) -> None:
+    """Raises InputError for certain GPUs of this machine, where those of a cluster are meant."""
+    if wanted.gpus:
+        raise InputError(
+            f"--devices {wanted.given}: GPUs of a cluster have no numbers: give --devices "
+            f"{len(wanted.gpus)} for as many of them, whichever"
+        )
+
+
+@contextmanager
+def cluster_pool(wanted: Devices, address: str) -> Iterator[Pool]:
+    """The workers of a cluster, for a run that this process leads."""
+    with cluster(address):
+        yield _pool_of_cluster(wanted, mixed=False)
 
 
 def _driver(spread: Spread, wanted: Devices, mixed: bool) -> tuple[Any, bool]:

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from skimage import data
 from torch import nn
 
+from std_cli.comparison.measure import choose_measures
 from std_cli.comparison.measures import MEASURES, Sample
 from std_cli.comparison.measures.clip import Clip, aesthetic_score, load_head
 from std_cli.comparison.measures.csd import csd_features, load_csd
 from std_cli.comparison.measures.features import Features, clip_input, cosine
 from std_cli.comparison.measures.lpips import load_lpips
 from std_cli.errors import InputError
+from std_cli.weights.cache import files_of
 from tests.comparison import weights
 
 PHOTO, OTHER = data.astronaut()[:120, :160].copy(), data.coffee()[:100, :90].copy()
@@ -148,6 +150,21 @@ def test_features_are_computed_once():
     assert features(PHOTO)[0] == pytest.approx(0.6) and len(seen) == 1
     features(OTHER)
     assert len(seen) == 2
+
+
+def test_networks_run_on_the_device_of_the_run(cache):
+    """The meta device stands for a GPU: what would be computed on the processor would have
+    numbers."""
+    weights.install("csd", "clip-l", "aesthetic", "vgg16", "lpips")
+    chosen, _ = choose_measures(tuple(set(MEASURES) - {"warp"}), with_clips=True, device="meta")
+    assert {measure.device for measure in chosen.values()} == {"meta"}
+    lpips = chosen["lpips"]
+    trunk, heads = (next(iter(files_of(name).values())) for name in lpips.weights)
+    features = load_lpips(trunk, heads, lpips.device)._features(PHOTO)
+    assert {x.device.type for x in features} == {"meta"}
+    networks = [chosen["clip"].clip.picture, csd_features(*files_of("csd").values(), "meta")]
+    for network in networks:
+        assert network._network(PHOTO).device.type == "meta"
 
 
 def test_a_measure_without_its_weights_says_what_to_pull(cache):

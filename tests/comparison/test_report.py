@@ -2,21 +2,25 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import std_cli
+from std_cli.comparison import report
 from std_cli.comparison.cells import Variant
 from std_cli.comparison.charts import _places, _scale, line_charts, scatters
 from std_cli.comparison.measures import MEASURES
+from std_cli.comparison.report import _failures, _marker
 from std_cli.comparison.statistics import Estimate, Interval
 from std_cli.comparison.table import Entry, Row, Table
 from std_cli.comparison.thumbnails import MOST_BYTES, SIDE, thumbnail
 from tests.browser import CHROMIUM, Page
 from tests.comparison.pictures import FAST, draw, peer
 
+LONG = f"Ünïcödé 日本 with spaces and more words than anyone needs {'w' * 40}"
 HOSTILE = "<img src=x onerror=alert(1)>'\"&"
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
@@ -26,6 +30,7 @@ def made(tmp_path_factory):
     """(the folder, the table) of a comparison whose names are markup."""
     folder = draw(tmp_path_factory.mktemp("report"))
     (folder / "photos" / "coffee.png").rename(folder / "photos" / f"{HOSTILE}.png")
+    (folder / "photos" / "astronaut.png").rename(folder / "photos" / f"{LONG}.png")
     peer(folder / "other", folder)
     table = std_cli.compare(
         folder / "photos", folder / "styles", folder / "r", methods=["std"],
@@ -89,10 +94,63 @@ def test_the_page(made, tmp_path):
         assert len(links) == 2 * 2 * (2 * 4 + 2)
         assert page.problems == []
         assert page.requests == [(folder / "report.html").as_uri()]
-        for width in (320, 900):
+        for width in (320, 360, 900):
             page._send("Emulation.setDeviceMetricsOverride", width=width, height=800,
                        deviceScaleFactor=1, mobile=False)  # fmt: skip
             assert page.run("document.documentElement.scrollWidth") <= width + 1  # it is rounded up
+            outside = page.run(
+                "[...document.querySelectorAll('h3, p, figure, select, .facts, .legend > span')]"
+                ".filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML)"
+            )
+            assert outside == []
+
+
+@in_a_browser
+def test_the_keyboard_is_enough(made, tmp_path):
+    folder, _ = made
+    with Page(folder / "report.html", tmp_path) as page:
+
+        def press(key, code, **more):
+            for kind in ("keyDown", "keyUp"):
+                page._send("Input.dispatchKeyEvent", type=kind, key=key, code=key,
+                           windowsVirtualKeyCode=code, **more)  # fmt: skip
+
+        at = "(e => e.className || e.id || e.tagName + ' ' + e.textContent)(document.activeElement)"
+        reached = []
+        for _ in range(60):
+            press("Tab", 9)
+            reached.append(page.run(at))
+            if reached[-1] == "BUTTON edges ▲":
+                press("Enter", 13, text="\r")
+                assert page.run("document.activeElement.parentElement.ariaSort") == "ascending"
+            if reached[-1] == "zoom":
+                break
+        assert reached[0] == "wide" and reached.count("BUTTON compared") == 1
+        assert sum(name.startswith("SELECT") for name in reached) == 3
+        press("Enter", 13, text="\r")
+        assert page.run("document.querySelector('dialog').open")
+        press("Escape", 27)
+        assert not page.run("document.querySelector('dialog').open") and page.run(at) == "zoom"
+
+
+def test_what_failed_is_one_line_for_each_reason(made):
+    _, table = made
+    cells = [replace(cell) for cell in table.cells]
+    for cell in (*cells[:3], cells[-1]):
+        cell.failure = "out of memory <b>"
+    failed = replace(table, cells=cells)
+    label = cells[0].variant.label
+    which = ", ".join(f"{cell.sample} seed {cell.seed}" for cell in cells[:3])
+    assert _failures(failed) == [
+        (label, "out of memory <b>", which), ("peer", "out of memory <b>", cells[-1].sample),
+    ]  # fmt: skip
+    text = "".join(report.page(failed))
+    assert "failed: out of memory &lt;b&gt;" in text and "<b>and" not in text
+    assert text.count('<figcaption class="bad">') == 3 + 2  # another tool's is there for each seed
+
+
+def test_markers_differ_where_colours_are_the_same():
+    assert len({(number % 8, _marker(number)) for number in range(32)}) == 32
 
 
 @in_a_browser
@@ -165,4 +223,11 @@ def test_ticks_are_round_and_words_are_side_by_side():
     scale = _scale([Interval(0.412, 0.05, 4), Interval(0.6, None, 4)], 300, 0)
     assert [tick.text for tick in scale.marks()] == ["0.35", "0.40", "0.45", "0.50", "0.55", "0.60"]
     assert scale(0.35) == pytest.approx(300) and scale(0.6) == pytest.approx(0)
+    tiny = _scale([Interval(0.000178, None, 1), Interval(0.0000278, None, 1)], 300, 0)
+    assert [tick.text for tick in tiny.marks()] == ["0.0", "0.5", "1.0", "1.5", "2.0"]
+    assert tiny.unit == ", times 1e-4" and scale.unit == ""
+    for same in (0.0, 0.5, 33.6):  # a single value is in the middle
+        around = _scale([Interval(same, None, 1)], 300, 0)
+        assert around(same) == pytest.approx(150, abs=40)
+        assert max(len(tick.text) for tick in around.marks()) <= 6
     assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {"a": 0, "b": 1}

@@ -3,6 +3,7 @@ are kept, and that a killed comparison ends as one that was not."""
 
 import csv
 import json
+import math
 import signal
 import time
 from itertools import pairwise
@@ -17,6 +18,7 @@ from std_cli.cli.commands import run
 from std_cli.comparison.cells import Skipped
 from std_cli.comparison.config import CompareConfig, read_config
 from std_cli.comparison.make import in_order
+from std_cli.comparison.measures.plain import Edges
 from std_cli.comparison.run import _what_is_skipped, prepared, to_toml
 from std_cli.comparison.samples import Frames, joints_of, sample_of
 from std_cli.stylize import stylizer
@@ -180,6 +182,29 @@ def test_styles_in_the_folder_of_contents_are_no_contents(here):
         assert request.notices == ["all: left out: 1 picture that --style names"]
     with prepared(config.model_copy(update={"content": style})) as request:
         assert [content.name for content in request.contents] == ["blue"]
+
+
+def test_what_is_skipped_for_one_reason_is_one_line(here):
+    config = CompareConfig(
+        content=("photos",), style=("styles",), settings=FAST, vary={"cfg": [1, 4]},
+        contenders={"small": {}, "large": {"model": "sdxl"}}, measures=("edges",),
+    )  # fmt: skip
+    with prepared(config) as request:
+        [one] = request.skipped
+    assert one.name == "large" and "std models pull sdxl" in one.reason
+
+
+def test_a_figure_that_is_no_number_is_left_out_and_said(here, monkeypatch):
+    monkeypatch.setattr(Edges, "of", lambda *_: math.nan)
+    events = []
+    table = compared(content="photos/coffee.png", style="styles/blue.png", on_event=events.append)
+    [cell] = table.cells
+    said = f"{cell.path.name}: edges is left out: it came out as nan"
+    assert [e["message"] for e in events if e.get("message", "").endswith("nan")] == [said]
+    assert table.rows[0].entries["edges"].estimate is None and not cell.failure
+    kept = json.loads((here / "r" / "report.json").read_text())["cells"][0]
+    assert kept["figures"]["edges"] is None and kept["lacks"]["edges"] == "it came out as nan"
+    assert table.rows[0].entries["colour"].estimate.mean > 0
 
 
 def test_measures_without_weights_are_one_notice():

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 import std_cli
-from std_cli import InputError
+from std_cli import InputError, StdError
 from std_cli.comparison.config import CompareConfig
 from std_cli.comparison.run import prepared
 from std_cli.comparison.workers import CellWork, batches_of
@@ -60,9 +60,29 @@ def test_a_worker_makes_what_is_not_there_and_reports_what_fails(here):
     assert all("coffee.png" in error["message"] for error in errors)
 
 
+def test_a_machine_that_would_make_something_else_makes_nothing(here, monkeypatch):
+    """It has another version, or lacks the folder in which the command runs."""
+    with prepared(asked("r", vary={}, seeds=1)) as request:
+        [batch, *_] = batches_of(request.cells[:1], 1)
+        work = CellWork(FAST, verbose=False)
+        facts = work.facts()
+        monkeypatch.setattr(work, "facts", lambda: facts | {"torch": "1.0"})
+        with pytest.raises(StdError, match=r"has torch 1\.0, and that of the command 2"):
+            work.run(batch, print)
+        monkeypatch.undo()
+        monkeypatch.setattr(work, "_folder", str(here / "gone"))
+        with pytest.raises(
+            StdError, match=r"gone is not on the machine .*all machines of the clus"
+        ):
+            work.run(batch, print)
+        assert not request.cells[0].is_made()
+
+
 @pytest.mark.parametrize(
     ("devices", "more", "message"),
     [
+        ("all", {"cluster": "10.0.0.1:6379"}, "cluster 10.0.0.1:6379: .*this machine has no GPU"),
+        ("cuda:1", {"cluster": "auto"}, "devices cuda:1: GPUs of a cluster have no numbers"),
         ("gpu", {}, "devices gpu: give all"),
         ("cpu:2", {"device": "cuda"}, "each worker has the one that"),
     ],
