@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ def cluster(address: str) -> Iterator[None]:
 
     Raises StdError if it cannot be reached.
     """
+    _check_answers(address)
     # Ray itself sends the token that is there to the clusters alone that it finds on this machine
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
@@ -47,10 +49,25 @@ def cluster(address: str) -> Iterator[None]:
         with _connection({"address": address}):
             yield
     except ConnectionError as e:
-        raise StdError(
-            f"--cluster {address}: no Ray cluster answers there ({_first_line(e)}): start one "
-            f"with ray start, or give its address"
-        ) from None
+        raise _no_cluster(address, _first_line(e)) from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises StdError if nothing answers at HOST:PORT, for which Ray itself waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as e:
+        raise _no_cluster(address, _first_line(e)) from None
+
+
+def _no_cluster(address: str, reason: str) -> StdError:
+    return StdError(
+        f"--cluster {address}: no Ray cluster answers there ({reason}): start one with ray start, "
+        f"or give its address"
+    )
 
 
 def _has_token() -> bool:

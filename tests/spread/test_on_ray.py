@@ -1,5 +1,6 @@
 """`--devices` and `--cluster`: what is refused before anything is started."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_without_ray_one_line_says_how_it_is_installed(std, monkeypatch):
 def test_what_contradicts_is_refused_before_ray_is_started(std, flags, message):
     code, said = std(*flags)
     assert code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(std):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    for given in (address, "127.0.0.1:70000"):
+        code, said = std("--cluster", given, "--devices", "cpu:2")
+        assert code == 1 and said.count("\n") == 1
+        assert said.startswith(f"error: --cluster {given}: no Ray cluster answers there (")
 
 
 def test_a_token_that_is_there_is_found(tmp_path, monkeypatch):
