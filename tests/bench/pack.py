@@ -7,8 +7,8 @@ References: the styles in examples/, and any --style, whole. Contenders: the mod
 
 Colour and texture are relative to the photograph itself: 1 is no nearer to the reference than it
 was. Edges are correlated with the photograph's. CPU seconds are of one thread, per picture of
-384 x 256, and of a whole command with its peak memory. FOLDER gets a sheet per style: the
-photographs, and below them each contender's.
+384 x 256, and of a whole command with its peak memory. The pictures themselves, and distances with
+their intervals, are what `std compare` shows.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from skimage import data
 
 from std_cli import Stylizer
 from std_cli.media.measures import colour_quantiles, edge_correlation, texture_quantiles
-from std_cli.media.sheets import draw_sheet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TARGETS = {"colour": 0.6, "texture": 0.9, "edges": 0.5}  # edges at least, the others at most
@@ -153,7 +152,6 @@ def main():
     p.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="of the model")
     p.add_argument("--seed", type=int)
     p.add_argument("--only", nargs="*", help="contenders")
-    p.add_argument("--out", type=Path, help="folder for the sheets")
     a = p.parse_args()
     photos = {
         n: square(Image.fromarray(getattr(data, n)()), a.side)
@@ -162,25 +160,17 @@ def main():
     photos |= {f.stem: square(Image.open(f), a.side) for f in a.photo}
     files = [*a.style, *sorted(EXAMPLES.glob("style-*.png"))]
     styles = {f.stem.removeprefix("style-"): Image.open(f).convert("RGB") for f in files}
-    pictures = {}
     for name, make in contenders(a).items():
         print(name, flush=True)
-        pictures[name] = {
+        pictures = {
             (style, photo): make(photos[photo], ref).convert("RGB")
             for style, ref in styles.items()
             for photo in photos
         }
-        measure(pictures[name], photos, styles)
+        measure(pictures, photos, styles)
         some = next(iter(photos.values())), next(iter(styles.values()))
         print(f"  {warm_seconds(make, *some):.2f} CPU s for 384 x 256, warm", flush=True)
     commands(next(iter(photos.values())), files[0], a.model)
-    if a.out:
-        a.out.mkdir(parents=True, exist_ok=True)
-        for style, ref in styles.items():
-            rows = [[*photos.values(), ref]]
-            rows += [[made[style, photo] for photo in photos] for made in pictures.values()]
-            sheet = draw_sheet(rows, [*photos, style], ["photograph", *pictures], (256, 256))
-            sheet.save(a.out / f"{style}.jpg", quality=90)
 
 
 if __name__ == "__main__":
