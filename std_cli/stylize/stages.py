@@ -24,6 +24,7 @@ from std_cli.media.compare import Comparison
 from std_cli.media.fit import Fit, fit_to
 from std_cli.media.palette import Levels, rounded
 from std_cli.media.video.clip import Alpha, Pixels, Seen
+from std_cli.media.video.steady import AHEAD, Steady
 from std_cli.stylize.frames import Place, SourceFrame
 
 if TYPE_CHECKING:
@@ -375,19 +376,31 @@ def decode(
 ) -> Generator[Item | Tick, None, None]:
     """The items with their pictures, filtered, from frame number `first` on; all else as it is.
 
-    Where the device has streams it decodes a frame while the one before is filtered.
+    Where the device has streams it decodes frames, and threads compute their motion, while those
+    before are filtered. On a processor that would only be more work at the same time.
     """
     from std_cli.diffusion.streams import has_streams
 
-    ahead = 1 if has_streams(pipeline.device) else 0
-    begun: deque[tuple[Item, Arriving]] = deque()
+    ahead = AHEAD if has_streams(pipeline.device) else 0
+    begun: deque[tuple[Item, Seen | None, Arriving]] = deque()
 
-    def finished(item: Item, decoded: "Arriving") -> Item:
-        levels = pipeline.levels(decoded)
+    def begin(item: Item) -> None:
+        assert item.latent is not None
+        with pipeline.aside("decode"):
+            decoded = pipeline.begin_decoding(item.latent.take().to(pipeline.device))
+        seen = None
         if filters:
             assert item.seen is not None
             place = item.place
             seen = Seen(item.seen, view.cover(item.alpha), place.shot, float(place.duration))
+            for each in filters.values():
+                if isinstance(each, Steady):
+                    each.expect(seen)
+        begun.append((item, seen, decoded))
+
+    def finished(item: Item, seen: Seen | None, decoded: "Arriving") -> Item:
+        levels = pipeline.levels(decoded)
+        if seen is not None:
             for apply in filters.values():
                 levels = apply(seen, levels)
         item.picture = view.finished(rounded(levels))
@@ -399,9 +412,7 @@ def decode(
         if isinstance(item, Tick) or item.place.index < first:
             yield item
             continue
-        assert item.latent is not None
-        with pipeline.aside("decode"):
-            begun.append((item, pipeline.begin_decoding(item.latent.take().to(pipeline.device))))
+        begin(item)
         while len(begun) > ahead:
             yield finished(*begun.popleft())
     while begun:

@@ -63,6 +63,7 @@ def slices(scale: Scale) -> dict[str, Slice]:
         "vae": Slice("the VAE alone", networks.vae_rows),
         "vae-precision": Slice("what a run in fp16 takes for the VAE", networks.vae_precision_rows),
         "loop": Slice("the loop of a video, which must not wait", networks.loop_rows),
+        "processor": Slice("what the processor does for each frame", videos.processor_rows),
         "unet": Slice("the UNet and the motion UNet alone, by batch", networks.unet_rows),
     }
     for clip in scale.clips:

@@ -1,10 +1,17 @@
 """Slices of videos: every size with and without the motion adapter, with more and more windows at
 once, next to a loop as one would write it on diffusers."""
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import av
+import numpy as np
+
+from std_cli.media.video.clip import Pixels, Seen
+from std_cli.media.video.quality import Quality
+from std_cli.media.video.steady import AHEAD, Steady
 from tests.bench import video as plain_video
 from tests.bench.gpu import machine, work
 from tests.bench.gpu.bench import Bench
@@ -31,6 +38,49 @@ def compiled_rows(bench: Bench) -> Iterator[Row]:
         goal = GOALS.get(clip.name) if motion == "auto" else None
         name = f"{title(clip, motion)}, --batch 4, --compile"
         yield Row(name, partial(own, bench, clip, motion, 4, compile=True), goal)
+
+
+def processor_rows(bench: Bench) -> Iterator[Row]:
+    """What the processor does for each frame next to the GPU, which may be what bounds a video."""
+    for clip in bench.scale.clips:
+        size = f"{clip.size[0]} x {clip.size[1]}"
+        goal = GOALS.get(clip.name)
+        for ahead in (0, AHEAD):
+            name = f"{size}, --steady, {ahead} frames ahead"
+            yield Row(name, partial(_steady, bench, clip, ahead), goal)
+        yield Row(f"{size}, the figures of quality", partial(_quality, bench, clip), goal)
+
+
+def _frames(bench: Bench, clip: Clip) -> list[Pixels]:
+    with av.open(str(bench.clip(clip.size, bench.scale.frames))) as file:
+        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+
+
+def _steady(bench: Bench, clip: Clip, ahead: int) -> Facts:
+    """The filter alone, its flows announced so many frames ahead, as by a run on a GPU."""
+    frames, steady = _frames(bench, clip), Steady(0.75)
+    cover = np.full(frames[0].shape[:2], 255, np.uint8)
+    seen = [Seen(frame, cover, 0, 0.04) for frame in frames]
+    levels = [frame[::-1].astype(np.float32) for frame in frames]
+    begin = time.perf_counter()
+    for i, each in enumerate(seen):
+        for announced in seen[0 if i == 0 else i + ahead : i + ahead + 1] if ahead else ():
+            steady.expect(announced)
+        steady(each, levels[i])
+    return _rate(len(frames), begin)
+
+
+def _quality(bench: Bench, clip: Clip) -> Facts:
+    frames, quality = _frames(bench, clip), Quality()
+    begin = time.perf_counter()
+    for frame in frames:
+        quality.add(frame, frame[::-1], joint=False, shot=0)
+    return _rate(len(frames), begin)
+
+
+def _rate(frames: int, begin: float) -> Facts:
+    seconds = time.perf_counter() - begin
+    return {"fps": round(frames / seconds, 2), "ms": round(1000 * seconds / frames, 1)}
 
 
 def title(clip: Clip, motion: str) -> str:

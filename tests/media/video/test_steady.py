@@ -1,6 +1,9 @@
 """What the filter along the motion of the source takes out, and what it leaves alone."""
 
+import itertools
+
 import numpy as np
+import pytest
 from PIL import Image
 from skimage import data
 
@@ -35,9 +38,12 @@ def jittered(frames, sigma=8.0):
     return out
 
 
+def seen_of(source, shot):
+    return Seen(source, np.full(source.shape[:2], 255, np.uint8), shot, 0.04)
+
+
 def filtered(steady, source, result, shot):
-    cover = np.full(source.shape[:2], 255, np.uint8)
-    return rounded(steady(Seen(source, cover, shot, 0.04), result.astype(np.float32)))
+    return rounded(steady(seen_of(source, shot), result.astype(np.float32)))
 
 
 def steadied(sources, results, strength=0.75, cuts=()):
@@ -100,6 +106,24 @@ def test_it_continues_from_its_state():
     # the state knows its shot: the first frame of the next one is not mixed
     cut = filtered(steady, sources[0], noisy[0], 2)
     assert np.array_equal(cut, noisy[0]) and Steady(0.75).state() == {}
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 8])
+def test_frames_that_are_announced_give_the_same_bits(ahead):
+    """Across a cut, and from a state."""
+    sources = panned(9)
+    noisy = jittered(sources)
+    shots = [sum(cut <= i for cut in (0, 5)) for i in range(9)]
+    whole, steady, out = steadied(sources, noisy, cuts=(0, 5)), Steady(0.75), []
+    for first in (0, 4):  # continues in the middle of the first shot
+        steady = Steady.from_state(0.75, steady.state())
+        rest = range(first, 9 if first else 4)
+        announced = iter(rest)
+        for i in rest:
+            for j in itertools.islice(announced, ahead if i == first else 1):
+                steady.expect(seen_of(sources[j], shots[j]))
+            out.append(filtered(steady, sources[i], noisy[i], shots[i]))
+    assert all(np.array_equal(a, b) for a, b in zip(whole, out, strict=True))
 
 
 def test_shots_can_be_filtered_apart():
