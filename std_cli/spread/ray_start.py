@@ -60,7 +60,8 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as e:
-        raise _no_cluster(address, _first_line(e)) from None
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else _first_line(e)
+        raise _no_cluster(address, reason) from None
 
 
 def _no_cluster(address: str, reason: str) -> StdError:

@@ -1,19 +1,15 @@
-"""Units on Ray: what becomes of them when workers die, are asked to end, or fail."""
+"""Units on Ray: what becomes of them when workers die, are asked to end, or fail. Whole videos are
+in test_spread_video.py."""
 
 import os
 import re
 
-import psutil
 import pytest
 
-from std_cli import stylize_video
 from std_cli.errors import Cancelled
 from std_cli.spread import ray_start
-from std_cli.spread.on_ray import Where, spread_video
 from std_cli.spread.ray_executor import Pool, RayExecutor
-from tests.micro import micro
 from tests.spread.works import Small, SmallWork
-from tests.stylize.test_videos import make_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 TWO = Pool(2, gpu=False)
@@ -141,41 +137,6 @@ def test_a_machine_that_is_lost_is_replaced_by_one_that_joins(run, cluster, tmp_
     assert re.match(
         "worker . died: its machine is gone, or cannot be reached; . goes to another worker", died
     )
-
-
-def test_a_clip_of_four_shots_is_that_of_one_process_though_a_worker_is_killed(
-    cluster, tmp_path, reference
-):
-    clip = make_clip(tmp_path / "in.mp4", 60, vfr=True)
-    (tmp_path / "cuts.txt").write_text("0.4\n0.8\n1.2\n")
-    options = {"model": micro(), "motion": "auto", "steps": 2, "size": 64, "device": "cpu"}
-    options |= {"style_blocks": "all", "cuts": str(tmp_path / "cuts.txt"), "steady": 0.5}
-    whole, spread = tmp_path / "whole.mp4", tmp_path / "spread.mp4"
-    stylize_video(clip, reference, whole, **options)
-    events = []
-
-    def on_event(event):
-        events.append(event)
-        at_work = any(f.stat().st_size for f in tmp_path.glob(".spread*/units/*/frames.raw"))
-        if at_work and {"event": "killed"} not in events:
-            kill_a_worker()
-            events.append({"event": "killed"})
-
-    spread_video(clip, reference, spread, Where("cpu:2"), on_event=on_event, **options)
-    assert whole.read_bytes() == spread.read_bytes()
-    assert [e["frames"] for e in events if e["event"] == "result"] == [60]
-    assert sum("died: its process ended" in e.get("message", "") for e in events) == 1
-    assert not list(tmp_path.glob(".*"))
-
-
-def kill_a_worker():
-    """With -9, one that is at a unit."""
-    at_units = [p for p in psutil.process_iter(["cmdline"]) if at_a_unit(p.info["cmdline"] or [])]
-    at_units[0].kill()
-
-
-def at_a_unit(line):
-    return line[:1] == ["ray::Worker.run"]
 
 
 def marks(folder):
