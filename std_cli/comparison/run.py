@@ -175,7 +175,7 @@ def _maker(
 def prepared(config: CompareConfig) -> Iterator[Comparison]:
     """Check everything before a weight is loaded. The report's folder is there inside; nothing is
     left of it if nothing is written."""
-    from std_cli.diffusion.pipeline import choose_device
+    from std_cli.diffusion.devices import choose_device
 
     notices: list[str] = []
     check_names(config.settings, "settings", NOT_SETTINGS)

@@ -64,7 +64,7 @@ class CellWork:
         """settings: those that all cells have in common."""
         import torch
 
-        from std_cli.diffusion.pipeline import choose_device
+        from std_cli.diffusion.devices import choose_device
 
         self._folder = os.getcwd()
         self._device = str(settings.get("device", "auto"))

@@ -1,9 +1,38 @@
-"""The device that networks run on: what it is called, and how much memory it has."""
+"""The device that networks run on, its name and its memory; and the precision that they work in."""
 
 from typing import TYPE_CHECKING
 
+from std_cli.errors import InputError, counted
+
 if TYPE_CHECKING:
     import torch
+
+
+def choose_device(name: str) -> "torch.device":
+    """The torch device of `auto`, `cuda`, `cuda:N`, `mps` or `cpu`. Raises InputError if this
+    machine has none."""
+    import torch
+
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    kind, _, index = name.partition(":")
+    count = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }[kind]
+    if count <= int(index or 0):
+        raise InputError(
+            f"--device {name}: this machine has {counted(count, f'{kind} device')}: "
+            "use --device auto"
+        )
+    return torch.device(name)
 
 
 def free_memory(device: "torch.device") -> tuple[int, int]:
@@ -37,6 +66,20 @@ def torch_dtype(name: str) -> "torch.dtype":
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def name_dtype(dtype: "torch.dtype") -> str:
+    """What std calls a dtype."""
+    import torch
+
+    return {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+
+
+def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
+    """fp16 on a GPU, as published, and fp32 on a CPU, unless the user chose."""
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "fp16"
+    return torch_dtype(name)
 
 
 def has_arithmetic(device: "torch.device", dtype: "torch.dtype") -> bool:

@@ -31,11 +31,11 @@ from transformers import CLIPTokenizer
 from std_cli.config import ImageSettings, Offload
 from std_cli.diffusion import vae as own_vae
 from std_cli.diffusion.compiled import compile_networks
-from std_cli.diffusion.devices import has_arithmetic, torch_dtype
+from std_cli.diffusion.devices import has_arithmetic, name_dtype
 from std_cli.diffusion.out_of_memory import OUT_OF_MEMORY, Savings, check_offload, enable_offload
 from std_cli.diffusion.streams import Streams
 from std_cli.environment import LOADING
-from std_cli.errors import InputError, StdError, counted, printable
+from std_cli.errors import StdError, printable
 from std_cli.media.palette import Levels
 from std_cli.schedule import Schedule, spread_num_inference_steps, timesteps
 from std_cli.weights.files import read_header
@@ -55,38 +55,6 @@ STYLE_BLOCK = {
     "mid": 0,
     "up": {"block_0": [0, 1, 0], "block_1": 0},
 }  # where SDXL paints style (examples/method.md, The published setting)
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of `auto`, `cuda`, `cuda:N`, `mps` or `cpu`. Raises InputError if this
-    machine has none."""
-    if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    kind, _, index = name.partition(":")
-    count = {
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": 1,
-    }[kind]
-    if count <= int(index or 0):
-        raise InputError(
-            f"--device {name}: this machine has {counted(count, f'{kind} device')}: "
-            "use --device auto"
-        )
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """fp16 on a GPU, as published, and fp32 on a CPU, unless the user chose."""
-    if name == "auto":
-        name = "fp32" if device.type == "cpu" else "fp16"
-    return torch_dtype(name)
 
 
 class _GivenDDIM(DDIMScheduler):  # type: ignore[misc]  # untyped
@@ -545,7 +513,3 @@ def join_motion(unet: UNet2DConditionModel, adapter: MotionAdapter) -> UNetMotio
     layers = {key: tensor.to(dtype) for key, tensor in adapter.state_dict().items()}
     moving.load_state_dict(unet.state_dict() | layers, assign=True)
     return moving.eval()
-
-
-def name_dtype(dtype: torch.dtype) -> str:
-    return {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]

@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from std_cli.diffusion.pipeline import (
-    STYLE_BLOCK,
-    Pipeline,
-    choose_device,
-    choose_dtype,
-    scaled,
-)
+from std_cli.diffusion.devices import choose_device, choose_dtype
+from std_cli.diffusion.pipeline import STYLE_BLOCK, Pipeline, scaled
 from std_cli.distill.bank import Bank
 from std_cli.distill.caption_cache import CaptionCache
 from std_cli.distill.conditioner import Conditioner

@@ -92,8 +92,8 @@ class _Probe:
 
     def __init__(self, config: DistillConfig, meter: ExitStack) -> None:
         """meter: holds what counts tensors until the run is over."""
+        from std_cli.diffusion.devices import choose_device
         from std_cli.diffusion.memory import living
-        from std_cli.diffusion.pipeline import choose_device
 
         self.config = config
         self.meter = meter

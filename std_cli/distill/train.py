@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 
 from std_cli import __version__
-from std_cli.diffusion.pipeline import name_dtype
+from std_cli.diffusion.devices import name_dtype
 from std_cli.distill import checkpoint
 from std_cli.distill.build import Parts, build, find_parts
 from std_cli.distill.config import DistillConfig, ExportedWeights, to_toml

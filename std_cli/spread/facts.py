@@ -12,8 +12,7 @@ def worker_facts(device: str, dtype: str) -> dict[str, str]:
     have them. Kinds of processors differ by their instructions, which sum in another order."""
     import torch
 
-    from std_cli.diffusion.devices import device_name
-    from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
+    from std_cli.diffusion.devices import choose_device, choose_dtype, device_name, name_dtype
 
     chosen = choose_device(device)
     kind = device_name(chosen)
@@ -33,7 +32,7 @@ def threads_in_one_process(request: VideoRequest | ImageRequest) -> int | None:
     worker then takes: sums on another number differ in their last bits. None on a GPU."""
     import torch
 
-    from std_cli.diffusion.pipeline import choose_device
+    from std_cli.diffusion.devices import choose_device
 
     if choose_device(request.s.device).type != "cpu":
         return None

@@ -27,7 +27,8 @@ def load_pipeline(
     assert r.files is not None
     settings = r.s
     with LOADING:
-        from std_cli.diffusion.pipeline import ImagePipeline, choose_device, choose_dtype
+        from std_cli.diffusion.devices import choose_device, choose_dtype
+        from std_cli.diffusion.pipeline import ImagePipeline
         from std_cli.diffusion.video_pipeline import VideoPipeline
 
         silent_libraries.renew()

@@ -242,8 +242,8 @@ class _Planner:
 
     def plan(self, output: Path | None, probe: bool, on_event: OnEvent, measure: Measure) -> Plan:
         """The whole plan; `measure` loads the model and times it."""
+        from std_cli.diffusion.devices import choose_device, choose_dtype, name_dtype
         from std_cli.diffusion.out_of_memory import check_offload
-        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
 
         request, settings = self.request, self.request.s
         video = isinstance(request, VideoRequest)

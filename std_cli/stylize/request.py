@@ -175,7 +175,7 @@ def request_facts(
     references: the pictures of `styles`, over white.
     """
     with LOADING:
-        from std_cli.diffusion.pipeline import choose_device, choose_dtype, name_dtype
+        from std_cli.diffusion.devices import choose_device, choose_dtype, name_dtype
 
     assert files is not None
     device = choose_device(s.device)

@@ -196,7 +196,7 @@ def run_threads(
 
 def stage_threads(r: VideoRequest) -> int | None:
     """Threads that each stage of a request takes; None: torch's number stays."""
-    from std_cli.diffusion.pipeline import choose_device
+    from std_cli.diffusion.devices import choose_device
     from std_cli.diffusion.threads import threads_of_a_stage
 
     on_cpu = choose_device(r.s.device).type == "cpu"

@@ -83,7 +83,8 @@ def timed(work):
 def measure(folder, case, dtype, warm):
     import torch
 
-    from std_cli.diffusion.pipeline import Pipeline, choose_dtype
+    from std_cli.diffusion.devices import choose_dtype
+    from std_cli.diffusion.pipeline import Pipeline
     from std_cli.weights.lora import LoraFile
     from std_cli.weights.motion import resolve_motion
     from std_cli.weights.resolve import resolve_model, weight_files

@@ -136,7 +136,8 @@ def port(config, encode_once):
     from diffusers import UNet2DConditionModel
     from peft import LoraConfig
 
-    from std_cli.diffusion.pipeline import Pipeline, choose_device
+    from std_cli.diffusion.devices import choose_device
+    from std_cli.diffusion.pipeline import Pipeline
     from std_cli.distill.augment import augment, prepare
     from std_cli.distill.dataset import Dataset
     from std_cli.distill.discriminator import (

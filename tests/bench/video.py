@@ -116,7 +116,7 @@ def plain(source, reference, out, options, on_begin):
     from PIL import Image
 
     from std_cli.config import video_settings
-    from std_cli.diffusion.pipeline import choose_device, choose_dtype
+    from std_cli.diffusion.devices import choose_device, choose_dtype
     from std_cli.diffusion.video_pipeline import VideoPipeline
     from std_cli.diffusion.windows import blend_weights, window_starts
     from std_cli.weights.motion import resolve_motion

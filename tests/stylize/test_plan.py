@@ -482,7 +482,7 @@ def gpu(monkeypatch):
 
     def report(gib, kind="cuda"):
         monkeypatch.setattr(
-            "std_cli.diffusion.pipeline.choose_device", lambda name: torch.device(kind)
+            "std_cli.diffusion.devices.choose_device", lambda name: torch.device(kind)
         )
         monkeypatch.setattr(
             "std_cli.stylize.memory_needs.free_memory",

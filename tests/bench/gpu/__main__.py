@@ -26,8 +26,7 @@ from std_cli.environment import silence_libraries, silent_libraries
 
 silence_libraries()
 
-from std_cli.diffusion.devices import device_name  # noqa: E402
-from std_cli.diffusion.pipeline import choose_device  # noqa: E402
+from std_cli.diffusion.devices import choose_device, device_name  # noqa: E402
 from std_cli.errors import StdError  # noqa: E402
 from tests.bench.gpu import (  # noqa: E402
     machine,
