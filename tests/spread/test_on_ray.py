@@ -11,19 +11,19 @@ from std_cli.spread import ray_start
 
 
 @pytest.fixture
-def std(picture, reference, tmp_path, capsys):
-    """Runs `std stylize image` with more flags; (exit code, stderr)."""
+def std(picture, reference, tmp_path, capsys, monkeypatch):
+    """Runs `std stylize image` with more flags, which does not import Ray; (exit code, stderr)."""
 
     def std(*flags):
         given = ["stylize", "image", str(picture), "-s", str(reference), "-o", f"{tmp_path}/out/"]
-        code = run([*given, "--model", "tiny", *flags])
-        assert "ray" not in sys.modules or sys.modules["ray"] is None or "ray" in BEFORE
+        with monkeypatch.context() as as_before:
+            if sys.modules.get("ray") is not None:  # of another test
+                as_before.delitem(sys.modules, "ray")
+            code = run([*given, "--model", "tiny", *flags])
+            assert sys.modules.get("ray") is None
         return code, capsys.readouterr().err
 
     return std
-
-
-BEFORE = set(sys.modules)
 
 
 def test_without_ray_one_line_says_how_it_is_installed(std, monkeypatch):

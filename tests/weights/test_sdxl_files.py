@@ -205,10 +205,16 @@ def assert_fused(found: State, base: State, lora: State) -> None:
 
 
 def test_half_precision(
-    sdxl: Sdxl, home: Path, built: list[ImagePipeline], photo: Image.Image, reference: Path
+    sdxl: Sdxl,
+    home: Path,
+    built: list[ImagePipeline],
+    photo: Image.Image,
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a GPU runs by default: the VAE, too, though its config says force_upcast, as these
     weights fit into fp16."""
+    monkeypatch.setattr("std_cli.diffusion.pipeline.has_arithmetic", lambda device, dtype: True)
     sdxl.fill(home)
     small = photo.resize((64, 64))
     request: dict[str, Any] = {
