@@ -109,8 +109,9 @@ def test_ctrl_c_at_a_terminal_is_answered_at_once(tmp_path, reference, moment):
     os.write(terminal, b"\x03")
     begin = time.monotonic()
     first, text = answers(terminal, rb"stopping|interrupted")
-    if b"interrupted" not in text:  # both may come at once
-        text += answers(terminal, rb"interrupted")[1]
+    if moment == "work":
+        if b"interrupted" not in text:  # both may come at once
+            text += answers(terminal, rb"interrupted")[1]
         assert re.search(rb"stopped after \d+ finished frames?; the same command resumes", text)
     _, status = os.waitpid(child, 0)
     seconds = time.monotonic() - begin
