@@ -50,9 +50,11 @@ ACCOUNT = {
 }
 
 
-def command(folder: Path, out: str, *more: str, frames: int = 96, kind: str = "video") -> list[str]:
+def command(
+    folder: Path, out: str, *more: str, frames: int = 96, size: int = 64, kind: str = "video"
+) -> list[str]:
     """`std stylize video` of a clip of four shots, or of a folder of pictures."""
-    look = ["--model", micro(), "--steps", "2", "--size", "64", "--json", "--no-config"]
+    look = ["--model", micro(), "--steps", "2", "--size", str(size), "--json", "--no-config"]
     style = ["-s", str(folder / "style.png"), "-o", str(folder / out), "--style-blocks", "all"]
     if kind == "image":
         return [*STD, "stylize", "image", str(folder / "photos"), *style, *look, *more]
@@ -440,8 +442,9 @@ def check_speed(folder: Path) -> str:
     for workers_ in (1, 2):
         # one worker on one core: with two it would take two threads, which slow a small network
         cores = ["taskset", "--cpu-list", "0"] if workers_ == 1 else []
+        # at 64 px the driver's and Ray's own work, on the same two cores, is a tenth of all
         run = Run([*cores, *command(folder, f"speed{workers_}.mp4", "--devices", f"cpu:{workers_}",
-                                    frames=960)])  # fmt: skip
+                                    frames=480, size=192)])  # fmt: skip
         begun = None
         for event in run:
             if event.get("stage") == "spread" and event["frame"] > 0 and begun is None:

@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--frame", type=float, default=0.4, help="GPU seconds of a frame")
     parser.add_argument("--vae", type=float, default=0.07, help="share of the VAE in that")
     parser.add_argument("--start", type=float, default=60, help="seconds until a worker is ready")
-    parser.add_argument("--cuts", type=float, default=50, help="frames per second of a core")
+    parser.add_argument("--cuts", type=float, default=130, help="frames per second of a core")
     parser.add_argument("--cores", type=int, default=16, help="of the machine that plans")
     parser.add_argument("--unit", type=float, default=2, help="seconds of a unit beside its frames")
     parser.add_argument("--gb", type=float, nargs=2, default=(5, 5), help="an hour in, and out")
