@@ -103,7 +103,8 @@ class _Drive:
                     raise
                 self.fail(plan.job, e)
         if self.failed:
-            raise some_failed(self.failed, self.total, "videos")
+            again = "the same command with --skip-existing continues them: finished units are kept"
+            raise some_failed(self.failed, self.total, "videos", again)
         return results
 
     def run_units(self, units: Sequence[Unit]) -> dict[str, str]:
@@ -185,7 +186,10 @@ class PictureDrive:
                     if work is not None:
                         keep_manifest(work, {"pictures": self._failed}, ids, reasons, scratch)
                     total = len(request.jobs) + len(request.failed)
-                    raise some_failed(self._failed, total, "pictures")
+                    again = (
+                        f"the same command makes them again ({work} is kept for it)" if work else ""
+                    )
+                    raise some_failed(self._failed, total, "pictures", again)
 
     def _announce(self, r: ImageRequest) -> None:
         if r.jobs:

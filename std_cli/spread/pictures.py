@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from std_cli.errors import Cancelled, InputError, StdError
 from std_cli.events import Event, OnEvent
@@ -30,9 +30,6 @@ from std_cli.stylize.request import failure, request_facts
 from std_cli.stylize.settings import read_record
 from std_cli.stylize.work_folder import check_folder, check_same, folder_of, plan_of, write_run
 from std_cli.weights.fingerprints import fingerprint
-
-if TYPE_CHECKING:
-    pass
 
 MOST_OF_A_CHUNK = 64
 """Pictures; what is shared out at once."""

@@ -247,10 +247,11 @@ def failure(name: str, error: StdError) -> Error:
     }
 
 
-def some_failed(names: list[str], total: int, what: str) -> StdError:
+def some_failed(names: list[str], total: int, what: str, remedy: str = "") -> StdError:
     """The error at the end of a run in which inputs failed, each of which was reported."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return StdError(f"{len(names)} of {total} {what} failed: {', '.join(names[:3])}{more}")
+    message = f"{len(names)} of {total} {what} failed: {', '.join(names[:3])}{more}"
+    return StdError(f"{message}; {remedy}" if remedy else message)
 
 
 def try_folder(folder: Path | None) -> Path | None:

@@ -3,6 +3,8 @@
     python -m tests.bench.scale [CHECK ...] [--folder DIR]
 
 devices: `--devices cpu:2` on a clip of four shots is one process's result, bit for bit.
+pieces: one long shot in pieces, by workers and by shards, for several overlaps, steps and filters:
+    bit for bit. (Other lengths of windows: tests/spread/test_units.py.)
 killed: a worker is killed with -9 in a long shot: the same bytes, at most one segment made twice.
 poison: a unit that raises, one that kills its workers and one whose input is bad are set aside; the
     rest is finished; then the same in shards.
@@ -123,6 +125,35 @@ def check_devices(folder: Path) -> str:
     assert (folder / "one.mp4").read_bytes() == (folder / "two.mp4").read_bytes()
     most = max(e["workers"] for e in two.events if e.get("stage") == "spread")
     return f"equal bit for bit; {most} workers at once"
+
+
+LAYOUTS = [(4, 2, "0"), (2, 3, "0.5"), (0, 2, "0.5"), (7, 4, "0")]
+"""Overlap of windows, steps, --steady."""
+
+
+def check_pieces(folder: Path) -> str:
+    said = []
+    for i, (overlap, steps, steady) in enumerate(LAYOUTS):
+        layout = ["--overlap", f"{overlap}", "--steps", f"{steps}", "--steady", steady]
+        layout += ["--cuts", "off", "--palette", "0.5"]
+        where = [
+            ("whole", ["--device", "cpu"]),
+            ("pieces", ["--devices", "cpu:2"]),
+            ("shards", ["--device", "cpu", "--shard", "0/2"]),
+            ("shards", ["--device", "cpu", "--shard", "1/2"]),
+        ]
+        for name, more in where:
+            run = Run(command(folder, f"{name}{i}.mp4", *layout, *more, frames=240))
+            assert run.end() == 0, run.messages()
+            if name == "pieces":
+                units = sum(event["event"] == "unit" for event in run.events)
+        join = Run([*STD, "join", str(folder / f"shards{i}.mp4"), "--json"])
+        assert join.end() == 0, join.messages()
+        made = {name: (folder / f"{name}{i}.mp4").read_bytes() for name, _ in where}
+        assert made["pieces"] == made["whole"] == made["shards"], layout
+        assert units >= 2, "the shot was not divided"
+        said.append(f"overlap {overlap}, {steps} steps, --steady {steady}: {units} units")
+    return f"equal bit for bit; {'; '.join(said)}"
 
 
 def worker_at(unit: Path) -> psutil.Process | None:
@@ -459,6 +490,7 @@ def check_speed(folder: Path) -> str:
 
 CHECKS: dict[str, Callable[[Path], str]] = {
     "devices": check_devices,
+    "pieces": check_pieces,
     "killed": check_killed,
     "poison": check_poison,
     "driver": check_driver,

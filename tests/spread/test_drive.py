@@ -107,7 +107,7 @@ def test_a_picture_that_fails_does_not_stop_the_others(tmp_path, photo):
             (tmp_path / "in" / "1.png").write_bytes(b"none")
 
     drive = PictureDrive(on_event)
-    with pytest.raises(StdError, match="1 of 3 pictures failed: .*1.png"):
+    with pytest.raises(StdError, match="1 of 3 pictures failed: .*1.png; the same command"):
         drive.go(saved, Here(PictureWork(saved, "refuse", False), drive.pass_on), 2, "refuse", None)
     assert len(results(events)) == 2
     [error] = [event for event in events if event["event"] == "error"]

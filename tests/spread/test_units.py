@@ -78,7 +78,7 @@ def kill(event):
 
 
 def test_pieces_are_the_whole(tmp_path, monkeypatch, stylizer, reference):
-    """Each killed once, with filters that run along the shot; tests/bench/pieces.py has more
+    """Each killed once, with filters that run along the shot; tests/bench/scale.py has more
     layouts."""
     monkeypatch.setattr(video_run, "SEGMENT", 6)
     monkeypatch.setattr(video_run, "SAVE_EVERY", 0.0)
