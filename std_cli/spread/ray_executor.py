@@ -76,9 +76,7 @@ class RayExecutor(Generic[T]):
         self._reference: Joined | None = None
         self._counted = (-COUNT_EVERY, 0)
         self._said: set[str] = set()
-        self._finished_frames = 0.0
         self._nodes: set[str] = set()
-        self._begin = self._alone_since = time.monotonic()
         self._reported = 0.0
         self._stack = ExitStack()
 
@@ -104,7 +102,8 @@ class RayExecutor(Generic[T]):
         self._ledger = Ledger(units)
         self._units = len(self._ledger.waiting)
         self._total = sum(unit.frames for unit in self._ledger.waiting)
-        self._finished_frames, self._begin = 0.0, time.monotonic()
+        self._finished_frames = 0.0
+        self._begin = self._alone_since = time.monotonic()
         with deferred() as interrupted:
             try:
                 while self._ledger.waiting or self._busy:
@@ -366,7 +365,10 @@ class RayExecutor(Generic[T]):
             self._alone_since = now
         elif now - self._alone_since > WAIT_FOR_WORKERS:
             self._alone_since = now
-            self._say("no worker has started yet: Ray looks for a machine that has room for one")
+            self._say(
+                "no worker is ready yet: they are starting, or Ray looks for a machine that has "
+                "room for one"
+            )
         if now - self._reported >= LOOK_EVERY:
             self._reported = now
             self._on_event(self._progress())
