@@ -13,12 +13,13 @@ from typing import Any
 
 from std_cli.comparison.config import MADE_WITH, CompareConfig, Contender
 from std_cli.comparison.subjects import Kind, Subject, find_results
+from std_cli.config import ImageSettings
 from std_cli.errors import InputError, NotDownloaded
 from std_cli.paths import check_path, replace_file
 from std_cli.stylize.frames import input_fingerprint
 from std_cli.stylize.options import ImageOptions, LoadOptions, VideoOptions
 from std_cli.stylize.pictures import ImageRequest, prepare_images
-from std_cli.stylize.request import request_facts
+from std_cli.stylize.request import request_facts, request_notices
 from std_cli.stylize.videos import VideoRequest, prepare_video, video_facts
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.hub import without_downloads
@@ -52,6 +53,20 @@ class Variant:
         return ", ".join([self.contender, *parts])
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a variant runs with, for all contents of a kind."""
+
+    settings: ImageSettings
+    """Resolved; of clips `VideoSettings`."""
+    facts: Facts
+    """The resolved request, for the first of the contents."""
+    weights: tuple[str, ...]
+    """Files that are loaded in addition to the model's."""
+    notices: tuple[str, ...]
+    """What the user should know before it runs."""
+
+
 @dataclass
 class Cell:
     """One result."""
@@ -68,8 +83,8 @@ class Cell:
     record_path: Path
     facts: Facts = field(default_factory=dict)
     """The resolved request."""
-    weights: tuple[str, ...] = ()
-    """Files that are loaded for it."""
+    checked: Checked | None = None
+    """What it runs with; None of a result that another tool made."""
     record: dict[str, Any] = field(default_factory=dict)
     """What is known of it when it is made: its cost, its figures."""
     failure: str = ""
@@ -208,16 +223,18 @@ class _Maker:
             for kind in dict.fromkeys(content.kind for content in self.contents)
         }
         for style, content, seed in product(self.styles, self.contents, self.seeds):
-            facts, weights = requests[content.kind]
-            settings = {**facts["settings"], "seed": seed, "style": self.hashes[style.path]}
-            follows = {**facts, "settings": settings, "versions": self.versions}
+            checked = requests[content.kind]
+            settings = {
+                **checked.facts["settings"], "seed": seed, "style": self.hashes[style.path]
+            }  # fmt: skip
+            follows = {**checked.facts, "settings": settings, "versions": self.versions}
             follows["content"] = self.hashes[content.path]
             suffix = ".png" if content.kind == "picture" else CLIP_SUFFIX
-            cells.append(self.cell(variant, content, style, seed, follows, suffix, weights))
+            cells.append(self.cell(variant, content, style, seed, follows, suffix, checked))
         return cells
 
-    def check(self, variant: Variant, kind: Kind) -> tuple[Facts, tuple[str, ...]]:
-        """(the facts of a request for one content of a kind, the weight files of it)."""
+    def check(self, variant: Variant, kind: Kind) -> Checked:
+        """A request for one content of a kind, checked."""
         content = next(each for each in self.contents if each.kind == kind)
         style = self.styles[0].path
         try:
@@ -225,9 +242,9 @@ class _Maker:
                 options = options_for(kind, variant.options)
                 if kind == "picture":
                     request = prepare_images(content.path, style, **options)
-                    return _facts(request), _weights(request)
+                    return _checked(request, _facts(request))
                 videos = _prepare_clip(content.path, style, self.folder, options)
-                return dict(video_facts(videos)), _weights(videos)
+                return _checked(videos, dict(video_facts(videos)))
         except NotDownloaded:
             raise
         except InputError as e:
@@ -242,7 +259,7 @@ class _Maker:
             path = results[content.name, style.name]
             follows = {"result": input_fingerprint(path), "read": self.read_with}
             follows |= {"content": self.hashes[content.path], "style": self.hashes[style.path]}
-            cell = self.cell(variant, content, style, None, follows, path.suffix, ())
+            cell = self.cell(variant, content, style, None, follows, path.suffix, None)
             cell.path = path
             cells.append(cell)
         return cells
@@ -255,7 +272,7 @@ class _Maker:
         seed: int | None,
         follows: Facts,
         suffix: str,
-        weights: tuple[str, ...],
+        checked: Checked | None,
     ) -> Cell:
         """A cell with its name in the folder."""
         text = json.dumps(follows, sort_keys=True, default=str)
@@ -263,7 +280,7 @@ class _Maker:
         name = re.sub(r"[^\w.-]+", "_", f"{content.name}--{style.name}--{variant.contender}")[:80]
         path = check_path(self.folder / f"{name}--{key}{suffix}", "-o")
         record = path.with_suffix(".json")
-        return Cell(variant, content, style, seed, path, key, record, follows, weights)
+        return Cell(variant, content, style, seed, path, key, record, follows, checked)
 
 
 def prepare_clip(cell: Cell) -> VideoRequest:
@@ -289,9 +306,11 @@ def _facts(request: ImageRequest) -> Facts:
     )  # fmt: skip
 
 
-def _weights(request: ImageRequest | VideoRequest) -> tuple[str, ...]:
+def _checked(request: ImageRequest | VideoRequest, facts: Facts) -> Checked:
+    lora = request.lora
     motion = request.motion.weights if isinstance(request, VideoRequest) and request.motion else ""
-    return (str(request.lora.path) if request.lora else "", str(motion))
+    weights = (str(lora.path) if lora else "", str(motion))
+    return Checked(request.s, facts, weights, tuple(request_notices(request.s, lora)))
 
 
 def options_for(kind: Kind, options: Mapping[str, Any]) -> dict[str, Any]:

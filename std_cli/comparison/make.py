@@ -11,7 +11,7 @@ from std_cli.events import Event, OnEvent
 from std_cli.paths import remove_stale_drafts
 from std_cli.stylize.sheet import Numbered
 from std_cli.stylize.stylizer import Stylizer
-from std_cli.stylize.workload import video_input
+from std_cli.stylize.workload import evaluations_of, video_input
 from std_cli.weights.fingerprints import fingerprint
 
 MakeMissing = Callable[[Sequence[Cell], Numbered], None]
@@ -92,7 +92,7 @@ def loaded_for(cell: Cell) -> list[str]:
     return [
         f"options {sorted(cell.loaded_by.items())}",
         f"kind {cell.content.kind}",
-        f"weights {cell.weights}",
+        f"weights {cell.checked.weights if cell.checked else ()}",
     ]
 
 
@@ -130,11 +130,11 @@ def _make_one(cell: Cell, stylizer: Stylizer, on_event: OnEvent) -> None:
 
 
 def evaluations(cell: Cell) -> int | None:
-    """Evaluations of the network for a cell, of every window of frames and with guidance two a
-    step; None of a clip that is too long to be counted."""
-    settings = cell.facts["settings"]
+    """Evaluations of the network for a cell, of every window of frames; None of a clip that is too
+    long to be counted."""
+    assert cell.checked is not None
     if cell.content.kind == "picture":
-        return int(settings["steps"]) * (2 if settings["cfg"] > 1 else 1)
+        return evaluations_of(cell.checked.settings)
     request = prepare_clip(cell)
     stride = request.window - request.overlap
     [job] = request.jobs

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from std_cli.comparison.cells import CLIP_SUFFIX, OF_CLIPS, Cell, Variant, options_for
 from std_cli.comparison.config import CompareConfig
+from std_cli.comparison.make import loaded_for
 from std_cli.comparison.run import Comparison, prepared
 from std_cli.comparison.subjects import Kind
 from std_cli.environment import silent_libraries
 from std_cli.events import OnEvent, Plan, PlannedComparison
 from std_cli.stylize.plan import plan_images, plan_video
+from std_cli.stylize.workload import area, evaluations_of
 
 
 @dataclass(frozen=True)
@@ -57,37 +59,74 @@ def plan_comparison(
         }
 
 
+COUNTED = ("steps", "cfg", "cfg_steps", "cfg_every")
+"""Settings that change nothing but how often the network is evaluated."""
+AS_DEAR = (
+    *COUNTED, "method", "lora", "allow_partial", "eta", "schedule", "prompt", "negative_prompt",
+    "style_scale", "style_blocks",
+)  # fmt: skip
+"""Settings whose values take the same time, memory and disk space, but for that number."""
+
+
 def _needs(
     request: Comparison, missing: Sequence[Cell], probe: bool, notes: list[str], on_event: OnEvent
 ) -> tuple[float, list[Need]]:
-    """(seconds of loading, what each of the cells takes). What is compared is timed once for
-    pictures and once for clips; of its other variants the evaluations are counted."""
-    load = 0.0
-    timed: dict[tuple[str, Kind], Plan] = {}
-    plans: dict[tuple[str, Kind], Plan] = {}
+    """(seconds of loading, what each of the cells takes). Cells that are as dear as each other but
+    for their number of evaluations are planned once, and timed once."""
+    loads: dict[str, float] = {}
+    said: set[tuple[object, ...]] = set()
+    plans: dict[str, _Planned] = {}
     needs = []
     for cell in missing:
-        kind, label = cell.content.kind, cell.variant.label
-        first = (cell.variant.contender, kind)
-        if (label, kind) not in plans:
-            plan = _plan(request, cell.variant, kind, probe and first not in timed, on_event)
-            plans[label, kind] = plan
+        assert cell.checked is not None
+        kind = cell.content.kind
+        distinct = {k: v for k, v in cell.options.items() if k not in AS_DEAR}
+        key = f"{kind} {sorted(distinct.items())}"
+        if key not in plans:
+            plan = _plan(request, cell.variant, kind, probe, on_event)
+            plans[key] = _Planned(plan, cell.checked.settings.guided_steps > 0)
             notes += [note for note in plan["notes"] if note != "no time measured, by --no-probe"]
-            if first not in timed:
-                timed[first] = plan
-                load += plan["time"]["load"] if plan["time"] else 0.0
-        plan = plans[label, kind]
+        # one for all guidance scales of a contender
+        about = cell.variant.contender, cell.checked.weights, cell.checked.settings.steps
+        if about not in said:
+            said.add(about)
+            notes += cell.checked.notices
+        planned = plans[key]
+        loads[f"{loaded_for(cell)}"] = planned.load
         place = [each.path for each in request.contents if each.kind == kind].index(
             cell.content.path
         )
-        own, measured = plan["inputs"][place], timed[first]["inputs"][place]
-        seconds, evaluations = measured["seconds"], own["evaluations"]
-        if seconds is not None and evaluations is not None and measured["evaluations"]:
-            seconds *= evaluations / measured["evaluations"]
-        needs.append(Need(evaluations, seconds, own["disk"]))
+        needs.append(planned.need(place, evaluations_of(cell.checked.settings)))
     if missing and not probe:
         notes.append("no time measured, by --no-probe")
-    return load, needs
+    return sum(loads.values()), needs
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """The plan of one variant, for all contents of a kind, from which others are estimated."""
+
+    plan: Plan
+    guided: bool
+    """Whether the step that was timed took two of them."""
+
+    @property
+    def load(self) -> float:
+        """Seconds; 0 where they were not measured."""
+        return self.plan["time"]["load"] if self.plan["time"] else 0.0
+
+    def need(self, place: int, evaluations: int) -> Need:
+        """What a content takes with another number of evaluations. place: of the content."""
+        own, took = self.plan["inputs"][place], self.plan["time"]
+        if own["frames"] is None or own["windows"] is None:
+            return Need(None, None, own["disk"])
+        count = own["windows"] * evaluations
+        if took is None:
+            return Need(count, None, own["disk"])
+        largest = max(area(each["working"]) for each in self.plan["inputs"])
+        seconds = own["frames"] * (took["encode"] + took["decode"])
+        seconds += count * took["evaluation"] / (2 if self.guided else 1)
+        return Need(count, seconds * area(own["working"]) / largest, own["disk"])
 
 
 def _plan(

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from std_cli.config import VideoSettings
+from std_cli.config import ImageSettings, VideoSettings
 from std_cli.errors import InputError
 from std_cli.events import PlannedInput
 from std_cli.media.compare import Comparison
@@ -30,10 +30,15 @@ def area(size: Sequence[int]) -> int:
     return size[0] * size[1]
 
 
+def evaluations_of(settings: ImageSettings) -> int:
+    """Evaluations of the network for a picture, or for a window of frames."""
+    return settings.steps + len(settings.unconditional_steps)
+
+
 def picture_inputs(request: ImageRequest) -> list[PlannedInput]:
     """The work of each picture."""
     settings = request.s
-    evaluations = settings.steps + len(settings.unconditional_steps)
+    evaluations = evaluations_of(settings)
     comparison = Comparison(settings.compare, settings.labels)
     return [
         {
@@ -75,7 +80,7 @@ def video_input(
     target = job.target
     if frames is not None and lengths is not None:
         windows = sum(len(window_starts(length, window, stride)) for length in lengths)
-        evaluations = windows * (settings.steps + len(settings.unconditional_steps))
+        evaluations = windows * evaluations_of(settings)
         bits = BITS_PER_PIXEL.get(target.codec, 1)
         disk = int(frames * target.width * target.height * bits / 8)
     return {

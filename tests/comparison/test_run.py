@@ -19,6 +19,7 @@ from std_cli.comparison.cells import Skipped
 from std_cli.comparison.config import CompareConfig, read_config
 from std_cli.comparison.make import in_order
 from std_cli.comparison.measures.plain import Edges
+from std_cli.comparison.plan import plan_comparison
 from std_cli.comparison.run import _what_is_skipped, prepared, to_toml
 from std_cli.comparison.samples import Frames, joints_of, sample_of
 from std_cli.stylize import stylizer
@@ -228,6 +229,26 @@ def test_a_plan_makes_nothing(here, capsys):
     out = capsys.readouterr().out
     assert "16 cells, 0 of them" in out and "time" in out and "without measuring" in out
     assert not (here / "comparison").exists()
+
+
+def test_what_is_as_dear_as_another_is_planned_and_timed_once(here):
+    """Two contenders at two numbers of steps: one model is loaded; of another size another one."""
+    config = CompareConfig(
+        content=("photos",), style=("styles",), seeds=1, method=("std",),
+        settings={"model": FAST["model"], "size": 64, "cfg": 3}, vary={"steps": [2, 4]},
+        contenders={"far": {"eta": 0.9}, "fewer": {"cfg_every": 2}},
+    )  # fmt: skip
+    events = []
+    plan = plan_comparison(config, on_event=events.append)
+    assert [event["stage"] for event in events if event["event"] == "progress"] == ["load"]
+    assert plan["cells"] == 4 * 2 * 3
+    assert plan["evaluations"] == 4 * (2 * (4 + 8) + (3 + 6)) and plan["seconds"] > 0
+    more = config.model_copy(
+        update={"settings": {"model": FAST["model"]}, "contenders": {"small": {"size": "32"}}}
+    )
+    events.clear()
+    assert plan_comparison(more, probe=False, on_event=events.append)["seconds"] is None
+    assert len([event for event in events if event["event"] == "progress"]) == 2
 
 
 def test_the_file_that_a_comparison_leaves_is_the_same_comparison(here):
