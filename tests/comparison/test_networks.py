@@ -31,42 +31,32 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-class Port(nn.Module):
-    """OpenAI's image encoder with CSD's projection for style, written plainly."""
+def csd_port(tensors, x):
+    """OpenAI's image encoder with CSD's projection for style, written plainly: (1, 3, side, side)
+    -> (1, C)."""
+    t = {k.removeprefix("module.").removeprefix("backbone."): v for k, v in tensors.items()}
+    width, patch = t["conv1.weight"].shape[0], t["conv1.weight"].shape[-1]
+    heads = width // 64
 
-    def __init__(self, tensors):
-        super().__init__()
-        self.t = {
-            k.removeprefix("module.").removeprefix("backbone."): v for k, v in tensors.items()
-        }
+    def norm(x, name):
+        return F.layer_norm(x, (width,), t[f"{name}.weight"], t[f"{name}.bias"])
 
-    def norm(self, x, name):
-        return F.layer_norm(x, (weights.WIDTH,), self.t[f"{name}.weight"], self.t[f"{name}.bias"])
-
-    def forward(self, x):
-        t, heads = self.t, weights.WIDTH // 64
-        x = F.conv2d(x, t["conv1.weight"], stride=weights.PATCH).flatten(2).transpose(1, 2)
-        x = torch.cat([t["class_embedding"].expand(len(x), 1, -1), x], 1)
-        x = self.norm(x + t["positional_embedding"], "ln_pre")
-        for i in range(weights.LAYERS):
-            at = f"transformer.resblocks.{i}"
-            y = self.norm(x, f"{at}.ln_1").transpose(0, 1)
-            y, _ = F.multi_head_attention_forward(
-                y, y, y, weights.WIDTH, heads,
-                t[f"{at}.attn.in_proj_weight"], t[f"{at}.attn.in_proj_bias"],
-                None, None, False, 0.0,
-                t[f"{at}.attn.out_proj.weight"], t[f"{at}.attn.out_proj.bias"],
-                training=False, need_weights=False,
-            )  # fmt: skip
-            x = x + y.transpose(0, 1)
-            y = F.linear(
-                self.norm(x, f"{at}.ln_2"),
-                t[f"{at}.mlp.c_fc.weight"],
-                t[f"{at}.mlp.c_fc.bias"],
-            )
-            y = y * torch.sigmoid(1.702 * y)
-            x = x + F.linear(y, t[f"{at}.mlp.c_proj.weight"], t[f"{at}.mlp.c_proj.bias"])
-        return self.norm(x[:, 0], "ln_post") @ t["last_layer_style"]
+    x = F.conv2d(x, t["conv1.weight"], stride=patch).flatten(2).transpose(1, 2)
+    x = torch.cat([t["class_embedding"].expand(len(x), 1, -1), x], 1)
+    x = norm(x + t["positional_embedding"], "ln_pre")
+    for i in range(sum(key.endswith(".ln_1.weight") for key in t)):
+        at = f"transformer.resblocks.{i}"
+        y = norm(x, f"{at}.ln_1")
+        qkv = F.linear(y, t[f"{at}.attn.in_proj_weight"], t[f"{at}.attn.in_proj_bias"])
+        q, k, v = (z.unflatten(2, (heads, 64)).transpose(1, 2) for z in qkv.chunk(3, 2))
+        y = (q @ k.mT / 8).softmax(-1) @ v
+        y = y.transpose(1, 2).flatten(2)
+        x = x + F.linear(y, t[f"{at}.attn.out_proj.weight"], t[f"{at}.attn.out_proj.bias"])
+        y = norm(x, f"{at}.ln_2")
+        y = F.linear(y, t[f"{at}.mlp.c_fc.weight"], t[f"{at}.mlp.c_fc.bias"])
+        y = y * torch.sigmoid(1.702 * y)
+        x = x + F.linear(y, t[f"{at}.mlp.c_proj.weight"], t[f"{at}.mlp.c_proj.bias"])
+    return norm(x[:, 0], "ln_post") @ t["last_layer_style"]
 
 
 def test_csd_is_the_published_forward_pass(tmp_path):
@@ -74,7 +64,7 @@ def test_csd_is_the_published_forward_pass(tmp_path):
     checkpoint = {"model_state_dict": tensors, "args": argparse.Namespace(lr=1.0), "iter": 3}
     torch.save(checkpoint, path)
     x = clip_input(PHOTO, weights.SIDE)[None]
-    wanted = F.normalize(Port(tensors)(x)[0], dim=0)
+    wanted = F.normalize(csd_port(tensors, x)[0], dim=0)
     torch.testing.assert_close(csd_features(path, "cpu")(PHOTO), wanted, rtol=1e-4, atol=1e-5)
     del tensors["module.backbone.ln_post.bias"]
     torch.save(checkpoint, path)
@@ -83,6 +73,19 @@ def test_csd_is_the_published_forward_pass(tmp_path):
     torch.save({"model_state_dict": {"a": torch.ones(2)}}, path)
     with pytest.raises(InputError, match="is no CSD"):
         load_csd(path)
+
+
+def test_csd_of_the_published_shapes(tmp_path):
+    """ViT-L/14 at 224 pixels, one picture, with random weights."""
+    tensors, path = weights.published_csd_tensors(), tmp_path / "pytorch_model.bin"
+    assert sum(t.numel() for t in tensors.values()) == 304_752_640
+    torch.save({"model_state_dict": tensors}, path)
+    x = clip_input(PHOTO, 224)[None]
+    with torch.inference_mode():
+        wanted = csd_port(tensors, x)[0]
+        found = load_csd(path)(x).image_embeds[0]
+    assert wanted.shape == (768,) and 0.1 < wanted.std() < 10
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_what_clip_sees_is_as_its_authors_prepare_it():
@@ -113,14 +116,15 @@ def test_clip_is_transformers_forward_pass(tmp_path):
 
 
 def test_the_aesthetic_head_is_its_published_layers(tmp_path):
-    tensors, path = weights.head_tensors(weights.OUT), tmp_path / "head.pth"
+    """In the published shapes, after the features of ViT-L/14."""
+    tensors, path = weights.head_tensors(768, (1024, 128, 64, 16)), tmp_path / "head.pth"
     torch.save(tensors, path)
     published = nn.Sequential(
-        nn.Linear(weights.OUT, 16), nn.Dropout(0.2), nn.Linear(16, 8), nn.Dropout(0.2),
-        nn.Linear(8, 6), nn.Dropout(0.1), nn.Linear(6, 4), nn.Linear(4, 1),
+        nn.Linear(768, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2),
+        nn.Linear(128, 64), nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1),
     ).eval()  # fmt: skip
     published.load_state_dict({k.removeprefix("layers."): v for k, v in tensors.items()})
-    x = F.normalize(torch.randn(weights.OUT, generator=torch.manual_seed(0)), dim=0)
+    x = F.normalize(torch.randn(768, generator=torch.manual_seed(0)), dim=0)
     assert aesthetic_score(load_head(path), x) == pytest.approx(published(x).item(), abs=1e-5)
     torch.save({"layers.0.weight": torch.ones(2, 3), "layers.0.bias": torch.ones(2)}, path)
     load_head.cache_clear()
