@@ -98,7 +98,8 @@ def published_csd_tensors(seed=5):
 def head_tensors(width, hidden=(16, 8, 6, 4), seed=1):
     """The aesthetic predictor: five linear layers, numbered with the dropouts between them."""
     torch.manual_seed(seed)
-    sizes = dict(zip((0, 2, 4, 6, 7), zip((*hidden, 1), (width, *hidden)), strict=True))
+    widths = (width, *hidden, 1)
+    sizes = dict(zip((0, 2, 4, 6, 7), zip(widths[1:], widths[:-1], strict=True), strict=True))
     return {f"layers.{i}.weight": torch.randn(s) * s[1] ** -0.5 for i, s in sizes.items()} | {
         f"layers.{i}.bias": torch.randn(s[0]) for i, s in sizes.items()
     }
