@@ -96,6 +96,13 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return self.first + share * (self.last - self.first)
 
+    def ends(self, interval: Interval) -> tuple[float, float]:
+        """Where an interval begins and ends, inside the scale."""
+        half = interval.half or 0.0
+        low = max(self.low, interval.mean - half)
+        first, last = sorted((self(low), self(min(self.high, interval.mean + half))))
+        return first, last
+
     @property
     def power(self) -> int:
         """The power of ten in whose units the ticks are: 0, but for values that are very small."""
@@ -166,7 +173,7 @@ def _line_chart(
     ]
     if not shown:
         return None
-    y = _scale([_interval(row, measure) for row in shown], HEIGHT - BOTTOM, TOP)
+    y = _scale_of(table, measure, shown, HEIGHT - BOTTOM, TOP)
     series = []
     for name, number in contenders(table).items():
         own = [row for row in shown if row.variant.contender == name]
@@ -195,8 +202,8 @@ def _scatter(table: Table, structure: str, style: str) -> Chart | None:
     ]
     if not shown:
         return None
-    x = _scale([_interval(row, structure) for row in shown], LEFT + 8, WIDTH - RIGHT - 8)
-    y = _scale([_interval(row, style) for row in shown], HEIGHT - BOTTOM - 8, TOP + 8)
+    x = _scale_of(table, structure, shown, LEFT + 8, WIDTH - RIGHT - 8)
+    y = _scale_of(table, style, shown, HEIGHT - BOTTOM - 8, TOP + 8)
     for scale, measure in ((x, structure), (y, style)):
         if table.measures[measure].direction == "lower":
             scale.first, scale.last = scale.last, scale.first
@@ -226,8 +233,7 @@ def _scatter(table: Table, structure: str, style: str) -> Chart | None:
 def _scatter_point(row: Row, structure: str, style: str, x: Scale, y: Scale) -> Point:
     across, along = _interval(row, structure), _interval(row, style)
     point = _point(row, style, x(across.mean), y)
-    half = across.half or 0.0
-    left, right = sorted((x(across.mean - half), x(across.mean + half)))
+    left, right = x.ends(across)
     text = f"{row.variant.label}: {structure} {_shown(across)}, {style} {_shown(along)}"
     return Point(point.x, point.y, left, right, point.top, point.bottom, text)
 
@@ -240,8 +246,7 @@ def contenders(table: Table) -> dict[str, int]:
 
 def _point(row: Row, measure: str, x: float, y: Scale) -> Point:
     interval = _interval(row, measure)
-    half = interval.half or 0.0
-    top, bottom = sorted((y(interval.mean + half), y(interval.mean - half)))
+    top, bottom = y.ends(interval)
     text = f"{row.variant.label}: {measure} {_shown(interval)}"
     return Point(x, y(interval.mean), x, x, top, bottom, text)
 
@@ -267,10 +272,24 @@ def _places(along: list[str]) -> dict[str, float]:
     return numbers if distinct else {value: float(i) for i, value in enumerate(along)}
 
 
-def _scale(intervals: Sequence[Interval], first: float, last: float) -> Scale:
-    """A scale that holds all intervals, with ticks at round numbers."""
+def _scale_of(table: Table, measure: str, rows: Sequence[Row], first: float, last: float) -> Scale:
+    """The scale of a measure's intervals in these rows."""
+    intervals = [_interval(row, measure) for row in rows]
+    return _scale(intervals, first, last, table.measures[measure].range)
+
+
+def _scale(
+    intervals: Sequence[Interval],
+    first: float,
+    last: float,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> Scale:
+    """A scale that holds all means, and all of the intervals that is inside the limits, with ticks
+    at round numbers."""
+    means = [each.mean for each in intervals]
     low = min(each.mean - (each.half or 0.0) for each in intervals)
     high = max(each.mean + (each.half or 0.0) for each in intervals)
+    low, high = max(low, min(limits[0], *means)), min(high, max(limits[1], *means))
     if low == high == 0:
         low, high = -0.5, 0.5
     elif (room := NARROW * max(abs(low), abs(high)) - (high - low)) > 0:

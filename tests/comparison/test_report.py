@@ -42,7 +42,7 @@ def made(tmp_path_factory):
 
 @in_a_browser
 def test_the_page(made, tmp_path):
-    folder, _ = made
+    folder, table = made
     with Page(folder / "report.html", tmp_path) as page:
         assert page.run("document.scripts.length") == 1
         every = "[...document.querySelectorAll('#table %s')].map(%s)"
@@ -103,6 +103,12 @@ def test_the_page(made, tmp_path):
                 ".filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML)"
             )
             assert outside == []
+        page._send("Emulation.setDeviceMetricsOverride", width=1200, height=800,
+                   deviceScaleFactor=1, mobile=False)  # fmt: skip
+        [room, needed] = page.run(
+            "(t => [t.parentElement.clientWidth, t.scrollWidth])(document.querySelector('#table'))"
+        )
+        assert len(table.measures) == 3 and needed <= room
 
 
 @in_a_browser
@@ -230,4 +236,9 @@ def test_ticks_are_round_and_words_are_side_by_side():
         around = _scale([Interval(same, None, 1)], 300, 0)
         assert around(same) == pytest.approx(150, abs=40)
         assert max(len(tick.text) for tick in around.marks()) <= 6
+    wide = _scale([Interval(0.5, 4.0, 2)], 300, 0, (-1.0, 1.0))  # of two samples
+    assert (wide.low, wide.high) == (-1, 1) and wide.ends(Interval(0.5, 4.0, 2)) == (0, 300)
+    assert wide.ends(Interval(0.5, 0.25, 2)) == (wide(0.75), wide(0.25))
+    beyond = _scale([Interval(1.4, 4.0, 2)], 300, 0, (-1.0, 1.0))
+    assert beyond.low == -1 and 1.4 <= beyond.high < 2
     assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {"a": 0, "b": 1}
