@@ -121,7 +121,11 @@ def contenders_of(config: CompareConfig) -> list[Contender]:
         Contender(method, {"method": method} | ({"lora": "none"} if bare else {}))
         for method in config.method
     ]
-    found += [Contender(_stem(lora), {"lora": lora}) for lora in (() if bare else config.lora)]
+    loras = () if bare else config.lora
+    found += [
+        Contender(name, {"lora": lora})
+        for name, lora in zip(_lora_names(loras), loras, strict=True)
+    ]
     for name, options in config.contenders.items():
         check_names(options, f"contenders.{name}", (*FIXED, "seed"))
         found.append(Contender(name, options))
@@ -176,9 +180,34 @@ def check_varied(config: CompareConfig, contenders: Sequence[Contender]) -> None
                 settings_of(VideoSettings, {name: value}, None)
 
 
-def _stem(lora: str) -> str:
-    """The name of a LoRA: "mine" of "loras/mine.safetensors:0.8" is "mine 0.8"."""
+def _lora_names(loras: Sequence[str]) -> list[str]:
+    """What LoRAs are called: "mine" of "loras/mine.safetensors", "mine 0.8" of it with the scale
+    :0.8. Of files of one name, as std distill writes them, the folders in which they differ:
+    "lcm/0" of "students/lcm/0/pytorch_lora_weights.safetensors"."""
+    files = [_file_and_scale(lora) for lora in loras]
+    stems = [file.name.removesuffix(".safetensors") for file, _ in files]
+    names = []
+    for (file, scale), stem in zip(files, stems, strict=True):
+        folders = file.parent.parts
+        others = [
+            each.parent.parts
+            for (each, _), name in zip(files, stems, strict=True)
+            if name == stem and each != file
+        ]
+        shown = stem
+        if others:
+            depth = next(
+                (d for d in range(1, len(folders)) if all(folders[-d:] != o[-d:] for o in others)),
+                len(folders),
+            )
+            shown = "/".join(folders[-depth:]) if depth else stem
+        names.append(f"{shown} {scale}".strip())
+    return names
+
+
+def _file_and_scale(lora: str) -> tuple[Path, str]:
+    """ "mine.safetensors:0.8" -> mine.safetensors, "0.8"."""
     file, _, scale = lora.rpartition(":")
     if not file or not scale.replace(".", "", 1).isdigit():
-        file, scale = lora, ""
-    return f"{Path(file).name.removesuffix('.safetensors')} {scale}".strip()
+        return Path(lora), ""
+    return Path(file), scale

@@ -16,7 +16,7 @@ import std_cli
 from std_cli import InputError, StdError, read_settings, stylize_image
 from std_cli.cli.commands import run
 from std_cli.comparison.cells import Skipped
-from std_cli.comparison.config import CompareConfig, read_config
+from std_cli.comparison.config import CompareConfig, contenders_of, read_config
 from std_cli.comparison.make import in_order
 from std_cli.comparison.measures.plain import Edges
 from std_cli.comparison.plan import plan_comparison
@@ -183,6 +183,23 @@ def test_styles_in_the_folder_of_contents_are_no_contents(here):
         assert request.notices == ["all: left out: 1 picture that --style names"]
     with prepared(config.model_copy(update={"content": style})) as request:
         assert [content.name for content in request.contents] == ["blue"]
+
+
+def test_loras_of_one_file_name_are_named_by_their_folders():
+    """As std distill writes them: pytorch_lora_weights.safetensors, whatever the training was."""
+
+    def names(*loras):
+        config = CompareConfig(content=("a",), style=("b",), lora=loras)
+        return [contender.name for contender in contenders_of(config)]
+
+    file = "pytorch_lora_weights.safetensors"
+    assert names(f"out/lcm/0/{file}", f"out/std/0/{file}") == ["lcm/0", "std/0"]
+    assert names(f"a/{file}", f"b/{file}", "b/mine.safetensors") == ["a", "b", "mine"]
+    assert names(f"{file}:0.5", f"{file}") == ["pytorch_lora_weights 0.5", "pytorch_lora_weights"]
+    assert names(f"{file}", f"x/{file}") == ["pytorch_lora_weights", "x"]
+    assert names(f"x/{file}", f"y/x/{file}:0.8") == ["x", "y/x 0.8"]
+    with pytest.raises(InputError, match="two that are compared are named 'mine'"):
+        names("mine.safetensors", "mine.safetensors")
 
 
 def test_what_is_skipped_for_one_reason_is_one_line(here):
