@@ -121,6 +121,8 @@ class PictureProgress(Place):
     step: int
     """Steps done of this picture, from 0."""
     steps: int
+    share: NotRequired[float]
+    """Of the whole run, from 0 to 1, where its pictures differ in their steps."""
 
 
 class VideoProgress(Place, Thumbnail):

@@ -174,9 +174,12 @@ class Reporter:
     def _picture(self, e: Shown) -> None:
         # the steps of all pictures on one bar, so that its time left is the whole run's
         done, steps = (e["index"] - 1) * e["steps"] + e["step"], e["total"] * e["steps"]
-        if done == 0:
+        if done == 0 or e.get("share") == 0:
             self._restart()  # loading must not count in the time left
-        self._advance(_which(e), done, steps, f"{done}/{steps}")
+        if "share" in e:
+            self._advance(_which(e), e["share"], 1, f"step {e['step']}/{e['steps']}")
+        else:
+            self._advance(_which(e), done, steps, f"{done}/{steps}")
 
     def _video(self, e: Shown) -> None:
         if e["input"] != self.video:  # its own bar: frames of the next cannot be known yet

@@ -42,9 +42,12 @@ def make(cells: Sequence[Cell], make_missing: MakeMissing, on_event: OnEvent) ->
 
 def make_here(missing: Sequence[Cell], report: Numbered, verbose: bool) -> None:
     """Make cells in this process, one after another."""
+    ordered = in_order(missing)
+    if all(cell.content.kind == "picture" for cell in ordered):
+        report.costs = [evaluations(cell) or 0 for cell in ordered]
     with closing(CellMaker(verbose)) as maker:
-        for cell in in_order(missing):
-            report.done += 1
+        for cell in ordered:
+            report.next()
             try:
                 maker.make(cell, report)
             except Cancelled:

@@ -178,7 +178,15 @@ def _stylize_one(
 
     def on_step(step: int) -> None:
         on_event(
-            {"event": "progress", "stage": "picture", **about, "step": step, "steps": r.s.steps}
+            {
+                "event": "progress",
+                "stage": "picture",
+                "input": about["input"],
+                "index": about["index"],
+                "total": about["total"],
+                "step": step,
+                "steps": r.s.steps,
+            }
         )
 
     on_step(0)

@@ -298,6 +298,11 @@ def _prepare(cell: Cell, folder: Path) -> None:
     cell.path = check_path(folder / f"{name}_{key}.png", "-o")
 
 
+def _evaluations(settings: Mapping[str, Any]) -> int:
+    """About how many a picture takes."""
+    return int(settings["steps"]) * (2 if settings["cfg"] > 1 else 1)
+
+
 def _of_frame(at: Fraction | None, options: dict[str, Any]) -> dict[str, Any]:
     """The options with which a video's frame is made as a folder of one picture."""
     only = {"start": at, "max_frames": 1, "codec": "png", "audio": "none", "subtitles": "none"}
@@ -316,6 +321,7 @@ def _make(missing: list[Cell], cells: list[Cell], verbose: bool, on_event: OnEve
                 known.append(kind)
     missing.sort(key=lambda cell: (known.index(cell.loaded_by), known.index(cell.weights)))
     report = Numbered(len(cells), len(cells) - len(missing), on_event)
+    report.costs = [_evaluations(cell.facts["settings"]) for cell in missing]
     stylizer: Stylizer | None = None
     loaded: dict[str, Any] | None = None
     try:
@@ -325,7 +331,7 @@ def _make(missing: list[Cell], cells: list[Cell], verbose: bool, on_event: OnEve
                     stylizer.close()
                 loaded = cell.loaded_by
                 stylizer = Stylizer(verbose=verbose, **loaded)
-            report.done += 1
+            report.next()
             look = {k: v for k, v in cell.options.items() if k not in loaded}
             _make_one(cell, stylizer, look, report)
     finally:
@@ -359,6 +365,14 @@ class Numbered:
     def __init__(self, total: int, done: int, on_event: OnEvent) -> None:
         self.total, self.done, self.on_event = total, done, on_event
         self.said: list[object] = []
+        self.costs: Sequence[int] = ()
+        """Evaluations of the network for each cell that is to be made, in order."""
+        self._made = 0
+
+    def next(self) -> None:
+        """Another cell is begun."""
+        self.done += 1
+        self._made += 1
 
     def __call__(self, event: Event) -> None:
         if event["event"] == "result":
@@ -372,6 +386,9 @@ class Numbered:
             event["stage"] == "picture" or event["stage"] == "video"
         ):
             event["index"], event["total"] = self.done, self.total
+        if event["event"] == "progress" and event["stage"] == "picture" and self.costs:
+            own = self.costs[self._made - 1] * event["step"] / event["steps"]
+            event["share"] = (sum(self.costs[: self._made - 1]) + own) / sum(self.costs)
         self.on_event(event)
 
 

@@ -268,6 +268,17 @@ def test_what_is_as_dear_as_another_is_planned_and_timed_once(here):
     assert len([event for event in events if event["event"] == "progress"]) == 2
 
 
+def test_progress_counts_evaluations(here):
+    """Of one step without guidance and of three with it: 1 and 6 of 7."""
+    events = []
+    compared(
+        content="photos/coffee.png", style="styles/blue.png", on_event=events.append, steps=None,
+        contenders={"quick": {"steps": 1, "cfg": 1}, "slow": {"steps": 3, "cfg": 2}},
+    )  # fmt: skip
+    shares = [event["share"] for event in events if event.get("stage") == "picture"]
+    assert shares == pytest.approx([0, 1 / 7, 1 / 7, 3 / 7, 5 / 7, 1])
+
+
 def test_the_file_that_a_comparison_leaves_is_the_same_comparison(here):
     config = CompareConfig(
         content=("photos",), style=("a \"b\".png", "c\x7f.png"), seeds=5, vary={"cfg": [1, 2.5]},
