@@ -162,6 +162,8 @@ def check_varied(config: CompareConfig, contenders: Sequence[Contender]) -> None
     own = [contender.options for contender in contenders if contender.folder is None]
     for name, values in config.vary.items():
         flag = name.replace("_", "-")
+        if name == "seed":
+            raise InputError("--vary seed: give --seeds N, of which --seed is the first")
         if name not in VARIED:
             known = ", ".join(each.replace("_", "-") for each in VARIED)
             raise InputError(f"--vary {quote(flag)}: cannot be varied; these can: {known}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from std_cli.errors import InputError, counted
-from std_cli.media.picture_kinds import PICTURE_SUFFIXES
+from std_cli.media.picture_kinds import PICTURE_SUFFIXES, why_unreadable
 from std_cli.media.pictures import expand_inputs, read_picture
 from std_cli.media.video.animations import ANIMATIONS, is_still
 from std_cli.media.video.clip import VIDEO_SUFFIXES
@@ -120,6 +120,11 @@ def check_readable(path: Path, kind: Kind, flag: str = "") -> None:
         elif next(read_frames(open_clip(path), max_frames=1), None) is None:
             raise InputError(f"{str(path)!r} has no frames: give another video")
     except InputError as e:
+        if kind == "clip" and path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES:
+            how = why_unreadable(path.suffix) or "give another, or convert it to png or mp4"
+            raise InputError(
+                f"{flag}{str(path)!r} is no picture or video that std reads: {how}"
+            ) from None
         raise InputError(f"{flag}{e}") from None
 
 

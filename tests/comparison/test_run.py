@@ -295,6 +295,9 @@ def test_the_file_that_a_comparison_leaves_is_the_same_comparison(here):
     [
         ({"content": "gone.png"}, "gone.png"),
         ({"content": "text.png"}, "text.png"),
+        ({"content": "text.txt"}, "'text.txt' is no picture or video that std reads"),
+        ({"content": "text.cr2"}, "'text.cr2' is no .* reads: develop to tiff or jpeg first"),
+        ({"vary": {"seed": [1, 2]}}, "--vary seed: give --seeds N"),
         ({"style": "text.png"}, "--style: .*text.png"),
         ({"content": "empty"}, "no pictures or videos in folder"),
         ({"content": ["photos", "twice"]}, "two contents are named 'coffee'"),
@@ -322,7 +325,8 @@ def test_the_file_that_a_comparison_leaves_is_the_same_comparison(here):
 )  # fmt: skip
 def test_wrong_requests_leave_nothing(here, monkeypatch, changes, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (here / "text.png").write_text("no picture")
+    for suffix in ("png", "txt", "cr2"):
+        (here / f"text.{suffix}").write_text("no picture")
     (here / "empty").mkdir()
     (here / "twice").mkdir()
     (here / "twice" / "coffee.jpg").write_bytes((here / "photos" / "coffee.png").read_bytes())

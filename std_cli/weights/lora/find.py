@@ -183,8 +183,7 @@ def _baseline(method: MethodName, steps: int, model: ModelFiles) -> ModelEntry:
     if model.pack:
         raise InputError(
             f"--method {method}: its LoRA is made for SDXL, not for --model {model.name}: give "
-            f"one with --lora FILE, "
-            "or --lora none for its steps alone"
+            f"--lora none for its steps alone, or the FILE of a LoRA for this model"
         )
     return entry
 
