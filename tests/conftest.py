@@ -1,6 +1,7 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -37,9 +38,23 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+    freeze_imported()
+
+
+def pytest_runtest_teardown(nextitem):
+    """Tests import more: the compiler, for one, is a third of all objects."""
+    if len(sys.modules) - FROZEN["modules"] > 100:
+        freeze_imported()
+
+
+FROZEN = {"modules": 0}
+
+
+def freeze_imported():
     """What the imports made stays: the garbage collections of runs need not go through it."""
     gc.collect()
     gc.freeze()
+    FROZEN["modules"] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

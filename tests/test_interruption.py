@@ -1,5 +1,5 @@
-"""Signals to real processes, work folders of others, drafts of killed runs, several threads and
-processes at once."""
+"""Signals to real processes, work folders of others, drafts of killed runs, several processes at
+once."""
 
 import json
 import os
@@ -301,25 +301,3 @@ def test_json_lines_of_several_processes_do_not_mix(tmp_path):
 def test_json_lines_hold_names_that_are_no_text(capsys):
     Reporter(as_json=True)({"event": "notice", "message": "caf\udce9"})
     assert json.loads(capsys.readouterr().out)["message"] == "caf\udce9"
-
-
-def test_several_threads_load_at_once():
-    """In a process of its own, as what is imported once is not imported at once."""
-    script = """
-import sys, threading, numpy as np
-from PIL import Image
-import std_cli
-picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-results = [None] * 3
-def work(i):
-    [out] = std_cli.stylize_image(picture, picture, model=sys.argv[1], steps=1, size=64)
-    results[i] = out.tobytes()
-threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
-for t in threads: t.start()
-for t in threads: t.join()
-assert results[0] is not None and results.count(results[0]) == 3
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, micro()], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -190,7 +190,7 @@ def measured(work):
     work()
     return status("VmHWM") - before
 
-files, size = resolve_model(tiny_with_motion()), (192, 128)
+files, size = resolve_model(tiny_with_motion()), (128, 64)
 motion = resolve_motion("auto", files)
 pipeline = VideoPipeline(files, None, torch.device("cpu"), torch.float32, motion=motion)
 pipeline.set_style([Image.new("RGB", (64, 64))], [1.0], 1.0, "all")

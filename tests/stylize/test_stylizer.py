@@ -243,15 +243,19 @@ assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 """
 LOADED = """
 import os, sys
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from std_cli import stylize_image
 before = dict(os.environ)
-picture = np.zeros((32, 32, 3), np.uint8)
+picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 def stylize(**how):
-    stylize_image(picture, picture, model=sys.argv[1], size=32, steps=1, **how)
+    [out] = stylize_image(picture, picture, model=sys.argv[1], size=32, steps=1, **how)
+    return out.tobytes()
 
-stylize()
+with ThreadPoolExecutor(3) as threads:
+    results = [done.result() for done in [threads.submit(stylize) for _ in range(3)]]
+assert results.count(results[0]) == 3
 assert not {name for name in os.environ.keys() - before if "VERBOSITY" in name or "TQDM" in name}
 import diffusers.utils.logging, transformers.utils.logging, logging
 for library in (diffusers, transformers):
@@ -275,7 +279,8 @@ def test_what_is_wrong_is_found_before_anything_heavy_is_imported():
     assert done.returncode == 0 and done.stdout.startswith("no such file"), done.stderr
 
 
-def test_the_libraries_are_silent_unless_asked():
+def test_several_threads_load_at_once_and_the_libraries_are_silent_unless_asked():
+    """In a process of its own, as what is imported once is neither imported at once nor loud."""
     done = python(LOADED, micro())
     silent, _, verbose = done.stderr.partition("silent until here\n")
     assert (done.returncode, done.stdout, silent) == (0, "", "")
