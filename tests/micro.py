@@ -43,7 +43,8 @@ MADE = "STD_TESTS_MODELS"
 def write_micro(folder: Path) -> None:
     """Write the model as a diffusers folder; the same bits every time."""
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("loras"))
-    settings = read_object(folder / "std.json") | {"loras": []}  # those are of its larger layers
+    # its LoRAs are of larger layers
+    settings = read_object(folder / "std.json") | {"loras": [], "base_resolution": 128}
     (folder / "std.json").write_text(json.dumps(settings))
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

@@ -1,12 +1,14 @@
 """The device under measurement: what it is, its time, its memory, its rate."""
 
+import ctypes
 import gc
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -107,10 +109,14 @@ def seconds_of(
 
 
 def free(device: torch.device) -> None:
-    """Give back the memory that nothing holds."""
+    """Give back the memory that nothing holds: what is resident is counted again when it is used
+    again."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class Peak:
