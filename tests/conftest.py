@@ -27,6 +27,9 @@ for name in (*VideoSettings.model_fields, "style", "look"):
 # a suite that a shell starts in the background ignores Ctrl-C, and so would the commands of tests
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# where nothing may be compiled for later, as in many containers, each process would do it again
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # pytest's workers have a core each; sums on several threads may come out in another order, too
 os.environ["OMP_NUM_THREADS"] = "1"
 
