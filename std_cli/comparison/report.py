@@ -190,12 +190,21 @@ def _verdicts(table: Table) -> list[tuple[str, list[str]]]:
             measure,
             [
                 (f"best is {best}" if best else "none is better than all others outside the noise")
-                + (f" at {'; '.join(places)}" if places != [""] else "")
+                + _where(places, len(by_best) == 1)
                 for best, places in by_best.items()
             ],
         )
         for measure, by_best in found.items()
     ]
+
+
+def _where(places: list[str], everywhere: bool) -> str:
+    """Where something is best, after its name."""
+    if places == [""]:
+        return ""
+    if everywhere and len(places) > 1:
+        return f" at each of the {len(places)} combinations of what varies"
+    return f" at {'; '.join(places)}"
 
 
 def _failures(table: Table) -> list[tuple[str, str, str]]:

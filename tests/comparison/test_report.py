@@ -13,7 +13,7 @@ from std_cli.comparison import report
 from std_cli.comparison.cells import Variant
 from std_cli.comparison.charts import _places, _scale, line_charts, scatters
 from std_cli.comparison.measures import MEASURES
-from std_cli.comparison.report import _failures, _marker
+from std_cli.comparison.report import _failures, _marker, _where
 from std_cli.comparison.statistics import Estimate, Interval
 from std_cli.comparison.table import Entry, Row, Table
 from std_cli.comparison.thumbnails import MOST_BYTES, SIDE, thumbnail
@@ -139,6 +139,13 @@ def test_the_keyboard_is_enough(made, tmp_path):
         assert not page.run("document.querySelector('dialog').open") and page.run(at) == "zoom"
 
 
+def test_what_is_best_everywhere_is_said_once():
+    assert _where([""], True) == ""
+    assert _where(["cfg 1"], True) == " at cfg 1"
+    assert _where(["cfg 1", "cfg 2"], True) == " at each of the 2 combinations of what varies"
+    assert _where(["cfg 1", "cfg 2"], False) == " at cfg 1; cfg 2"
+
+
 def test_what_failed_is_one_line_for_each_reason(made):
     _, table = made
     cells = [replace(cell) for cell in table.cells]
@@ -241,4 +248,7 @@ def test_ticks_are_round_and_words_are_side_by_side():
     assert wide.ends(Interval(0.5, 0.25, 2)) == (wide(0.75), wide(0.25))
     beyond = _scale([Interval(1.4, 4.0, 2)], 300, 0, (-1.0, 1.0))
     assert beyond.low == -1 and 1.4 <= beyond.high < 2
-    assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {"a": 0, "b": 1}
+    assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {
+        "a": 0,
+        "b": 1,
+    }
