@@ -34,6 +34,7 @@ _PATIENCE = 0.3
 """Seconds that the main thread has to come to its handler."""
 
 _cleanups: list[Callable[[], None]] = []
+_remedies: list[str] = []
 _installed = False
 _stoppable = 0
 """How many `stoppable` there are around what the main thread does: above 0 the first signal raises
@@ -74,7 +75,18 @@ def ending() -> bool:
 def event() -> "Error":
     """What is reported of a run that a signal ended."""
     kind = _KINDS[signal.Signals(_received or signal.SIGINT)]
-    return {"event": "error", "message": kind, "kind": kind, "code": EXIT_CODES[kind]}
+    message = ": ".join((kind, *_remedies[-1:]))
+    return {"event": "error", "message": message, "kind": kind, "code": EXIT_CODES[kind]}
+
+
+@contextmanager
+def resumable(remedy: str) -> Iterator[None]:
+    """Inside, the line about a signal says what becomes of the work."""
+    _remedies.append(remedy)
+    try:
+        yield
+    finally:
+        _remedies.pop()
 
 
 def quit_now() -> None:

@@ -30,6 +30,7 @@ from std_cli.config import VideoSettings, settings_of
 from std_cli.environment import silent_libraries
 from std_cli.errors import InputError, StdError, in_callers_words
 from std_cli.events import OnEvent
+from std_cli.interruption import resumable
 from std_cli.paths import replace_file, user_path
 from std_cli.spread.devices import parse_devices
 from std_cli.spread.ray_start import check_installed
@@ -130,8 +131,9 @@ def run_comparison(
         for message in [*request.notices, *_what_is_skipped(request.skipped)]:
             on_event({"event": "notice", "message": message})
         replace_file(request.folder / CONFIG_FILE, to_toml(config).encode())
-        here = make(request.cells, make_missing, on_event)
-        measure(request.cells, request.measures, on_event)
+        with resumable("what is made is kept: give the command again to resume"):
+            here = make(request.cells, make_missing, on_event)
+            measure(request.cells, request.measures, on_event)
         table = make_table(
             request.cells, request.measures, request.baseline, request.skipped, about(request)
         )

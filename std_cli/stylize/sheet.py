@@ -22,6 +22,7 @@ from std_cli import __version__
 from std_cli.config import CELL_SIDE, ImageSettings, parse_style, parse_time
 from std_cli.errors import InputError, quote
 from std_cli.events import Event, OnEvent
+from std_cli.interruption import resumable
 from std_cli.media.picture_kinds import PICTURE_SUFFIXES
 from std_cli.media.pictures import expand_inputs, read_picture
 from std_cli.media.sheets import draw_sheet
@@ -152,7 +153,8 @@ def make_sheet(
         for cell in cells:
             _prepare(cell, folder)
         missing = [cell for cell in cells if not cell.is_made]
-        _make(missing, cells, verbose, on_event)
+        with resumable("what is made is kept: give the command again to resume"):
+            _make(missing, cells, verbose, on_event)
         sheet = _draw(axes, [read_picture(cell.path, side=side).on_white() for cell in cells], side)
         about: dict[str, Any] = {"inputs": [str(item) for item in inputs], "styles": list(styles)}
         about |= {"frames": list(frames), "vary": {k: list(v) for k, v in vary.items()}}

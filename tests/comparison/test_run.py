@@ -97,7 +97,15 @@ def test_the_product_of_all_that_varies(here, monkeypatch):
     assert without_costs(after) == without_costs(before)
 
 
-def test_killed_and_given_again_it_ends_the_same(here, capsys):
+@pytest.mark.parametrize(
+    ("sign", "said"),
+    [
+        (signal.SIGKILL, ""),
+        (signal.SIGINT, "error: interrupted: what is made is kept: give the command again to "
+                        "resume\n"),
+    ],
+)  # fmt: skip
+def test_killed_and_given_again_it_ends_the_same(here, capsys, sign, said):
     command = ["compare", "photos", "-s", "styles", "--model", FAST["model"], "--size", "64",
                "--steps", "1", "--seeds", "1", "--method", "std", "-o"]  # fmt: skip
     assert run([*command, "whole", "-q"]) == 0
@@ -105,8 +113,8 @@ def test_killed_and_given_again_it_ends_the_same(here, capsys):
     while len(list((here / "r" / "cells").glob("*.json"))) < 1:
         assert killed.poll() is None
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.send_signal(sign)
+    assert killed.communicate()[1] == said
     assert not (here / "r" / "report.html").exists()
     assert run([*command, "r", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
