@@ -419,7 +419,7 @@ def test_a_discriminator_on_random_features_learns_to_tell_blurred_pictures(phot
         features = dino(prepare(images, dino.size, generator))
         return discriminator(features, torch.ones(len(images), 8))
 
-    for _ in range(80):
+    for _ in range(60):
         real, fake = batch(4)
         loss = discriminator_loss(logits(real), logits(fake))
         optimizer.zero_grad()

@@ -231,10 +231,10 @@ def test_training_lowers_the_loss_and_moves_the_temporal_layers_alone(
     # the denoiser alone
     assert start[:2] == pytest.approx(start[3:], rel=1e-3) and start[2] < 1e-3 * start[0]
     assert all(torch.equal(v, own[k]) for k, v in net.state_dict().items())
-    old = plain.state_dict()
-    moved = {k for k, v in unet.state_dict().items() if not torch.equal(v, old[k])}
+    old, new = plain.state_dict(), unet.state_dict()
+    moved = {k for k, v in new.items() if not torch.equal(v, old[k])}
     assert moved and all("motion_modules" in k for k in moved)
-    assert all(torch.equal(v, unet.state_dict()[k]) for k, v in adapter.state_dict().items())
+    assert all(torch.equal(v, new[k]) for k, v in adapter.state_dict().items())
 
 
 def test_resumed_is_uninterrupted(narrow, clips, net, tokenizer, tmp_path, monkeypatch):
