@@ -1,5 +1,8 @@
 """Small weight files that tests make: model folders, LoRAs, a Hub's cache."""
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,18 @@ def sdxl_folder(folder: Path, variant: str = "", adapter: bool = True) -> Path:
     if adapter:
         tensors(folder / "ip_adapter" / "ip-adapter-plus_x.safetensors", ADAPTER)
     return folder
+
+
+def zeros(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """A file of zeros in fp16, which a file system keeps as a hole."""
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(file.tell() + end)
 
 
 def truncate(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import MotionAdapter, StableDiffusionXLImg2ImgPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import Dinov2Model
 
 from std_cli.cli.commands import run
@@ -22,7 +22,7 @@ from std_cli.weights.motion import HOTSHOT_CONFIG
 from std_cli.weights.resolve import TINY, resolve_model
 from tests.micro import tiny_with_motion
 from tests.weights.dino import original_weights
-from tests.weights.files import SPELLINGS, Harm, hotshot_names, pairs, small_unet, tensors
+from tests.weights.files import SPELLINGS, Harm, hotshot_names, pairs, small_unet, tensors, zeros
 from tests.weights.processes import std
 
 
@@ -194,19 +194,13 @@ def test_hotshot_becomes_a_motion_adapter(tmp_path):
     with torch.device("meta"):
         names = hotshot_names(MotionAdapter.from_config(HOTSHOT_CONFIG))
     assert len(names) == 420
-    save_file(
-        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()},
-        tmp_path / "h.safetensors",
-    )
+    zeros(tmp_path / "h.safetensors", names)
     assert inspect_file(tmp_path / "h.safetensors")["kind"] == "hotshot"
     assert convert(tmp_path / "h.safetensors", tmp_path / "motion")["kind"] == "hotshot"
     adapter = MotionAdapter.from_pretrained(tmp_path / "motion")
     assert len(adapter.state_dict()) == 405 and adapter.config.motion_max_seq_length == 24
     names.pop(next(iter(names)))
-    save_file(
-        {key: torch.zeros(shape, dtype=torch.float16) for key, shape in names.items()},
-        tmp_path / "h.safetensors",
-    )
+    zeros(tmp_path / "h.safetensors", names)
     with pytest.raises(InputError, match="404 of 405 tensors fit: 1 lacks"):
         convert(tmp_path / "h.safetensors", tmp_path / "other")
     assert not (tmp_path / "other").exists()
