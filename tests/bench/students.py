@@ -1,5 +1,5 @@
 """The students on pictures:
-`python -m tests.bench.students gap|train|evaluate OUTPUT [--data DRAWN] ...`.
+`python -m tests.bench.students gap|train|evaluate|pictures OUTPUT [--data DRAWN] ...`.
 
 Teacher: the embedded pack, its 50-point DDIM grid from x_eta under guidance. Students: LoRAs that
 `std_cli.distill` trains from examples/distill-compare.toml with the few changes below; guidance is
@@ -8,7 +8,8 @@ the same x_eta, on pictures and styles that no training saw.
 
 gap: how far the teacher's own few steps end from its end point. train: what is there already is
 kept, what was interrupted resumes. evaluate: each student once; results.jsonl, results.md and
-grid.png of all that there are.
+grid.png of all that there are. pictures: the held-out pictures and styles as files, for `std
+compare`, which measures how near the students come to a style.
 
 The data: python -m std_cli.tinypack.draw_data DRAWN --scenes 400 --clips 0 --styles 120
 """
@@ -35,18 +36,12 @@ from std_cli.distill.export import DIFFUSERS
 from std_cli.distill.train import distill
 from std_cli.distill.trainer import Trainer
 from std_cli.errors import StdError
-from std_cli.media.measures import (
-    colour_quantiles,
-    edge_correlation,
-    sharpness,
-    texture_quantiles,
-    with_shorter_side,
-)
+from std_cli.media.measures import sharpness
 from std_cli.paths import replace_file
 from std_cli.weights.fingerprints import fingerprint
 from std_cli.weights.resolve import resolve_model
 from tests.bench.students_report import CFGS, STEPS, Line, report
-from tests.bench.students_walk import Model, Samples, make_samples, relative, to_picture
+from tests.bench.students_walk import Model, Samples, held_out, make_samples, relative, to_picture
 
 CONFIG = Path(__file__).parents[2] / "examples" / "distill-compare.toml"
 # of the model, that count
@@ -192,8 +187,6 @@ class Truth:
     end: Tensor  # (B, 4, h, w)
     end_pixels: Tensor  # (B, 3, H, W) in [0, 1]
     input_pixels: Tensor
-    colours: list[np.ndarray]
-    textures: list[np.ndarray]
     sharp: list[float]
 
 
@@ -216,34 +209,20 @@ def find_truth(teacher: Model, samples: Samples, cfg: float, path: Path) -> Trut
     inputs = torch.stack(
         [torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in samples.pictures]
     )
-    size = samples.pictures[0].size
-    seen = [
-        (colour_quantiles(look), texture_quantiles(with_shorter_side(look, min(size))))
-        for look in map(np.asarray, samples.styles)
-    ]
-    colours, textures = ([seen[k][i] for k in samples.style_of] for i in (0, 1))
     return Truth(
         end,
         end_pixels,
         inputs,
-        colours,
-        textures,
         [sharpness(np.asarray(p)) for p in to_pictures(end_pixels)],
     )
 
 
-def look_at(pixels: Tensor, samples: Samples, truth: Truth) -> dict[str, list[float]]:
+def look_at(pixels: Tensor, truth: Truth) -> dict[str, list[float]]:
     """Measures of finished pictures (B, 3, H, W)."""
     made = [np.asarray(picture) for picture in to_pictures(pixels)]
-    pairs = list(
-        zip(made, samples.pictures, truth.colours, truth.textures, truth.sharp, strict=True)
-    )
     return {
         "pixel": relative(pixels, truth.end_pixels, truth.input_pixels),
-        "colour": [float(np.abs(colour_quantiles(p) - q).mean()) for p, _, q, _, _ in pairs],
-        "texture": [float(np.abs(texture_quantiles(p) - e).mean()) for p, _, _, e, _ in pairs],
-        "edges": [edge_correlation(p, np.asarray(source)) for p, source, _, _, _ in pairs],
-        "sharpness": [sharpness(p) / s for p, _, _, _, s in pairs],
+        "sharpness": [sharpness(p) / s for p, s in zip(made, truth.sharp, strict=True)],
     }
 
 
@@ -274,7 +253,7 @@ def evaluate(
     for (k, cfg), parts in made.items():
         z = torch.cat(parts)
         pixels = to_pixels(model, z)
-        values = {"latent": relative(z, truth.end, samples.x0), **look_at(pixels, samples, truth)}
+        values = {"latent": relative(z, truth.end, samples.x0), **look_at(pixels, truth)}
         lines.append(Line(name, seed, k, cfg, values))
         shown[f"{k} {cfg:g}"] = np.stack(
             [np.asarray(p) for p in to_pictures(pixels[shown_of(len(z))])]
@@ -316,9 +295,7 @@ def evaluate_all(
             flush=True,
         )
     fixed = {"input": truth.input_pixels, "the teacher's end point": truth.end_pixels}
-    ends = [
-        Line(name, 0, 0, cfg, look_at(pixels, samples, truth)) for name, pixels in fixed.items()
-    ]
+    ends = [Line(name, 0, 0, cfg, look_at(pixels, truth)) for name, pixels in fixed.items()]
     chosen = shown_of(count)
     columns = {
         "input": [samples.pictures[i] for i in chosen],
@@ -349,6 +326,14 @@ def _measured(path: Path, count: int) -> bool:
     return len(Line.of_json(line).values["latent"]) == count
 
 
+def write_pictures(output: Path, count: int, side: int) -> None:
+    """Write held-out pictures into output/contents/ and styles into output/styles/."""
+    for name, pictures in zip(("contents", "styles"), held_out(count, side), strict=True):
+        (output / name).mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(pictures):
+            picture.save(output / name / f"{name[:-1]}-{i:02}.png")
+
+
 # --- the command -------------------------------------------------------------------------------
 
 
@@ -376,7 +361,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [s.name for s in STUDENTS]
-    p.add_argument("command", choices=["gap", "train", "evaluate"])
+    p.add_argument("command", choices=["gap", "train", "evaluate", "pictures"])
     p.add_argument("output", type=Path, help="folder of the comparison")
     p.add_argument("--data", type=Path, help="train: the folder with drawn scenes/ and styles/")
     p.add_argument(
@@ -386,7 +371,7 @@ def main() -> None:
     p.add_argument(
         "--steps", type=int, help="updates of each student, in place of the configuration's"
     )
-    p.add_argument("--samples", type=int, help="64 (gap: 16)")
+    p.add_argument("--samples", type=int, help="64 (gap: 16, pictures: 8)")
     p.add_argument(
         "--grid-steps",
         type=int,
@@ -395,7 +380,9 @@ def main() -> None:
         help="evaluate: steps of the grid's pictures",
     )
     p.add_argument(
-        "--side", type=int, help="evaluate: of the samples, pixels; students without guidance alone"
+        "--side",
+        type=int,
+        help="of the samples, pixels; evaluate: students without guidance alone",
     )
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
@@ -404,6 +391,8 @@ def main() -> None:
     if a.command == "train":
         claim(a.output, {"updates": config.run.max_steps, "data": str(a.data)})
         return train_all(a.output, a.data, a.steps, a.students, a.seeds)
+    if a.command == "pictures":
+        return write_pictures(a.output, a.samples or 8, a.side or config.data.size[0])
     made_with = claim(a.output, {})
     if a.command == "evaluate":
         return evaluate_all(

@@ -18,9 +18,6 @@ AT = 4  # steps of the tables over CFG
 MEASURES = {
     "latent": "distance to the teacher's end point in latents, over how far that is from the input",
     "pixel": "the same in pixels",
-    "colour": "colour distance to the style, Delta E",
-    "texture": "texture distance to the style",
-    "edges": "correlation of the edges with the input's",
     "sharpness": "sharpness, 1 is the teacher's end point's",
 }
 

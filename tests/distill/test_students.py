@@ -14,8 +14,9 @@ from std_cli.distill import build
 from std_cli.distill.config import load_config
 from std_cli.distill.train import distill
 from std_cli.distill.trainer import Trainer
+from std_cli.media.pictures import read_picture
 from std_cli.schedule import timesteps
-from tests.bench.students import CONFIG, MixedUp, NoisedData
+from tests.bench.students import CONFIG, MixedUp, NoisedData, write_pictures
 from tests.bench.students_report import CFGS, STEPS, Found, Line, interval, tables
 from tests.bench.students_walk import Model, make_samples, predict
 from tests.micro import micro
@@ -143,6 +144,13 @@ def test_noised_data_begins_anywhere(tmp_path, teacher):
         assert 0.8 < noise.std() < 1.2  # 256 numbers
 
 
+def test_held_out_pictures_are_files_for_std_compare(tmp_path, samples):
+    write_pictures(tmp_path, 2, 32)
+    contents = [read_picture(path).rgb for path in sorted((tmp_path / "contents").iterdir())]
+    assert contents == samples.pictures
+    assert len(list((tmp_path / "styles").glob("style-*.png"))) == len(samples.styles)
+
+
 def test_tables():
     values = np.array([1.0, 2.0, 4.0, 5.0])
     mean, half = interval(values)
@@ -150,7 +158,7 @@ def test_tables():
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
     def line(student, seed, steps, cfg, latent):
-        other = {m: [1.0] * 4 for m in ("pixel", "colour", "texture", "edges", "sharpness")}
+        other = {m: [1.0] * 4 for m in ("pixel", "sharpness")}
         return Line(student, seed, steps, cfg, {"latent": list(latent), **other})
 
     offsets = {"none": [0.0], "std": [1.0, 3.0], "lcm": [5.0]}  # of each seed
@@ -166,7 +174,7 @@ def test_tables():
     # the mean of two seeds
     assert found.values("std", "latent", 2, 1) == pytest.approx(values + 2 + 2)
     assert found.values("tcd", "latent", 2, 1) is None
-    end = Line("the teacher's end point", 0, 0, 6.0, {m: [1.0] * 4 for m in ("pixel", "colour")})
+    end = Line("the teacher's end point", 0, 0, 6.0, {"pixel": [1.0] * 4})
     text = tables(found, "4 samples.", [end])
     assert "| std | 2 | 6.000 ± 2.905 |" in text  # 3 + 1 + 2; Student's t with 3 degrees of freedom
     assert "| lcm | 3.000 ± 0.000 |" in text  # less std's
