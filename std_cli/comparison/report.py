@@ -30,6 +30,7 @@ from std_cli.paths import draft, move, replace_file, writing
 
 MOST_PICTURES = 500
 """Cells that are shown with pictures; of those after them the table has the figures."""
+NOTHING_BEST = "nothing is better than all others by more than the noise"
 HERE = Path(__file__).parent
 
 
@@ -189,7 +190,7 @@ def _verdicts(table: Table) -> list[tuple[str, list[str]]]:
         (
             measure,
             [
-                (f"best is {best}" if best else "none is better than all others outside the noise")
+                (f"best is \u201c{best}\u201d" if best else NOTHING_BEST)
                 + _where(places, len(by_best) == 1)
                 for best, places in by_best.items()
             ],

@@ -13,9 +13,9 @@ from std_cli.comparison import report
 from std_cli.comparison.cells import Variant
 from std_cli.comparison.charts import _places, _scale, line_charts, scatters
 from std_cli.comparison.measures import MEASURES
-from std_cli.comparison.report import _failures, _marker, _where
+from std_cli.comparison.report import _failures, _marker, _verdicts, _where
 from std_cli.comparison.statistics import Estimate, Interval
-from std_cli.comparison.table import Entry, Row, Table
+from std_cli.comparison.table import Entry, Row, Table, Verdict
 from std_cli.comparison.thumbnails import MOST_BYTES, SIDE, thumbnail
 from tests.browser import CHROMIUM, Page
 from tests.comparison.pictures import FAST, draw, peer
@@ -137,6 +137,20 @@ def test_the_keyboard_is_enough(made, tmp_path):
         assert page.run("document.querySelector('dialog').open")
         press("Escape", 27)
         assert not page.run("document.querySelector('dialog').open") and page.run(at) == "zoom"
+
+
+def test_the_method_none_is_not_taken_for_nothing(made):
+    """ "none" is the name of a method, and may be what is best."""
+    _, table = made
+    verdicts = [Verdict("edges", {"cfg": cfg}, best) for cfg, best in (("1", "none"), ("4", None))]
+    [(measure, lines)] = _verdicts(replace(table, verdicts=verdicts))
+    assert (measure, lines) == (
+        "edges",
+        [
+            "best is \u201cnone\u201d at cfg 1",
+            "nothing is better than all others by more than the noise at cfg 4",
+        ],
+    )
 
 
 def test_what_is_best_everywhere_is_said_once():
