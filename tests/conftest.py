@@ -32,6 +32,8 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # pytest's workers have a core each; sums on several threads may come out in another order, too
 os.environ["OMP_NUM_THREADS"] = "1"
+# a test that takes more must not keep other workers from their cores while its threads wait
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def pytest_collection_modifyitems(items):
