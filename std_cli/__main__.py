@@ -13,6 +13,9 @@ def main() -> None:
     from std_cli.interruption import install
 
     install()
+    from std_cli.environment import rest_waiting_threads
+
+    rest_waiting_threads()
     from std_cli.cli.commands import main as run
 
     run()

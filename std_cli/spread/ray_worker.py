@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal
 
-from std_cli.environment import go_offline, silence_libraries
+from std_cli.environment import go_offline, rest_waiting_threads, silence_libraries
 from std_cli.errors import Cancelled, Kind, StdError
 from std_cli.events import Event
 from std_cli.interruption import install, stoppable
@@ -63,6 +63,7 @@ class Worker(Generic[T_contra]):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         install()
         silence_libraries()
+        rest_waiting_threads()
         if offline:
             go_offline()
         share = {"OMP_NUM_THREADS": str(_share_by_gpus())} if threads is None else threads

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from PIL import Image
 
 from std_cli.config import ImageSettings, video_settings
-from std_cli.environment import silent_libraries
+from std_cli.environment import rest_waiting_threads, silent_libraries
 from std_cli.errors import Cancelled, InputError, StdError, in_callers_words
 from std_cli.events import Event, OnEvent, VideoResult
 from std_cli.storage.scratch import Scratch
@@ -75,6 +75,7 @@ class Stylizer:
 
         Raises InputError for a wrong value; a model that is not there is found at the first call.
         """
+        rest_waiting_threads()
         self._options = options
         self._verbose = verbose
         self._lock = threading.RLock()

@@ -295,3 +295,16 @@ def test_options_at_the_wrong_place(stylizer, photo, reference, tmp_path):
         stylizer.video(tmp_path / "in.mp4", reference, device="cpu")
     with pytest.raises(InputError, match="^etta: there is no such option"):
         stylize_image(photo, reference, etta=0.5)
+
+
+@pytest.mark.parametrize("given, rests", [({}, True), ({"OMP_WAIT_POLICY": "ACTIVE"}, False)])
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(given, rests):
+    """In a process of its own, as OpenMP reads its variables when torch is loaded."""
+    code = (
+        "import os, sys; from std_cli import Stylizer; Stylizer(); "
+        "print('GOMP_SPINCOUNT' in os.environ, 'torch' in sys.modules)"
+    )
+    inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=inherited | given, capture_output=True, text=True)
+    assert found.stdout.split() == [str(rests), "False"], found.stderr
