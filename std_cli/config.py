@@ -156,7 +156,8 @@ class ImageSettings(ImageDefaults):
     device: Annotated[Device, Flag(metavar="DEVICE", panel="Machine")] = "auto"
     """auto, cuda, cuda:N, mps or cpu."""
     dtype: Annotated[Dtype, Flag(panel="Machine")] = "auto"
-    """Precision of the network; auto is fp16 on a GPU and fp32 on a CPU."""
+    """Precision of the network; auto is fp16 on a GPU, and on a CPU bf16 if that has instructions
+    for it (AVX512-BF16, AMX), else fp32."""
     offload: Annotated[Offload, Flag(panel="Machine")] = "none"
     """Keep the weights in main memory and move to the GPU whole models (model), layers while others
     compute (group), or layers (sequential)."""

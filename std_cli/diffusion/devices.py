@@ -75,11 +75,21 @@ def name_dtype(dtype: "torch.dtype") -> str:
     return {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
 
 
-def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """fp16 on a GPU, as published, and fp32 on a CPU, unless the user chose."""
+def choose_dtype(name: str, device: "torch.device", training: bool = False) -> "torch.dtype":
+    """fp16 on a GPU, as published; on a CPU bf16 if it has instructions for that and nothing is
+    trained, else fp32; unless the user chose."""
     if name == "auto":
-        name = "fp32" if device.type == "cpu" else "fp16"
+        bf16 = not training and _multiplies_bf16()
+        name = "fp16" if device.type != "cpu" else "bf16" if bf16 else "fp32"
     return torch_dtype(name)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the processor has AVX512-BF16 or AMX: with `tiny` on an AMD EPYC bf16 took 0.7 of the
+    time of fp32 for a picture, 0.8 for a video. Others compute bf16 by way of fp32."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def has_arithmetic(device: "torch.device", dtype: "torch.dtype") -> bool:

@@ -190,7 +190,7 @@ def _load_conditioner(run: TrainingRun, parts: Parts, device: torch.device) -> C
         parts.model,
         None,
         device,
-        choose_dtype(config.model.dtype, device),
+        choose_dtype(config.model.dtype, device, training=True),
         motion=parts.motion,
         training=True,
     )

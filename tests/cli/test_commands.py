@@ -45,7 +45,7 @@ def one_error(capsys, *arguments, code=2):
 
 
 def test_a_picture_in_a_pipe(here, picture, reference):
-    tiny = ["--model", "tiny", *FAST[2:]]
+    tiny = ["--model", "tiny", "--dtype", "fp32", *FAST[2:]]
     done = std("stylize", "image", picture, "--style", reference, *tiny, cwd=here)
     assert (done.returncode, done.stderr) == (
         0,

@@ -440,11 +440,12 @@ def estimated_once(monkeypatch):
     monkeypatch.setattr("std_cli.stylize.memory_needs.activation_bytes", once)
 
 
-def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory):
+def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory, monkeypatch):
     """SDXL in fp32 and bf16 on main memories of some sizes: as it is, in bf16, smaller, not at
     all."""
     clip = make_clip(tmp_path / "in.mp4", frames=8)
     main_memory(64)
+    monkeypatch.setattr("std_cli.diffusion.devices._multiplies_bf16", lambda: False)
     plan = plan_video(clip, str(reference), tmp_path, size=512, device="cpu")
     assert not plan["downloaded"] and plan["time"] is None and plan["fits"]
     assert plan["window"] == 8 and plan["memory"]["weights"]["motion"] == 4 * memory.SDXL["motion"]
@@ -455,6 +456,8 @@ def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory):
         plan = plan_images(tmp_path / "p.png", str(reference), tmp_path, size=2048, device="cpu")
         picks.append(plan["picks"])
     assert [p and p["flags"] for p in picks] == ["--dtype bf16", "--dtype bf16 --size 768", None]
+    monkeypatch.setattr("std_cli.diffusion.devices._multiplies_bf16", lambda: True)
+    assert plan_video(clip, str(reference), tmp_path, device="cpu")["dtype"] == "bf16"
     assert picks[1]["size"] == [768, 576]
 
 

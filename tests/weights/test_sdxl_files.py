@@ -135,6 +135,7 @@ def test_a_folder_of_fp16_files(
         "steps": 1,
         "cfg": 6,
         "device": "cpu",
+        "dtype": "fp32",
         "lora": lora,
     }
     small = photo.resize((64, 64))
@@ -337,6 +338,7 @@ def test_a_checkpoint_in_one_file(
         steps=1,
         cfg=6,
         device="cpu",
+        dtype="fp32",
         lora="none",
     )
     assert out.size == (64, 64)
@@ -375,6 +377,7 @@ def test_a_checkpoint_that_predicts_v(
         size=64,
         steps=1,
         device="cpu",
+        dtype="fp32",
         lora="none",
         on_event=events.append,
     )
