@@ -28,6 +28,7 @@ from std_cli.spread.devices import (
     visible,
 )
 from std_cli.spread.drive import PictureDrive, drive_videos
+from std_cli.spread.facts import worker_facts
 from std_cli.spread.pictures import Chunk, PictureWork
 from std_cli.spread.ray_executor import Pool, RayExecutor, deaths
 from std_cli.spread.ray_start import check_installed, cluster, local_ray
@@ -191,6 +192,9 @@ def _drive(
     cores: int | None = None,
 ) -> None:
     """Make a request by the workers of a pool; cores: as of `drive_videos`."""
+    if not pool.gpu:
+        given = spread.saved.options.get("dtype", "auto")
+        pool = replace(pool, dtype=worker_facts("cpu", given)["dtype"])
     if spread.saved.task == "image":
         pictures = PictureWork(spread.saved, spread.existing, spread.verbose)
         drive = PictureDrive(on_event)

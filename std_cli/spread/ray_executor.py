@@ -38,6 +38,32 @@ class Pool:
     """Processors that Ray counts for each worker without a GPU."""
     mixed: bool = False
     """Whether GPUs of several kinds are accepted, whose results differ in their last bits."""
+    dtype: str | None = None
+    """The precision that the records of the results have; None on a GPU."""
+
+
+def refusal(joined: Joined, first: Joined, pool: Pool) -> tuple[str, str] | None:
+    """(the fact that differs, what is said) of a worker that would make other results than the
+    first one, or than the records say; None of one that would not."""
+    planned = {} if pool.dtype is None else {"dtype": pool.dtype}
+    wanted = {**first.facts, **planned}
+    differing = [name for name, value in joined.facts.items() if wanted.get(name) != value]
+    if pool.mixed:
+        differing = [name for name in differing if name != DEVICE]
+    if not differing:
+        return None
+    # a processor of another kind may be why the precision differs, which then can be chosen
+    name = "dtype" if "dtype" in differing else differing[0]
+    remedy = "install the same on both"
+    if name == "dtype":
+        remedy = "give --dtype"
+    elif differing == [DEVICE]:
+        remedy = "give --mixed-gpus to accept both, whose results differ in their last bits"
+    other = "the plan" if name in planned else first.name
+    return name, (
+        f"the worker {joined.name} is refused: {name} {joined.facts[name]}, where {other} has "
+        f"{wanted.get(name)}: {remedy}"
+    )
 
 
 @dataclass
@@ -260,25 +286,13 @@ class RayExecutor(Generic[T]):
 
     def _welcome(self, slot: _Slot[T], joined: Joined) -> None:
         """Take a worker in, unless it would make other results than the first one."""
-        first = self._reference = self._reference or joined
-        differing = [k for k, v in joined.facts.items() if first.facts.get(k) != v]
-        if self._pool.mixed:
-            differing = [name for name in differing if name != DEVICE]
+        first = self._reference or joined
         slot.joined = joined
-        if not differing:
-            return
-        name = differing[0]
-        remedy = (
-            "give --mixed-gpus to accept both, whose results differ in their last bits"
-            if differing == [DEVICE]
-            else "install the same on both"
-        )
-        self._put_out(
-            slot,
-            f"the worker {joined.name} is refused: {name} {joined.facts[name]}, where "
-            f"{first.name} has {first.facts.get(name)}: {remedy}",
-            once=f"{joined.node} {name}",
-        )
+        if why := refusal(joined, first, self._pool):
+            name, message = why
+            self._put_out(slot, message, once=f"{joined.node} {name}")
+        else:
+            self._reference = first
 
     def _bury(self, slot: _Slot[T], unit: T | None, reason: str) -> None:
         """A worker has died."""

@@ -39,6 +39,7 @@ from std_cli.stylize.request import new_folder, read_references, request_facts, 
 from std_cli.stylize.settings import read_settings
 from std_cli.stylize.stylizer import Stylizer
 from std_cli.stylize.videos import prepare_video, video_facts
+from std_cli.stylize.workload import evaluations_of
 
 MOST_CELLS = 1000
 VARIED = tuple(name for name in ImageSettings.model_fields if name not in ("compare", "labels"))
@@ -92,6 +93,8 @@ class Cell:
     """What the record of a finished cell has."""
     weights: tuple[str, str] = field(init=False)
     """Files that are loaded for it."""
+    evaluations: int = field(init=False)
+    """Of the network."""
 
     @property
     def loaded_by(self) -> dict[str, Any]:
@@ -276,7 +279,7 @@ def _prepare(cell: Cell, folder: Path) -> None:
     subject = cell.subject
     if subject.at is None:
         request = prepare_images(subject.path, cell.style, **cell.options)
-        lora, motion = request.lora, None
+        lora, motion, settled = request.lora, None, request.s
         assert request.files is not None
         facts = request_facts(
             request.s, request.schedule, request.files, lora, request.styles, request.references
@@ -289,20 +292,16 @@ def _prepare(cell: Cell, folder: Path) -> None:
             existing="replace",
             **_of_frame(subject.at, cell.options),
         )
-        lora, motion = of_video.lora, of_video.motion
+        lora, motion, settled = of_video.lora, of_video.motion, of_video.s
         facts = video_facts(of_video)
     settings = {k: v for k, v in facts["settings"].items() if k not in _OF_A_FRAME}
     cell.facts = json.loads(json.dumps(dict(facts) | {"settings": settings}))
     cell.weights = (str(lora.path) if lora else "", str(motion.weights) if motion else "")
+    cell.evaluations = evaluations_of(settled)
     follows = [cell.facts, input_fingerprint(subject.path), str(subject.at)]
     key = hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "_", f"{subject.path.stem}_{Path(cell.style).stem}")[:60]
     cell.path = check_path(folder / f"{name}_{key}.png", "-o")
-
-
-def _evaluations(settings: Mapping[str, Any]) -> int:
-    """About how many a picture takes."""
-    return int(settings["steps"]) * (2 if settings["cfg"] > 1 else 1)
 
 
 def _of_frame(at: Fraction | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -323,7 +322,7 @@ def _make(missing: list[Cell], cells: list[Cell], verbose: bool, on_event: OnEve
                 known.append(kind)
     missing.sort(key=lambda cell: (known.index(cell.loaded_by), known.index(cell.weights)))
     report = Numbered(len(cells), len(cells) - len(missing), on_event)
-    report.costs = [_evaluations(cell.facts["settings"]) for cell in missing]
+    report.costs = [cell.evaluations for cell in missing]
     stylizer: Stylizer | None = None
     loaded: dict[str, Any] | None = None
     try:

@@ -3,8 +3,8 @@
     python -m tests.bench.scale [CHECK ...] [--folder DIR]
 
 devices: `--devices cpu:2` on a clip of four shots is one process's result, bit for bit.
-pieces: one long shot in pieces, by workers and by shards, for several overlaps, steps and filters:
-    bit for bit. (Other lengths of windows: tests/spread/test_units.py.)
+pieces: one long shot in pieces, by workers and by shards, for several windows, overlaps, steps and
+    filters: bit for bit.
 killed: a worker is killed with -9 in a long shot: the same bytes, at most one segment made twice.
 poison: a unit that raises, one that kills its workers and one whose input is bad are set aside; the
     rest is finished; then the same in shards.
@@ -20,6 +20,7 @@ speed: two workers against one, with a core each, in one run; needs two idle cor
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,14 +128,20 @@ def check_devices(folder: Path) -> str:
     return f"equal bit for bit; {most} workers at once"
 
 
-LAYOUTS = [(4, 2, "0"), (2, 3, "0.5"), (0, 2, "0.5"), (7, 4, "0")]
-"""Overlap of windows, steps, --steady."""
+LAYOUTS = [(8, 4, 2, "0"), (8, 2, 3, "0.5"), (5, 0, 2, "0.5"), (5, 2, 4, "0"), (3, 1, 2, "0.5")]
+"""Length and overlap of windows, steps, --steady."""
 
 
 def check_pieces(folder: Path) -> str:
     said = []
-    for i, (overlap, steps, steady) in enumerate(LAYOUTS):
-        layout = ["--overlap", f"{overlap}", "--steps", f"{steps}", "--steady", steady]
+    for i, (window, overlap, steps, steady) in enumerate(LAYOUTS):
+        model = folder / f"window{window}"
+        if not model.exists():
+            shutil.copytree(micro(), model)
+            pack = json.loads((model / "std.json").read_text())
+            (model / "std.json").write_text(json.dumps(pack | {"motion_window": window}))
+        layout = ["--model", str(model), "--overlap", f"{overlap}", "--steps", f"{steps}"]
+        layout += ["--steady", steady]
         layout += ["--cuts", "off", "--palette", "0.5"]
         where = [
             ("whole", ["--device", "cpu"]),
@@ -152,7 +159,10 @@ def check_pieces(folder: Path) -> str:
         made = {name: (folder / f"{name}{i}.mp4").read_bytes() for name, _ in where}
         assert made["pieces"] == made["whole"] == made["shards"], layout
         assert units >= 2, "the shot was not divided"
-        said.append(f"overlap {overlap}, {steps} steps, --steady {steady}: {units} units")
+        said.append(
+            f"windows of {window}, overlap {overlap}, {steps} steps, --steady {steady}: "
+            f"{units} units"
+        )
     return f"equal bit for bit; {'; '.join(said)}"
 
 

@@ -262,7 +262,4 @@ def test_ticks_are_round_and_words_are_side_by_side():
     assert wide.ends(Interval(0.5, 0.25, 2)) == (wide(0.75), wide(0.25))
     beyond = _scale([Interval(1.4, 4.0, 2)], 300, 0, (-1.0, 1.0))
     assert beyond.low == -1 and 1.4 <= beyond.high < 2
-    assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {
-        "a": 0,
-        "b": 1,
-    }
+    assert _places(["2", "8"]) == {"2": 2, "8": 8} and _places(["a", "b"]) == {"a": 0, "b": 1}

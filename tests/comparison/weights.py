@@ -20,45 +20,14 @@ CONVOLUTIONS = {0: (3, 0), 2: (0, 0), 5: (0, 1), 7: (1, 1), 10: (1, 2), 12: (2, 
 def csd_tensors(seed=0):
     """A CSD in OpenAI's names, as its training saved it."""
     torch.manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(shape) * shape[-1] ** -0.5
-
-    tensors = {
-        "class_embedding": normal(WIDTH),
-        "positional_embedding": normal((SIDE // PATCH) ** 2 + 1, WIDTH),
-        "conv1.weight": torch.randn(WIDTH, 3, PATCH, PATCH) / PATCH,
-    }
-    for name in ("ln_pre", "ln_post"):
-        tensors |= {f"{name}.weight": 1 + normal(WIDTH), f"{name}.bias": normal(WIDTH)}
-    for i in range(LAYERS):
-        at = f"transformer.resblocks.{i}"
-        for name in ("ln_1", "ln_2"):
-            tensors |= {
-                f"{at}.{name}.weight": 1 + normal(WIDTH),
-                f"{at}.{name}.bias": normal(WIDTH),
-            }
-        tensors |= {
-            f"{at}.attn.in_proj_weight": normal(3 * WIDTH, WIDTH),
-            f"{at}.attn.in_proj_bias": normal(3 * WIDTH),
-            f"{at}.attn.out_proj.weight": normal(WIDTH, WIDTH),
-            f"{at}.attn.out_proj.bias": normal(WIDTH),
-            f"{at}.mlp.c_fc.weight": normal(MLP, WIDTH),
-            f"{at}.mlp.c_fc.bias": normal(MLP),
-            f"{at}.mlp.c_proj.weight": normal(WIDTH, MLP),
-            f"{at}.mlp.c_proj.bias": normal(WIDTH),
-        }
-    whole = {f"module.backbone.{name}": tensor for name, tensor in tensors.items()}
-    heads = {
-        f"module.last_layer_{name}": torch.randn(WIDTH, OUT) * 0.1 for name in ("style", "content")
-    }
-    return whole | heads
+    return _csd(lambda *shape: torch.randn(shape) * shape[-1] ** -0.5,
+                WIDTH, LAYERS, MLP, OUT, PATCH, (SIDE // PATCH) ** 2)  # fmt: skip
 
 
 def published_csd_tensors(seed=5):
     """A CSD in the published shapes: ViT-L/14 at 224 pixels, 304 million numbers. Its matrices are
     parts of one buffer, which takes a hundredth of their time and memory, in a file, too."""
-    width, layers, mlp, out, patches = 1024, 24, 4096, 768, 256
+    width, mlp = 1024, 4096
     torch.manual_seed(seed)
     buffer = torch.randn(2 * mlp * width) * width**-0.5
 
@@ -67,13 +36,19 @@ def published_csd_tensors(seed=5):
         start = int(torch.randint(len(buffer) - count, ()))
         return buffer[start : start + count].view(shape)
 
+    return _csd(part, width, 24, mlp, 768, 14, 256)
+
+
+def _csd(make, width, layers, mlp, out, patch, patches):
+    """make: gives random numbers in a shape."""
+
     def norm(name):
-        return {f"{name}.weight": 1 + part(width), f"{name}.bias": part(width).clone()}
+        return {f"{name}.weight": 1 + make(width), f"{name}.bias": make(width).clone()}
 
     tensors = {
-        "class_embedding": part(width),
-        "positional_embedding": part(patches + 1, width),
-        "conv1.weight": part(width, 3, 14, 14),
+        "class_embedding": make(width),
+        "positional_embedding": make(patches + 1, width),
+        "conv1.weight": make(width, 3, patch, patch),
         **norm("ln_pre"),
         **norm("ln_post"),
     }
@@ -81,17 +56,17 @@ def published_csd_tensors(seed=5):
         at = f"transformer.resblocks.{i}"
         tensors |= norm(f"{at}.ln_1") | norm(f"{at}.ln_2")
         tensors |= {
-            f"{at}.attn.in_proj_weight": part(3 * width, width),
-            f"{at}.attn.in_proj_bias": part(3 * width),
-            f"{at}.attn.out_proj.weight": part(width, width),
-            f"{at}.attn.out_proj.bias": part(width),
-            f"{at}.mlp.c_fc.weight": part(mlp, width),
-            f"{at}.mlp.c_fc.bias": part(mlp),
-            f"{at}.mlp.c_proj.weight": part(width, mlp),
-            f"{at}.mlp.c_proj.bias": part(width),
+            f"{at}.attn.in_proj_weight": make(3 * width, width),
+            f"{at}.attn.in_proj_bias": make(3 * width),
+            f"{at}.attn.out_proj.weight": make(width, width),
+            f"{at}.attn.out_proj.bias": make(width),
+            f"{at}.mlp.c_fc.weight": make(mlp, width),
+            f"{at}.mlp.c_fc.bias": make(mlp),
+            f"{at}.mlp.c_proj.weight": make(width, mlp),
+            f"{at}.mlp.c_proj.bias": make(width),
         }
     return {f"module.backbone.{name}": tensor for name, tensor in tensors.items()} | {
-        f"module.last_layer_{name}": part(width, out) for name in ("style", "content")
+        f"module.last_layer_{name}": make(width, out) for name in ("style", "content")
     }
 
 

@@ -2,12 +2,15 @@
 
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from std_cli.cli.commands import run
 from std_cli.spread import ray_start
+from std_cli.spread.ray_executor import Pool, refusal
+from std_cli.spread.ray_worker import Joined
 
 
 @pytest.fixture
@@ -70,3 +73,23 @@ def test_a_token_that_is_there_is_found(tmp_path, monkeypatch):
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("secret")
     assert ray_start._has_token()
+
+
+def test_a_worker_that_would_compute_otherwise_is_refused_with_what_to_do():
+    def joined(**facts):
+        return Joined("host:1", "node", {"torch": "2", "dtype": "bf16", "device": "a"} | facts)
+
+    pool, first = Pool(2, gpu=False), joined()
+    assert refusal(joined(), first, pool) is None
+    for facts, remedy in (
+        ({"torch": "3"}, "torch 3, where host:1 has 2: install the same on both"),
+        ({"device": "b"}, "device b, where host:1 has a: give --mixed-gpus to accept both"),
+        ({"device": "b", "dtype": "fp32"}, "dtype fp32, where host:1 has bf16: give --dtype"),
+    ):
+        name, message = refusal(joined(**facts), first, pool)
+        assert name in facts and remedy in message
+    assert refusal(joined(device="b"), first, replace(pool, mixed=True)) is None
+    planned = replace(pool, dtype="fp32")  # where the run is led the processor is another one
+    [_, message] = refusal(joined(), first, planned)
+    assert message.endswith("dtype bf16, where the plan has fp32: give --dtype")
+    assert refusal(joined(dtype="fp32"), joined(dtype="fp32"), planned) is None

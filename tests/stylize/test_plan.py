@@ -456,9 +456,9 @@ def test_what_is_not_downloaded_is_estimated(tmp_path, reference, main_memory, m
         plan = plan_images(tmp_path / "p.png", str(reference), tmp_path, size=2048, device="cpu")
         picks.append(plan["picks"])
     assert [p and p["flags"] for p in picks] == ["--dtype bf16", "--dtype bf16 --size 768", None]
+    assert picks[1]["size"] == [768, 576]
     monkeypatch.setattr("std_cli.diffusion.devices._multiplies_bf16", lambda: True)
     assert plan_video(clip, str(reference), tmp_path, device="cpu")["dtype"] == "bf16"
-    assert picks[1]["size"] == [768, 576]
 
 
 def test_a_plan_finds_what_a_run_would_refuse(tmp_path, picture, reference):
