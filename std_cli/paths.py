@@ -201,9 +201,10 @@ def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
     removed.
 
     data: what the file holds, on the disk; None: it is an empty folder. Its lock shows that its run
-    is alive, see `remove_stale_drafts`. Raises OSError.
+    is alive, see `remove_stale_drafts`; it is held until the draft is removed, which another run
+    would do at the same time otherwise. Raises OSError.
     """
-    with ExitStack() as stack:
+    with ExitStack() as locks, ExitStack() as stack:
         while True:
             temporary = hidden_next_to(path)
             stack.enter_context(at_quit(partial(remove, temporary)))
@@ -211,7 +212,7 @@ def draft(path: Path, data: bytes | None = None) -> Iterator[Path]:
                 temporary.mkdir()
             else:
                 temporary.open("xb").close()
-            if _hold(temporary, stack) is not False:
+            if _hold(temporary, locks) is not False:
                 break
         if data is not None:
             with temporary.open("r+b") as file:

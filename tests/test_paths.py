@@ -2,13 +2,14 @@
 wherever it is given."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from std_cli import InputError, stylize_image, stylize_video
 from std_cli.cli.commands import run
-from std_cli.paths import quoted, user_path
+from std_cli.paths import draft, quoted, remove_stale_drafts, user_path
 
 WRONG = [
     ("", "is empty"),
@@ -133,3 +134,23 @@ def test_a_slash_at_the_end_names_a_folder(tmp_path, monkeypatch, picture, refer
     "--steps", "1",
                 "--size", "64", "-o", "new.png/", "-q"]) == 0  # fmt: skip
     assert os.listdir("new.png") == ["in_stylized.png"]
+
+
+def test_drafts_are_removed_by_their_own_run_while_others_look_for_stale_ones(tmp_path):
+    over = threading.Event()
+
+    def look():
+        while not over.is_set():
+            remove_stale_drafts(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(100):
+            with draft(tmp_path / "result") as folder:
+                for name in range(20):
+                    (folder / str(name)).touch()
+    finally:
+        over.set()
+        looking.join()
+    assert not list(tmp_path.iterdir())
