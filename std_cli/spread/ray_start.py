@@ -31,7 +31,7 @@ def local_ray(processors: int, gpus: int) -> Iterator[None]:
     to give to workers. Raises StdError if it cannot be started."""
     how: dict[str, Any] = {"address": "local", "num_cpus": processors, "num_gpus": gpus}
     how |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    with _connection(how):
+    with _authentication(), _connection(how):
         yield
 
 
@@ -43,10 +43,8 @@ def cluster(address: str) -> Iterator[None]:
     """
     _check_answers(address)
     # Ray itself sends the token that is there to the clusters alone that it finds on this machine
-    if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
     try:
-        with _connection({"address": address}):
+        with _authentication("token" if _has_token() else None), _connection({"address": address}):
             yield
     except ConnectionError as e:
         raise _no_cluster(address, _first_line(e)) from None
@@ -79,11 +77,41 @@ def _has_token() -> bool:
 
 
 @contextmanager
-def _connection(how: dict[str, Any]) -> Iterator[None]:
+def _authentication(mode: str | None = None) -> Iterator[None]:
+    """Inside, Ray asks for tokens as RAY_AUTH_MODE says, or as `mode` where that is not set.
+
+    Ray reads variable and token once in a process, and sets the variable to "token" where it starts
+    a cluster of this machine: the process would then refuse the next cluster if that has no tokens.
+    """
     check_installed()
     # read when Ray is imported: it would report its use over the network, and warn
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    raylet: Any = ray._raylet
+
+    def read_again() -> None:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+    if ray.is_initialized():  # by the caller, whose it stays
+        yield
+        return
+    before = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", mode)
+    read_again()
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_AUTH_MODE", None)
+        read_again()
+
+
+@contextmanager
+def _connection(how: dict[str, Any]) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():  # by the caller, whose it stays
