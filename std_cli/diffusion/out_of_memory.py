@@ -1,10 +1,10 @@
 """What a run does when the GPU's memory runs out: it takes the next saving, reports it, and repeats
 the work.
 
-In this order: fewer windows at once (`windows.Wavefront.batch`); the VAE in tiles; weights in main
-memory that come to the GPU a model, then a layer at a time. Slices of the VAE's batch, which other
-tools take in between, save nothing here: it never works on more than one frame. All but the tiles
-give the same result; a tile's normalisation sees the tile alone, so colours change a little.
+In this order: fewer windows at once (`windows.Wavefront.batch`); one frame at a time in the VAE;
+the VAE in tiles; weights in main memory that come to the GPU a model, then a layer at a time. All
+but the tiles give the same result; a tile's normalisation sees the tile alone, so colours change a
+little.
 
 A compiler that fails is given up in the same way: `--compile` is a wish, and the work does not need
 it.
@@ -88,6 +88,8 @@ class Savings:
     device: torch.device
     offload: Offload
     on_notice: Callable[[str], None]
+    frames: int = 1
+    """Frames of a video that the VAE decodes at once."""
     tile: int | None = None
     """Side of the VAE's tiles; None: it works on whole frames."""
     compiled: bool = False
@@ -152,6 +154,9 @@ class Savings:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # other streams may still use what moves
             torch.cuda.empty_cache()
+        if self.frames > 1:
+            self.frames = 1
+            return "continuing with one frame at a time in the VAE"
         smaller = [tile for tile in TILES if tile < min(side, self.tile or side)]
         if smaller:
             self._work_in_tiles(smaller[0])
@@ -166,12 +171,18 @@ class Savings:
 
     def state(self) -> dict[str, Any]:
         """The savings in force, for `restore`; JSON-ready."""
-        return {"tile": self.tile, "offload": self.offload, "compiled": self.compiled}
+        return {
+            "frames": self.frames,
+            "tile": self.tile,
+            "offload": self.offload,
+            "compiled": self.compiled,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the savings that an interrupted run had taken, so that it continues with the frames
         that it would have made. Savings that are in force already stay."""
         with self._turns.alone():
+            self.frames = state.get("frames", 1)
             if self.compiled and not state["compiled"]:
                 self._work_without_compiler()
             if state["tile"] is not None and (self.tile is None or state["tile"] < self.tile):

@@ -214,9 +214,11 @@ def stored_items(
     latents: "Iterator[tuple[Tensor, bool]]",
     view: View,
     steps: int,
+    at_once: int,
 ) -> Generator[Item | Tick, None, None]:
     """As `denoised_items`, of frames that were denoised before: `latents` gives for each its
-    finished latent, and whether a window starts or ends there."""
+    finished latent, and whether a window starts or ends there. at_once: frames between two ticks.
+    """
     from std_cli.diffusion.streams import Handed
 
     read = in_thread(frames)
@@ -227,7 +229,8 @@ def stored_items(
                 item = _item(frame, view, np.asarray(view.seen(frame.rgb)), Handed(latent))
                 item.joint = joint
                 yield item
-                yield Tick(frame.place.index + 1, steps)
+                if frame.place.index % at_once == at_once - 1:
+                    yield Tick(frame.place.index + 1, steps)
 
     return in_thread(items())
 
@@ -376,27 +379,34 @@ def decode(
 ) -> Generator[Item | Tick, None, None]:
     """The items with their pictures, filtered, from frame number `first` on; all else as it is.
 
-    Where the device has streams it decodes frames, and threads compute their motion, while those
-    before are filtered. On a processor that would only be more work at the same time.
+    Frames that come one after the other without a tick in between are decoded at once, as many as
+    the VAE takes. Where the device has streams it decodes frames, and threads compute their motion,
+    while those before are filtered. On a processor that would only be more work at the same time.
     """
     from std_cli.diffusion.streams import has_streams
 
     ahead = AHEAD if has_streams(pipeline.device) else 0
+    together: list[Item] = []
     begun: deque[tuple[Item, Seen | None, Arriving]] = deque()
 
-    def begin(item: Item) -> None:
-        assert item.latent is not None
+    def begin() -> None:
         with pipeline.aside("decode"):
-            decoded = pipeline.begin_decoding(item.latent.take().to(pipeline.device))
-        seen = None
-        if filters:
-            assert item.seen is not None
-            place = item.place
-            seen = Seen(item.seen, view.cover(item.alpha), place.shot, float(place.duration))
-            for each in filters.values():
-                if isinstance(each, Steady):
-                    each.expect(seen)
-        begun.append((item, seen, decoded))
+            latents = [item.latent.take() for item in together if item.latent is not None]
+            decoded = pipeline.begin_decoding([each.to(pipeline.device) for each in latents])
+        for item, arriving in zip(together, decoded, strict=True):
+            begun.append((item, expected(item), arriving))
+        together.clear()
+
+    def expected(item: Item) -> Seen | None:
+        if not filters:
+            return None
+        assert item.seen is not None
+        place = item.place
+        seen = Seen(item.seen, view.cover(item.alpha), place.shot, float(place.duration))
+        for each in filters.values():
+            if isinstance(each, Steady):
+                each.expect(seen)
+        return seen
 
     def finished(item: Item, seen: Seen | None, decoded: "Arriving") -> Item:
         levels = pipeline.levels(decoded)
@@ -409,11 +419,16 @@ def decode(
         return item
 
     for item in items:
-        if isinstance(item, Tick) or item.place.index < first:
-            yield item
-            continue
-        begin(item)
+        passes = isinstance(item, Tick) or item.place.index < first
+        if isinstance(item, Item) and not passes:
+            together.append(item)
+        if together and (passes or len(together) >= pipeline.savings.frames):
+            begin()
         while len(begun) > ahead:
             yield finished(*begun.popleft())
+        if passes:
+            yield item
+    if together:
+        begin()
     while begun:
         yield finished(*begun.popleft())

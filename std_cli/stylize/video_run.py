@@ -260,6 +260,7 @@ class Run:
         Raises StdError if there are no frames, or if the work fails.
         """
         wave = self._wavefront(pipeline, conditions, stretch)
+        pipeline.savings.frames = pipeline.frames_at_once(conditions, self.stride)
         written, denoised = self._resume(pipeline, wave, work_folder)
         resumed = written.frames
         quality = Quality.from_state(work_folder.arrays("quality"))
@@ -269,7 +270,8 @@ class Run:
         )
         if latents is not None:
             stored = read_latents(latents, written.frames)
-            items = stored_items(frames, stored, self._view, self.settings.steps)
+            at_once = pipeline.savings.frames
+            items = stored_items(frames, stored, self._view, self.settings.steps, at_once)
         else:
             items = denoised_items(
                 frames, pipeline, conditions, wave, denoised, self._view, bool(filters)

@@ -149,6 +149,22 @@ def test_the_vae_continues_in_tiles_first():
     assert pipeline.encode(picture).shape == latent.shape
 
 
+def test_the_vae_continues_with_one_frame_at_a_time_before_tiles():
+    (pipeline, _), frames, said = video_pipeline(), latents(3), []
+    pipeline.on_notice, pipeline.savings.frames = said.append, 2
+    together = [pipeline.levels(each) for each in pipeline.begin_decoding(list(frames))]
+    part = Small(pipeline.pipe.vae.decoder, lambda z: len(z) > 1)
+    alone = [pipeline.levels(each) for each in pipeline.begin_decoding(list(frames))]
+    assert part.failures == 1 and pipeline.savings.state() == {
+        "frames": 1,
+        "tile": None,
+        "offload": "none",
+        "compiled": False,
+    }
+    assert said == ["the GPU is out of memory: continuing with one frame at a time in the VAE"]
+    assert all(np.abs(a - b).max() < 0.01 for a, b in zip(together, alone, strict=True))
+
+
 def test_a_picture_starts_again_and_is_the_same():
     pipeline = ImagePipeline(resolve_model(micro()), None, CPU, torch.float32)
     said, steps = [], []
@@ -222,14 +238,15 @@ def test_a_resumed_video_continues_in_tiles(tmp_path, monkeypatch):
 
 def test_savings_are_restored():
     (first, _), (second, _) = video_pipeline(), video_pipeline()
-    taken = {"tile": 256, "offload": "model", "compiled": False}
+    taken = {"frames": 2, "tile": 256, "offload": "model", "compiled": False}
     first.savings.restore(taken)
     assert first.savings.state() == taken
     # what is in force stays so
-    first.savings.restore({"tile": None, "offload": "none", "compiled": True})
+    first.savings.restore({"frames": 2, "tile": None, "offload": "none", "compiled": True})
     first.savings.restore(taken | {"tile": 512, "offload": "sequential"})
     assert first.savings.state() == taken | {"offload": "sequential"}
     latent = latents(1)[0]
+    first.savings.frames = 1
     # a frame that is smaller than a tile
     assert np.array_equal(first.decode(latent), second.decode(latent))
 

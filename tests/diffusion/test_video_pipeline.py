@@ -176,6 +176,22 @@ def test_windows_of_one_batch_may_be_at_different_steps(tmp_path):
         torch.testing.assert_close(both[i : i + 1], one, atol=1e-4, rtol=0)
 
 
+def test_a_decoded_frame_is_the_same_whichever_are_decoded_with_it():
+    video = video_pipeline("auto", ImageSettings(steps=2, style_blocks="all"), (64, 48))[0]
+    frames = list(torch.randn(7, 4, 12, 16, generator=torch.Generator().manual_seed(0)))
+
+    def decoded(at_once, *groups):
+        video.savings.frames = at_once
+        return [video.levels(d) for group in groups for d in video.begin_decoding(frames[group])]
+
+    whole = decoded(4, slice(0, 7))
+    for split in (1, 2, 6):
+        found = decoded(4, slice(0, split), slice(split, 7))
+        assert all(map(np.array_equal, whole, found))
+    alone = decoded(1, slice(0, 7))
+    assert all(np.abs(a - b).max() < 0.01 for a, b in zip(whole, alone, strict=True))
+
+
 def test_noise_follows_from_the_seed():
     noise = seeded_noise(1, (4, 64, 64))
     assert torch.equal(noise, seeded_noise(1, (4, 64, 64))) and not torch.equal(

@@ -19,6 +19,8 @@ from std_cli import InputError, StdError, stylize_video
 from std_cli.cli.commands import run
 from std_cli.cli.console import Reporter
 from std_cli.config import VideoSettings
+from std_cli.diffusion import video_pipeline
+from std_cli.diffusion.video_pipeline import VideoPipeline
 from std_cli.interruption import event as exit_status
 from std_cli.interruption import install
 from std_cli.media.video.join import read_comment
@@ -520,6 +522,37 @@ def test_a_clip_whose_clock_is_reset_resumes_bit_for_bit(tmp_path, monkeypatch, 
         assert (result["frames"], result["resumed"]) == (12, stop_at)
         assert same_frames(whole, resumed)
         assert packets_of(whole) == packets_of(resumed)
+
+
+def test_frames_that_are_decoded_together_resume_bit_for_bit(tmp_path, monkeypatch, reference):
+    """As on a GPU: the frames of a window's stride at once, and those of a run that resumes are
+    divided otherwise."""
+    monkeypatch.setitem(video_pipeline.DECODED, "cpu", 4)
+    monkeypatch.setattr(video_run, "SEGMENT", 5)
+    decode, together = VideoPipeline.begin_decoding, []
+
+    def counting(pipeline, latents):
+        together.append(len(latents))
+        assert pipeline.savings.frames == 4
+        return decode(pipeline, latents)
+
+    monkeypatch.setattr(VideoPipeline, "begin_decoding", counting)
+    source = make_clip(tmp_path / "in.mp4", 22, sound=False)
+    settings = FAST | {"motion": "auto", "codec": "ffv1", "cuts": "off", "steps": 2}
+    stylize_video(source, reference, tmp_path / "whole.mkv", **settings)
+    assert together.count(4) >= 3 and sum(together) == 22
+    for stop_at in (2, 9, 15):
+        resumed = tmp_path / f"resumed{stop_at}.mkv"
+
+        def stop(event, at=stop_at):
+            if event.get("stage") == "video" and event["frame"] >= at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            stylize_video(source, reference, resumed, on_event=stop, **settings)
+        [result] = stylize_video(source, reference, resumed, **settings)
+        assert result["frames"] == 22 and result["resumed"] >= stop_at
+        assert same_frames(tmp_path / "whole.mkv", resumed)
 
 
 def test_another_request_is_refused_by_name(tmp_path, source, reference):
