@@ -59,6 +59,8 @@ def slices(scale: Scale) -> dict[str, Slice]:
         "plain": Slice("the plain diffusers snippet", pictures.plain_rows),
         "pictures": Slice("pictures by std", pictures.own_rows),
         "guidance": Slice("pictures with guidance in half of the steps", pictures.guidance_rows),
+        "lora": Slice("pictures with a LoRA and without", pictures.lora_rows),
+        "second-style": Slice("another style on the same Stylizer", pictures.style_rows),
         "vae": Slice("the VAE alone", networks.vae_rows),
         "vae-precision": Slice("what a run in fp16 takes for the VAE", networks.vae_precision_rows),
         "loop": Slice("the loop of a video, which must not wait", networks.loop_rows),

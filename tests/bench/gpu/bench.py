@@ -20,6 +20,7 @@ from std_cli.stylize.pictures import prepare_images
 from std_cli.stylize.videos import prepare_video
 from std_cli.stylize.workload import video_input
 from tests.bench.gpu import machine, work
+from tests.bench.gpu.model import write_lora
 from tests.bench.gpu.rows import Facts, Rows, digits
 from tests.bench.gpu.scale import Scale
 from tests.bench.video import make_clip
@@ -78,6 +79,14 @@ class Bench:
         path = self.out / "inputs" / name
         path.parent.mkdir(exist_ok=True)
         photo(side, number).save(path)
+        return path
+
+    @cached_property
+    def lora(self) -> Path:
+        """A LoRA of rank 16 for the attention of the model's UNet, with random weights."""
+        path = self.out / "inputs" / "random-lora.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_lora(self.model, path)
         return path
 
     # --- std at work ---

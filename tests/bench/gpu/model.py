@@ -22,6 +22,9 @@ from std_cli.weights.files import read_object
 from std_cli.weights.motion import HOTSHOT_CONFIG
 from tests.weights import sdxl
 
+RANK = 16
+"""Of the LoRA."""
+
 
 def make_model(folder: Path, narrow: bool, device: torch.device) -> None:
     """Write the folder; nothing is left of one that was not finished. On a GPU SDXL's 10 GB take
@@ -40,6 +43,23 @@ def make_model(folder: Path, narrow: bool, device: torch.device) -> None:
     save_file(state, part / "ip_adapter" / "ip-adapter-plus_random.safetensors", {"format": "pt"})
     _descriptions(part)
     os.replace(part, folder)
+
+
+def write_lora(model: Path, path: Path) -> None:
+    """A LoRA file for the attention layers of a model's UNet, in fp16."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(read_object(model / "unet" / "config.json"))
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, layer in unet.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".attn" in name:
+            for half, shape in (
+                ("A", (RANK, layer.in_features)),
+                ("B", (layer.out_features, RANK)),
+            ):
+                numbers = torch.randn(shape, generator=generator) / 100
+                state[f"unet.{name}.lora_{half}.weight"] = numbers.half()
+    save_file(state, path, {"format": "pt"})
 
 
 def _networks(folder: Path, shapes: sdxl.Shapes) -> None:

@@ -5,8 +5,10 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
+from PIL import Image
+
 from tests.bench.gpu import machine
-from tests.bench.gpu.bench import Bench
+from tests.bench.gpu.bench import Bench, photo
 from tests.bench.gpu.machine import DTYPES
 from tests.bench.gpu.rows import Facts, Goal, Row
 from tests.bench.gpu.scale import Scale
@@ -76,15 +78,62 @@ def compiled_rows(bench: Bench) -> Iterator[Row]:
         )
 
 
+def lora_rows(bench: Bench) -> Iterator[Row]:
+    """The same picture twice, loaded each time: `first` says what it takes to fuse a LoRA."""
+    name, steps, cfg, _ = kinds(bench.scale)[1]
+    yield Row(f"{name}, fp16, without", partial(_loaded, bench, steps, cfg, "none"))
+    yield Row(f"{name}, fp16, a LoRA", partial(_loaded, bench, steps, cfg, "random"))
+
+
+def _loaded(bench: Bench, steps: int, cfg: float, lora: str) -> Facts:
+    bench.close()
+    return own(bench, steps, cfg, "fp16", lora=lora if lora == "none" else str(bench.lora))
+
+
+def style_rows(bench: Bench) -> Iterator[Row]:
+    name, steps, cfg, _ = kinds(bench.scale)[1]
+    yield Row(f"{name}, fp16, a second style", partial(_second_style, bench, steps, cfg))
+
+
+def _second_style(bench: Bench, steps: int, cfg: float) -> Facts:
+    """A Stylizer keeps its weights and gets another reference."""
+    side = bench.scale.side
+    stylizer = bench.stylizer(dtype=bench.runs_in("fp16"), compile=False, offload="none")
+    look = {"steps": steps, "cfg": cfg, "size": (side, side), "output_size": "model"}
+
+    def seconds(style: Image.Image) -> float:
+        begin = time.perf_counter()
+        for _ in stylizer.images(bench.photos(1), style, **look):
+            pass
+        return time.perf_counter() - begin
+
+    seconds(bench.style)
+    same = statistics.median(seconds(bench.style) for _ in range(bench.scale.pictures))
+    others = [photo(bench.style.width, 100 + i) for i in range(bench.scale.pictures)]
+    other = statistics.median(map(seconds, others))
+    return {
+        "seconds": round(other, 4),
+        "with the same style": round(same, 4),
+        "note": "a request of one picture, from call to result",
+    }
+
+
 def own(
-    bench: Bench, steps: int, cfg: float, dtype: str, compile: bool = False, offload: str = "none"
+    bench: Bench,
+    steps: int,
+    cfg: float,
+    dtype: str,
+    compile: bool = False,
+    offload: str = "none",
+    lora: str = "none",
 ) -> Facts:
     """Pictures one after the other through one Stylizer."""
     side, guided = bench.scale.side, cfg > 1
     spent: list[float] = []
     begin = time.perf_counter()
     first = 0.0
-    stylizer = bench.stylizer(dtype=bench.runs_in(dtype), compile=compile, offload=offload)
+    load = {"dtype": bench.runs_in(dtype), "compile": compile, "offload": offload, "lora": lora}
+    stylizer = bench.stylizer(**load)
     with machine.Peak(bench.device) as peak:
         pictures = stylizer.images(
             bench.photos(1 + bench.scale.pictures),
