@@ -22,9 +22,10 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from std_cli.environment import silence_libraries, silent_libraries
+from std_cli.environment import rest_waiting_threads, silence_libraries, silent_libraries
 
 silence_libraries()
+rest_waiting_threads()  # as the command line does
 
 from std_cli.diffusion.devices import choose_device, device_name  # noqa: E402
 from std_cli.errors import StdError  # noqa: E402
