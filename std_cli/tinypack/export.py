@@ -23,11 +23,11 @@ STD_JSON = {
         "negative_prompt": "",
         "eta": 0.75,
         "steps": 8,
-        "cfg": 3.0,
+        "cfg": 1.5,
         "style_blocks": "all",
         "palette": 0.75,
     },
-    "v2v": {"eta": 0.65, "cfg": 2.5},  # steadier and more like the clip than pictures need
+    "v2v": {"eta": 0.65},  # steadier and more like the clip than pictures need
     "motion": "none",  # --steady has more effect, at less cost
     "loras": [],
     "distill": {  # for `std distill --init`
@@ -35,7 +35,7 @@ STD_JSON = {
         "data": {"size": [128, 128]},
         "style": {"blocks": "all"},
         "lora": {"rank": 16, "alpha": 16},
-        "distill": {"w_min": 2.0, "w_max": 4.0, "unconditional_pooled": "empty", "steps": 4},
+        "distill": {"w_min": 0.25, "w_max": 0.75, "unconditional_pooled": "empty", "steps": 4},
         "adversarial": {"features": "none"},
         "optimizer": {
             "lr": 2e-4,

@@ -19,6 +19,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from std_cli.diffusion.devices import choose_dtype
 from std_cli.tinypack.styles import COLOURS, KINDS
 
 WIDTHS = (48, 96, 128)
@@ -127,6 +128,13 @@ def make_text(
         hidden_act="quick_gelu",
     )
     return CLIPTextModel(config), CLIPTextModelWithProjection(config)
+
+
+def half_precision(enabled: bool) -> torch.autocast:
+    """Training in bf16 where the processor has instructions for it: two thirds of the time."""
+    cpu = torch.device("cpu")
+    native = choose_dtype("auto", cpu) is torch.bfloat16
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled and native)
 
 
 class Denoiser(nn.Module):

@@ -1,4 +1,5 @@
-"""Training of the pack's denoiser: ordinary epsilon loss plus *paired bridge noise*.
+"""Training of the pack's denoiser: ordinary epsilon loss plus *paired bridge noise*, and what VGG16
+sees of the decoded prediction.
 
 An SDEdit run starts from a noised photograph and a plain denoiser gives the photograph back. So for
 a start time T0 the noise of a styled latent z_s is shifted towards its plain twin z_p,
@@ -7,14 +8,20 @@ a start time T0 the noise of a styled latent z_s is shifted towards its plain tw
     x_t  = sqrt(abar_t) z_s + sqrt(1 - abar_t) eps',
 
 which at t = T0 is exactly the noised plain picture: denoising from it ends at the styled one.
+
+Squared errors alone teach the mean of all strokes that could be, which is a blur. So the prediction
+of the styled latent is decoded as well, and compared with the styled picture by the statistics of
+VGG16's features (texture, wherever it lies), by the features themselves (structure) and by its
+colours. In some batches x_t comes from the network's own first evaluation, as in a run of two.
 """
 
 import copy
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +31,15 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from std_cli.tinypack.groups import OTHER_KIND
-from std_cli.tinypack.model import LATENT_SCALE, TEXT_LENGTH, VISION_SIZE, Denoiser
-from std_cli.tinypack.scenes import Array
+from std_cli.tinypack.model import (
+    LATENT_SCALE,
+    TEXT_LENGTH,
+    VISION_SIZE,
+    Denoiser,
+    half_precision,
+)
+from std_cli.tinypack.perceptual import Looks, load_vgg16
+from std_cli.tinypack.scenes import Array, S
 from std_cli.tinypack.styles import COLOUR_VALUES, KINDS
 from std_cli.tinypack.vae import to_tensor
 from std_cli.tinypack.vocabulary import SUBJECTS, make_tokenizer
@@ -35,70 +49,66 @@ BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-STORED = 48  # latents are kept for a random crop of 192 px
+STORED = S // 4  # side of the latents of a picture
 HELD_OUT = 60  # groups that only validation sees
 SAVE_EVERY = 400  # steps
+WIDE = 0.8  # share of the batches of 4 samples of 192 px, in place of 16 of 112 px
+LOOKS = 0.8  # weight of what is seen
+LEAST_T = 150  # below, a prediction hardly differs from x_t
+SECOND_WEIGHT = 0.05
+SECOND = 0.5  # share of the batches that start from the network's own first evaluation
 
 
 @dataclass
 class Latents:
     """The training set of the denoiser, G groups of two pairs."""
 
-    plain: Tensor  # (G, 2, 4, 48, 48) float16, scaled
+    plain: Tensor  # (G, 2, 4, STORED, STORED) float16, scaled
     styled: Tensor
+    pixels: Array  # (G, 2, S, S, 3) uint8, the styled pictures
     reference: Array  # (G, 128, 128, 3) uint8
     kind: Tensor  # (G,)
     captions: Array  # (G, 2) str
 
 
 @torch.no_grad()
-def encode(data: Path, vae_folder: Path, out: Path, seed: int) -> None:
-    """Encode a random 192 px crop of every pair, shard by shard; a shard already encoded is
-    kept."""
+def encode(data: Path, vae_folder: Path, out: Path) -> None:
+    """Encode every pair, shard by shard; a shard already encoded is kept."""
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     out.mkdir(exist_ok=True)
     for path in sorted(data.glob("groups-????.npz")):
         target = out / (path.stem + ".pt")
         if target.exists():
             continue
-        rng = np.random.default_rng((seed, int(path.stem[-4:])))
+        both = {}
         with np.load(path) as z:
-            shard = dict(z)
-        pairs = np.stack([shard["plain"], shard["styled"]], 2).reshape(-1, 2, 256, 256, 3)
-        corners = rng.integers(0, 256 - STORED * 4 + 1, (len(pairs), 2))
-        crops = np.concatenate(
-            [
-                p[:, y : y + STORED * 4, x : x + STORED * 4]
-                for p, (y, x) in zip(pairs, corners, strict=True)
-            ]
-        )
-        both = torch.cat(
-            [
-                vae.encode(to_tensor(c)).latent_dist.mode() * LATENT_SCALE
-                for c in np.split(crops, len(crops) // 8)
-            ]
-        )
-        both = both.half().view(-1, 2, 2, 4, STORED, STORED)
-        torch.save({"plain": both[:, :, 0].clone(), "styled": both[:, :, 1].clone()}, target)
+            for name in ("plain", "styled"):
+                parts = np.split(z[name], len(z[name]))  # a group each
+                with half_precision(True):
+                    latents = [vae.encode(to_tensor(p[0])).latent_dist.mode() for p in parts]
+                both[name] = (torch.stack(latents) * LATENT_SCALE).half()
+        torch.save(both, target)
         log.info("encoded %s", path.stem)
 
 
 def load(data: Path, folder: Path) -> Latents:
     """The latents in `folder` with the references and captions of `data`."""
     parts: dict[str, list[Any]] = {
-        k: [] for k in ("plain", "styled", "reference", "kind", "caption")
+        k: [] for k in ("plain", "styled", "pixels", "reference", "kind", "caption")
     }
     for path in sorted(folder.glob("groups-????.pt")):
         shard = torch.load(path, weights_only=True)
         with np.load(data / (path.stem + ".npz")) as z:
-            shard |= {k: z[k] for k in ("reference", "kind", "caption")}
+            shard |= {k: z[k] for k in ("reference", "kind", "caption")} | {"pixels": z["styled"]}
         for key, values in parts.items():
             values.append(shard[key])
-    plain = torch.cat(parts["plain"])
-    styled = torch.cat(parts["styled"])
-    kind = torch.from_numpy(np.concatenate(parts["kind"]))
     return Latents(
-        plain, styled, np.concatenate(parts["reference"]), kind, np.concatenate(parts["caption"])
+        torch.cat(parts["plain"]),
+        torch.cat(parts["styled"]),
+        np.concatenate(parts["pixels"]),
+        np.concatenate(parts["reference"]),
+        torch.from_numpy(np.concatenate(parts["kind"])),
+        np.concatenate(parts["caption"]),
     )
 
 
@@ -156,6 +166,14 @@ class Noised:
     target: Tensor  # (B, 4, h, w): the noise to predict
     weight: Tensor  # (B,), of the squared error
     bridged: Tensor  # (B,) bool: with bridge noise
+    start: Tensor  # (B,) int64: T0 of those
+
+
+class Losses(NamedTuple):
+    noise: Tensor  # weighted squared error
+    looks: Tensor
+    facts: Tensor  # auxiliary: style facts read off the picture tokens
+    bridged: Tensor  # squared errors of the bridged samples, one for each
 
 
 class Trainer:
@@ -180,38 +198,50 @@ class Trainer:
         )
         return out.input_ids  # type: ignore[no-any-return]
 
-    def crop(self, group: int, which: int, size: int) -> tuple[Tensor, Tensor]:
-        """The same random crop (4, size, size) of a plain latent and its styled twin."""
+    def crop(self, group: int, which: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same random crop of a plain latent, of its styled twin (C, size, size), and of the
+        styled picture (3, 4 size, 4 size) in [-1, 1]."""
         y, x = self.rng.integers(0, STORED - size + 1, 2)
-        plain = self.latents.plain[group, which]
-        styled = self.latents.styled[group, which]
-        cut = np.s_[:, y : y + size, x : x + size]
-        # mirroring half of the pairs would hide the strokes' direction; a few widen the set
-        if self.rng.random() < 0.2:
-            return plain[cut].flip(-1), styled[cut].flip(-1)
-        return plain[cut], styled[cut]
+        cut = np.s_[group, which, :, y : y + size, x : x + size]
+        plain, styled = self.latents.plain[cut], self.latents.styled[cut]
+        picture = self.latents.pixels[group, which, 4 * y : 4 * (y + size), 4 * x : 4 * (x + size)]
+        return plain.float(), styled.float(), to_tensor(picture[None])[0]
 
     def loss(
-        self, net: Denoiser, groups: Array, size: int, vary: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted loss and auxiliary loss of G groups, and the plain squared errors of the bridged
-        samples (one for each)."""
+        self, net: Denoiser, groups: Array, size: int, looks: Looks | None, vary: bool = True
+    ) -> Losses:
+        """The losses of G groups; with `looks` some batches start from the network's own first
+        evaluation."""
         pairs = [self.crop(int(group), i, size) for group in groups for i in (0, 1)]
-        plain, styled = (torch.stack(x).float() for x in zip(*pairs, strict=True))
+        plain, styled, pictures = (torch.stack(x) for x in zip(*pairs, strict=True))
         pixels = view_references(self.latents, groups, self.rng, vary)
         # a black picture stands for "no reference" under CFG
         black = torch.zeros(1, 3, VISION_SIZE, VISION_SIZE)
         tokens = net.picture_tokens(torch.cat([(pixels - CLIP_MEAN) / CLIP_STD, black]))
         unconditional, source, states, pooled = self.conditions(net, groups)
-
-        noised = self.bridge(plain, styled, unconditional)
         side = float(self.rng.integers(128, 600))
         sizes = torch.tensor([side, side, 0, 0, side, side]).repeat(len(plain), 1)
-        out = net(noised.x_t, noised.t, states, pooled, tokens[source], sizes)
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            with half_precision(True):
+                out: Tensor = net(x_t, t, states, pooled, tokens[source], sizes)
+            return out.float()
+
+        noised = self.bridge(plain, styled, unconditional)
+        if looks and self.rng.random() < SECOND:
+            noised = self.second(noised, plain, styled, predict)
+        out = predict(noised.x_t, noised.t)
         error = ((out - noised.target) ** 2).mean((1, 2, 3))
-        return (
+        look = torch.zeros(())
+        seen = noised.bridged & (noised.t >= LEAST_T)
+        if looks and seen.any():
+            abar = ALPHAS_CUMPROD[noised.t].view(-1, 1, 1, 1)
+            predicted = (noised.x_t - (1 - abar).sqrt() * out) / abar.sqrt()
+            look = looks.loss(predicted[seen], pictures[seen])
+        return Losses(
             (error * noised.weight).mean(),
-            self.facts_loss(net, tokens[:-1], pixels, groups),
+            look,
+            self.facts_loss(net, tokens[:-1].float(), pixels, groups),
             error.detach()[noised.bridged],
         )
 
@@ -264,7 +294,39 @@ class Trainer:
         weight = (1 / abar).clamp(max=20).sqrt().flatten() / (
             1 + shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
         )
-        return Noised(x_t, t, target, weight, bridged)
+        return Noised(x_t, t, target, weight, bridged, start)
+
+    @torch.no_grad()
+    def second(
+        self,
+        noised: Noised,
+        plain: Tensor,
+        styled: Tensor,
+        predict: Callable[[Tensor, Tensor], Tensor],
+    ) -> Noised:
+        """The same, but bridged samples are at a later step of a run that began at T0 from the
+        plain picture and has made one evaluation."""
+        start = torch.where(noised.bridged, noised.start, noised.t)
+        share = torch.from_numpy(self.rng.uniform(0.3, 0.7, len(plain)))
+        t = torch.where(noised.bridged, (start * share).long(), noised.t)
+        abar0, abar = (ALPHAS_CUMPROD[x].view(-1, 1, 1, 1) for x in (start, t))
+        eps = torch.from_numpy(self.rng.standard_normal(plain.shape, dtype=np.float32))
+        x_start = abar0.sqrt() * plain + (1 - abar0).sqrt() * eps
+        first = predict(x_start, start)
+        x_0 = (x_start - (1 - abar0).sqrt() * first) / abar0.sqrt()
+        x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * first
+        target = (x_t - abar.sqrt() * styled) / (1 - abar).sqrt()
+        chosen = noised.bridged.view(-1, 1, 1, 1)
+        return replace(
+            noised,
+            x_t=torch.where(chosen, x_t, noised.x_t),
+            t=t,
+            target=torch.where(chosen, target, noised.target),
+            # of the latents themselves: near the end of a run a small error of theirs is much noise
+            weight=torch.where(
+                noised.bridged, SECOND_WEIGHT * (1 / abar - 1).flatten(), noised.weight
+            ),
+        )
 
     def facts_loss(self, net: Denoiser, tokens: Tensor, pixels: Tensor, groups: Array) -> Tensor:
         """How far the style facts that the head reads off the picture tokens are from the true
@@ -309,7 +371,8 @@ def validate(net: Denoiser, trainer: Trainer) -> float:
     """Mean squared error of bridged samples on the held-out groups, the same draws every time."""
     fixed = Trainer(trainer.latents, trainer.tokenizer, np.random.default_rng(77))
     errors = [
-        fixed.loss(net, np.arange(i, i + 8), 32, vary=False)[2] for i in range(0, HELD_OUT - 7, 8)
+        fixed.loss(net, np.arange(i, i + 8), 32, None, vary=False).bridged
+        for i in range(0, HELD_OUT - 7, 8)
     ]
     return float(torch.cat(errors).mean())
 
@@ -322,6 +385,8 @@ class Run:
     average: Denoiser
     optimizer: torch.optim.Optimizer
     trainer: Trainer
+    looks: Looks | None = None
+    facts: float = 0.1  # weight of the auxiliary loss
     step: int = 0
     seconds: float = 0.0
 
@@ -356,6 +421,7 @@ def begin_run(
     seed: int,
     rate: float,
     start: dict[str, dict[str, Tensor]] | None,
+    looks: Looks | None = None,
 ) -> Run:
     """A run at step 0, from the weights in `start` (see export.load_parts) or from nothing."""
     torch.manual_seed(seed)
@@ -366,20 +432,18 @@ def begin_run(
     optimizer = torch.optim.AdamW(
         net.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-3, fused=True
     )
-    return Run(net, copy.deepcopy(net).eval(), optimizer, trainer)
+    # the head for style facts is not in a pack: a new one would lead the picture encoder astray
+    return Run(net, copy.deepcopy(net).eval(), optimizer, trainer, looks, 0.0 if start else 0.1)
 
 
-def update(run: Run) -> tuple[list[float], float]:
-    """One update of the network and its average.
-
-    Returns the errors of the bridged samples and the auxiliary loss.
-    """
+def update(run: Run) -> Losses:
+    """One update of the network and its average."""
     rng = run.trainer.rng
-    wide = rng.random() < 0.3
-    chosen = rng.integers(HELD_OUT, len(run.trainer.latents.kind), 3 if wide else 8)
-    loss, fact, error = run.trainer.loss(run.net, chosen, STORED if wide else 28)
+    wide = rng.random() < WIDE
+    chosen = rng.integers(HELD_OUT, len(run.trainer.latents.kind), 2 if wide else 8)
+    losses = run.trainer.loss(run.net, chosen, 48 if wide else 28, run.looks if wide else None)
     run.optimizer.zero_grad()
-    (loss + 0.1 * fact).backward()
+    (losses.noise + LOOKS * losses.looks + run.facts * losses.facts).backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)
     run.optimizer.step()
     with torch.no_grad():
@@ -389,7 +453,15 @@ def update(run: Run) -> tuple[list[float], float]:
             1 - min(0.997, run.step / (run.step + 50)),
         )
     run.step += 1
-    return error.tolist(), float(fact.detach())
+    return Losses(*(x.detach() for x in losses))
+
+
+def describe(recent: list[Losses]) -> str:
+    """The means of some updates' losses."""
+    errors = torch.cat([x.bridged for x in recent]).mean()
+    facts = torch.stack([x.facts for x in recent]).mean()
+    looks = torch.stack([x.looks for x in recent if x.looks > 0] or [torch.zeros(())]).mean()
+    return f"bridge mse {errors:.4f} looks {looks:.4f} facts {facts:.3f}"
 
 
 def train(
@@ -402,16 +474,20 @@ def train(
     rate: float,
     facts_steps: int,
     start: dict[str, dict[str, Tensor]] | None = None,
+    vae_folder: Path | None = None,
 ) -> None:
     """Train to `steps`, or until `minutes` have passed, when the learning rate has fallen to
     nothing.
 
-    Starts from the weights in `start` (see export.load_parts) or from nothing. Resumes from
-    out/state.pt: weights, averages, optimizer, random state. The averaged weights go to
-    out/average.pt.
+    Starts from the weights in `start` (see export.load_parts) or from nothing. With `vae_folder`
+    predictions are decoded and looked at. Resumes from out/state.pt: weights, averages, optimizer,
+    random state. The averaged weights go to out/average.pt.
     """
     pairs = load(data, latents)
-    run = begin_run(pairs, make_tokenizer(out / "tokenizer"), seed, rate, start)
+    looks = None
+    if vae_folder:
+        looks = Looks(AutoencoderKL.from_pretrained(vae_folder), load_vgg16())
+    run = begin_run(pairs, make_tokenizer(out / "tokenizer"), seed, rate, start, looks)
     groups = len(pairs.kind)
     parameters = sum(p.numel() for p in run.net.parameters())
     log.info("%d groups, %.2f M parameters", groups, parameters / 1e6)
@@ -421,21 +497,17 @@ def train(
     else:
         learn_facts(run.net, run.trainer, groups, facts_steps)
     begin = time.monotonic() - run.seconds
-    errors: list[float] = []
-    facts: list[float] = []
+    recent: list[Losses] = []
     while (done := max(run.step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:
         # warm up, hold, then fall in a straight line over the last 40%
         lr = rate * min(1, (run.step + 1) / 60, (1 - done) / 0.4 + 0.01)
         run.optimizer.param_groups[0]["lr"] = lr
-        error, fact = update(run)
-        errors += error
-        facts.append(fact)
+        recent.append(update(run))
         run.seconds = time.monotonic() - begin
         if run.step % 50 == 0:
-            figures = (np.mean(errors), np.mean(facts), lr, run.seconds)
-            log.info("step %d bridge mse %.4f facts %.3f lr %.1e (%.0f s)", run.step, *figures)
-            errors = []
-            facts = []
+            figures = (lr, run.seconds)
+            log.info("step %d %s lr %.1e (%.0f s)", run.step, describe(recent), *figures)
+            recent = []
         if run.step % SAVE_EVERY == 0:
             log.info("step %d validation %.4f", run.step, validate(run.average, run.trainer))
             run.save(state_path)

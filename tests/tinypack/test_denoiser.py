@@ -117,10 +117,13 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def latents():
     r, n = torch.Generator().manual_seed(0), train.HELD_OUT + 8
-    plain, styled = (torch.randn(n, 2, 4, 48, 48, generator=r).half() for _ in range(2))
-    reference = np.random.default_rng(0).integers(0, 255, (n, 128, 128, 3), np.uint8)
+    plain, styled = (torch.randn(n, 2, 4, 64, 64, generator=r).half() for _ in range(2))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (n, 2, 256, 256, 3), np.uint8)
+    reference = rng.integers(0, 255, (n, 128, 128, 3), np.uint8)
     captions = np.array([["halftone print, red", "halftone dots"]] * n)
-    return train.Latents(plain, styled, reference, torch.zeros(n, dtype=torch.long), captions)
+    kind = torch.zeros(n, dtype=torch.long)
+    return train.Latents(plain, styled, pixels, reference, kind, captions)
 
 
 def make_net(tokenizer):
@@ -142,7 +145,7 @@ def test_at_its_start_time_a_bridge_is_the_noised_plain_picture(latents, tokeniz
 
     monkeypatch.setattr(net, "forward", catch)
     with torch.no_grad():
-        trainer.loss(net, np.arange(60, 68), 40)
+        trainer.loss(net, np.arange(60, 68), 40, None)
     abar = train.ALPHAS_CUMPROD[seen["t"]]
     mean = seen["x_t"].mean((1, 2, 3))
     assert (mean < abar.sqrt() * 7 + 0.1).all()

@@ -1,0 +1,123 @@
+"""What VGG16 sees of pictures: the losses by which the embedded pack learns what is looked at.
+
+The weights are those that the package stlpips-pytorch ships in its wheel (BSD-2; Ghildyal and Liu
+2022, arXiv 2207.13686: VGG16 with low-pass filters before its strides). They serve training alone.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from std_cli.tinypack.model import LATENT_SCALE, half_precision
+
+# convolutions of each level, and the filter before it
+LEVELS = (
+    ("1", (0, 2), None),
+    ("2", (6, 8), 5),
+    ("3", (12, 14, 16), 11),
+    ("4", (20, 22, 24), 19),
+)
+
+
+class VGG16(nn.Module):
+    """The first levels of VGG16, frozen; for pictures (B, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        for key, value in state.items():
+            if key.startswith(("net.slice", "scaling_layer")):
+                self.register_buffer(key.replace(".", "_"), value)
+
+    def forward(self, x: Tensor, levels: int = 4) -> list[Tensor]:
+        """The last activations of each level, the finest first, (B, 64, H, W)."""
+        b = dict(self.named_buffers())
+        x = (x - b["scaling_layer_shift"]) / b["scaling_layer_scale"]
+        out = []
+        for level, convolutions, filtered in LEVELS[:levels]:
+            if filtered is not None:
+                x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1)
+                low_pass = b[f"net_slice{level}_{filtered}_filt"]
+                x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+                x = F.conv2d(x, low_pass, stride=2, groups=x.shape[1])
+            for i in convolutions:
+                name = f"net_slice{level}_{i}"
+                x = F.relu(F.conv2d(x, b[f"{name}_weight"], b[f"{name}_bias"], padding=1))
+            out.append(x)
+        return out
+
+
+def load_vgg16() -> VGG16:
+    """Return the network of the installed package stlpips-pytorch.
+
+    Raises ImportError where the package is not installed.
+    """
+    spec = find_spec("stlpips_pytorch")
+    if spec is None or spec.origin is None:
+        raise ImportError("stlpips-pytorch is not installed: pip install --no-deps stlpips-pytorch")
+    path = Path(spec.origin).parent / "weights" / "vST0.0" / "vgg_shift_tolerant.pth"
+    return VGG16(torch.load(path, map_location="cpu", weights_only=True)).eval()
+
+
+class Looks:
+    """What is seen of predicted latents."""
+
+    def __init__(self, vae: AutoencoderKL, vgg: VGG16) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.vgg = vgg
+
+    def loss(self, latents: Tensor, pictures: Tensor) -> Tensor:
+        """How far decoded latents (B, C, h, w) look from pictures (B, 3, 4 h, 4 w) in [-1, 1]:
+        texture, structure and colours."""
+        with half_precision(True):
+            got = self.vae.decode(latents / LATENT_SCALE).sample
+            with torch.no_grad():
+                want = self.vgg(pictures)
+            seen = self.vgg(got)
+        colours = F.l1_loss(F.avg_pool2d(got.float(), 8), F.avg_pool2d(pictures, 8))
+        return 2 * style_loss(seen, want) + content_loss(seen[2:], want[2:]) + 2 * colours
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Features (B, C, h, w) with mean 0 and deviation 1 in every channel of every picture: the
+    structure without the style."""
+    x = x.float()
+    return (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 1e-3)
+
+
+def content_loss(got: list[Tensor], want: list[Tensor]) -> Tensor:
+    """Mean over levels of the squared distance between normalised features."""
+    pairs = list(zip(got, want, strict=True))
+    return sum((F.mse_loss(normalised(a), normalised(b)) for a, b in pairs), torch.zeros(())) / len(
+        pairs
+    )
+
+
+def style_loss(got: list[Tensor], want: list[Tensor]) -> Tensor:
+    """How far the features' means, deviations and Gram matrices are apart (Gatys et al. 2016, arXiv
+    1508.06576; Huang and Belongie 2017, arXiv 1703.06868), 0 to about 1: the mean over levels, of
+    which the finest, mostly grain, counts a quarter and the next a half."""
+    total = torch.zeros(())
+    for weight, a, b in zip((0.25, 0.5, 1.0, 1.0), got, want, strict=True):
+        a, b = a.float(), b.float()
+        moments = (
+            _apart(a.mean((2, 3)), b.mean((2, 3))) + _apart(a.std((2, 3)), b.std((2, 3)))
+        ) / 2
+        total = total + weight * (moments + _apart(_gram(a), _gram(b))) / 2
+    return total / 2.75
+
+
+def _apart(got: Tensor, want: Tensor) -> Tensor:
+    """Squared distance over both sizes, of each sample: one without texture cannot outweigh the
+    others, as it would with its own size alone."""
+    a, b = got.flatten(1), want.flatten(1)
+    size = a.detach().square().sum(1) + b.square().sum(1)
+    return ((a - b).square().sum(1) / (size + 1e-6)).mean()
+
+
+def _gram(x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
