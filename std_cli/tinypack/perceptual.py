@@ -32,12 +32,12 @@ class VGG16(nn.Module):
             if key.startswith(("net.slice", "scaling_layer")):
                 self.register_buffer(key.replace(".", "_"), value)
 
-    def forward(self, x: Tensor, levels: int = 4) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """The last activations of each level, the finest first, (B, 64, H, W)."""
         b = dict(self.named_buffers())
         x = (x - b["scaling_layer_shift"]) / b["scaling_layer_scale"]
         out = []
-        for level, convolutions, filtered in LEVELS[:levels]:
+        for level, convolutions, filtered in LEVELS:
             if filtered is not None:
                 x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1)
                 low_pass = b[f"net_slice{level}_{filtered}_filt"]
