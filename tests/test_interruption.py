@@ -133,7 +133,7 @@ interruption.install()
 with interruption.{block}():
     print("begun", flush=True)
     # as a library at work: one call, which lets other threads run, and no signal in
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
 """
 
 
