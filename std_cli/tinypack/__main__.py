@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from std_cli.tinypack import export, style_pairs, train_denoiser, train_motion, vae
+from std_cli.tinypack import denoiser_data, export, style_pairs, train_denoiser, train_motion, vae
 
 
 def parse() -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--sharpen-minutes", type=float, default=0, help="for the VAE's decoder alone, by VGG16"
     )
-    parser.add_argument("--facts-steps", type=int, default=300)
+    parser.add_argument("--facts-steps", type=int, default=300, help="without --start")
     parser.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
     parser.add_argument("--minutes", type=float, default=80, help="for the denoiser, at most")
     parser.add_argument(
@@ -73,7 +73,7 @@ def main() -> None:
         soft, vae_folder = vae_folder, work / "vae_sharp"
         if not vae_folder.exists():
             vae.sharpen(pictures, soft, vae_folder, seed, options.sharpen_minutes)
-    train_denoiser.encode(pictures, vae_folder, latents)
+    denoiser_data.encode(pictures, vae_folder, latents)
     out.mkdir(exist_ok=True)
     if not (out / "tokenizer").exists() and start:
         shutil.copytree(start / "tokenizer", out / "tokenizer")

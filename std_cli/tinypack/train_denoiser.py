@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,17 +30,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from std_cli.tinypack.denoiser_data import STORED, Latents, load, style_facts, view_references
 from std_cli.tinypack.groups import OTHER_KIND
 from std_cli.tinypack.model import (
-    LATENT_SCALE,
     TEXT_LENGTH,
     VISION_SIZE,
     Denoiser,
     half_precision,
 )
 from std_cli.tinypack.perceptual import Looks, load_vgg16
-from std_cli.tinypack.scenes import Array, S
-from std_cli.tinypack.styles import COLOUR_VALUES, KINDS
+from std_cli.tinypack.scenes import Array
+from std_cli.tinypack.styles import KINDS
 from std_cli.tinypack.vae import to_tensor
 from std_cli.tinypack.vocabulary import SUBJECTS, make_tokenizer
 
@@ -49,7 +49,6 @@ BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-STORED = S // 4  # side of the latents of a picture
 HELD_OUT = 60  # groups that only validation sees
 SAVE_EVERY = 400  # steps
 WIDE = 0.8  # share of the batches of 4 samples of 192 px, in place of 16 of 112 px
@@ -57,104 +56,6 @@ LOOKS = 0.8  # weight of what is seen
 LEAST_T = 150  # below, a prediction hardly differs from x_t
 SECOND_WEIGHT = 0.05
 SECOND = 0.5  # share of the batches that start from the network's own first evaluation
-
-
-@dataclass
-class Latents:
-    """The training set of the denoiser, G groups of two pairs."""
-
-    plain: Tensor  # (G, 2, 4, STORED, STORED) float16, scaled
-    styled: Tensor
-    pixels: Array  # (G, 2, S, S, 3) uint8, the styled pictures
-    reference: Array  # (G, 128, 128, 3) uint8
-    kind: Tensor  # (G,)
-    captions: Array  # (G, 2) str
-
-
-@torch.no_grad()
-def encode(data: Path, vae_folder: Path, out: Path) -> None:
-    """Encode every pair, shard by shard; a shard already encoded is kept."""
-    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-    out.mkdir(exist_ok=True)
-    for path in sorted(data.glob("groups-????.npz")):
-        target = out / (path.stem + ".pt")
-        if target.exists():
-            continue
-        both = {}
-        with np.load(path) as z:
-            for name in ("plain", "styled"):
-                parts = np.split(z[name], len(z[name]))  # a group each
-                with half_precision(True):
-                    latents = [vae.encode(to_tensor(p[0])).latent_dist.mode() for p in parts]
-                both[name] = (torch.stack(latents) * LATENT_SCALE).half()
-        torch.save(both, target)
-        log.info("encoded %s", path.stem)
-
-
-def load(data: Path, folder: Path) -> Latents:
-    """The latents in `folder` with the references and captions of `data`."""
-    parts: dict[str, list[Any]] = {
-        k: [] for k in ("plain", "styled", "pixels", "reference", "kind", "caption")
-    }
-    for path in sorted(folder.glob("groups-????.pt")):
-        shard = torch.load(path, weights_only=True)
-        with np.load(data / (path.stem + ".npz")) as z:
-            shard |= {k: z[k] for k in ("reference", "kind", "caption")} | {"pixels": z["styled"]}
-        for key, values in parts.items():
-            values.append(shard[key])
-    return Latents(
-        torch.cat(parts["plain"]),
-        torch.cat(parts["styled"]),
-        np.concatenate(parts["pixels"]),
-        np.concatenate(parts["reference"]),
-        torch.from_numpy(np.concatenate(parts["kind"])),
-        np.concatenate(parts["caption"]),
-    )
-
-
-def view_references(
-    latents: Latents, groups: Array, rng: np.random.Generator, vary: bool = True
-) -> Tensor:
-    """Return references as the picture encoder sees them, (G, 3, 112, 112) in [0, 1], cropped and
-    flipped at random."""
-    out = []
-    for group in groups:
-        x = torch.from_numpy(latents.reference[group]).permute(2, 0, 1)[None].float() / 255
-        if vary and rng.random() < 0.5:
-            n = int(rng.integers(88, 128))
-            y0, x0 = rng.integers(0, 128 - n + 1, 2)
-            x = x[..., y0 : y0 + n, x0 : x0 + n]
-        if vary and rng.random() < 0.5:
-            x = x.flip(-1)
-        out.append(
-            F.interpolate(x, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
-        )
-    return torch.cat(out)
-
-
-def style_facts(pixels: Tensor) -> Tensor:
-    """The facts that the picture tokens should hold of a reference, (G, 14 + 9 + 16): colour
-    histogram, moments, oriented energies. `pixels` is (G, 3, 112, 112) in [0, 1]."""
-    flat = pixels[:, :, ::2, ::2].flatten(2).transpose(1, 2)  # (G, 56 * 56, 3)
-    histogram = torch.softmax(
-        -((flat[:, :, None] - torch.from_numpy(COLOUR_VALUES)) ** 2).sum(-1) * 40, -1
-    ).mean(1)
-    mean = flat.mean(1)
-    centred = flat - mean[:, None]
-    covariance = centred.transpose(1, 2) @ centred / flat.shape[1]
-    root = covariance[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
-    grey = (pixels * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    energies = []
-    for _ in range(4):
-        steps = [
-            grey[..., 1:, 1:] - grey[..., 1:, :-1],
-            grey[..., 1:, 1:] - grey[..., :-1, 1:],
-            grey[..., 1:, 1:] - grey[..., :-1, :-1],
-            grey[..., 1:, :-1] - grey[..., :-1, 1:],
-        ]
-        energies += [(s**2).mean((1, 2, 3)).add(1e-5).log() / 3 + 2 for s in steps]
-        grey = F.avg_pool2d(grey, 2)
-    return torch.cat([histogram * 4, mean * 2, root * 10, torch.stack(energies, 1)], 1)
 
 
 @dataclass(frozen=True)
@@ -494,7 +395,7 @@ def train(
     state_path = out / "state.pt"
     if state_path.exists():
         run.load(state_path)
-    else:
+    elif start is None:
         learn_facts(run.net, run.trainer, groups, facts_steps)
     begin = time.monotonic() - run.seconds
     recent: list[Losses] = []

@@ -44,6 +44,16 @@ def to_tensor(pixels: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def random_crops(pixels: Array, rng: np.random.Generator, count: int, side: int) -> Tensor:
+    """Crops of random pictures of uint8 (N, 256, 256, 3), as (count, 3, side, side)."""
+    corners = zip(
+        rng.integers(0, len(pixels), count),
+        *rng.integers(0, 256 - side + 1, (2, count)),
+        strict=True,
+    )
+    return to_tensor(np.stack([pixels[i, y : y + side, x : x + side] for i, y, x in corners]))
+
+
 def _tap(conv: torch.nn.Conv2d, out: int, source: int, y: int = 1, x: int = 1) -> None:
     """Make output channel `out` a copy of one input channel at one position of the kernel."""
     assert conv.bias is not None
@@ -180,12 +190,7 @@ def train(data: Path, out: Path, seed: int, steps: int) -> None:
         for group in optimizer.param_groups:
             warm = min(1, (step + 1) / 60)
             group["lr"] = RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-        corners = zip(
-            rng.integers(0, len(pixels), BATCH),
-            *rng.integers(0, 256 - CROP + 1, (2, BATCH)),
-            strict=True,
-        )
-        x = to_tensor(np.stack([pixels[i, a : a + CROP, b : b + CROP] for i, a, b in corners]))
+        x = random_crops(pixels, rng, BATCH, CROP)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
         l1 = (y - x).abs().mean()
@@ -228,13 +233,7 @@ def sharpen(data: Path, folder: Path, out: Path, seed: int, minutes: float) -> N
         step = len(losses)
         rate = SHARPEN_RATE * min(1, (step + 1) / 60, (1 - done) / 0.4 + 0.01)
         optimizer.param_groups[0]["lr"] = rate
-        corners = zip(
-            rng.integers(0, len(pixels), SHARPEN_BATCH),
-            *rng.integers(0, 256 - SHARPEN_CROP + 1, (2, SHARPEN_BATCH)),
-            strict=True,
-        )
-        n = SHARPEN_CROP
-        x = to_tensor(np.stack([pixels[i, a : a + n, b : b + n] for i, a, b in corners]))
+        x = random_crops(pixels, rng, SHARPEN_BATCH, SHARPEN_CROP)
         with half_precision(True):
             with torch.no_grad():
                 latents = vae.encode(x).latent_dist.mode()

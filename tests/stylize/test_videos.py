@@ -484,15 +484,15 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(tmp_path, reference):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "o.mp4", "style.png"]
 
 
-def interrupted(source, reference, output, **settings):
-    """Leave the work folder of a run that stopped when its first segment was finished."""
+def interrupted(source, reference, output, at=8, segment=4, **settings):
+    """Leave the work folder of a run that stopped at frame `at`, with segments of such a length."""
 
     def stop(event):
-        if event.get("stage") == "video" and event["frame"] >= 8:
+        if event.get("stage") == "video" and event["frame"] >= at:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(video_run, "SEGMENT", 4)
+        patch.setattr(video_run, "SEGMENT", segment)
         stylize_video(source, reference, output, on_event=stop, **FAST | settings)
 
 
@@ -511,13 +511,7 @@ def test_a_clip_whose_clock_is_reset_resumes_bit_for_bit(tmp_path, monkeypatch, 
 
     for stop_at in (4, 9):  # before the reset, and after it
         resumed = tmp_path / f"resumed{stop_at}.mkv"
-
-        def stop(event, at=stop_at):
-            if event.get("stage") == "video" and event["frame"] >= at:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            stylize_video(source, reference, resumed, on_event=stop, **settings)
+        interrupted(source, reference, resumed, stop_at, **settings)
         [result] = stylize_video(source, reference, resumed, **settings)
         assert (result["frames"], result["resumed"]) == (12, stop_at)
         assert same_frames(whole, resumed)
@@ -543,13 +537,7 @@ def test_frames_that_are_decoded_together_resume_bit_for_bit(tmp_path, monkeypat
     assert together.count(4) >= 3 and sum(together) == 22
     for stop_at in (2, 9, 15):
         resumed = tmp_path / f"resumed{stop_at}.mkv"
-
-        def stop(event, at=stop_at):
-            if event.get("stage") == "video" and event["frame"] >= at:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            stylize_video(source, reference, resumed, on_event=stop, **settings)
+        interrupted(source, reference, resumed, stop_at, segment=5, **settings)
         [result] = stylize_video(source, reference, resumed, **settings)
         assert result["frames"] == 22 and result["resumed"] >= stop_at
         assert same_frames(tmp_path / "whole.mkv", resumed)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from std_cli.media.measures import colour_distance, edge_correlation, texture_distance
-from std_cli.tinypack import export, model, styles
+from std_cli.tinypack import denoiser_data, export, model, styles
 from std_cli.tinypack import train_denoiser as train
 from std_cli.tinypack.groups import OTHER_KIND
 from std_cli.tinypack.model import CROSS, Denoiser, make_vae
@@ -210,7 +210,7 @@ def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
     monkeypatch.setattr(train, "validate", lambda net, trainer: 0.0)
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
     monkeypatch.setattr(model, "WIDTHS", (16, 32, 48))  # training works on any
-    for module in (model, train):
+    for module in (model, train, denoiser_data):
         monkeypatch.setattr(module, "VISION_SIZE", 56)
 
     def go(out):
