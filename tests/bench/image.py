@@ -105,8 +105,15 @@ def ours(pictures, reference, clock):
         return pipeline
 
     stylizer.load_pipeline = hooked
+    work = {
+        "lora": "none",
+        "steps": 8,
+        "cfg": 3.0,
+        "dtype": "fp32",
+        "palette": 0.0,
+    }  # the snippet's
     for _ in stylizer.stylize_images(
-        pictures, reference, model="tiny", size=pictures[0].size, output_size="model"
+        pictures, reference, model="tiny", size=pictures[0].size, output_size="model", **work
     ):
         clock.tick()
 
