@@ -46,6 +46,7 @@ LONGEST_PROMPT = 2000
 """Characters. A model reads 77 tokens; the prompts must fit into the 64 KiB that a jpg has for
 them."""
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Number = Annotated[float, Field(le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[Fraction, Field(ge=0, le=LARGEST)]
 

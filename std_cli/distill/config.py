@@ -15,7 +15,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from std_cli.config import Count, Device, Dtype, Frozen, Number, StyleBlocks, Task, check_pack
+from std_cli.config import (
+    Count,
+    Device,
+    Dtype,
+    Frozen,
+    Number,
+    Positive,
+    StyleBlocks,
+    Task,
+    check_pack,
+)
 from std_cli.distill.discriminator import AdversarialLoss
 from std_cli.distill.solver import TargetMode
 from std_cli.distill.step import ConsistencyLoss, NoiseMode
@@ -38,15 +48,15 @@ class RunSection(Frozen):
     """Seed of everything random."""
     epochs: Number = Field(10, gt=0)
     """How often the number of samples is trained on, those from the bank included."""
-    max_steps: Count | None = Field(None, ge=1)
+    max_steps: Positive | None = None
     """Stop after so many updates, whatever epochs says."""
-    save_every: Count = Field(500, ge=1)
+    save_every: Positive = 500
     """Updates from one checkpoint to the next."""
-    keep_last: Count = Field(3, ge=1)
+    keep_last: Positive = 3
     """Newest checkpoints to keep."""
-    keep_every: Count = Field(0, ge=0)
+    keep_every: Count = 0
     """Keep each checkpoint whose step is a multiple of this, too; 0: none."""
-    validate_every: Count = Field(500, ge=1)
+    validate_every: Positive = 500
     """Updates from one validation loss and sheet of monitor pictures to the next."""
     track: Literal["none", "tensorboard", "wandb"] = "none"
     """Report metrics there, too; metrics.jsonl is always written."""
@@ -80,17 +90,17 @@ class DataSection(Frozen):
     """Folders, caption files or tar shards."""
     root: str | None = None
     """Folder that the paths in lists start from, and must stay in; each list's own if not given."""
-    size: tuple[Count, Count] = (512, 512)
+    size: tuple[Positive, Positive] = (512, 512)
     """Width and height of the crops, multiples of 8."""
     frames: int = Field(1, ge=1, le=64)
     """Frames of a clip; 1 for pictures."""
-    stride: Count = Field(4, ge=1)
+    stride: Positive = 4
     """Source frames from one frame of a clip to the next."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring left and right."""
     workers: int = Field(4, ge=1, le=64)
     """Threads that load ahead."""
-    held_out: Count = Field(8, ge=0)
+    held_out: Count = 8
     """Samples kept for validation, never trained on."""
     text_cache: Number = Field(16, ge=0)
     """GiB on disk that the captions' embeddings may take; beyond that the text encoders stay
@@ -122,7 +132,7 @@ class LoraSection(Frozen):
 
     rank: int = Field(64, ge=1, le=1024)
     """Rank of the two factors."""
-    alpha: Count = Field(64, ge=1)
+    alpha: Positive = 64
     """Scale: the adapter's output counts alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the first factor."""
@@ -149,7 +159,7 @@ class DistillSection(Frozen):
     """N, points of the teacher's DDIM grid; a divisor of 1000."""
     range_rate: float = Field(0.5, gt=0, le=1)
     """std: how far below its index, as a share of N eta, the meeting point may be."""
-    phases: Count = Field(8, ge=1)
+    phases: Positive = 8
     """pcm: equal segments of the trajectory."""
     w_min: Number = Field(5.0, ge=0)
     """Least guidance weight of the teacher; its CFG scale is w + 1."""
@@ -185,11 +195,11 @@ class DistillSection(Frozen):
 class BankSection(Frozen):
     """Trajectories that wait in memory to be continued."""
 
-    length: Count = Field(4, ge=0)
+    length: Count = 4
     """Slots for each sample of a micro-batch; 0: no bank."""
     rate: float = Field(0.8, ge=0, le=1)
     """Probability of continuing one of them rather than taking a fresh sample."""
-    retire_at: Count = Field(1, ge=1)
+    retire_at: Positive = 1
     """A trajectory leaves when its index falls to this."""
 
 
@@ -211,7 +221,7 @@ class AdversarialSection(Frozen):
     with projection, as OpenCLIP's ViT-g/14."""
     gradient_penalty: Number = Field(1e-5, ge=0)
     """Weight of the gradient penalty on features."""
-    frames: Count = Field(2, ge=1)
+    frames: Positive = 2
     """v2v: frames of a clip that are decoded for it."""
     lr: Number = Field(1e-4, gt=0)
     """Learning rate of the discriminator."""
@@ -234,13 +244,13 @@ class OptimizerSection(Frozen):
     """AdamW's."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: half a cosine to 0 at the last step, or constant."""
-    warmup_steps: Count = Field(500, ge=0)
+    warmup_steps: Count = 500
     """Updates of linear warm-up."""
     clip: Number = Field(10.0, gt=0)
     """Largest norm of the gradient."""
-    batch: Count = Field(1, ge=1)
+    batch: Positive = 1
     """Samples of a micro-batch."""
-    accumulation: Count = Field(16, ge=1)
+    accumulation: Positive = 16
     """Micro-batches of an update, in each process."""
 
 

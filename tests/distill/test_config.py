@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from annotated_types import Ge, Le
 
 from std_cli.distill.config import (
     DistillConfig,
@@ -194,3 +195,18 @@ def test_numbers_without_measure(tmp_path, value):
     file.write_text(f"[lora]\nalpha = {value}\n")
     with pytest.raises(InputError, match=r"lora\.alpha|digits"):
         load_config(file)
+
+
+def test_the_tightest_bound_of_a_number_holds():
+    """A type has bounds and its field may have others: of two of a kind the model obeys one."""
+    tried = set()
+    for section, fields in DistillConfig():
+        for key, field in type(fields).model_fields.items():
+            least = [b.ge for b in field.metadata if isinstance(b, Ge)]
+            most = [b.le for b in field.metadata if isinstance(b, Le)]
+            beyond = ([max(least) - 1] if least else []) + ([min(most) + 1] if most else [])
+            for value in beyond:
+                with pytest.raises(InputError, match=rf"{section}\.{key}"):
+                    make_config({section: {key: value}})
+                tried.add(key)
+    assert {"batch", "save_every", "validate_every", "phases", "rate"} <= tried
