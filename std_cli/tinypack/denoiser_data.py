@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from std_cli.tinypack.model import LATENT_SCALE, VISION_SIZE, half_precision
+from std_cli.tinypack.model import VISION_SIZE, half_precision
 from std_cli.tinypack.scenes import Array, S
 from std_cli.tinypack.styles import COLOUR_VALUES
 from std_cli.tinypack.vae import to_tensor
@@ -49,7 +49,7 @@ def encode(data: Path, vae_folder: Path, out: Path) -> None:
                 parts = np.split(z[name], len(z[name]))  # a group each
                 with half_precision(True):
                     latents = [vae.encode(to_tensor(p[0])).latent_dist.mode() for p in parts]
-                both[name] = (torch.stack(latents) * LATENT_SCALE).half()
+                both[name] = (torch.stack(latents) * vae.config.scaling_factor).half()
         torch.save(both, target)
         log.info("encoded %s", path.stem)
 

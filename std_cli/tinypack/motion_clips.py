@@ -11,9 +11,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from std_cli.tinypack.model import (
-    LATENT_SCALE,
-)
 from std_cli.tinypack.moving_scenes import moving_scene
 from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.vae import to_tensor
@@ -63,7 +60,7 @@ def _encoded(vae: AutoencoderKL, rng: np.random.Generator) -> dict[str, Array]:
     pixels = to_tensor(
         (np.concatenate([scene.plain, scene.styled, scene.clean]) * 255).round().astype(np.uint8)
     )
-    z = vae.encode(pixels).latent_dist.mode() * LATENT_SCALE
+    z = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     plain, styled, clean = z.half().permute(1, 0, 2, 3).split(FRAMES, 1)
     flow = F.avg_pool2d(torch.from_numpy(scene.flow).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1) / 4
     seen = F.avg_pool2d(torch.from_numpy(scene.seen).float()[:, None], 4)[:, 0] == 1

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from std_cli.tinypack.model import LATENT_SCALE, half_precision
+from std_cli.tinypack.model import half_precision
 
 # convolutions of each level, and the filter before it
 LEVELS = (
@@ -73,7 +73,7 @@ class Looks:
         """How far decoded latents (B, C, h, w) look from pictures (B, 3, 4 h, 4 w) in [-1, 1]:
         texture, structure and colours."""
         with half_precision(True):
-            got = self.vae.decode(latents / LATENT_SCALE).sample
+            got = self.vae.decode(latents / self.vae.config.scaling_factor).sample
             with torch.no_grad():
                 want = self.vgg(pictures)
             seen = self.vgg(got)
