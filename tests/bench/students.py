@@ -11,7 +11,7 @@ kept, what was interrupted resumes. evaluate: each student once; results.jsonl, 
 grid.png of all that there are. pictures: the held-out pictures and styles as files, for `std
 compare`, which measures how near the students come to a style.
 
-The data: python -m std_cli.tinypack.draw_data DRAWN --scenes 400 --clips 0 --styles 120
+The data: python -m std_cli.tinypack.draw_data DRAWN --scenes 240 --clips 0 --styles 160
 """
 
 import argparse

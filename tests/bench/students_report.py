@@ -13,7 +13,7 @@ from std_cli.media.sheets import draw_sheet
 from std_cli.paths import replace_file
 
 STEPS = (1, 2, 4, 8)
-CFGS = (1, 2, 4, 6)
+CFGS = (1, 1.5, 2, 4)
 AT = 4  # steps of the tables over CFG
 MEASURES = {
     "latent": "distance to the teacher's end point in latents, over how far that is from the input",

@@ -174,9 +174,9 @@ def test_tables():
     # the mean of two seeds
     assert found.values("std", "latent", 2, 1) == pytest.approx(values + 2 + 2)
     assert found.values("tcd", "latent", 2, 1) is None
-    end = Line("the teacher's end point", 0, 0, 6.0, {"pixel": [1.0] * 4})
+    end = Line("the teacher's end point", 0, 0, 4.0, {"pixel": [1.0] * 4})
     text = tables(found, "4 samples.", [end])
     assert "| std | 2 | 6.000 ± 2.905 |" in text  # 3 + 1 + 2; Student's t with 3 degrees of freedom
     assert "| lcm | 3.000 ± 0.000 |" in text  # less std's
     assert "| std, seed 1 | 7.000 ± 2.905 |" in text
-    assert "| none, CFG 6: the teacher, twice the evaluations | 1 | 4.000" in text
+    assert "| none, CFG 4: the teacher, twice the evaluations | 1 | 4.000" in text
