@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from std_cli import InputError, StdError
@@ -146,14 +147,18 @@ def test_a_signal_is_answered_while_a_library_is_in_a_long_call(block):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script], **pipes) as child:
         assert child.stdout.readline() == "begun\n"
-        time.sleep(0.2)
+        process = psutil.Process(child.pid)
+        before = process.cpu_times().user
+        while process.cpu_times().user < before + 0.1:  # until the call is at work
+            time.sleep(0.01)
         begin = time.monotonic()
         child.send_signal(signal.SIGINT)
         if block == "stoppable":
             assert child.stderr.readline() == "stopping (once more ends at once)\n"
             child.send_signal(signal.SIGINT)
         assert child.stderr.read() == "error: interrupted\n"
-        assert child.wait() == 130 and time.monotonic() - begin < 2
+        # the call itself takes minutes; a machine may stand still for seconds
+        assert child.wait() == 130 and time.monotonic() - begin < 60
 
 
 @pytest.fixture
