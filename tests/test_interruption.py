@@ -149,7 +149,8 @@ def test_a_signal_is_answered_while_a_library_is_in_a_long_call(block):
         assert child.stdout.readline() == "begun\n"
         process = psutil.Process(child.pid)
         before = process.cpu_times().user
-        while process.cpu_times().user < before + 0.1:  # until the call is at work
+        # until the call is at work
+        while child.poll() is None and process.cpu_times().user < before + 0.1:
             time.sleep(0.01)
         begin = time.monotonic()
         child.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from std_cli.distill.config import (
     DistillConfig,
@@ -205,6 +205,8 @@ def test_the_tightest_bound_of_a_number_holds():
             least = [b.ge for b in field.metadata if isinstance(b, Ge)]
             most = [b.le for b in field.metadata if isinstance(b, Le)]
             beyond = ([max(least) - 1] if least else []) + ([min(most) + 1] if most else [])
+            beyond += [b.gt for b in field.metadata if isinstance(b, Gt)]
+            beyond += [b.lt for b in field.metadata if isinstance(b, Lt)]
             for value in beyond:
                 with pytest.raises(InputError, match=rf"{section}\.{key}"):
                     make_config({section: {key: value}})
