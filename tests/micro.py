@@ -27,7 +27,12 @@ UNET = {
     "attention_head_dim": [1, 1],
     "norm_num_groups": 8,
 }
-VAE = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+VAE = {
+    "block_out_channels": [8, 8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "norm_num_groups": 4,
+}
 MOTION = {
     "block_out_channels": [16, 32],
     "motion_layers_per_block": 1,

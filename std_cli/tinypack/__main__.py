@@ -32,7 +32,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument(
-        "--sharpen-minutes", type=float, default=0, help="for the VAE's decoder alone, by VGG16"
+        "--decoder-minutes",
+        type=float,
+        default=4,
+        help="for the VAE's decoder alone, which learns to decode latents with a little noise; "
+        "without --start",
     )
     parser.add_argument("--facts-steps", type=int, default=300, help="without --start")
     parser.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
@@ -69,10 +73,10 @@ def main() -> None:
         shutil.copytree(start / "vae", vae_folder)
     if not vae_folder.exists():
         vae.train(pictures, vae_folder, seed, options.vae_steps)
-    if options.sharpen_minutes:
-        soft, vae_folder = vae_folder, work / "vae_sharp"
+    if options.decoder_minutes and not start:
+        encoded, vae_folder = vae_folder, work / "vae_decoder"
         if not vae_folder.exists():
-            vae.sharpen(pictures, soft, vae_folder, seed, options.sharpen_minutes)
+            vae.train_decoder(pictures, encoded, vae_folder, seed, options.decoder_minutes)
     denoiser_data.encode(pictures, vae_folder, latents)
     out.mkdir(exist_ok=True)
     if not (out / "tokenizer").exists() and start:

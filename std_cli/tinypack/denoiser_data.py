@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from std_cli.tinypack.model import VISION_SIZE, half_precision
+from std_cli.tinypack.model import FACTOR, VISION_SIZE, half_precision
 from std_cli.tinypack.scenes import Array, S
 from std_cli.tinypack.styles import COLOUR_VALUES
 from std_cli.tinypack.vae import to_tensor
 
 log = logging.getLogger(__name__)
-STORED = S // 4  # side of the latents of a picture
+STORED = S // FACTOR  # side of the latents of a picture
 
 
 @dataclass

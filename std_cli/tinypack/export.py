@@ -21,13 +21,12 @@ STD_JSON = {
     "i2i": {
         "prompt": "",
         "negative_prompt": "",
-        "eta": 0.75,
+        "eta": 0.65,
         "steps": 8,
         "cfg": 1.5,
         "style_blocks": "all",
         "palette": 0.75,
     },
-    "v2v": {"eta": 0.65},  # steadier and more like the clip than pictures need
     "motion": "none",  # --steady has more effect, at less cost
     "loras": [],
     "distill": {  # for `std distill --init`

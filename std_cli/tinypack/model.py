@@ -22,22 +22,24 @@ from transformers import (
 from std_cli.diffusion.devices import choose_dtype
 from std_cli.tinypack.styles import COLOURS, KINDS
 
-WIDTHS = (48, 96, 128)
+WIDTHS = (32, 48, 96, 128)
+VAE_WIDTHS = (32, 48)
+FACTOR = 2  # pixels of the picture for one of the latents, along each side
 CROSS = 128  # cross-attention width: the two text encoders' 64 + 64
 VISION_SIZE = 112
 VISION_WIDTH = 128
 TOKENS = 16
 TEXT_LENGTH = 32
 # SDXL's is about 1: here structure has to survive eta 0.75, and the network is small
-LATENT_SCALE = 4.0
+LATENT_SCALE = 3.0
 
 
 def make_vae() -> AutoencoderKL:
-    """Return a new VAE: f = 4, four channels."""
+    """Return a new VAE: f = FACTOR, four channels."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=VAE_WIDTHS,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -49,7 +51,8 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Return a new UNet in SDXL's topology."""
+    """Return a new UNet in SDXL's topology: attention in the two coarsest levels, but not above."""
+    levels = len(WIDTHS)
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=4,
@@ -57,9 +60,9 @@ def make_unet() -> UNet2DConditionModel:
         block_out_channels=WIDTHS,
         layers_per_block=2,
         norm_num_groups=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1, 1],
+        down_block_types=("DownBlock2D",) * (levels - 2) + ("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * (levels - 2),
+        transformer_layers_per_block=[1] * levels,
         attention_head_dim=[max(1, w // 32) for w in WIDTHS],
         cross_attention_dim=CROSS,
         use_linear_projection=True,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from std_cli.tinypack.model import FACTOR
 from std_cli.tinypack.moving_scenes import moving_scene
 from std_cli.tinypack.scenes import Array
 from std_cli.tinypack.vae import to_tensor
@@ -25,7 +26,7 @@ SHARD = 20  # clips
 
 @dataclass
 class Clips:
-    """C clips of FRAMES frames; h = w = CLIP_SIZE / 4."""
+    """C clips of FRAMES frames; h = w = CLIP_SIZE / FACTOR."""
 
     plain: Tensor  # (C, 4, FRAMES, h, w) float16, scaled
     styled: Tensor
@@ -62,8 +63,9 @@ def _encoded(vae: AutoencoderKL, rng: np.random.Generator) -> dict[str, Array]:
     )
     z = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     plain, styled, clean = z.half().permute(1, 0, 2, 3).split(FRAMES, 1)
-    flow = F.avg_pool2d(torch.from_numpy(scene.flow).permute(0, 3, 1, 2), 4).permute(0, 2, 3, 1) / 4
-    seen = F.avg_pool2d(torch.from_numpy(scene.seen).float()[:, None], 4)[:, 0] == 1
+    flow = F.avg_pool2d(torch.from_numpy(scene.flow).permute(0, 3, 1, 2), FACTOR)
+    flow = flow.permute(0, 2, 3, 1) / FACTOR
+    seen = F.avg_pool2d(torch.from_numpy(scene.seen).float()[:, None], FACTOR)[:, 0] == 1
     return {
         "plain": plain.numpy(),
         "styled": styled.numpy(),

@@ -33,6 +33,7 @@ from transformers import CLIPTokenizer
 from std_cli.tinypack.denoiser_data import STORED, Latents, load, style_facts, view_references
 from std_cli.tinypack.groups import OTHER_KIND
 from std_cli.tinypack.model import (
+    FACTOR,
     TEXT_LENGTH,
     VISION_SIZE,
     Denoiser,
@@ -52,7 +53,7 @@ CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 HELD_OUT = 60  # groups that only validation sees
 SAVE_EVERY = 400  # steps
 WIDE = 0.8  # share of the batches of 4 samples of 192 px, in place of 16 of 112 px
-LOOKS = 0.8  # weight of what is seen
+LOOKS = 1.0  # weight of what is seen
 LEAST_T = 150  # below, a prediction hardly differs from x_t
 SECOND_WEIGHT = 0.05
 SECOND = 0.5  # share of the batches that start from the network's own first evaluation
@@ -101,11 +102,12 @@ class Trainer:
 
     def crop(self, group: int, which: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same random crop of a plain latent, of its styled twin (C, size, size), and of the
-        styled picture (3, 4 size, 4 size) in [-1, 1]."""
+        styled picture (3, FACTOR size, FACTOR size) in [-1, 1]."""
         y, x = self.rng.integers(0, STORED - size + 1, 2)
         cut = np.s_[group, which, :, y : y + size, x : x + size]
         plain, styled = self.latents.plain[cut], self.latents.styled[cut]
-        picture = self.latents.pixels[group, which, 4 * y : 4 * (y + size), 4 * x : 4 * (x + size)]
+        y, x, side = FACTOR * y, FACTOR * x, FACTOR * size
+        picture = self.latents.pixels[group, which, y : y + side, x : x + side]
         return plain.float(), styled.float(), to_tensor(picture[None])[0]
 
     def loss(
@@ -272,7 +274,7 @@ def validate(net: Denoiser, trainer: Trainer) -> float:
     """Mean squared error of bridged samples on the held-out groups, the same draws every time."""
     fixed = Trainer(trainer.latents, trainer.tokenizer, np.random.default_rng(77))
     errors = [
-        fixed.loss(net, np.arange(i, i + 8), 32, None, vary=False).bridged
+        fixed.loss(net, np.arange(i, i + 8), 128 // FACTOR, None, vary=False).bridged
         for i in range(0, HELD_OUT - 7, 8)
     ]
     return float(torch.cat(errors).mean())
@@ -342,7 +344,8 @@ def update(run: Run) -> Losses:
     rng = run.trainer.rng
     wide = rng.random() < WIDE
     chosen = rng.integers(HELD_OUT, len(run.trainer.latents.kind), 2 if wide else 8)
-    losses = run.trainer.loss(run.net, chosen, 48 if wide else 28, run.looks if wide else None)
+    size = (192 if wide else 112) // FACTOR
+    losses = run.trainer.loss(run.net, chosen, size, run.looks if wide else None)
     run.optimizer.zero_grad()
     (losses.noise + LOOKS * losses.looks + run.facts * losses.facts).backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)

@@ -1,6 +1,6 @@
-"""Training of the pack's AutoencoderKL: f = 4, four channels, started from an analytic solution.
+"""Training of the pack's AutoencoderKL: f = 2, four channels, started from an analytic solution.
 
-The start makes the encoder a space-to-depth followed by the PCA of 4 x 4 patches, with SiLU and
+The start makes the encoder a space-to-depth followed by the PCA of 2 x 2 patches, with SiLU and
 GroupNorm held in their linear range. Training only has to improve on that; the start is worth more
 than an hour of steps.
 """
@@ -13,21 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from std_cli.tinypack.model import half_precision, make_vae
-from std_cli.tinypack.perceptual import content_loss, load_vgg16, style_loss
+from std_cli.tinypack.model import FACTOR, half_precision, make_vae
 from std_cli.tinypack.scenes import Array
 
 log = logging.getLogger(__name__)
 CROP = 64
 BATCH = 6
 RATE = 1e-3
-SHARPEN_CROP = 128
-SHARPEN_BATCH = 4
-SHARPEN_RATE = 4e-4
+KL = 5e-5
+DECODER_CROP = 96
+DECODER_RATE = 5e-4
+MOST_NOISE = 0.2  # deviation, where latents have 1
 
 
 def load_pixels(folder: Path, shards: int) -> Array:
@@ -65,7 +64,7 @@ def _tap(conv: torch.nn.Conv2d, out: int, source: int, y: int = 1, x: int = 1) -
 
 @torch.no_grad()
 def analytic_start(vae: AutoencoderKL, pixels: Array, rng: np.random.Generator) -> None:
-    """Set the weights of a new VAE so that it encodes and decodes by the PCA of 4 x 4 patches.
+    """Set the weights of a new VAE so that it encodes and decodes by the PCA of 2 x 2 patches.
 
     `pixels` is uint8 (N, H, W, 3).
     """
@@ -87,24 +86,14 @@ def analytic_start(vae: AutoencoderKL, pixels: Array, rng: np.random.Generator) 
 
 
 def _patch_pca(pixels: Array, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Four principal components of random 4 x 4 patches, (4, 48) of unit variance, and the patches'
-    mean (48,).
-
-    The channels are in the order in which two strided convolutions lay out a patch.
-    """
+    """Four principal components of random patches of FACTOR x FACTOR pixels, (4, D) of unit
+    variance, and the patches' mean (D,); D counts rows, columns and colours in this order."""
     n = 6000
     corners = zip(
-        rng.integers(0, len(pixels), n),
-        rng.integers(0, 252, n),
-        rng.integers(0, 252, n),
-        strict=True,
+        rng.integers(0, len(pixels), n), *rng.integers(0, 257 - FACTOR, (2, n)), strict=True
     )
-    stacked = np.stack([pixels[i, y : y + 4, x : x + 4] for i, y, x in corners])
-    patches = torch.from_numpy(stacked).float() / 127.5 - 1
-    fine = [(i, j, c) for i in (0, 1) for j in (0, 1) for c in range(3)]
-    coarse = [(i, j) for i in (0, 1) for j in (0, 1)]
-    order = [(i1 + 2 * i2, j1 + 2 * j2, c) for i2, j2 in coarse for i1, j1, c in fine]
-    flat = torch.stack([patches[:, i, j, c] for i, j, c in order], 1)
+    stacked = np.stack([pixels[i, y : y + FACTOR, x : x + FACTOR] for i, y, x in corners])
+    flat = torch.from_numpy(stacked).float().flatten(1) / 127.5 - 1
     mean = flat.mean(0)
     _, s, vh = torch.linalg.svd(flat - mean, full_matrices=False)
     log.info(
@@ -120,42 +109,42 @@ def _start_encoder(vae: AutoencoderKL, pca: Tensor, mean: Tensor) -> None:
     for c in range(3):
         _tap(encoder.conv_in, c, c)
     down = encoder.down_blocks[0].downsamplers[0].conv
-    for k, (i, j, c) in enumerate((i, j, c) for i in (0, 1) for j in (0, 1) for c in range(3)):
+    for k, (i, j, c) in enumerate(np.ndindex(FACTOR, FACTOR, 3)):
         _tap(down, k, c, i, j)
-    for c in range(12):
-        _tap(encoder.down_blocks[1].resnets[0].conv_shortcut, c, c, 0, 0)
-    # of every group of 8 channels, 6 carry the patch and 2 are constants that keep GroupNorm from
-    # removing its mean
-    carriers = [c for c in range(64) if c % 8 < 6]
-    down = encoder.down_blocks[1].downsamplers[0].conv
-    for k, (i, j, c) in enumerate((i, j, c) for i in (0, 1) for j in (0, 1) for c in range(12)):
-        _tap(down, carriers[k], c, i, j)
-    for c in range(64):
-        if c % 8 >= 6:
-            down.weight[c] *= 0.1
-            down.bias[c] = 3.0 if c % 8 == 6 else -3.0
+    # of every group of channels, three quarters carry the patch and the others are constants that
+    # keep GroupNorm from removing its mean
+    wide = encoder.down_blocks[1].resnets[0].conv_shortcut
+    size = wide.out_channels // encoder.conv_norm_out.num_groups
+    held = size * 3 // 4
+    carriers = [c for c in range(wide.out_channels) if c % size < held]
+    for k in range(len(mean)):
+        _tap(wide, carriers[k], k)
+    for c in range(wide.out_channels):
+        if c % size >= held:
+            wide.weight[c] *= 0.1
+            wide.bias[c] = 3.0 if c % size == held else -3.0
     out = encoder.conv_out
     out.weight.mul_(0.05)
     out.weight[4:] = 0
     out.bias[4:] = 0
     for q in range(4):
         out.weight[q] = 0
-        for k, c in enumerate(carriers):
-            out.weight[q, c, 1, 1] = pca[q, k]
+        for k in range(len(mean)):
+            out.weight[q, carriers[k], 1, 1] = pca[q, k]
         out.bias[q] = -(pca[q] * (3.0 + mean)).sum()
 
 
 def _start_decoder(vae: AutoencoderKL, pixels: Array) -> None:
     """Give the decoder constants against GroupNorm, and the mean colour of some pictures."""
     decoder = vae.decoder
-    shortcut = decoder.up_blocks[2].resnets[0].conv_shortcut
+    shortcut = decoder.up_blocks[-1].resnets[0].conv_shortcut
     for c in range(3, 32, 4):
         shortcut.weight[c] = 0
         shortcut.bias[c] = 4.0
-    for block in decoder.up_blocks[:2]:
+    for block in decoder.up_blocks[:-1]:
         block.upsamplers[0].conv.weight.mul_(1.5)
     decoder.conv_out.weight.mul_(0.5)
-    x = to_tensor(pixels[:: len(pixels) // 8][:8, :128, :128])
+    x = to_tensor(pixels[:: max(1, len(pixels) // 8)][:8, :128, :128])
     decoder.conv_out.bias -= vae.decode(vae.encode(x).latent_dist.mode()).sample.mean((0, 2, 3))
 
 
@@ -169,6 +158,12 @@ def gradient_l1(a: Tensor, b: Tensor) -> Tensor:
         ),
         torch.zeros(()),
     )
+
+
+def pixel_loss(a: Tensor, b: Tensor, gradients: float) -> Tensor:
+    """L1, the squared error, and gradient_l1 with the weight `gradients`."""
+    d = a - b
+    return d.abs().mean() + (d**2).mean() + gradients * gradient_l1(a, b)
 
 
 def train(data: Path, out: Path, seed: int, steps: int) -> None:
@@ -191,11 +186,11 @@ def train(data: Path, out: Path, seed: int, steps: int) -> None:
             warm = min(1, (step + 1) / 60)
             group["lr"] = RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         x = random_crops(pixels, rng, BATCH, CROP)
-        posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
-        l1 = (y - x).abs().mean()
+        with half_precision(True):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample.float()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = l1 + ((y - x) ** 2).mean() + 0.3 * min(1.0, done * 4) * gradient_l1(y, x) + 2e-4 * kl
+        loss = pixel_loss(y, x, 0.3 * min(1.0, done * 4)) + KL * kl
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -203,21 +198,17 @@ def train(data: Path, out: Path, seed: int, steps: int) -> None:
         with torch.no_grad():
             kept = min(0.998, step / (step + 20))
             torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - kept)
-        losses.append(float(l1.detach()))
+        losses.append(float((y - x).detach().abs().mean()))
         if (step + 1) % 100 == 0:
-            figures = (np.mean(losses[-100:]), float(kl), time.monotonic() - begin)
+            figures = (np.mean(losses[-100:]), float(kl.detach()), time.monotonic() - begin)
             log.info("vae step %d l1 %.4f kl %.2f (%.0f s)", step + 1, *figures)
-    normalise_latents(average, to_tensor(pixels[:: len(pixels) // 96][:96]))
+    normalise_latents(average, to_tensor(pixels[:: max(1, len(pixels) // 96)][:96]))
     average.save_pretrained(out)
 
 
-def sharpen(data: Path, folder: Path, out: Path, seed: int, minutes: float) -> None:
-    """Train the decoder of the VAE in `folder` by what VGG16 sees, and save it in `out`; the
-    encoder stays, and with it all latents.
-
-    By pixels alone the decoder gives the mean of all details that could be; here what it gives has
-    as much texture as the picture.
-    """
+def train_decoder(data: Path, folder: Path, out: Path, seed: int, minutes: float) -> None:
+    """Train the decoder of the VAE in `folder` on latents with a little noise, as the denoiser
+    leaves it, and save it in `out`; the encoder stays, and with it all latents."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     pixels = load_pixels(data, 20)
@@ -225,33 +216,34 @@ def sharpen(data: Path, folder: Path, out: Path, seed: int, minutes: float) -> N
     trained = nn.ModuleList([vae.post_quant_conv, vae.decoder]).requires_grad_(True)
     average = copy.deepcopy(vae).eval()
     averaged = nn.ModuleList([average.post_quant_conv, average.decoder])
-    vgg = load_vgg16()
-    optimizer = torch.optim.AdamW(trained.parameters(), SHARPEN_RATE, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(trained.parameters(), DECODER_RATE, betas=(0.9, 0.99), fused=True)
     begin = time.monotonic()
-    losses: list[list[float]] = []
+    losses: list[float] = []
     while (done := (time.monotonic() - begin) / (60 * minutes)) < 1:
         step = len(losses)
-        rate = SHARPEN_RATE * min(1, (step + 1) / 60, (1 - done) / 0.4 + 0.01)
+        rate = DECODER_RATE * min(1, (step + 1) / 60, (1 - done) / 0.5 + 0.01)
         optimizer.param_groups[0]["lr"] = rate
-        x = random_crops(pixels, rng, SHARPEN_BATCH, SHARPEN_CROP)
+        x = random_crops(pixels, rng, BATCH, DECODER_CROP)
+        deviation = rng.uniform(0, MOST_NOISE, BATCH) * (rng.random(BATCH) < 0.7)
         with half_precision(True):
             with torch.no_grad():
-                latents = vae.encode(x).latent_dist.mode()
-                want = vgg(x)
-            y = vae.decode(latents).sample.float()
-            got = vgg(y)
-        parts = (F.l1_loss(y, x), content_loss(got[1:], want[1:]), style_loss(got, want))
+                latents = vae.encode(x).latent_dist.mode().float()
+            noise = torch.randn_like(latents) * torch.from_numpy(deviation).float().view(
+                -1, 1, 1, 1
+            )
+            y = vae.decode(latents + noise).sample.float()
+        loss = pixel_loss(y, x, 0.3)
         optimizer.zero_grad()
-        (4 * parts[0] + parts[1] + parts[2]).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            kept = min(0.995, step / (step + 20))
+            kept = min(0.998, step / (step + 20))
             torch._foreach_lerp_(list(averaged.parameters()), list(trained.parameters()), 1 - kept)
-        losses.append([float(v.detach()) for v in parts])
-        if (step + 1) % 50 == 0:
-            figures = (*np.mean(losses[-50:], 0), time.monotonic() - begin)
-            log.info("decoder step %d l1 %.4f content %.3f style %.3f (%.0f s)", step + 1, *figures)
+        losses.append(float(loss.detach()))
+        if (step + 1) % 100 == 0:
+            figures = (np.mean(losses[-100:]), time.monotonic() - begin)
+            log.info("decoder step %d loss %.4f (%.0f s)", step + 1, *figures)
     average.save_pretrained(out)
 
 

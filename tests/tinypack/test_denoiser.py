@@ -116,8 +116,8 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def latents():
-    r, n = torch.Generator().manual_seed(0), train.HELD_OUT + 8
-    plain, styled = (torch.randn(n, 2, 4, 64, 64, generator=r).half() for _ in range(2))
+    r, n, side = torch.Generator().manual_seed(0), train.HELD_OUT + 8, denoiser_data.STORED
+    plain, styled = (torch.randn(n, 2, 4, side, side, generator=r).half() for _ in range(2))
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (n, 2, 256, 256, 3), np.uint8)
     reference = rng.integers(0, 255, (n, 128, 128, 3), np.uint8)

@@ -1,6 +1,7 @@
 """The losses by what VGG16 sees: what they hold for alike, and what learns by them. The network
 here has random weights, which see texture and structure, too."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -102,16 +103,36 @@ def test_a_second_evaluation_starts_where_the_first_ended(tmp_path):
         assert torch.equal(getattr(second, name)[~chosen], getattr(noised, name)[~chosen]), name
 
 
-def test_sharpening_leaves_the_latents_alone(tmp_path, vgg, monkeypatch):
-    monkeypatch.setattr(vae, "load_vgg16", lambda: vgg)
+def noise(deviation):
+    g = torch.Generator().manual_seed(1)
+    return deviation * torch.randn(1, 3, 64, 64, generator=g)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 0.4])
+def test_fine_detail_counts_alike_where_there_is_little_and_much(deviation):
+    """Twice the noise is nearly log 2 farther, at any height; what is flat has the least."""
+    once, twice = (perceptual.grain(noise(d) + 0.5) for d in (deviation, 2 * deviation))
+    assert once.shape == (1, 6, 8, 8)
+    assert float((twice - once).mean()) == pytest.approx(np.log(2), abs=0.1)
+    flat = perceptual.grain(torch.ones(1, 3, 64, 64))
+    assert torch.allclose(flat.exp(), torch.tensor(perceptual.LEAST_GRAIN))
+
+
+def test_a_decoder_that_saw_noise_decodes_it_better_and_leaves_the_latents_alone(tmp_path):
     torch.manual_seed(0)
-    make_vae().save_pretrained(tmp_path / "vae")
     rng = np.random.default_rng(0)
-    shard = {k: rng.integers(0, 255, (2, 2, 256, 256, 3), np.uint8) for k in ("plain", "styled")}
+    shapes = cv2.GaussianBlur(rng.integers(0, 255, (256, 256, 3), np.uint8), (0, 0), 6)
+    shard = {k: np.tile(shapes, (4, 2, 1, 1, 1)) for k in ("plain", "styled")}
     np.savez(tmp_path / "groups-0000.npz", **shard)
-    vae.sharpen(tmp_path, tmp_path / "vae", tmp_path / "sharp", seed=1, minutes=0.01)
-    before, after = (
-        AutoencoderKL.from_pretrained(tmp_path / name).state_dict() for name in ("vae", "sharp")
-    )
-    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    vae.train(tmp_path, tmp_path / "vae", 1, 100)
+    vae.train_decoder(tmp_path, tmp_path / "vae", tmp_path / "decoder", seed=1, minutes=0.1)
+    before, after = (AutoencoderKL.from_pretrained(tmp_path / n) for n in ("vae", "decoder"))
+    x = vae.to_tensor(shapes[None])
+    with torch.no_grad():
+        z = before.encode(x).latent_dist.mode()
+        z = z + 0.2 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+        errors = [float((v.decode(z).sample - x).square().mean()) for v in (before, after)]
+    assert errors[1] < errors[0]
+    old, new = before.state_dict(), after.state_dict()
+    changed = {k for k in old if not torch.equal(old[k], new[k])}
     assert changed and all(k.startswith(("decoder.", "post_quant_conv.")) for k in changed)
