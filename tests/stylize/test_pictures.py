@@ -128,12 +128,8 @@ def test_stock_diffusers_loads_the_pack_in_half_precision(photo, reference):
 
     folder = resolve_model("tiny").base
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder, dtype=torch.float16)
-    assert pipe.unet.config.down_block_types == [
-        "DownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-    ]
-    # with its motion adapter
+    attention = [name.startswith("CrossAttn") for name in pipe.unet.config.down_block_types]
+    assert attention == [False, False, True, True]
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 36e6
 
 
@@ -254,8 +250,8 @@ def test_a_lora_changes_the_picture_by_its_scale(tmp_path, photo, reference):
         f"unet.{layer}.lora_A.weight": torch.randn(4, weight.shape[1], 3, 3) * 0.3,
         f"unet.{layer}.lora_B.weight": torch.randn(weight.shape[0], 4, 1, 1) * 0.3,
     }
-    save_file(state, tmp_path / "x_eta0.65.safetensors", metadata={"schedule": "aligned"})
-    lora, events = tmp_path / "x_eta0.65.safetensors", []
+    save_file(state, tmp_path / "x_eta0.85.safetensors", metadata={"schedule": "aligned"})
+    lora, events = tmp_path / "x_eta0.85.safetensors", []
 
     def run(spec, **more):
         return stylize_image(
@@ -265,14 +261,14 @@ def test_a_lora_changes_the_picture_by_its_scale(tmp_path, photo, reference):
     plain, half, full = run("none"), run(f"{lora}:0.5"), run(str(lora))
     assert difference(half, plain) > 0 and difference(full, half) > 0
     assert not [e for e in events if e["event"] == "notice"], "its eta is taken over"
-    assert difference(run(f"{lora}:0", schedule="quickstart", eta=0.75), plain) <= 1
+    assert difference(run(f"{lora}:0", schedule="quickstart", eta=0.65), plain) <= 1
     starts = [e for e in events if e["event"] == "start"]
     assert (
         starts[0]["settings"]["schedule"] == "quickstart"
         and starts[1]["settings"]["schedule"] == "aligned"
     )
-    assert starts[0]["settings"]["eta"] == 0.75 and starts[1]["settings"]["eta"] == 0.65
-    assert any("trained for 0.65" in e["message"] for e in events if e["event"] == "notice")
+    assert starts[0]["settings"]["eta"] == 0.65 and starts[1]["settings"]["eta"] == 0.85
+    assert any("trained for 0.85" in e["message"] for e in events if e["event"] == "notice")
 
 
 def test_settings_that_cannot_be(photo, reference):

@@ -57,10 +57,10 @@ def test_what_is_in_use_passes(folder):
             "layers_per_block True: must be a whole number or a list",
         ),
         ("unet/config.json", {"block_out_channels": [10**12] * 3}, "block_out_channels .*16384"),
-        ("unet/config.json", {"transformer_layers_per_block": [1, 1, 60]}, None),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 1, 1, 60]}, None),
         (
             "unet/config.json",
-            {"transformer_layers_per_block": [64, 64, 64], "layers_per_block": 9},
+            {"transformer_layers_per_block": [64] * 4, "layers_per_block": 9},
             "at most",
         ),
         ("unet/config.json", {"norm_num_groups": 7}, "no multiple of its norm's 7 groups"),
