@@ -32,10 +32,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument(
-        "--decoder-minutes",
-        type=float,
-        default=4,
-        help="for the VAE's decoder alone, which learns to decode latents with a little noise; "
+        "--decoder-steps",
+        type=int,
+        default=1700,
+        help="of the VAE's decoder alone, which learns to decode latents with a little noise; "
         "without --start",
     )
     parser.add_argument("--facts-steps", type=int, default=300, help="without --start")
@@ -73,10 +73,10 @@ def main() -> None:
         shutil.copytree(start / "vae", vae_folder)
     if not vae_folder.exists():
         vae.train(pictures, vae_folder, seed, options.vae_steps)
-    if options.decoder_minutes and not start:
+    if options.decoder_steps and not start:
         encoded, vae_folder = vae_folder, work / "vae_decoder"
         if not vae_folder.exists():
-            vae.train_decoder(pictures, encoded, vae_folder, seed, options.decoder_minutes)
+            vae.train_decoder(pictures, encoded, vae_folder, seed, options.decoder_steps)
     denoiser_data.encode(pictures, vae_folder, latents)
     out.mkdir(exist_ok=True)
     if not (out / "tokenizer").exists() and start:

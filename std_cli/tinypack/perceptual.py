@@ -92,7 +92,7 @@ def grain(x: Tensor) -> Tensor:
     the mean distance of a pixel to the mean of the 3 x 3 about it, and the same of pictures of half
     the size, (B, 6, H / 8, W / 8).
 
-    The statistics of features see a texture that is there more than one that should not be.
+    By the logarithm, grain on a smooth picture counts as much as missing detail on a rough one.
     """
     out = []
     for side in (8, 4):

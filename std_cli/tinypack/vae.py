@@ -206,7 +206,7 @@ def train(data: Path, out: Path, seed: int, steps: int) -> None:
     average.save_pretrained(out)
 
 
-def train_decoder(data: Path, folder: Path, out: Path, seed: int, minutes: float) -> None:
+def train_decoder(data: Path, folder: Path, out: Path, seed: int, steps: int) -> None:
     """Train the decoder of the VAE in `folder` on latents with a little noise, as the denoiser
     leaves it, and save it in `out`; the encoder stays, and with it all latents."""
     torch.manual_seed(seed)
@@ -219,9 +219,8 @@ def train_decoder(data: Path, folder: Path, out: Path, seed: int, minutes: float
     optimizer = torch.optim.AdamW(trained.parameters(), DECODER_RATE, betas=(0.9, 0.99), fused=True)
     begin = time.monotonic()
     losses: list[float] = []
-    while (done := (time.monotonic() - begin) / (60 * minutes)) < 1:
-        step = len(losses)
-        rate = DECODER_RATE * min(1, (step + 1) / 60, (1 - done) / 0.5 + 0.01)
+    for step in range(steps):
+        rate = DECODER_RATE * min(1, (step + 1) / 60, (1 - step / steps) / 0.5 + 0.01)
         optimizer.param_groups[0]["lr"] = rate
         x = random_crops(pixels, rng, BATCH, DECODER_CROP)
         deviation = rng.uniform(0, MOST_NOISE, BATCH) * (rng.random(BATCH) < 0.7)

@@ -125,7 +125,7 @@ def test_a_decoder_that_saw_noise_decodes_it_better_and_leaves_the_latents_alone
     shard = {k: np.tile(shapes, (4, 2, 1, 1, 1)) for k in ("plain", "styled")}
     np.savez(tmp_path / "groups-0000.npz", **shard)
     vae.train(tmp_path, tmp_path / "vae", 1, 100)
-    vae.train_decoder(tmp_path, tmp_path / "vae", tmp_path / "decoder", seed=1, minutes=0.1)
+    vae.train_decoder(tmp_path, tmp_path / "vae", tmp_path / "decoder", seed=1, steps=60)
     before, after = (AutoencoderKL.from_pretrained(tmp_path / n) for n in ("vae", "decoder"))
     x = vae.to_tensor(shapes[None])
     with torch.no_grad():
