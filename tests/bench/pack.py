@@ -45,7 +45,8 @@ def contenders(a):
     """Names, and for each a function (photograph, reference) -> picture."""
     chosen = dict(pair.split("=", 1) for pair in a.set)
     lora = chosen.pop("lora", "auto")
-    default = {k: int(v) if k == "steps" else float(v) for k, v in chosen.items()}
+    types = {"steps": int, "schedule": str}
+    default = {k: types.get(k, float)(v) for k, v in chosen.items()}
     seed = {} if a.seed is None else {"seed": a.seed}
 
     def ours(options, lora):
