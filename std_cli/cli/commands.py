@@ -4,7 +4,9 @@ exit code."""
 import atexit
 import json
 import os
+import signal
 import sys
+import time
 from contextlib import suppress
 from typing import Annotated
 
@@ -264,7 +266,10 @@ def _run(arguments: list[str]) -> int:
     except StdError as e:
         if os.environ.get("STD_DEBUG") == "1":
             raise
-        return e.exit_code if e.reported else _fail(str(e), e.kind, arguments)
+        if not e.reported:
+            return _fail(str(e), e.kind, arguments)
+        _wait_for_the_report()
+        return e.exit_code
     except BrokenPipeError:  # the reader of our output has gone, as in `std ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -277,6 +282,15 @@ def _run(arguments: list[str]) -> int:
             "failed",
             arguments,
         )
+
+
+def _wait_for_the_report() -> None:
+    """Under torchrun or accelerate, wait to be ended: they end all processes as soon as one has
+    ended with an error, and the one that reports it may not have come to it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # nothing is left to say or to save
+        time.sleep(30)  # the one that reports may be on another machine, where nobody ends this
 
 
 def _wrong_use(error: typer.TyperException) -> str:

@@ -62,6 +62,7 @@ def test_two_processes_finish_what_one_with_twice_the_accumulation_began(whole, 
 
 FAILS_IN_ONE = """
 import sys
+import time
 from accelerate import PartialState
 from std_cli.cli.commands import main
 from std_cli.distill.processes import together
@@ -77,6 +78,8 @@ try:
 except StdError as e:
     line = f"{world.process_index} {type(e).__name__}: {e}, reported elsewhere: {e.reported}\\n"
     print(line, end="", flush=True)
+if world.process_index == 0:
+    time.sleep(1)  # the launcher ends the others as soon as one has ended
 main()
 """
 
