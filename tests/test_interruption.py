@@ -134,7 +134,7 @@ interruption.install()
 with interruption.{block}():
     print("begun", flush=True)
     # as a library at work: one call, which lets other threads run, and no signal in
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
 """
 
 
@@ -158,8 +158,8 @@ def test_a_signal_is_answered_while_a_library_is_in_a_long_call(block):
             assert child.stderr.readline() == "stopping (once more ends at once)\n"
             child.send_signal(signal.SIGINT)
         assert child.stderr.read() == "error: interrupted\n"
-        # the call itself takes minutes; a machine may stand still for seconds
-        assert child.wait() == 130 and time.monotonic() - begin < 60
+        # the call itself takes about six minutes; a machine may stand still for two
+        assert child.wait() == 130 and time.monotonic() - begin < 240
 
 
 @pytest.fixture
