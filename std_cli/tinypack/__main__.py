@@ -39,6 +39,12 @@ def parse() -> argparse.Namespace:
         "without --start",
     )
     parser.add_argument("--facts-steps", type=int, default=300, help="without --start")
+    parser.add_argument(
+        "--places-steps",
+        type=int,
+        default=260,
+        help="of learning where patterns lie; 0 with --start from weights that know it",
+    )
     parser.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
     parser.add_argument("--minutes", type=float, default=80, help="for the denoiser, at most")
     parser.add_argument(
@@ -91,6 +97,7 @@ def main() -> None:
             minutes=options.minutes,
             rate=options.rate,
             facts_steps=options.facts_steps,
+            places_steps=options.places_steps,
             start=export.load_parts(start) if start else None,
             vae_folder=vae_folder,
         )

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from std_cli.tinypack.model import FACTOR, VISION_SIZE, half_precision
 from std_cli.tinypack.scenes import Array, S
-from std_cli.tinypack.styles import COLOUR_VALUES
+from std_cli.tinypack.styles import COLOUR_VALUES, KINDS, PATTERNED
 from std_cli.tinypack.vae import to_tensor
 
 log = logging.getLogger(__name__)
+PATTERNED_KINDS = {list(KINDS).index(kind) for kind in PATTERNED}
 STORED = S // FACTOR  # side of the latents of a picture
 
 
@@ -78,16 +79,17 @@ def load(data: Path, folder: Path) -> Latents:
 def view_references(
     latents: Latents, groups: Array, rng: np.random.Generator, vary: bool = True
 ) -> Tensor:
-    """Return references as the picture encoder sees them, (G, 3, 112, 112) in [0, 1], cropped and
-    flipped at random."""
+    """Return references as the picture encoder sees them, (G, 3, 112, 112) in [0, 1]; those whose
+    pattern has no direction and size to keep are cropped and flipped at random."""
     out = []
     for group in groups:
         x = torch.from_numpy(latents.reference[group]).permute(2, 0, 1)[None].float() / 255
-        if vary and rng.random() < 0.5:
+        free = vary and int(latents.kind[group]) not in PATTERNED_KINDS
+        if free and rng.random() < 0.5:
             n = int(rng.integers(88, 128))
             y0, x0 = rng.integers(0, 128 - n + 1, 2)
             x = x[..., y0 : y0 + n, x0 : x0 + n]
-        if vary and rng.random() < 0.5:
+        if free and rng.random() < 0.5:
             x = x.flip(-1)
         out.append(
             F.interpolate(x, (VISION_SIZE, VISION_SIZE), mode="bicubic", antialias=True).clamp(0, 1)

@@ -2,6 +2,7 @@
 drawn styles, and photographs as a network that paints after a reference makes them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import cv2
@@ -12,6 +13,7 @@ from std_cli.tinypack import styles
 from std_cli.tinypack.scenes import Array, Rng, S, scene, vary
 
 SCENES = 24  # drawn at once; each is used about twelve times, varied each time
+PATTERNS = 0.6  # share of drawn styles that have dots, lines or cells
 PAINTED = 384  # px: the side of what the painter sees, of which S px are kept
 OTHER_KIND = -100
 """The kind of a style that was not drawn; torch's cross entropy leaves it out."""
@@ -35,7 +37,7 @@ def scene_groups(rng: Rng) -> Iterator[Group]:
     """Drawn scenes in drawn styles, without end."""
     scenes = [scene(rng) for _ in range(SCENES)]
     while True:
-        style = styles.random_style(rng)
+        style = styles.random_style(rng, patterns=PATTERNS)
         order = rng.permutation(SCENES)
         ref = styles.stylize(vary(scenes[order[0]], rng), style, rng)
         # give some references other colours, which do not follow from the palette
@@ -49,7 +51,7 @@ def photograph_groups(
 ) -> Iterator[Group]:
     """Photographs in drawn styles, without end; some references have the colours of a painting."""
     while True:
-        style = styles.random_style(rng)
+        style = styles.random_style(rng, patterns=PATTERNS)
         base = scene(rng) if rng.random() < 0.3 else _crop(photographs, rng, S)
         ref = styles.stylize(vary(base, rng), style, rng)
         if rng.random() < 0.4:
@@ -77,7 +79,7 @@ def painted_groups(
             colours = _crop([*photographs, *paintings], rng, S)
             ref = styles.transport(ref, colours, rng.uniform(0.4, 1))
         if not is_painting and rng.random() < 0.6:
-            ref = styles.stylize(ref, styles.random_style(rng), rng)
+            ref = styles.stylize(ref, styles.random_style(rng, patterns=0), rng)
         plain = []
         styled = []
         for _ in range(2):
@@ -114,7 +116,7 @@ def _drawn(ref: Array, pictures: Iterable[Array], style: styles.Style, rng: Rng)
     styled = []
     captions = []
     for x in pictures:
-        y = styles.match(styles.stylize(x, style, rng), ref)
+        y = styles.match(styles.stylize(x, replace(style, aligned=True), rng), ref)
         plain.append(x)
         styled.append(y)
         captions.append(styles.caption(style, y, rng))

@@ -5,6 +5,11 @@ A `Style` is a kind (poster, halftone, ...), a palette and twelve numbers in [0,
 on two scenes gives two pictures that look as if one artist had made them. `match` then moves the
 target's colours and oriented energies to those of the reference picture, because these are what one
 reference shows of a style.
+
+Dots, lines and cells may lie anywhere in a drawn picture, and what may lie anywhere is learned as
+its mean: a grey. So targets are drawn `aligned`: their patterns repeat every LATTICE pixels from
+the upper left corner. Then there is one right place for each dot, and a UNet finds it: its sampling
+by 2 tells places within LATTICE apart (`train_denoiser.learn_places`).
 """
 
 import math
@@ -36,6 +41,8 @@ COLOURS = {
     "navy": (0.1, 0.12, 0.35),
 }
 COLOUR_VALUES = np.array(list(COLOURS.values()), np.float32)
+LATTICE = 8  # px: what aligned patterns repeat by
+PATTERNED = ("halftone", "hatching", "mosaic", "woodcut", "pointillism", "stained")
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Style:
     mapping: str  # how colours come from the palette: by tone, by nearness, or as mean and spread
     keep: float  # share of the plain picture's own colour that stays
     knobs: tuple[float, ...]  # twelve numbers in [0, 1], read by the kind
+    aligned: bool = False  # patterns repeat every LATTICE px
 
 
 def palette(rng: Rng, count: int) -> Array:
@@ -76,8 +84,11 @@ def palette(rng: Rng, count: int) -> Array:
     return np.array(out, np.float32)
 
 
-def random_style(rng: Rng, kind: str | None = None) -> Style:
-    kind = kind or list(KINDS)[rng.integers(len(KINDS))]
+def random_style(rng: Rng, kind: str | None = None, patterns: float = 0.46) -> Style:
+    """A style of that kind, or of any: of one of PATTERNED with probability `patterns`."""
+    if kind is None:
+        patterned = rng.random() < patterns
+        kind = str(rng.choice([k for k in KINDS if (k in PATTERNED) == patterned]))
     mapping = str(rng.choice(["tone", "near", "spread"], p=[0.35, 0.3, 0.35]))
     keep = float(rng.choice([0, 0, 0.2, 0.4]))
     return Style(kind, palette(rng, int(rng.integers(3, 7))), mapping, keep, tuple(rng.random(12)))
@@ -151,20 +162,34 @@ def sample(img: Array, yy: Array, xx: Array) -> Array:
     return img[np.clip(yy, 0, S - 1).astype(np.int32), np.clip(xx, 0, S - 1).astype(np.int32)]
 
 
-def cells(rng: Rng, size: float) -> tuple[Array, Array, Array]:
-    """Voronoi cells: distances to the two nearest points (S, S, 2), the cell's number (S, S), the
-    points (N, 2)."""
-    n = int(S / size) + 1
-    points = (
-        (np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5 + rng.uniform(-0.45, 0.45, (n, n, 2))) * size
-    ).reshape(-1, 2)
+def cells(
+    style: Style, rng: Rng, size: float, staggered: bool = False
+) -> tuple[Array, Array, Array]:
+    """Voronoi cells about `size` px wide: distances to the two nearest points, in shares of that,
+    (S, S, 2), the cell's number (S, S), the points (N, 2). Those that are aligned are squares, or
+    diamonds where they are `staggered`."""
+    if style.aligned:
+        n = S // LATTICE
+        points = (np.moveaxis(np.mgrid[0:n, 0:n], 0, -1).reshape(-1, 2) + 0.5) * LATTICE
+        if staggered:
+            points = np.concatenate([points, points + LATTICE / 2])
+        size = S / math.sqrt(len(points))
+    else:
+        n = int(S / size) + 1
+        grid = np.moveaxis(np.mgrid[0:n, 0:n], 0, -1) + 0.5
+        points = ((grid + rng.uniform(-0.45, 0.45, (n, n, 2))) * size).reshape(-1, 2)
     d, i = cKDTree(points).query(np.stack([YY.ravel(), XX.ravel()], 1), k=2)
-    return d.reshape(S, S, 2).astype(np.float32), i[:, 0].reshape(S, S), points
+    return (d / size).reshape(S, S, 2).astype(np.float32), i[:, 0].reshape(S, S), points
 
 
 def wave(angle: float, period: float) -> Array:
     """Phase of a plane wave, radians."""
     return (XX * math.cos(angle) + YY * math.sin(angle)) * (2 * np.pi / period)
+
+
+def screen_lines(down: int, right: int) -> Array:
+    """Aligned lines, that repeat so often in LATTICE px down and to the right: cosines, -1 to 1."""
+    return np.cos((YY * down + XX * right) * (2 * np.pi / LATTICE))
 
 
 def over(under: Array, mask: Array, top: Array) -> Array:
@@ -184,11 +209,12 @@ def halftone(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     angle = style.knobs[1] * 1.57
     period = 6 + knobs[0] * 6
-    screen = (
-        np.cos(wave(angle, period)) * np.cos(wave(angle + math.pi / 2, period))
-        if knobs[3] < 0.7
-        else np.cos(wave(angle, period))
-    )
+    if style.aligned:
+        screen = (screen_lines(1, 0) + screen_lines(0, 1)) / 2
+    elif knobs[3] < 0.7:
+        screen = np.cos(wave(angle, period)) * np.cos(wave(angle + math.pi / 2, period))
+    else:
+        screen = np.cos(wave(angle, period))
     dots = np.clip((screen * 0.98 - (tones(blur(luma(img), 1.5)) * 2 - 1)) * 2.2 + 0.5, 0, 1)
     if knobs[2] < 0.5:
         return over(np.broadcast_to(style.palette[-1], img.shape), dots, style.palette[0])
@@ -240,7 +266,10 @@ def hatching(img: Array, style: Style, rng: Rng) -> Array:
     angle = knobs[1] * 3.14
     lines = ink(luma(img), 1.2, 0.06 + 0.04 * knobs[3])
     for j, tone in enumerate((0.72, 0.45, 0.22)):
-        stripe = np.cos(wave(angle + j * (0.8 + 0.8 * knobs[2]), period) + wobble)
+        turned = angle + j * (0.8 + 0.8 * knobs[2])
+        stripe = np.cos(wave(turned, period) + wobble)
+        if style.aligned:
+            stripe = screen_lines(*((1, 1), (1, -1), (1, 0))[j])
         lines = np.maximum(
             lines, np.clip((stripe - 0.2) * 2 + 0.5, 0, 1) * np.clip((tone - n) * 8, 0, 1)
         )
@@ -295,15 +324,16 @@ def oil(img: Array, style: Style, rng: Rng) -> Array:
 def mosaic(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     side = int(7 + knobs[0] * 7)
+    if style.aligned:
+        side = LATTICE
     n = S // side + 1
     tiles = (
         np.pad(img, ((0, n * side - S), (0, n * side - S), (0, 0)), "edge")
         .reshape(n, side, n, side, 3)
         .mean((1, 3))
     )
-    tiles = np.clip(
-        colour(tiles, style, 0.5 * knobs[1]) + rng.normal(size=(n, n, 1)) * 0.05 * knobs[2], 0, 1
-    )
+    uneven = 0 if style.aligned else rng.normal(size=(n, n, 1)) * 0.05 * knobs[2]
+    tiles = np.clip(colour(tiles, style, 0.5 * knobs[1]) + uneven, 0, 1)
     out = tiles.repeat(side, 0).repeat(side, 1)[:S, :S]
     joint = ((YY % side < 1.5) | (XX % side < 1.5)) * float(knobs[3] < 0.75)
     return over(out, joint, style.palette[0] * 0.6 if knobs[4] < 0.6 else style.palette[-1])
@@ -312,10 +342,11 @@ def mosaic(img: Array, style: Style, rng: Rng) -> Array:
 def woodcut(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     n = tones(blur(luma(img), 1.2), 3, 97)
-    phase = wave(knobs[1] * 3.14, 5 + knobs[0] * 5) + fractal(rng, rough=2) * 1.2 + n * 6 * knobs[2]
-    cut = np.maximum(
-        np.clip((np.cos(phase) * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07)
-    )
+    bend = fractal(rng, rough=2) * 1.2 + n * 6 * knobs[2]
+    screen = np.cos(wave(knobs[1] * 3.14, 5 + knobs[0] * 5) + bend)
+    if style.aligned:
+        screen = screen_lines(1, 0)
+    cut = np.maximum(np.clip((screen * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07))
     paper = (
         colour(flatten(img, 3), style, 1) * 0.6 + style.palette[-1] * 0.4
         if knobs[3] < 0.4
@@ -339,27 +370,31 @@ def pastel(img: Array, style: Style, rng: Rng) -> Array:
 def pointillism(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     size = 6 + 5 * knobs[0]
-    d, number, points = cells(rng, size)
+    d, number, points = cells(style, rng, size)
     dots = colour(
         sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], style, 0.5 * knobs[1]
     )[:, 0]
-    out = np.clip(dots + rng.normal(size=dots.shape) * (0.04 + 0.08 * knobs[2]), 0, 1)[number]
+    if not style.aligned:
+        dots = dots + rng.normal(size=dots.shape) * (0.04 + 0.08 * knobs[2])
+    out = np.clip(dots, 0, 1)[number]
     ground = (
         style.palette[-1] * 0.6 + 0.4 if knobs[4] < 0.6 else style.palette[0] * 0.6
     ) * 0.5 + out * 0.5
-    return over(ground, np.clip(size * (0.42 + 0.15 * knobs[3]) - d[..., 0] + 0.5, 0, 1), out)
+    return over(ground, np.clip(size * (0.42 + 0.15 * knobs[3] - d[..., 0]) + 0.5, 0, 1), out)
 
 
 def stained(img: Array, style: Style, rng: Rng) -> Array:
     """Stained glass: cells of one colour in dark lead."""
     knobs = style.knobs
-    d, number, points = cells(rng, 10 + 9 * knobs[0])
+    size = 10 + 9 * knobs[0]
+    d, number, points = cells(style, rng, size, staggered=True)
     glass = colour(
         sample(blur(img, 1.5), points[:, 0], points[:, 1])[:, None], style, 0.5 * knobs[1]
     )[:, 0][number]
-    glass = glass * (1 + 0.06 * fractal(rng, rough=1, smooth=3)[..., None])
+    if not style.aligned:
+        glass = glass * (1 + 0.06 * fractal(rng, rough=1, smooth=3)[..., None])
     return over(
-        glass, 1 - np.clip((d[..., 1] - d[..., 0]) / 1.6 - 0.5, 0, 1), style.palette[0] * 0.2
+        glass, 1 - np.clip((d[..., 1] - d[..., 0]) * size / 1.6 - 0.5, 0, 1), style.palette[0] * 0.2
     )
 
 

@@ -13,6 +13,9 @@ Squared errors alone teach the mean of all strokes that could be, which is a blu
 of the styled latent is decoded as well, and compared with the styled picture by the statistics of
 VGG16's features (texture, wherever it lies), by the features themselves (structure) and by its
 colours. In some batches x_t comes from the network's own first evaluation, as in a run of two.
+
+Dots, lines and cells have one right place in each target (`styles.Style.aligned`), so that they are
+learned by squared errors, too. What repeats in the error counts more.
 """
 
 import copy
@@ -41,7 +44,7 @@ from std_cli.tinypack.model import (
 )
 from std_cli.tinypack.perceptual import Looks, load_vgg16
 from std_cli.tinypack.scenes import Array
-from std_cli.tinypack.styles import KINDS
+from std_cli.tinypack.styles import KINDS, LATTICE
 from std_cli.tinypack.vae import to_tensor
 from std_cli.tinypack.vocabulary import SUBJECTS, make_tokenizer
 
@@ -54,6 +57,7 @@ HELD_OUT = 60  # groups that only validation sees
 SAVE_EVERY = 400  # steps
 WIDE = 0.8  # share of the batches of 4 samples of 192 px, in place of 16 of 112 px
 LOOKS = 1.0  # weight of what is seen
+PATTERN = 10.0  # weight of what repeats in the error
 LEAST_T = 150  # below, a prediction hardly differs from x_t
 SECOND_WEIGHT = 0.05
 SECOND = 0.5  # share of the batches that start from the network's own first evaluation
@@ -88,6 +92,8 @@ class Trainer:
         self.tokenizer = tokenizer
         self.rng = rng
         self.empty = self.ids([""])[0]
+        self.added: Tensor | float = 0.0
+        """What `learn_places` adds to every styled latent."""
 
     def ids(self, texts: list[str]) -> Tensor:
         """Token numbers (B, TEXT_LENGTH)."""
@@ -103,12 +109,13 @@ class Trainer:
     def crop(self, group: int, which: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same random crop of a plain latent, of its styled twin (C, size, size), and of the
         styled picture (3, FACTOR size, FACTOR size) in [-1, 1]."""
-        y, x = self.rng.integers(0, STORED - size + 1, 2)
+        step = LATTICE // FACTOR
+        y, x = step * self.rng.integers(0, (STORED - size) // step + 1, 2)
         cut = np.s_[group, which, :, y : y + size, x : x + size]
         plain, styled = self.latents.plain[cut], self.latents.styled[cut]
         y, x, side = FACTOR * y, FACTOR * x, FACTOR * size
         picture = self.latents.pixels[group, which, y : y + side, x : x + side]
-        return plain.float(), styled.float(), to_tensor(picture[None])[0]
+        return plain.float(), styled.float() + self.added, to_tensor(picture[None])[0]
 
     def loss(
         self, net: Denoiser, groups: Array, size: int, looks: Looks | None, vary: bool = True
@@ -134,7 +141,9 @@ class Trainer:
         if looks and self.rng.random() < SECOND:
             noised = self.second(noised, plain, styled, predict)
         out = predict(noised.x_t, noised.t)
-        error = ((out - noised.target) ** 2).mean((1, 2, 3))
+        apart = out - noised.target
+        error = (apart**2).mean((1, 2, 3))
+        pattern = (repeated(apart) ** 2).mean((1, 2, 3))
         look = torch.zeros(())
         seen = noised.bridged & (noised.t >= LEAST_T)
         if looks and seen.any():
@@ -142,7 +151,7 @@ class Trainer:
             predicted = (noised.x_t - (1 - abar).sqrt() * out) / abar.sqrt()
             look = looks.loss(predicted[seen], pictures[seen])
         return Losses(
-            (error * noised.weight).mean(),
+            ((error + PATTERN * pattern) * noised.weight).mean(),
             look,
             self.facts_loss(net, tokens[:-1].float(), pixels, groups),
             error.detach()[noised.bridged],
@@ -183,10 +192,10 @@ class Trainer:
         # T0, which cannot be seen in x_t
         near = rng.random(batch) < 0.7
         start = torch.from_numpy(
-            np.where(near, rng.integers(690, 810, batch), rng.integers(500, 980, batch))
+            np.where(near, rng.integers(630, 800, batch), rng.integers(500, 980, batch))
         )
         inside = torch.from_numpy((rng.random(batch) * (start.numpy() + 1)).astype(np.int64))
-        inside = torch.where(torch.from_numpy(rng.random(batch) < 0.3), start, inside)
+        inside = torch.where(torch.from_numpy(rng.random(batch) < 0.6), start, inside)
         t = torch.where(bridged, inside, torch.from_numpy(rng.integers(0, 1000, batch)))
         eps = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
         abar0, abar = ALPHAS_CUMPROD[start].view(-1, 1, 1, 1), ALPHAS_CUMPROD[t].view(-1, 1, 1, 1)
@@ -195,7 +204,7 @@ class Trainer:
         x_t = abar.sqrt() * z + (1 - abar).sqrt() * target
         # the signal's share, and less where the bridge makes the target's variance larger than 1
         weight = (1 / abar).clamp(max=20).sqrt().flatten() / (
-            1 + shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
+            1 + 0.3 * shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
         )
         return Noised(x_t, t, target, weight, bridged, start)
 
@@ -244,6 +253,17 @@ class Trainer:
         return named + 3 * F.mse_loss(predicted[:, kinds:], style_facts(pixels))
 
 
+def repeated(x: Tensor) -> Tensor:
+    """What repeats every LATTICE px in each 4 x 4 of them, of latents (B, C, h, w): means of
+    (B, C, h', LATTICE / FACTOR, w', LATTICE / FACTOR). All else nearly cancels out, so that a
+    pattern weighs more by this."""
+    side = LATTICE // FACTOR
+    x = x[..., : x.shape[-2] // (4 * side) * 4 * side, : x.shape[-1] // (4 * side) * 4 * side]
+    b, c, h, w = x.shape
+    cells = x.reshape(b, c, h // (4 * side), 4, side, w // (4 * side), 4, side)
+    return cells.mean((3, 6)).flatten(1)[:, :, None, None]
+
+
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
     """Train the picture encoder and the resampler on style facts first, which is cheap and helps
     the UNet."""
@@ -267,6 +287,33 @@ def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> Non
         losses.append(float(loss.detach()))
         if (step + 1) % 50 == 0:
             log.info("facts step %d loss %.3f", step + 1, np.mean(losses[-50:]))
+
+
+def learn_places(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
+    """Teach the UNet where in LATTICE x LATTICE px each latent lies: every styled latent has the
+    waves added that tell the places apart.
+
+    A network of convolutions sees the same everywhere, but for its sampling by 2. That breaks the
+    symmetry after about 100 steps when all targets have the same pattern, and not in 300 when each
+    style has its own.
+    """
+    side = 112 // FACTOR
+    phase = 2 * torch.pi * FACTOR / LATTICE * torch.arange(side) + 0.3
+    wave = torch.stack([phase.cos(), phase.sin()])
+    down, right = wave[:, :, None].expand(2, side, side), wave[:, None].expand(2, side, side)
+    trainer.added = 2 * torch.cat([down, right])
+    optimizer = torch.optim.AdamW(net.unet.parameters(), 1.5e-3, betas=(0.9, 0.98))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1, (step + 1) / 20)
+        chosen = trainer.rng.integers(HELD_OUT, groups, 8)
+        losses = trainer.loss(net, chosen, side, None)
+        optimizer.zero_grad()
+        losses.noise.backward()
+        torch.nn.utils.clip_grad_norm_(net.unet.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 20 == 0:
+            log.info("places step %d loss %.3f", step + 1, losses.noise)
+    trainer.added = 0.0
 
 
 @torch.no_grad()
@@ -377,6 +424,7 @@ def train(
     minutes: float,
     rate: float,
     facts_steps: int,
+    places_steps: int,
     start: dict[str, dict[str, Tensor]] | None = None,
     vae_folder: Path | None = None,
 ) -> None:
@@ -398,8 +446,10 @@ def train(
     state_path = out / "state.pt"
     if state_path.exists():
         run.load(state_path)
-    elif start is None:
-        learn_facts(run.net, run.trainer, groups, facts_steps)
+    else:
+        if start is None:
+            learn_facts(run.net, run.trainer, groups, facts_steps)
+        learn_places(run.net, run.trainer, groups, places_steps)
     begin = time.monotonic() - run.seconds
     recent: list[Losses] = []
     while (done := max(run.step / steps, (time.monotonic() - begin) / (60 * minutes))) < 1:

@@ -1,6 +1,8 @@
 """The training of the embedded pack: its data, its noise, its layout, and that a resumed run is the
 same run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,27 @@ def test_every_style_draws_a_picture_and_repeats(kind):
     assert a.shape == (256, 256, 3) and a.dtype == np.float32
     assert np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1 and a.std() > 0.02
     assert np.array_equal(a, draw(1)) and not np.array_equal(a, draw(2))
+
+
+@pytest.mark.parametrize("kind", styles.PATTERNED)
+def test_aligned_patterns_repeat_and_others_do_not(kind):
+    """On a picture of one colour a target of the training has its dots, lines or cells at the same
+    places of every square of the lattice."""
+    r = np.random.default_rng(5)
+    x = np.full((256, 256, 3), 0.4, np.float32)
+    style = styles.random_style(r, kind)
+    n = styles.LATTICE
+
+    def moved(y):
+        inner = y[32:-32, 32:-32]
+        return max(
+            np.abs(inner[n:] - inner[:-n]).mean(), np.abs(inner[:, n:] - inner[:, :-n]).mean()
+        )
+
+    aligned = styles.stylize(x, replace(style, aligned=True), np.random.default_rng(6))
+    free = styles.stylize(x, style, np.random.default_rng(6))
+    assert aligned.std() > 0.02
+    assert moved(aligned) < 0.1 * moved(free)
 
 
 def test_match_moves_a_target_to_its_reference():
@@ -126,6 +149,56 @@ def latents():
     return train.Latents(plain, styled, pixels, reference, kind, captions)
 
 
+def test_crops_begin_where_patterns_do(latents, tokenizer):
+    trainer = train.Trainer(latents, tokenizer, np.random.default_rng(0))
+    step = styles.LATTICE // model.FACTOR
+    side = latents.plain.shape[-1]
+    latents.plain[:] = torch.arange(side) % step + 10 * (torch.arange(side) % step)[:, None]
+    corners = [trainer.crop(0, 0, 40)[0][0, 0, 0] for _ in range(20)]
+    assert set(map(float, corners)) == {0.0}
+
+
+def test_references_with_a_pattern_are_seen_as_they_are(latents):
+    group, rng = np.zeros(8, int), np.random.default_rng(0)
+
+    def seen(kind, vary):
+        latents.kind[0] = list(styles.KINDS).index(kind)
+        return denoiser_data.view_references(latents, group, rng, vary)
+
+    assert torch.equal(seen("halftone", True), seen("halftone", False))
+    assert not torch.equal(seen("oil", True), seen("oil", False))
+
+
+def test_places_are_learned_from_waves_that_tell_them_apart(latents, tokenizer, monkeypatch):
+    trainer, net = train.Trainer(latents, tokenizer, np.random.default_rng(0)), make_net(tokenizer)
+    loss, seen = train.Trainer.loss, []
+
+    def catch(self, *a, **k):
+        seen.append(self.added)
+        return loss(self, *a, **k)
+
+    monkeypatch.setattr(train.Trainer, "loss", catch)
+    before = net.unet.conv_in.weight.clone()
+    train.learn_places(net, trainer, len(latents.kind), 1)
+    assert trainer.added == 0.0 and not torch.equal(net.unet.conv_in.weight, before)
+    n = styles.LATTICE // model.FACTOR
+    cell = seen[0][:, :n, :n]
+    assert torch.allclose(seen[0], cell.repeat(1, 14, 14), atol=1e-4)
+    places = cell.flatten(1).T
+    assert (torch.cdist(places, places) + 9 * torch.eye(n * n)).min() > 1
+
+
+def test_what_repeats_is_kept_of_an_error():
+    g = torch.Generator().manual_seed(0)
+    n = styles.LATTICE // model.FACTOR
+    cell = torch.randn(1, 4, n, n, generator=g)
+    error = cell.repeat(2, 1, 10, 10)
+    kept = train.repeated(error)
+    assert torch.allclose(kept.square().mean(1).flatten(), cell.square().mean().expand(2))
+    noise = torch.randn(error.shape, generator=g)
+    assert train.repeated(noise).square().mean() == pytest.approx(1 / 16, rel=0.2)
+
+
 def make_net(tokenizer):
     torch.manual_seed(0)
     return Denoiser(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id).eval()
@@ -215,7 +288,17 @@ def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
 
     def go(out):
         out.mkdir(exist_ok=True)
-        train.train(tmp_path, tmp_path, out, seed=1, steps=2, minutes=1e6, rate=1e-3, facts_steps=1)
+        train.train(
+            tmp_path,
+            tmp_path,
+            out,
+            seed=1,
+            steps=2,
+            minutes=1e6,
+            rate=1e-3,
+            facts_steps=1,
+            places_steps=0,
+        )
         return torch.load(out / "average.pt", weights_only=True)
 
     whole = go(tmp_path / "whole")
