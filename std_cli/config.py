@@ -253,8 +253,10 @@ class Pack(Frozen):
 
     base_resolution: int = Field(1024, ge=64, le=8192)
     """Working size without --size, pixels."""
+    video_resolution: int | None = Field(None, ge=64, le=8192)
+    """That of videos; base_resolution if not given."""
     size_by: Literal["area", "long_side"] = "area"
-    """Whether base_resolution is the square root of the area, or the long side."""
+    """Whether these are the square root of the area, or the long side."""
     i2i: dict[str, Any] = {}
     """Defaults for pictures: any of the fields of ImageDefaults."""
     v2v: dict[str, Any] = {}

@@ -319,7 +319,8 @@ def _plan(
             f"seconds"
         )
     width, height = clip.display_size
-    working = working_size(width, height, s.size, pack.base_resolution, pack.size_by == "area")
+    base = pack.video_resolution or pack.base_resolution
+    working = working_size(width, height, s.size, base, pack.size_by == "area")
     if s.output_size == "source":
         size, sar = (clip.width, clip.height), clip.sample_aspect_ratio
     elif s.output_size == "model":

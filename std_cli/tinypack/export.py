@@ -17,6 +17,7 @@ from std_cli.tinypack.model import VISION_SIZE, Denoiser, make_unet
 # all blocks.
 STD_JSON = {
     "base_resolution": 384,
+    "video_resolution": 512,  # frames are mostly enlarged
     "size_by": "long_side",
     "i2i": {
         "prompt": "",

@@ -174,6 +174,19 @@ def test_cuts_are_found(tmp_path, reference):
     assert max(e.get("shot", 0) for e in events) == 2
 
 
+@pytest.mark.parametrize(("own", "size"), [({}, (96, 72)), ({"video_resolution": 128}, (128, 96))])
+def test_a_model_may_have_another_size_for_videos(tmp_path, source, reference, own, size):
+    folder = tmp_path / "mine"
+    shutil.copytree(micro(), folder)
+    settings = json.loads((folder / "std.json").read_text()) | {"base_resolution": 96} | own
+    (folder / "std.json").write_text(json.dumps(settings))
+    [result] = stylize_video(
+        source, reference, tmp_path / "o.mkv", model=str(folder), output_size="model", steps=1,
+        motion="none", max_frames=1,
+    )  # fmt: skip
+    assert (result["width"], result["height"]) == size
+
+
 def test_start_end_fps_and_size(tmp_path, source, reference):
     [result] = stylize_video(
         source,
