@@ -188,8 +188,8 @@ class Trainer:
         to_plain = torch.from_numpy(unconditional & (rng.random(batch) < 0.5)).view(-1, 1, 1, 1)
         z = torch.where(to_plain, plain, styled)
         bridged = torch.from_numpy(~unconditional & (rng.random(batch) < 0.85))
-        # mostly where runs start at eta 0.75: how much of the plain picture x_t holds follows from
-        # T0, which cannot be seen in x_t
+        # mostly where runs start at eta 0.65 to 0.75: how much of the plain picture x_t holds
+        # follows from T0, which cannot be seen in x_t
         near = rng.random(batch) < 0.7
         start = torch.from_numpy(
             np.where(near, rng.integers(630, 800, batch), rng.integers(500, 980, batch))
@@ -202,7 +202,8 @@ class Trainer:
         shift = abar0 / (1 - abar0) * bridged.view(-1, 1, 1, 1)
         target = eps + shift.sqrt() * (plain - z)
         x_t = abar.sqrt() * z + (1 - abar).sqrt() * target
-        # the signal's share, and less where the bridge makes the target's variance larger than 1
+        # the signal's share, and less where the bridge makes the target's variance larger than 1:
+        # not in full, as it does so most where there are patterns
         weight = (1 / abar).clamp(max=20).sqrt().flatten() / (
             1 + 0.3 * shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
         )
