@@ -85,7 +85,8 @@ def palette(rng: Rng, count: int) -> Array:
 
 
 def random_style(rng: Rng, kind: str | None = None, patterns: float = 0.46) -> Style:
-    """A style of that kind, or of any: of one of PATTERNED with probability `patterns`."""
+    """A style of that kind, or of any: of one of PATTERNED with probability `patterns`, which is
+    their share of all kinds if not given."""
     if kind is None:
         patterned = rng.random() < patterns
         kind = str(rng.choice([k for k in KINDS if (k in PATTERNED) == patterned]))
@@ -266,10 +267,10 @@ def hatching(img: Array, style: Style, rng: Rng) -> Array:
     angle = knobs[1] * 3.14
     lines = ink(luma(img), 1.2, 0.06 + 0.04 * knobs[3])
     for j, tone in enumerate((0.72, 0.45, 0.22)):
-        turned = angle + j * (0.8 + 0.8 * knobs[2])
-        stripe = np.cos(wave(turned, period) + wobble)
         if style.aligned:
             stripe = screen_lines(*((1, 1), (1, -1), (1, 0))[j])
+        else:
+            stripe = np.cos(wave(angle + j * (0.8 + 0.8 * knobs[2]), period) + wobble)
         lines = np.maximum(
             lines, np.clip((stripe - 0.2) * 2 + 0.5, 0, 1) * np.clip((tone - n) * 8, 0, 1)
         )
@@ -342,10 +343,11 @@ def mosaic(img: Array, style: Style, rng: Rng) -> Array:
 def woodcut(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     n = tones(blur(luma(img), 1.2), 3, 97)
-    bend = fractal(rng, rough=2) * 1.2 + n * 6 * knobs[2]
-    screen = np.cos(wave(knobs[1] * 3.14, 5 + knobs[0] * 5) + bend)
     if style.aligned:
         screen = screen_lines(1, 0)
+    else:
+        bend = fractal(rng, rough=2) * 1.2 + n * 6 * knobs[2]
+        screen = np.cos(wave(knobs[1] * 3.14, 5 + knobs[0] * 5) + bend)
     cut = np.maximum(np.clip((screen * 0.42 + 0.5 - n) * 5 + 0.5, 0, 1), ink(luma(img), 1.2, 0.07))
     paper = (
         colour(flatten(img, 3), style, 1) * 0.6 + style.palette[-1] * 0.4

@@ -143,7 +143,7 @@ class Trainer:
         out = predict(noised.x_t, noised.t)
         apart = out - noised.target
         error = (apart**2).mean((1, 2, 3))
-        pattern = (repeated(apart) ** 2).mean((1, 2, 3))
+        pattern = (repeated(apart) ** 2).mean(1)
         look = torch.zeros(())
         seen = noised.bridged & (noised.t >= LEAST_T)
         if looks and seen.any():
@@ -255,14 +255,13 @@ class Trainer:
 
 
 def repeated(x: Tensor) -> Tensor:
-    """What repeats every LATTICE px in each 4 x 4 of them, of latents (B, C, h, w): means of
-    (B, C, h', LATTICE / FACTOR, w', LATTICE / FACTOR). All else nearly cancels out, so that a
-    pattern weighs more by this."""
+    """What repeats every LATTICE px in each 4 x 4 of them, of latents (B, C, h, w): their means, in
+    one row (B, N). All else nearly cancels out, so that a pattern weighs more by this."""
     side = LATTICE // FACTOR
     x = x[..., : x.shape[-2] // (4 * side) * 4 * side, : x.shape[-1] // (4 * side) * 4 * side]
     b, c, h, w = x.shape
     cells = x.reshape(b, c, h // (4 * side), 4, side, w // (4 * side), 4, side)
-    return cells.mean((3, 6)).flatten(1)[:, :, None, None]
+    return cells.mean((3, 6)).flatten(1)
 
 
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:
@@ -295,8 +294,8 @@ def learn_places(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> No
     waves added that tell the places apart.
 
     A network of convolutions sees the same everywhere, but for its sampling by 2. That breaks the
-    symmetry after about 100 steps when all targets have the same pattern, and not in 300 when each
-    style has its own.
+    symmetry after about 100 steps when all targets have the same pattern, and had not in 300 when
+    each style had its own (of 16 px).
     """
     side = 112 // FACTOR
     phase = 2 * torch.pi * FACTOR / LATTICE * torch.arange(side) + 0.3
