@@ -79,7 +79,10 @@ class Model:
         pipeline.pipe.set_ip_adapter_scale(config.style.scale)
         self.unet = pipeline.pipe.unet
         self.conditioner = Conditioner(pipeline, unconditional_pooled="empty", style=True)
-        self.solver = Solver(pipeline.pipe.scheduler.alphas_cumprod, config.distill.points)
+        scheduler = pipeline.pipe.scheduler
+        self.solver = Solver(
+            scheduler.alphas_cumprod, config.distill.points, scheduler.config.prediction_type
+        )
         self.eta, self.n_eta = eta, self.solver.start(eta)
 
     def walk(

@@ -170,7 +170,7 @@ def port(config, encode_once):
     judge = Discriminator(features.channels, width, len(features.blocks)).to(device).eval()
     o, a, d = config.optimizer, config.adversarial, config.distill
     optimizers = torch.optim.AdamW(learning, o.lr), torch.optim.AdamW(judge.parameters(), a.lr)
-    solver = Solver(pipe.scheduler.alphas_cumprod, d.points)
+    solver = Solver(pipe.scheduler.alphas_cumprod, d.points, pipe.scheduler.config.prediction_type)
     n_eta, reach = solver.start(d.eta), solver.reach(d.eta, d.range_rate)
     found = find_samples([Path(s) for s in config.data.sources])
     data = Dataset(found, config.data.size, frames=1, stride=1, flip=0.5)
