@@ -17,12 +17,12 @@ from std_cli.tinypack.model import VISION_SIZE, Denoiser, make_unet
 # all blocks.
 STD_JSON = {
     "base_resolution": 384,
-    "video_resolution": 512,  # frames are mostly enlarged
+    "video_resolution": 448,  # frames are mostly enlarged
     "size_by": "long_side",
     "i2i": {
         "prompt": "",
         "negative_prompt": "",
-        "eta": 0.65,
+        "eta": 0.45,
         "steps": 8,
         "cfg": 1.5,
         "style_blocks": "all",
@@ -113,6 +113,7 @@ def export(vae_folder: Path, trained: Path, out: Path) -> None:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
+        prediction_type="v_prediction",
         set_alpha_to_one=False,
         steps_offset=1,
         timestep_spacing="leading",

@@ -32,6 +32,8 @@ TOKENS = 16
 TEXT_LENGTH = 32
 # SDXL's is about 1: here structure has to survive eta 0.75, and the network is small
 LATENT_SCALE = 3.0
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+ALPHAS_CUMPROD = torch.cumprod(1 - BETAS, 0)
 
 
 def make_vae() -> AutoencoderKL:
@@ -140,6 +142,11 @@ def half_precision(enabled: bool) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled and native)
 
 
+def noise_from_v(v: Tensor, x_t: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The noise in x_t, by a v-prediction (Salimans and Ho 2022, arXiv 2202.00512)."""
+    return alphas_cumprod.sqrt() * v + (1 - alphas_cumprod).sqrt() * x_t
+
+
 class Denoiser(nn.Module):
     """Everything that is trained on latents. The auxiliary head predicts style facts from the
     picture tokens; it is not shipped."""
@@ -172,8 +179,13 @@ class Denoiser(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor, tokens: Tensor, sizes: Tensor
     ) -> Tensor:
-        """Predicted noise (B, 4, h, w); tokens are per sample, (B, 16, CROSS)."""
+        """Predicted noise (B, 4, h, w); tokens are per sample, (B, 16, CROSS).
+
+        The UNet itself predicts v: at t = 679 an error of the predicted noise is one of x0 3.1
+        times as large, an error of v one 0.95 times as large.
+        """
         # the UNet would make the same of image_embeds, but would project them for each sample
         both = (states, [tokens[:, None]])
         added = {"text_embeds": pooled, "time_ids": sizes}
-        return self.unet(x_t, t, both, added_cond_kwargs=added).sample  # type: ignore[no-any-return]
+        v = self.unet(x_t, t, both, added_cond_kwargs=added).sample.float()
+        return noise_from_v(v, x_t, ALPHAS_CUMPROD[t].view(-1, 1, 1, 1))

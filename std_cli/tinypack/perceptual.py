@@ -23,8 +23,10 @@ LEVELS = (
 )
 
 
-GRAIN = 1.0  # weight of fine detail
+GRAIN = 1.5  # weight of fine detail
 LEAST_GRAIN = 0.01  # 1.3 levels of 255
+WINDOW = 16  # px, in which the features' statistics are taken
+SMOOTH = 0.1  # of the mean of what is seen: what is smoother counts no more
 
 
 class VGG16(nn.Module):
@@ -118,27 +120,32 @@ def content_loss(got: list[Tensor], want: list[Tensor]) -> Tensor:
 
 
 def style_loss(got: list[Tensor], want: list[Tensor]) -> Tensor:
-    """How far the features' means, deviations and Gram matrices are apart (Gatys et al. 2016, arXiv
-    1508.06576; Huang and Belongie 2017, arXiv 1703.06868), 0 to about 1: the mean over levels, of
-    which the finest, mostly grain, counts a quarter and the next a half."""
+    """How far the features' means and deviations (Huang and Belongie 2017, arXiv 1703.06868) are
+    apart in windows of WINDOW px, 0 to 1: the mean over levels, of which the finest, mostly grain,
+    counts a quarter and the next a half.
+
+    In windows, because grain on smooth places would make up for edges that are too soft in the
+    statistics of a whole picture (and Gram matrices, Gatys et al. 2016, are such).
+    """
     total = torch.zeros(())
-    for weight, a, b in zip((0.25, 0.5, 1.0, 1.0), got, want, strict=True):
-        a, b = a.float(), b.float()
-        moments = (
-            _apart(a.mean((2, 3)), b.mean((2, 3))) + _apart(a.std((2, 3)), b.std((2, 3)))
-        ) / 2
-        total = total + weight * (moments + _apart(_gram(a), _gram(b))) / 2
+    for level, (weight, a, b) in enumerate(zip((0.25, 0.5, 1.0, 1.0), got, want, strict=True)):
+        pairs = zip(_moments(a, WINDOW >> level), _moments(b, WINDOW >> level), strict=True)
+        total = total + weight * sum((_apart(x, y) for x, y in pairs), torch.zeros(())) / 2
     return total / 2.75
 
 
+def _moments(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Means and deviations of features (B, C, h, w) in windows that overlap by half."""
+    x = x.float()
+    mean, square = (F.avg_pool2d(y, side, side // 2) for y in (x, x * x))
+    return mean, ((square - mean * mean).clamp(min=0) + 1e-4).sqrt()
+
+
 def _apart(got: Tensor, want: Tensor) -> Tensor:
-    """Squared distance over both sizes, of each sample: one without texture cannot outweigh the
-    others, as it would with its own size alone."""
-    a, b = got.flatten(1), want.flatten(1)
-    size = a.detach().square().sum(1) + b.square().sum(1)
-    return ((a - b).square().sum(1) / (size + 1e-6)).mean()
-
-
-def _gram(x: Tensor) -> Tensor:
-    flat = x.flatten(2)
-    return flat @ flat.transpose(1, 2) / flat.shape[2]
+    """Squared distance over both sizes, in each window of (B, C, h, w): one without texture cannot
+    outweigh the others, as it would with its own size alone, and one that is smooth counts as much
+    as one that is rough, down to SMOOTH of their mean size."""
+    size = want.square().sum(1)
+    least = SMOOTH**2 * size.mean((1, 2), keepdim=True)
+    both = got.detach().square().sum(1) + size + least
+    return ((got - want).square().sum(1) / both).mean()

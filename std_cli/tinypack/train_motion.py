@@ -30,16 +30,18 @@ from transformers import CLIPTokenizer
 from std_cli.diffusion.pipeline import join_motion
 from std_cli.tinypack.export import load_parts
 from std_cli.tinypack.model import (
+    ALPHAS_CUMPROD,
     TEXT_LENGTH,
     VISION_SIZE,
     WIDTHS,
     Denoiser,
     make_unet,
+    noise_from_v,
 )
 from std_cli.tinypack.motion_clips import FRAMES, Clips, load_clips, make_clips
 from std_cli.tinypack.motion_losses import along, fine, mix_noise, steadied, strength
 from std_cli.tinypack.scenes import Array
-from std_cli.tinypack.train_denoiser import ALPHAS_CUMPROD, CLIP_MEAN, CLIP_STD
+from std_cli.tinypack.train_denoiser import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
 LONGEST = 24  # frames that the position embedding reaches
@@ -213,7 +215,8 @@ class Trainer:
             target = target + soft * ((sharp / strength(soft)).clamp(1, SHARPEN) - 1)
         more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden]}
         rows = states.repeat_interleave(FRAMES, 0)
-        after = x0(unet(x_t, t, rows, added_cond_kwargs=more).sample)
+        v = unet(x_t, t, rows, added_cond_kwargs=more).sample
+        after = x0(noise_from_v(v, x_t, abar))
         weight = (abar / (1 - abar)).sqrt().clamp(max=5)
 
         def unrest(x: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def folder_that_says(tmp_path: Path, **settings: Any) -> Path:
 
 def test_what_a_folder_says(tmp_path: Path, photo: Image.Image, reference: Path) -> None:
     request: dict[str, Any] = {"size": 64, "steps": 2, "device": "cpu", "eta": 1.0}
-    blind = folder_that_says(tmp_path, rescale_betas_zero_snr=True)
+    blind = folder_that_says(tmp_path, rescale_betas_zero_snr=True, prediction_type="epsilon")
     for more in ({}, {"schedule": "aligned"}, {"method": "pcm", "lora": "none"}):
         with pytest.raises(
             InputError, match="--eta 1: .*timestep 999.*predicts nothing.*smaller --eta"

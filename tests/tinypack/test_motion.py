@@ -12,7 +12,7 @@ from scipy import ndimage
 from std_cli.tinypack import export, model, motion_clips, motion_losses, train_denoiser
 from std_cli.tinypack import moving_scenes as moving
 from std_cli.tinypack import train_motion as motion
-from std_cli.tinypack.model import Denoiser, make_unet, make_vae
+from std_cli.tinypack.model import ALPHAS_CUMPROD, Denoiser, make_unet, make_vae, noise_from_v
 from std_cli.tinypack.vocabulary import make_tokenizer
 
 pytestmark = pytest.mark.long
@@ -167,7 +167,8 @@ def test_new_temporal_layers_change_nothing(net):
     sizes, t = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2), torch.tensor([500, 20])
     more = {"text_embeds": pooled, "time_ids": sizes, "image_embeds": [hidden]}
     with torch.no_grad():
-        got = unet(x, t, states.repeat_interleave(3, 0), added_cond_kwargs=more).sample
+        v = unet(x, t, states.repeat_interleave(3, 0), added_cond_kwargs=more).sample
+        got = noise_from_v(v, x, ALPHAS_CUMPROD[t].view(-1, 1, 1, 1, 1))
         tokens = net.unet.encoder_hid_proj.image_projection_layers[0](hidden[:, 0])
         each = [net(x[:, :, i], t, states, pooled, tokens, sizes) for i in range(3)]
     assert got.std() > 0.05
