@@ -20,9 +20,7 @@ class Solver:
     """Moves of samples x (B, ...) between grid indices n, s (B,), which may differ from sample to
     sample."""
 
-    def __init__(
-        self, alphas_cumprod: Tensor, points: int = 50, prediction: Prediction = "epsilon"
-    ) -> None:
+    def __init__(self, alphas_cumprod: Tensor, points: int, prediction: Prediction) -> None:
         """`alphas_cumprod`: (T,), of the teacher's noise schedule; `points`: N, which divides T."""
         self.alphas_cumprod = alphas_cumprod.float()
         self.points = points

@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
         "--places-steps",
         type=int,
         default=260,
-        help="of learning where patterns lie; 0 with --start from weights that know it",
+        help="of learning where patterns lie, without --start",
     )
     parser.add_argument("--steps", type=int, default=100_000, help="of the denoiser, at most")
     parser.add_argument("--minutes", type=float, default=80, help="for the denoiser, at most")

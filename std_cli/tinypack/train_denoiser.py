@@ -445,9 +445,8 @@ def train(
     state_path = out / "state.pt"
     if state_path.exists():
         run.load(state_path)
-    else:
-        if start is None:
-            learn_facts(run.net, run.trainer, groups, facts_steps)
+    elif start is None:
+        learn_facts(run.net, run.trainer, groups, facts_steps)
         learn_places(run.net, run.trainer, groups, places_steps)
     begin = time.monotonic() - run.seconds
     recent: list[Losses] = []

@@ -135,7 +135,7 @@ def train(
     target = copy.deepcopy(student).requires_grad_(False)
     optimizer = torch.optim.Adam(student.mlp.parameters(), 0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-    solver, bank = Solver(ABAR), Bank(4 * batch)
+    solver, bank = Solver(ABAR, 50, "epsilon"), Bank(4 * batch)
     n_eta, reach = solver.start(eta), solver.reach(eta, arm.range_rate)
     unconditional = {"class": mixture.unconditional.expand(batch, -1)}
     for _ in range(updates):
@@ -238,7 +238,7 @@ class Truth:
     trajectory."""
 
     def __init__(self, mixture: Mixture, seed: int, eta: float, count: int = 2048) -> None:
-        self.eta, self.solver = eta, Solver(ABAR)
+        self.eta, self.solver = eta, Solver(ABAR, 50, "epsilon")
         self.n_eta = self.solver.start(eta)
         g = torch.Generator().manual_seed(10_000 + seed)
         x0, self.c = mixture.sample(count, g)

@@ -32,7 +32,7 @@ def full(count, value):
 
 @pytest.fixture
 def solver():
-    return Solver(ABAR)
+    return Solver(ABAR, 50, "epsilon")
 
 
 def ddim(prediction):
@@ -161,7 +161,7 @@ def test_phases_end_at_the_last_edge_that_is_not_above():
     assert draw_target("pcm", n, 37.5, 19, 8, seeded()).tolist() == s
     assert draw_target("pcm", n, 37.5, 19, 1, seeded()).tolist() == [0] * len(n)
     # 0.58 x 50 is 28.999999999999996 in floating point
-    assert phase_edges(Solver(ABAR).span(0.58), 29).tolist() == list(range(29))
+    assert phase_edges(Solver(ABAR, 50, "epsilon").span(0.58), 29).tolist() == list(range(29))
     assert phase_edges(2.0, 4).tolist() == [0, 0, 1, 1], "more phases than points"
 
 
@@ -407,7 +407,7 @@ def test_teacher_step_makes_one_call_and_no_gradient(solver):
 
 
 def test_jump_by_hand():
-    solver = Solver(torch.tensor([0.81, 0.64, 0.36, 0.25]), points=2)  # t_0 = 1, t_1 = 3
+    solver = Solver(torch.tensor([0.81, 0.64, 0.36, 0.25]), 2, "epsilon")  # t_0 = 1, t_1 = 3
     x, s = torch.tensor([[1.0], [1.0]]), torch.tensor([1, 0])
     x_s, x0 = jump(lambda x, t, c: 0.5 * x, solver, x, full(2, 1), {}, s)
     # abar at t_1: 0.25; x0 = (1 - sqrt(0.75) 0.5) / 0.5; levels t_0 = 1 (abar 0.64) and 0 (abar
@@ -512,7 +512,7 @@ def test_the_mixtures_teacher_is_the_gradient_of_its_density():
     mixture = Mixture()
     x0, c = mixture.sample(6, seeded())
     t = torch.tensor([0, 100, 400, 700, 779, 999])
-    x = Solver(ABAR).add_noise(x0, noise(6, 2), t).double().requires_grad_()
+    x = Solver(ABAR, 50, "epsilon").add_noise(x0, noise(6, 2), t).double().requires_grad_()
     a, b = ABAR[t].double().sqrt()[:, None], (1 - ABAR[t].double()).sqrt()[:, None]
     centres = mixture.centres[c["class"].argmax(1)].double()  # (6, modes, 2), all modes alike
     parts = torch.distributions.Normal(
