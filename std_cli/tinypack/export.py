@@ -22,7 +22,7 @@ STD_JSON = {
     "i2i": {
         "prompt": "",
         "negative_prompt": "",
-        "eta": 0.45,
+        "eta": 0.4,
         "steps": 8,
         "cfg": 1.5,
         "style_blocks": "all",

@@ -27,7 +27,7 @@ from std_cli.tinypack.scenes import Array, Rng, S
 GROUPS = 100  # in a shard
 # where there are photographs, shards are made in turn of photographs in drawn styles, of painted
 # ones, and of drawn scenes
-TURNS = ("drawn", "painted", "drawn", "drawn", "scenes")
+TURNS = ("drawn", "painted", "drawn", "painted", "scenes")
 
 
 def _bytes(x: Array) -> Array:

@@ -6,10 +6,11 @@ on two scenes gives two pictures that look as if one artist had made them. `matc
 target's colours and oriented energies to those of the reference picture, because these are what one
 reference shows of a style.
 
-Dots, lines and cells may lie anywhere in a drawn picture, and what may lie anywhere is learned as
-its mean: a grey. So targets are drawn `aligned`: their patterns repeat every LATTICE pixels from
-the upper left corner. Then there is one right place for each dot, and a UNet finds it: its sampling
-by 2 tells places within LATTICE apart (`train_denoiser.learn_places`).
+Dots, lines, cells and strokes may lie anywhere in a drawn picture, and what may lie anywhere is
+learned as its mean: a grey. So targets are drawn `aligned`. Their patterns repeat every LATTICE
+pixels from the upper left corner: then there is one right place for each dot, and a UNet finds it,
+since its sampling by 2 tells places within LATTICE apart (`train_denoiser.learn_places`). Their
+strokes and outlines follow from the picture alone.
 """
 
 import math
@@ -52,7 +53,7 @@ class Style:
     mapping: str  # how colours come from the palette: by tone, by nearness, or as mean and spread
     keep: float  # share of the plain picture's own colour that stays
     knobs: tuple[float, ...]  # twelve numbers in [0, 1], read by the kind
-    aligned: bool = False  # patterns repeat every LATTICE px
+    aligned: bool = False  # patterns repeat every LATTICE px, strokes follow from the picture
 
 
 def palette(rng: Rng, count: int) -> Array:
@@ -145,9 +146,29 @@ def flatten(img: Array, radius: int) -> Array:
     m1 = ndimage.uniform_filter(x, n)
     variance = ndimage.uniform_filter(x * x, n) - m1 * m1
     shifts = [(dy, dx) for dy in (-radius, radius) for dx in (-radius, radius)]
-    best = np.argmin(np.stack([np.roll(variance, s, (0, 1)) for s in shifts]), 0)
-    means = np.stack([np.roll(mean, s, (0, 1)) for s in shifts])
+    moved = [(YY + dy, XX + dx) for dy, dx in shifts]
+    best = np.argmin(np.stack([sample(variance, y, x) for y, x in moved]), 0)
+    means = np.stack([sample(mean, y, x) for y, x in moved])
     return np.take_along_axis(means, best[None, ..., None], 0)[0]
+
+
+def smear(img: Array, reach: int) -> Array:
+    """Each pixel takes the mean of `reach` px to either side along the picture's own edges, as a
+    brush goes: line integral convolution (Cabral and Leedom 1993), along the structure tensor's
+    smaller eigenvector."""
+    gy, gx = np.gradient(blur(luma(img), 1.5))
+    angle = np.arctan2(2 * blur(gx * gy, 4), blur(gx * gx, 4) - blur(gy * gy, 4)) / 2 + math.pi / 2
+    flow = np.stack([np.sin(angle), np.cos(angle)], -1)
+    total = img.copy()
+    for sign in (1, -1):
+        y, x, ahead = YY, XX, sign * flow
+        for _ in range(reach):
+            y, x = y + ahead[..., 0], x + ahead[..., 1]
+            total = total + sample(img, y + 0.5, x + 0.5)
+            there = sample(flow, y + 0.5, x + 0.5)
+            # an eigenvector has no sign: go on, not back
+            ahead = there * np.where((there * ahead).sum(-1, keepdims=True) < 0, -1, 1)
+    return np.asarray(total / (2 * reach + 1), np.float32)
 
 
 def strokes(rng: Rng, angle: float, length: float, width: float) -> Array:
@@ -203,7 +224,7 @@ def photo(img: Array, style: Style, rng: Rng) -> Array:
 
 
 def poster(img: Array, style: Style, rng: Rng) -> Array:
-    return colour(flatten(img, 2 + int(style.knobs[0] * 3)), style, 1)
+    return colour(flatten(blur(img, 1), 2 + int(style.knobs[0] * 3)), style, 1)
 
 
 def halftone(img: Array, style: Style, rng: Rng) -> Array:
@@ -228,7 +249,7 @@ def halftone(img: Array, style: Style, rng: Rng) -> Array:
 def comic(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     x = luma(img)
-    c = colour(flatten(img, 3), style, 0.8) * 0.85 + 0.15
+    c = colour(flatten(blur(img, 1), 3), style, 0.8) * 0.85 + 0.15
     black = np.clip((np.percentile(x, 8 + 12 * knobs[2]) - blur(x, 0.8)) * 12, 0, 1)
     return over(
         c,
@@ -242,6 +263,9 @@ def painted(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     x = luma(img)
     c = colour(flatten(img, 3 + int(knobs[5] * 3)), style, 0.35 * knobs[0])
+    outlines = ink(x, 1.2 + knobs[3] * 1.2, 0.05 + 0.05 * knobs[4], 0.04) * 0.9
+    if style.aligned:
+        return over(c, outlines, style.palette[0] * 0.35)
     angle = 1.57 if knobs[1] < 0.6 else knobs[1] * 6
     c = np.clip(
         c * (1 + (0.03 + 0.1 * knobs[2]) * strokes(rng, angle, 6, 1.3)[..., None])
@@ -250,13 +274,7 @@ def painted(img: Array, style: Style, rng: Rng) -> Array:
         1,
     )
     scratches = np.clip((strokes(rng, angle, 7, 0.8) - 2.2) * 2, 0, 1) * (knobs[6] > 0.3)
-    return over(
-        c,
-        np.maximum(
-            ink(x, 1.2 + knobs[3] * 1.2, 0.05 + 0.05 * knobs[4], 0.04) * 0.9, scratches * 0.8
-        ),
-        style.palette[0] * 0.35,
-    )
+    return over(c, np.maximum(outlines, scratches * 0.8), style.palette[0] * 0.35)
 
 
 def hatching(img: Array, style: Style, rng: Rng) -> Array:
@@ -284,7 +302,7 @@ def hatching(img: Array, style: Style, rng: Rng) -> Array:
 
 def watercolour(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
-    reach = 1.5 + 2 * knobs[0]
+    reach = 0 if style.aligned else 1.5 + 2 * knobs[0]
     moved = sample(
         img,
         YY + fractal(rng, rough=1, smooth=3) * reach,
@@ -292,6 +310,8 @@ def watercolour(img: Array, style: Style, rng: Rng) -> Array:
     )
     c = colour(blur(flatten(moved, 4), 0.7), style, 0.25 * knobs[1]) * 0.75 + 0.27
     edge = ink(luma(c), 1.2, 0.0, 1.0) * (2 + 3 * knobs[2])
+    if style.aligned:
+        return c - edge[..., None] * 0.8
     wash = fractal(rng, rough=2) * (0.06 + 0.08 * knobs[4])
     return (
         c
@@ -304,6 +324,12 @@ def watercolour(img: Array, style: Style, rng: Rng) -> Array:
 def oil(img: Array, style: Style, rng: Rng) -> Array:
     """Short strokes with relief, along one direction or around the forms."""
     knobs = style.knobs
+    if style.aligned:
+        c = smear(img, 4 + int(knobs[2] * 6))
+        fine = luma(c) - blur(luma(c), 2)
+        relief = fine / (fine.std() + 0.01)
+        c = colour(flatten(c, 2 + int(knobs[3] * 2)), style, 0.1 * knobs[6])
+        return c * (1 + np.gradient(relief, axis=0)[..., None] * (0.08 + 0.14 * knobs[4]))
     reach = 2 + 4 * knobs[2]
     if knobs[1] < 0.5:
         relief = strokes(rng, knobs[0] * 3.14, 8, 2)
@@ -361,9 +387,11 @@ def pastel(img: Array, style: Style, rng: Rng) -> Array:
     """Chalk rubbed over grained paper."""
     knobs = style.knobs
     c = colour(blur(img, 1 + 1.5 * knobs[0]), style) * 0.75 + 0.22
-    grain = np.clip(
-        strokes(rng, knobs[1] * 3.14, 4, 1) * 0.5 + 0.75 - 0.35 * luma(c) + 0.2 * knobs[2], 0, 1
-    )[..., None]
+    if style.aligned:
+        c, chalk = flatten(smear(c, 3), 2), 0
+    else:
+        chalk = strokes(rng, knobs[1] * 3.14, 4, 1)
+    grain = np.clip(chalk * 0.5 + 0.75 - 0.35 * luma(c) + 0.2 * knobs[2], 0, 1)[..., None]
     paper = style.palette[-1] * 0.4 + 0.6 if knobs[3] < 0.7 else style.palette[0] * 0.5
     amount = 0.4 + 0.25 * knobs[4]
     return c * (1 - amount) + amount * (c * grain + paper * (1 - grain))

@@ -58,6 +58,33 @@ def test_aligned_patterns_repeat_and_others_do_not(kind):
     assert moved(aligned) < 0.1 * moved(free)
 
 
+@pytest.mark.parametrize("kind", styles.KINDS)
+def test_aligned_targets_follow_from_the_picture_alone(kind):
+    r = np.random.default_rng(2)
+    x, style = scene(r), styles.random_style(r, kind)
+    one, other = (
+        styles.stylize(x, replace(style, aligned=True), np.random.default_rng(i)) for i in (3, 4)
+    )
+    assert np.array_equal(one, other)
+
+
+def test_a_brush_goes_along_the_edges():
+    """Noise on stripes goes, the stripes stay."""
+    stripes = 0.5 + 0.4 * np.cos((styles.XX + 2 * styles.YY) / 5)
+    noise = 0.05 * np.random.default_rng(0).standard_normal((256, 256))
+    clean, noisy = (
+        np.repeat(x[..., None], 3, 2).astype(np.float32) for x in (stripes, stripes + noise)
+    )
+    inner = np.s_[16:-16, 16:-16]
+    assert np.abs(styles.smear(clean, 6) - clean)[inner].mean() < 0.02
+    assert (styles.smear(noisy, 6) - styles.smear(clean, 6))[inner].std() < 0.5 * noise.std()
+
+
+def test_what_is_flattened_takes_nothing_from_the_other_side():
+    left_dark = np.repeat((styles.XX >= 128).astype(np.float32)[..., None], 3, 2)
+    assert np.array_equal(styles.flatten(left_dark, 4), left_dark)
+
+
 def test_match_moves_a_target_to_its_reference():
     r = np.random.default_rng(4)
     style = styles.random_style(r, "painted")
@@ -281,6 +308,22 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
     abar = model.ALPHAS_CUMPROD[500]
     want_x0 = (x - (1 - abar).sqrt() * want) / abar.sqrt()
     assert (got_x0 - want_x0).abs().max() < 0.02 * want_x0.std()  # weights were rounded to fp16
+
+
+def test_squared_errors_come_first(tmp_path, latents, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "load", lambda *folders: latents)
+    monkeypatch.setattr(train, "WIDE", 1)
+
+    def update(run, alone):
+        seen.append(alone)
+        run.step += 1
+        return train.Losses(*[torch.zeros(1)] * 4)
+
+    monkeypatch.setattr(train, "update", update)
+    monkeypatch.setattr(train, "validate", lambda net, trainer: 0.0)
+    train.train(tmp_path, tmp_path, tmp_path, 1, 10, 1e6, 1e-3, facts_steps=0, places_steps=0)
+    assert seen == [True] * 6 + [False] * 4
 
 
 def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
