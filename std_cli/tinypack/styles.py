@@ -146,9 +146,8 @@ def flatten(img: Array, radius: int) -> Array:
     m1 = ndimage.uniform_filter(x, n)
     variance = ndimage.uniform_filter(x * x, n) - m1 * m1
     shifts = [(dy, dx) for dy in (-radius, radius) for dx in (-radius, radius)]
-    moved = [(YY + dy, XX + dx) for dy, dx in shifts]
-    best = np.argmin(np.stack([sample(variance, y, x) for y, x in moved]), 0)
-    means = np.stack([sample(mean, y, x) for y, x in moved])
+    best = np.argmin(np.stack([np.roll(variance, s, (0, 1)) for s in shifts]), 0)
+    means = np.stack([np.roll(mean, s, (0, 1)) for s in shifts])
     return np.take_along_axis(means, best[None, ..., None], 0)[0]
 
 
@@ -224,7 +223,8 @@ def photo(img: Array, style: Style, rng: Rng) -> Array:
 
 
 def poster(img: Array, style: Style, rng: Rng) -> Array:
-    return colour(flatten(blur(img, 1), 2 + int(style.knobs[0] * 3)), style, 1)
+    smooth = blur(img, 1) if style.aligned else img
+    return colour(flatten(smooth, 2 + int(style.knobs[0] * 3)), style, 1)
 
 
 def halftone(img: Array, style: Style, rng: Rng) -> Array:
@@ -249,7 +249,7 @@ def halftone(img: Array, style: Style, rng: Rng) -> Array:
 def comic(img: Array, style: Style, rng: Rng) -> Array:
     knobs = style.knobs
     x = luma(img)
-    c = colour(flatten(blur(img, 1), 3), style, 0.8) * 0.85 + 0.15
+    c = colour(flatten(blur(img, 1) if style.aligned else img, 3), style, 0.8) * 0.85 + 0.15
     black = np.clip((np.percentile(x, 8 + 12 * knobs[2]) - blur(x, 0.8)) * 12, 0, 1)
     return over(
         c,

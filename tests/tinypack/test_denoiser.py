@@ -80,11 +80,6 @@ def test_a_brush_goes_along_the_edges():
     assert (styles.smear(noisy, 6) - styles.smear(clean, 6))[inner].std() < 0.5 * noise.std()
 
 
-def test_what_is_flattened_takes_nothing_from_the_other_side():
-    left_dark = np.repeat((styles.XX >= 128).astype(np.float32)[..., None], 3, 2)
-    assert np.array_equal(styles.flatten(left_dark, 4), left_dark)
-
-
 def test_match_moves_a_target_to_its_reference():
     r = np.random.default_rng(4)
     style = styles.random_style(r, "painted")
