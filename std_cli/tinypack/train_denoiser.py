@@ -388,7 +388,7 @@ def begin_run(
     return Run(net, copy.deepcopy(net).eval(), optimizer, trainer, looks, 0.0 if start else 0.1)
 
 
-def update(run: Run, alone: bool = False) -> Losses:
+def update(run: Run, alone: bool) -> Losses:
     """One update of the network and its average, by squared errors `alone` or with what is seen."""
     rng = run.trainer.rng
     wide = not alone and rng.random() < WIDE

@@ -308,7 +308,6 @@ def test_stock_diffusers_computes_what_was_trained(tmp_path, tokenizer):
 def test_squared_errors_come_first(tmp_path, latents, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "load", lambda *folders: latents)
-    monkeypatch.setattr(train, "WIDE", 1)
 
     def update(run, alone):
         seen.append(alone)
