@@ -263,6 +263,8 @@ class Pack(Frozen):
     """Defaults for videos, which have those for pictures where this says nothing."""
     motion: Literal["auto", "none"] = "auto"
     """What its videos use without --motion. No file or Hub id: a model may come from anywhere."""
+    steady: float | None = Field(None, ge=0, le=0.95)
+    """What its videos use without --steady."""
     motion_window: int = Field(8, ge=1, le=64)
     """Frames that the model's own motion adapter denoises at once."""
     loras: list[PackLora] = []
@@ -374,6 +376,8 @@ def layers(
             model |= ImageDefaults(**getattr(own, task)).model_dump(exclude_unset=True)
         if "v2v" in tasks:
             model["motion"] = own.motion
+            if own.steady is not None:
+                model["steady"] = own.steady
     if given.get("method") in get_args(MethodName):
         steps = given.get("steps")
         method = method_defaults(given["method"], steps if isinstance(steps, int) else None)

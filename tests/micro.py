@@ -50,7 +50,7 @@ def write_micro(folder: Path) -> None:
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("loras"))
     # its LoRAs are of larger layers
     settings = read_object(folder / "std.json") | {"loras": [], "base_resolution": 128}
-    del settings["video_resolution"]
+    del settings["video_resolution"], settings["steady"]
     (folder / "std.json").write_text(json.dumps(settings))
     with torch.random.fork_rng([]):
         torch.manual_seed(0)

@@ -25,6 +25,16 @@ def test_a_model_may_do_without_motion():
         video_settings({}, {"motion": "owner/name"})
 
 
+def test_a_model_may_have_its_videos_steadied_more():
+    pack = {"steady": 0.9}
+    assert video_settings({}, pack).steady == 0.9
+    assert video_settings({"steady": 0.5}, pack).steady == 0.5
+    assert video_settings({}, {}).steady == video_settings({}, {"steady": None}).steady == 0.75
+    assert image_settings({}, pack) == image_settings({}, {})
+    with pytest.raises(InputError, match="steady 2"):
+        video_settings({}, {"steady": 2.0})
+
+
 def test_every_problem_in_one_line():
     with pytest.raises(InputError) as e:
         image_settings({"eta": 0, "steps": 0, "style_scale": -1, "device": "tpu"})

@@ -22,13 +22,14 @@ STD_JSON = {
     "i2i": {
         "prompt": "",
         "negative_prompt": "",
-        "eta": 0.4,
+        "eta": 0.25,
         "steps": 8,
         "cfg": 1.5,
         "style_blocks": "all",
         "palette": 0.75,
     },
     "motion": "none",  # --steady has more effect, at less cost
+    "steady": 0.9,
     "loras": [],
     "distill": {  # for `std distill --init`
         "model": {"gradient_checkpointing": False},

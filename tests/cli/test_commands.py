@@ -49,7 +49,7 @@ def test_a_picture_in_a_pipe(here, picture, reference):
     done = std("stylize", "image", picture, "--style", reference, *tiny, cwd=here)
     assert (done.returncode, done.stderr) == (
         0,
-        "tiny + std_tiny_i2i_eta0.40.safetensors on cpu in fp32\n",
+        "tiny + std_tiny_i2i_eta0.25.safetensors on cpu in fp32\n",
     )
     assert done.stdout.startswith("in_stylized.png  64 x 4") and done.stdout.count("\n") == 1
     assert "\x1b" not in done.stdout + done.stderr

@@ -286,7 +286,7 @@ def test_help_shows_the_defaults_of_the_model_asked_for(here, capsys):
     assert "[default: 6.0]" in help_of("stylize image")
     shown = help_of("stylize image --model tiny")
     assert "Defaults are those with --model tiny." in shown
-    assert f"[default: {palette}, model]" in shown and "[default: 4, LoRA auto]" in shown
+    assert f"[default: {palette}, model]" in shown and "[default: 2, LoRA auto]" in shown
     assert "[default: sdxl]" in shown
     assert "[default: 4, method lcm]" in help_of("plan video --method lcm")
     write(here, "steps = 3")

@@ -608,7 +608,7 @@ def test_the_command(tmp_path, picture, reference, capsys, monkeypatch):
     assert events[0] == events[1] and events[0]["event"] == "plan"
     assert run(["plan", "image", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "4 evaluations" in out and "fits: " in out and "unet" in out
+    assert "2 evaluations" in out and "fits: " in out and "unet" in out
     assert sorted(tmp_path.rglob("*")) == before
 
     assert run(["plan", "song", *arguments]) == 2

@@ -1,6 +1,7 @@
 """The training of the embedded pack: its data, its noise, its layout, and that a resumed run is the
 same run."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_photographs_are_drawn_and_painted(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name, level in (("photographs", 90), ("paintings", 200)):
         (tmp_path / name).mkdir()
-        noise = rng.integers(-40, 40, (200, 300, 3)) + level
+        noise = rng.integers(-4, 5, (200, 300, 3)) + level  # no edges to draw
         Image.fromarray(noise.astype(np.uint8)).save(tmp_path / name / "a.png")
 
     def paint(photograph, reference):
@@ -214,9 +215,10 @@ def test_what_repeats_is_kept_of_an_error():
     g = torch.Generator().manual_seed(0)
     n = styles.LATTICE // model.FACTOR
     cell = torch.randn(1, 4, n, n, generator=g)
+    cell -= cell.mean((2, 3), keepdim=True)
     error = cell.repeat(2, 1, 10, 10)
-    kept = train.repeated(error)
-    assert torch.allclose(kept.square().mean(1), cell.square().mean().expand(2))
+    kept = train.repeated(error + 3)  # a colour is no pattern
+    assert torch.allclose(kept.square().mean(1), cell.square().mean().expand(2), atol=1e-5)
     noise = torch.randn(error.shape, generator=g)
     assert train.repeated(noise).square().mean() == pytest.approx(1 / 16, rel=0.2)
 
@@ -352,6 +354,8 @@ def test_resumed_is_uninterrupted(tmp_path, latents, monkeypatch):
             raise KeyboardInterrupt
         return loss(self, *a, **k)
 
+    # two new tokenizers can differ
+    shutil.copytree(tmp_path / "whole" / "tokenizer", tmp_path / "cut" / "tokenizer")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "loss", dies_at_the_second_step)
         go(tmp_path / "cut")
