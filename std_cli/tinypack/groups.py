@@ -17,6 +17,7 @@ SCENES = 24  # drawn at once; each is used about twelve times, varied each time
 PATTERNS = 0.6  # share of drawn styles that have dots, lines or cells
 PLAIN = 0.35  # share of the picture itself in their targets, so that what is in it can be seen
 PAINTED = 384  # px: the side of what the painter sees, of which S px are kept
+BORDER = 8  # px left out of flat paint, where styles.flatten takes from the other side
 OTHER_KIND = -100
 """The kind of a style that was not drawn; torch's cross entropy leaves it out."""
 
@@ -86,13 +87,13 @@ def painted_groups(
         plain = []
         styled = []
         for _ in range(2):
-            x = _picture(_crop(photographs, rng, PAINTED))
-            y = _array(_without_canvas(painter(x, _picture(ref))))
+            x = _crop(photographs, rng, PAINTED)
+            y = _array(_without_canvas(painter(_picture(x), _picture(ref))))
             if is_painting:
-                y = _outlined(y, _array(x), ref)
+                y = _outlined(y, x, ref)
             left, top = rng.integers(0, PAINTED - S + 1, 2)
             cut = np.s_[top : top + S, left : left + S]
-            plain.append(_array(x)[cut])
+            plain.append(x[cut])
             styled.append(y[cut])
         yield Group(ref, plain, styled, OTHER_KIND, ["a painting"] * 2)
 
@@ -110,14 +111,16 @@ def outlined_groups(
     while True:
         colours = _crop([*photographs, *paintings, *paintings], rng, S)
         x = _crop(photographs, rng, PAINTED, 0.3)
-        ref = flat(x, colours, int(rng.integers(2, 6)), *rng.integers(8, PAINTED - S - 7, 2))
+        ref = flat(
+            x, colours, int(rng.integers(2, 6)), *rng.integers(BORDER, PAINTED - S + 1 - BORDER, 2)
+        )
         grain = blur(rng.standard_normal((S, S, 1)).astype(np.float32), 1.2)
         ref = np.clip(ref + rng.uniform(0, 0.05) * grain, 0, 1)
         plain = []
         styled = []
         for _ in range(2):
             x = _crop(photographs, rng, PAINTED)
-            left, top = rng.integers(8, PAINTED - S - 7, 2)
+            left, top = rng.integers(BORDER, PAINTED - S + 1 - BORDER, 2)
             plain.append(x[top : top + S, left : left + S])
             styled.append(flat(x, ref, 3, left, top))
         yield Group(ref, plain, styled, OTHER_KIND, ["a painting"] * 2)
